@@ -1,0 +1,15 @@
+"""One seed governs everything that is drawn at random."""
+
+from __future__ import annotations
+
+import hashlib
+
+
+def derive_seed(seed: int, *names: str | int) -> int:
+    """A seed of 63 bits for one named use, so that two uses of one run never share a stream.
+
+    >>> derive_seed(42, "rows", 3) != derive_seed(42, "rows", 4)
+    True
+    """
+    text = "/".join(str(part) for part in (seed, *names))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

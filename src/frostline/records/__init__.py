@@ -1,0 +1,29 @@
+"""The run record: versioned JSON, written whole. Imports no torch."""
+
+from frostline.records.record import (
+    RECORD_FILE,
+    DataFacts,
+    Measured,
+    Metrics,
+    ModelFacts,
+    RunMetrics,
+    RunRecord,
+    find_records,
+    now,
+    read_record,
+    write_record,
+)
+
+__all__ = [
+    "RECORD_FILE",
+    "DataFacts",
+    "Measured",
+    "Metrics",
+    "ModelFacts",
+    "RunMetrics",
+    "RunRecord",
+    "find_records",
+    "now",
+    "read_record",
+    "write_record",
+]

@@ -1,0 +1,37 @@
+"""What every test may use: the place of the real models and data, one thread, no hub."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _place(variable: str, default: str) -> Path:
+    place = Path(os.environ.get(variable, ROOT.parent / "shared" / default))
+    if not place.is_dir():
+        pytest.skip(f"no folder {place}: set {variable}")
+    return place
+
+
+@pytest.fixture(scope="session")
+def models_dir() -> Path:
+    return _place("FROSTLINE_MODELS", "models")
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    return _place("FROSTLINE_DATA", "data")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
