@@ -1,1 +1,58 @@
-"""frostline: which layers of a language model to fine-tune, and what is saved by it."""
+"""frostline: which layers of a language model to fine-tune, and what is saved by it.
+
+Names load when they are first used, so that a plan is read and a report rebuilt without torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from frostline.core.errors import FrostlineError, TrainingError, UserError
+    from frostline.engine import Trainer, apply, load, merge
+    from frostline.plan import Plan, load_plan, save_plan
+    from frostline.run import RunConfig, train
+    from frostline.strategies import make_plan
+
+_PLACES = {
+    "FrostlineError": "frostline.core.errors",
+    "Plan": "frostline.plan",
+    "RunConfig": "frostline.run",
+    "Trainer": "frostline.engine",
+    "TrainingError": "frostline.core.errors",
+    "UserError": "frostline.core.errors",
+    "apply": "frostline.engine",
+    "load": "frostline.engine",
+    "load_plan": "frostline.plan",
+    "make_plan": "frostline.strategies",
+    "merge": "frostline.engine",
+    "save_plan": "frostline.plan",
+    "train": "frostline.run",
+}
+
+__all__ = [
+    "FrostlineError",
+    "Plan",
+    "RunConfig",
+    "Trainer",
+    "TrainingError",
+    "UserError",
+    "apply",
+    "load",
+    "load_plan",
+    "make_plan",
+    "merge",
+    "save_plan",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'frostline' has no attribute '{name}'")
+    return getattr(import_module(_PLACES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

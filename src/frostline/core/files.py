@@ -27,7 +27,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        with _disk_errors(path):
+        with disk_errors(path):
             yield temporary
             with temporary.open("rb+") as written:
                 os.fsync(written.fileno())
@@ -46,7 +46,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
-        with _disk_errors(path):
+        with disk_errors(path):
             yield temporary
             temporary.chmod(0o777 & ~_umask())
             if path.exists():
@@ -98,14 +98,14 @@ def sha256(path: Path) -> str:
 
 
 @contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn a full disk while `path` is written into a `FrostlineError` of one line."""
     try:
         yield
     except Exception as error:
         if _is_full_disk(error):
             raise FrostlineError(
-                f"no space left while writing {path}: what was there before is untouched; "
-                "free some space and run again"
+                f"no space left while writing {path}: what was there before is untouched; free some space and run again"
             ) from error
         raise
 

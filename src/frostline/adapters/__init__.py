@@ -1,0 +1,14 @@
+"""What is added to a model's own tensors: LoRA, through PEFT."""
+
+from frostline.adapters.lora import add_lora, load_lora_state, lora_state, merge_lora
+from frostline.adapters.targets import LoraTarget, lora_parameters, lora_targets
+
+__all__ = [
+    "LoraTarget",
+    "add_lora",
+    "load_lora_state",
+    "lora_parameters",
+    "lora_state",
+    "lora_targets",
+    "merge_lora",
+]

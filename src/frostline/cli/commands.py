@@ -1,0 +1,56 @@
+"""The list of commands. A command's module is imported when the command is called, or the list is shown."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from importlib import import_module
+from importlib.metadata import version
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from frostline.cli.answer import Answer
+
+NAMES = ("demo", "inspect", "plan", "train", "evaluate", "generate", "merge", "study", "report")
+
+
+class Commands(TyperGroup):
+    """The command `name` is the function `command` of the module `frostline.cli.<name>`.
+
+    These modules import nothing heavy at their top, so that `--help` is quick.
+    """
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(NAMES)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in NAMES:
+            return None
+        app = typer.Typer(add_completion=False)
+        app.command(cmd_name)(_without_stdout(import_module(f"frostline.cli.{cmd_name}").command))
+        return typer.main.get_command(app)
+
+
+root = typer.Typer(cls=Commands, add_completion=False)
+
+
+@root.callback()
+def frostline(
+    show_version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+) -> None:
+    """Decide which layers of a language model to fine-tune, train them, and see what was saved."""
+
+
+def _without_stdout(command: Callable[..., Answer]) -> Callable[..., Answer]:
+    """`command`, with whatever a library prints on the way sent to standard error."""
+
+    @functools.wraps(command)
+    def quiet(*args: Any, **options: Any) -> Answer:
+        with redirect_stdout(sys.stderr):
+            return command(*args, **options)
+
+    return quiet

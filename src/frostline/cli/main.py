@@ -1,0 +1,74 @@
+"""The command `frostline`: find the command, run it, print its answer, turn errors into one line each.
+
+Exit status: 0 done, 2 the user's input is wrong, 1 anything else.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+import typer
+
+from frostline.cli.answer import Answer
+from frostline.cli.commands import root
+from frostline.core.errors import FrostlineError, UserError
+
+TRACEBACK = "FROSTLINE_TRACEBACK"
+LIFELINE = "FROSTLINE_LIFELINE"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (that of the process by default) and give the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    try:
+        if LIFELINE in os.environ:
+            from frostline.study import lifeline
+
+            lifeline.hold()
+        return _run(arguments)
+    except typer.Exit as done:
+        return done.exit_code
+    except typer.TyperException as error:
+        return _fail(f"{error.format_message()} (see: frostline {_command(arguments)}--help)", error.exit_code)
+    except UserError as error:
+        return _fail(str(error), 2)
+    except FrostlineError as error:
+        return _fail(str(error), 1)
+    except KeyboardInterrupt as error:
+        return _fail(str(error) or "interrupted", 1, kind="")
+    except Exception as error:
+        about = f"{type(error).__name__}: {error}".rstrip(": ")
+        advice = f"this is a fault of frostline; {TRACEBACK}=1 shows where"
+        return _fail(f"{about} ({advice})", 1)
+
+
+def _run(arguments: Sequence[str]) -> int:
+    command = typer.main.get_command(root)
+    with command.make_context("frostline", list(arguments)) as context:
+        answer: Answer = command.invoke(context)
+    try:
+        answer.show()
+    except BrokenPipeError:
+        # Whoever read has read enough. Nothing is left for the interpreter to flush when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return answer.status
+
+
+def _command(arguments: Sequence[str]) -> str:
+    return f"{arguments[0]} " if arguments[0] in root.registered_names else ""
+
+
+def _fail(message: str, status: int, kind: str = "error: ") -> int:
+    if os.environ.get(TRACEBACK):
+        traceback.print_exc()
+    line = " ".join(message.split("\n"))
+    print(f"{kind}{line}", file=sys.stderr)
+    if LIFELINE in os.environ:
+        from frostline.study import lifeline
+
+        lifeline.say(line)
+    return status

@@ -1,0 +1,57 @@
+"""What a block's matrices and norms do not tell of how they are wired: one line per family that is special."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Family:
+    """The wiring of a model family's blocks. The default is a Llama's.
+
+    `post_norm`: attention reads the block's input itself, norms come after. `parallel`: attention and
+    feed-forward both read the block's input. `softcap`: scores and logits pass a tanh. `layer_norm`: norms
+    centre their input although they have no bias. `activation_tensors`: how many tensors of the feed-forward's
+    width the activation function keeps for its backward. `keeps_output`: it keeps its output (relu), which
+    the next matrix keeps as well.
+    """
+
+    post_norm: bool = False
+    parallel: bool = False
+    softcap: bool = False
+    layer_norm: bool = False
+    activation_tensors: int = 1
+    keeps_output: bool = False
+
+
+# transformers writes gelu_new out in elementary steps; each keeps its operands.
+_GELU_NEW = 4
+
+_FAMILIES = {
+    "bert": Family(post_norm=True),
+    "roberta": Family(post_norm=True),
+    "xlm-roberta": Family(post_norm=True),
+    "electra": Family(post_norm=True),
+    "deberta": Family(post_norm=True),
+    "deberta-v2": Family(post_norm=True),
+    "distilbert": Family(post_norm=True),
+    "bart": Family(post_norm=True),
+    "olmo2": Family(post_norm=True),
+    "modernbert": Family(layer_norm=True),
+    "gpt2": Family(activation_tensors=_GELU_NEW),
+    "gpt_neo": Family(activation_tensors=_GELU_NEW),
+    "gptj": Family(parallel=True, activation_tensors=_GELU_NEW),
+    "codegen": Family(parallel=True, activation_tensors=_GELU_NEW),
+    "phi": Family(parallel=True, activation_tensors=_GELU_NEW),
+    "gpt_neox": Family(parallel=True),
+    "falcon": Family(parallel=True),
+    "cohere": Family(parallel=True, layer_norm=True),
+    "gemma2": Family(softcap=True),
+    "opt": Family(keeps_output=True),
+    "t5": Family(keeps_output=True),
+}
+
+
+def family(model_type: str) -> Family:
+    """The wiring of `config.model_type`'s blocks."""
+    return _FAMILIES.get(model_type, Family())

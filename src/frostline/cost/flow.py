@@ -1,0 +1,217 @@
+"""Where gradients flow in a training step: what autograd computes for every matrix of a plan's model.
+
+The rules are autograd's own. A tensor carries a gradient if something that trains lies before it. A matrix
+whose input carries one computes its input's gradient; one that trains computes its weight's; one below the
+boundary neither. So a frozen block above the boundary costs forward and input gradient, and the first
+matrices of the lowest trained block cost an input gradient only if a norm before them trains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+
+from frostline.adapters import lora_targets
+from frostline.anatomy import Anatomy, Block, Linear, Role
+from frostline.anatomy.selection import select
+from frostline.anatomy.untie import untied
+from frostline.cost.structure import Attention, Structure, sides, structures
+from frostline.plan import Full, Lora, Plan
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One weight matrix in a step. `carries`: its input carries a gradient; `trained`: it does train;
+    `shifts`: its bias does; `lora`: the update beside it."""
+
+    linear: Linear
+    carries: bool
+    trained: bool
+    shifts: bool = False
+    lora: Lora | None = None
+
+    @property
+    def passes(self) -> bool:
+        """Whether its output carries a gradient."""
+        return self.carries or self.trained or self.shifts or self.lora is not None
+
+
+@dataclass(frozen=True)
+class AttentionFlow:
+    """One attention in a step: which of its operands carry a gradient."""
+
+    attention: Attention
+    inputs: tuple[Matrix, ...]
+    output: Matrix
+    query: bool
+    key: bool
+    value: bool
+
+    @property
+    def from_encoder(self) -> tuple[Matrix, ...]:
+        """The matrices that multiply the encoder's states."""
+        crosses = self.attention.cross
+        return tuple(m for m in self.inputs if crosses and "q" not in sides(m.linear))
+
+    @property
+    def scores(self) -> bool:
+        return self.query or self.key
+
+    @property
+    def passes(self) -> bool:
+        return self.scores or self.value
+
+
+@dataclass(frozen=True)
+class BlockFlow:
+    """One block in a step. `enters`, `leaves`: its hidden states carry a gradient before, after it."""
+
+    index: int
+    stack: str
+    structure: Structure
+    trains: bool
+    norms_train: bool
+    enters: bool
+    leaves: bool
+    attentions: tuple[AttentionFlow, ...]
+    entering: tuple[Matrix, ...]
+    leaving: tuple[Matrix, ...]
+
+    @property
+    def matrices(self) -> Iterable[Matrix]:
+        for attention in self.attentions:
+            yield from (*attention.inputs, attention.output)
+        yield from (*self.entering, *self.leaving)
+
+
+@dataclass(frozen=True)
+class HeadMatrix:
+    """A matrix after the blocks. `pooled`: it multiplies one token of each row, not all."""
+
+    matrix: Matrix
+    pooled: bool
+
+
+@dataclass(frozen=True)
+class Flow:
+    """A whole step. `anatomy` is that of the model as the plan trains it (untied if it unties)."""
+
+    anatomy: Anatomy
+    embeddings_train: bool
+    embeddings: tuple[Matrix, ...]
+    blocks: tuple[BlockFlow, ...]
+    final_norm_trains: bool
+    head: tuple[HeadMatrix, ...]
+
+    @property
+    def final_norm_carries(self) -> bool:
+        return self.blocks[-1].leaves
+
+
+def as_trained(plan: Plan, anatomy: Anatomy) -> Anatomy:
+    """The anatomy of the model as the plan trains it: with a head of its own if it unties."""
+    return untied(anatomy) if plan.untie and anatomy.tied else anatomy
+
+
+def flow(plan: Plan, anatomy: Anatomy) -> Flow:
+    """Where gradients flow when `anatomy`'s model trains under `plan`.
+
+    Raises `UserError` when the plan does not fit the anatomy.
+    """
+    anatomy = as_trained(plan, anatomy)
+    trained = {item.tensor.name for item in select(plan, anatomy)}
+    lora = {target.linear.name: target.options for target in lora_targets(plan, anatomy)}
+
+    def matrix(linear: Linear, carries: bool) -> Matrix:
+        bias = f"{linear.name}.bias"
+        return Matrix(linear, carries, linear.weight in trained, bias in trained, lora.get(linear.name))
+
+    embeddings_train = isinstance(plan.embeddings, Full)
+    final_norm_trains = isinstance(plan.final_norm, Full) and bool(anatomy.final_norm)
+    blocks: list[BlockFlow] = []
+    hidden = embeddings_train
+    encoded = False
+    for mode, block, shape in zip(plan.blocks, anatomy.blocks, structures(anatomy), strict=True):
+        if anatomy.encoder_decoder and block.stack == "decoder" and blocks and blocks[-1].stack == "encoder":
+            hidden, encoded = embeddings_train, hidden or final_norm_trains
+        blocks.append(_block(block, shape, mode.mode != "frozen", trained, matrix, hidden, encoded))
+        hidden = blocks[-1].leaves
+    head: list[HeadMatrix] = []
+    hidden = hidden or final_norm_trains
+    for linear in anatomy.head_linears:
+        head.append(HeadMatrix(matrix(linear, hidden), _pooled(linear, anatomy.model_class)))
+        hidden = head[-1].matrix.passes
+    return Flow(
+        anatomy=anatomy,
+        embeddings_train=embeddings_train,
+        embeddings=tuple(matrix(linear, embeddings_train) for linear in anatomy.embedding_linears),
+        blocks=tuple(blocks),
+        final_norm_trains=final_norm_trains,
+        head=tuple(head),
+    )
+
+
+MakeMatrix = Callable[[Linear, bool], Matrix]
+
+
+def _block(
+    block: Block,
+    structure: Structure,
+    trains: bool,
+    trained: Collection[str],
+    make: MakeMatrix,
+    enters: bool,
+    encoded: bool,
+) -> BlockFlow:
+    own = {tensor.role for tensor in block.tensors if tensor.name in trained}
+    norms_train = Role.NORM in own
+    normed_first = norms_train and structure.normed_first
+    here = enters
+    attentions: list[AttentionFlow] = []
+    for attention in structure.attentions:
+        attentions.append(_attention(attention, structure, make, here or normed_first, encoded, norms_train))
+        here = here or attentions[-1].output.passes or norms_train
+    reads = (enters if structure.family.parallel else here) or norms_train
+    entering = tuple(make(linear, reads) for linear in structure.entering)
+    inner = any(matrix.passes for matrix in entering)
+    leaving = tuple(make(linear, inner) for linear in structure.leaving)
+    leaves = here or bool(own) or any(matrix.passes for matrix in leaving)
+    return BlockFlow(
+        block.index,
+        block.stack,
+        structure,
+        trains,
+        norms_train,
+        enters,
+        leaves,
+        tuple(attentions),
+        entering,
+        leaving,
+    )
+
+
+def _attention(
+    attention: Attention, structure: Structure, make: MakeMatrix, reads: bool, encoded: bool, norms_train: bool
+) -> AttentionFlow:
+    inputs: list[Matrix] = []
+    for linear in attention.inputs:
+        made_of = sides(linear)
+        if linear.in_features != structure.hidden:  # from a latent vector
+            carries = norms_train or any(m.passes for m in inputs if set(sides(m.linear)) & set(made_of))
+        else:
+            carries = encoded if attention.cross and "q" not in made_of else reads
+        inputs.append(make(linear, carries))
+
+    def side(name: str) -> bool:
+        normed = norms_train and any(norm.side == name for norm in structure.norms)
+        return normed or any(m.passes for m in inputs if name in (sides(m.linear) or "qkv"))
+
+    query, key, value = (side(name) for name in "qkv")
+    output = make(attention.output, query or key or value)
+    return AttentionFlow(attention, tuple(inputs), output, query, key, value)
+
+
+def _pooled(linear: Linear, model_class: str) -> bool:
+    """Encoders classify by one token; decoders' `score` runs at every position (transformers picks later)."""
+    leaf = linear.name.rpartition(".")[2]
+    return "pooler" in linear.name or (model_class.endswith("ForSequenceClassification") and leaf != "score")

@@ -1,0 +1,29 @@
+"""How many parameters train, and how many there are: exact."""
+
+from __future__ import annotations
+
+from frostline.adapters import lora_parameters, lora_targets
+from frostline.anatomy import Anatomy
+from frostline.anatomy.selection import select
+from frostline.cost.flow import as_trained
+from frostline.plan import Full, Plan
+
+
+def trainable_parameters(plan: Plan, anatomy: Anatomy) -> int:
+    """Parameters that train under `plan`: the model's own (of a matrix that trains in part, the rows that do)
+    and LoRA's. A tied tensor counts once. Raises `UserError` when the plan does not fit."""
+    return sum(item.parameters for item in select(plan, as_trained(plan, anatomy))) + _lora(plan, anatomy)
+
+
+def total_parameters(plan: Plan, anatomy: Anatomy) -> int:
+    """Parameters of the model as it trains: the model's own, a head's copy if the plan unties, and LoRA's."""
+    return as_trained(plan, anatomy).total_parameters + _lora(plan, anatomy)
+
+
+def full_plan(anatomy: Anatomy) -> Plan:
+    """Full fine-tuning: everything trains. The yardstick of every ratio."""
+    return Plan(strategy="all", embeddings=Full(), blocks=tuple(Full() for _ in anatomy.blocks))
+
+
+def _lora(plan: Plan, anatomy: Anatomy) -> int:
+    return sum(lora_parameters(target) for target in lora_targets(plan, anatomy))

@@ -1,0 +1,60 @@
+"""The work that a cost is predicted for, as plain numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+Optimizer = Literal["adamw", "sgd"]
+
+BYTES: Mapping[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+class Workload(BaseModel):
+    """What is trained on, and how.
+
+    `rows` examples per epoch; `batch` rows per step, each of `length` tokens after padding (the mean over
+    the batches). `label_tokens` is the length of the targets that an encoder-decoder's decoder reads; other
+    models have none (None: as `length`).
+
+    `dtype` is what matrices are multiplied in: float32, or bfloat16 by autocast. `frozen_dtype` is what frozen
+    tensors are kept in, the checkpoint's; trained ones are always float32. `attention` is transformers'
+    `attn_implementation`. `checkpointing` recomputes the activations of trained blocks. `dropout` says that
+    trained blocks have active dropout (`has_dropout` reads it from a config).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rows: int = Field(1000, gt=0)
+    length: int = Field(128, gt=0)
+    batch: int = Field(32, gt=0)
+    epochs: float = Field(1, gt=0)
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    optimizer: Optimizer = "adamw"
+    attention: Literal["eager", "sdpa"] = "sdpa"
+    checkpointing: bool = False
+    dropout: bool = False
+    label_tokens: int | None = Field(None, gt=0)
+    frozen_dtype: Dtype = "float32"
+
+    @property
+    def steps(self) -> float:
+        """Steps of `batch` rows in all epochs together; the last may be a part of one."""
+        return self.rows * self.epochs / self.batch
+
+    def tokens_per_row(self, stack: str, encoder_decoder: bool) -> int:
+        """How many tokens of one row pass the blocks of a stack ("encoder" or "decoder")."""
+        reads_targets = encoder_decoder and stack == "decoder"
+        return self.label_tokens or self.length if reads_targets else self.length
+
+
+def has_dropout(config: Any) -> bool:
+    """Whether a transformers config asks for dropout within the blocks."""
+    return any(
+        isinstance(value, float) and value > 0
+        for key, value in config.to_dict().items()
+        if ("dropout" in key or "pdrop" in key) and "classifier" not in key
+    )

@@ -1,0 +1,92 @@
+"""Load configs, models and tokenizers from a hub id or a folder, with errors a user can act on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import transformers
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from frostline.core.errors import UserError
+
+
+def load_config(name: str, **options: Any) -> Any:
+    """The config of the model at `name`, a hub id or a folder that holds at least `config.json`.
+
+    Raises `UserError` when there is none. No code that comes with a checkpoint is run.
+    """
+    with _clear_errors(name):
+        return AutoConfig.from_pretrained(name, trust_remote_code=False, **options)
+
+
+def load_weights(name: str, model_class: Any, config: Any, dtype: str = "auto") -> Any:
+    """The pretrained model at `name`, of `model_class` (a transformers class), in eval mode.
+
+    `dtype` "auto" keeps the checkpoint's. Only safetensors are read, never a pickle. Tensors that the
+    checkpoint lacks (a new task head) are drawn from torch's generator: seed it before. Raises `UserError`
+    when the weights are missing or torn.
+    """
+    with _clear_errors(name), _quiet():
+        return model_class.from_pretrained(
+            name, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False
+        )
+
+
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer at `name`. Raises `UserError` when there is none."""
+    with _clear_errors(name, "tokenizer"):
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+
+
+def class_called(name: str) -> Any:
+    """The transformers model class called `name`. Raises `UserError` when this version has none."""
+    found = getattr(transformers, name, None)
+    if found is None:
+        raise UserError(f"transformers {transformers.__version__} has no class {name}")
+    return found
+
+
+@contextmanager
+def _clear_errors(name: str, what: str = "model") -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, HFValidationError, HfHubHTTPError, SafetensorError) as error:
+        raise UserError(f"{what} '{name}': {_reason(name, error)}") from error
+
+
+def _reason(name: str, error: Exception) -> str:
+    folder = Path(name)
+    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
+    if not folder.exists():
+        if looks_local:
+            return "no such folder: give a folder with config.json, or a hub id"
+        return "no such folder here, and the hub has no such model or cannot be reached"
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        return "the folder has no config.json: give the folder that save_pretrained wrote"
+    if "safetensors" in str(error) and not any(folder.glob("*.safetensors")):
+        return "the folder has no weights as safetensors (only those are read, never a pickle)"
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the table of newly drawn tensors: the task head is always new, and the run says so."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
+        if bars:
+            transformers_logging.enable_progress_bar()

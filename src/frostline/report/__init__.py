@@ -1,0 +1,27 @@
+"""Tables from run records. Reads records only and imports no torch."""
+
+from frostline.report.format import bytes_text, count_text, mean_text, ratio_text, seconds_text, share_text
+from frostline.report.render import document, markdown, view
+from frostline.report.runs import Run, collect, named
+from frostline.report.table import Failure, Group, Mean, Row, Table, tabulate
+
+__all__ = [
+    "Failure",
+    "Group",
+    "Mean",
+    "Row",
+    "Run",
+    "Table",
+    "bytes_text",
+    "collect",
+    "count_text",
+    "document",
+    "markdown",
+    "mean_text",
+    "named",
+    "ratio_text",
+    "seconds_text",
+    "share_text",
+    "tabulate",
+    "view",
+]

@@ -1,0 +1,29 @@
+"""One run end to end: config -> model, data, schedule, trainer, record; and what is done with a run after."""
+
+from frostline.run.config import RunConfig, read_config
+from frostline.run.setup import anatomy_of, class_for, load_model
+from frostline.run.training import train, workload_of
+from frostline.run.using import (
+    PlannedModel,
+    evaluate_target,
+    generate_target,
+    inspect_model,
+    is_run,
+    plan_model,
+)
+
+__all__ = [
+    "PlannedModel",
+    "RunConfig",
+    "anatomy_of",
+    "class_for",
+    "evaluate_target",
+    "generate_target",
+    "inspect_model",
+    "is_run",
+    "load_model",
+    "plan_model",
+    "read_config",
+    "train",
+    "workload_of",
+]

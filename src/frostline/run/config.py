@@ -1,0 +1,130 @@
+"""What a user writes for one run: a YAML file, options, `key=value`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+
+from frostline.core.errors import UserError
+from frostline.core.files import read_text
+from frostline.plan import first_error
+from frostline.tasks import TaskOptions
+
+
+class RunConfig(BaseModel):
+    """One training run.
+
+    Attributes:
+        model: a hub id or a folder.
+        task: a built-in name, a file, a folder or a hub data set.
+        strategy: a strategy's name (`bot50`, `lora`, ...) or the path of a plan file.
+        out: the run's folder; by default `runs/<model>-<task>-<strategy>-<seed>`.
+        data: how the task's rows are read.
+        seed: of everything drawn at random: head, adapters, batches, dropout.
+        steps: optimizer steps; `epochs` counts when it is not given.
+        batch_size: rows per forward pass; an optimizer step takes `gradient_accumulation` of them.
+        max_length: tokens; longer rows are cut. `pad_to_max_length` pads every batch to it.
+        precision: `bfloat16` is autocast over float32 trained tensors; `auto` takes it where the hardware has it.
+        checkpointing: recompute the activations of trained blocks in the backward pass.
+        eval_every, save_every: optimizer steps between evaluations on the loss, and between checkpoints; none
+            by default. Quality before and after training is always measured.
+        keep_checkpoints: how many checkpoints stay.
+        report_to: loggers that transformers knows: tensorboard, wandb, trackio, ...
+        threads: CPU threads of torch; all by default.
+        generate_rows, max_new_tokens: of the generated part of an evaluation.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    model: str
+    task: str
+    strategy: str = "bot50"
+    out: str | None = None
+    data: TaskOptions = TaskOptions()
+    seed: int = Field(42, ge=0)
+    steps: PositiveInt | None = None
+    epochs: float = Field(3.0, gt=0)
+    batch_size: PositiveInt = 32
+    gradient_accumulation: PositiveInt = 1
+    max_length: PositiveInt = 128
+    pad_to_max_length: bool = False
+    learning_rate: float = Field(5e-5, gt=0)
+    lr_schedule: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
+    warmup_steps: int = Field(0, ge=0)
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, ge=0)
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    checkpointing: bool = False
+    eval_every: PositiveInt | None = None
+    save_every: PositiveInt | None = None
+    keep_checkpoints: PositiveInt = 2
+    log_every: PositiveInt = 10
+    report_to: tuple[str, ...] = ()
+    threads: PositiveInt | None = None
+    eval_batch_size: PositiveInt = 32
+    generate_rows: int | None = Field(None, ge=0)
+    max_new_tokens: PositiveInt = 64
+
+    @property
+    def folder(self) -> Path:
+        """Where the run is recorded."""
+        if self.out is not None:
+            return Path(self.out)
+        names = (Path(self.model).name, Path(self.task).stem, Path(self.strategy).stem, str(self.seed))
+        return Path("runs") / "-".join(names)
+
+
+def read_config(path: Path | None, overrides: Sequence[str] = (), **given: Any) -> RunConfig:
+    """A run's config: the YAML file, over it the options that are given, over them each `key=value`.
+
+    Keys may be dotted (`data.max_train_rows=100`). Raises `UserError` with the key at fault.
+    """
+    document: dict[str, Any] = {}
+    if path is not None:
+        document = _parse(read_text(path, "config file"), str(path))
+    document |= {key: value for key, value in given.items() if value is not None}
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise UserError(f"'{override}': an override is written key=value, such as learning_rate=1e-4")
+        _put(document, key.split("."), _value(text), override)
+    try:
+        return RunConfig.model_validate(document)
+    except ValidationError as error:
+        where = str(path) if path is not None else "run config"
+        raise UserError(f"{where}: {first_error(error)}") from None
+
+
+def _parse(text: str, where: str) -> dict[str, Any]:
+    try:
+        document = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        raise UserError(f"{where}{f':{mark.line + 1}' if mark else ''}: not YAML") from None
+    if not isinstance(document, dict):
+        raise UserError(f"{where}: a config is a mapping with at least model and task")
+    return document
+
+
+def _value(text: str) -> Any:
+    try:
+        return float(text) if "e" in text.lower() else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError):
+        try:
+            return yaml.safe_load(text)
+        except yaml.YAMLError:
+            return text
+
+
+def _put(document: dict[str, Any], keys: Sequence[str], value: Any, override: str) -> None:
+    for key in keys[:-1]:
+        inner = document.setdefault(key, {})
+        if not isinstance(inner, dict):
+            raise UserError(f"'{override}': {key} is not a group of options")
+        document = inner
+    document[keys[-1]] = value

@@ -1,0 +1,68 @@
+"""What a model and a task need of each other: the model class, its config, the tokenizer."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import transformers
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
+
+from frostline.anatomy import Anatomy, find_anatomy, skeleton
+from frostline.core.errors import UserError
+from frostline.engine import load_config, load_weights
+from frostline.tasks import Task, TaskKind, model_kind
+
+
+def class_for(config: Any, kind: TaskKind) -> Any:
+    """The transformers auto class whose head does a kind of task.
+
+    Raises `UserError` for a task that this kind of model cannot do.
+    """
+    if kind is TaskKind.CLASSIFICATION:
+        return AutoModelForSequenceClassification
+    if config.is_encoder_decoder:
+        return AutoModelForSeq2SeqLM
+    if model_kind(config) == "encoder":
+        raise UserError(f"a {config.model_type} model is an encoder and cannot do a {kind} task: take a decoder")
+    return AutoModelForCausalLM
+
+
+def config_for(name: str, task: Task | None) -> Any:
+    """The config of the model at `name`, with the task's labels."""
+    config = load_config(name)
+    if task is not None and task.kind is TaskKind.CLASSIFICATION:
+        config = with_labels(config, task.labels)
+    return config
+
+
+def with_labels(config: Any, labels: tuple[str, ...]) -> Any:
+    """A copy of `config` for a classification head with these labels."""
+    config = copy.deepcopy(config)
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {label: index for index, label in enumerate(labels)}
+    config.problem_type = "single_label_classification"
+    return config
+
+
+def load_model(name: str, task: Task, *, seed: int, dtype: str = "auto") -> Any:
+    """The pretrained model at `name` with the head that `task` needs; a new head is drawn from `seed`."""
+    config = config_for(name, task)
+    transformers.set_seed(seed)
+    return load_weights(name, class_for(config, task.kind), config, dtype)
+
+
+def anatomy_of(name: str, task: Task | None = None) -> Anatomy:
+    """The anatomy of the model at `name`, read from its config alone; with the head that `task` needs.
+
+    Without a task the head is that of the config's own class, or a language model's.
+    """
+    config = config_for(name, task)
+    return find_anatomy(skeleton(config, _own_class(config) if task is None else class_for(config, task.kind)))
+
+
+def _own_class(config: Any) -> Any:
+    name = (config.architectures or [""])[0]
+    if "SequenceClassification" in name or model_kind(config) == "encoder":
+        return AutoModelForSequenceClassification
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM

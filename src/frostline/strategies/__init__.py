@@ -1,0 +1,17 @@
+"""Strategies choose a schedule. Each is a function in one file and one line of the table."""
+
+from frostline.strategies.base import Situation, Strategy, fixed, freeze_blocks, task_head
+from frostline.strategies.table import STRATEGIES, choose_schedule, known_names, make_plan, parse_name
+
+__all__ = [
+    "STRATEGIES",
+    "Situation",
+    "Strategy",
+    "choose_schedule",
+    "fixed",
+    "freeze_blocks",
+    "known_names",
+    "make_plan",
+    "parse_name",
+    "task_head",
+]

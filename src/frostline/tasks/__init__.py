@@ -1,0 +1,45 @@
+"""Tasks: data, prompts and metrics, from a name or a file to a model's scores."""
+
+from __future__ import annotations
+
+from frostline.tasks._catalog import TASKS
+from frostline.tasks._collate import Collator
+from frostline.tasks._encode import IGNORED, Encoded, encode
+from frostline.tasks._evaluate import Evaluation, Prediction, evaluate, generation_examples
+from frostline.tasks._generate import generate_texts
+from frostline.tasks._load import load_task
+from frostline.tasks._metrics import accuracy, bleu, exact_match, macro_f1, perplexity, rouge, text_scores
+from frostline.tasks._options import Columns, TaskOptions
+from frostline.tasks._task import Example, Message, Task, TaskKind, majority_share
+from frostline.tasks._tokenize import ModelKind, model_kind, prepare_tokenizer
+
+__all__ = [
+    "IGNORED",
+    "TASKS",
+    "Collator",
+    "Columns",
+    "Encoded",
+    "Evaluation",
+    "Example",
+    "Message",
+    "ModelKind",
+    "Prediction",
+    "Task",
+    "TaskKind",
+    "TaskOptions",
+    "accuracy",
+    "bleu",
+    "encode",
+    "evaluate",
+    "exact_match",
+    "generate_texts",
+    "generation_examples",
+    "load_task",
+    "macro_f1",
+    "majority_share",
+    "model_kind",
+    "perplexity",
+    "prepare_tokenizer",
+    "rouge",
+    "text_scores",
+]

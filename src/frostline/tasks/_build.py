@@ -1,0 +1,78 @@
+"""From rows to a task: split, draw, read."""
+
+from __future__ import annotations
+
+import random
+
+from frostline.core.errors import UserError
+from frostline.core.seeding import derive_seed
+from frostline.tasks._metrics import text_scores
+from frostline.tasks._options import TaskOptions
+from frostline.tasks._rows import Row, Rows
+from frostline.tasks._shapes import Reading, label_names, make_examples
+from frostline.tasks._task import Example, Scorer, Task, TaskKind
+
+METRICS = {TaskKind.CLASSIFICATION: "accuracy", TaskKind.GENERATION: "rougeL", TaskKind.LANGUAGE: "loss"}
+
+
+def build_task(
+    name: str,
+    train: Rows,
+    evaluation: Rows | None,
+    reading: Reading,
+    options: TaskOptions,
+    *,
+    source: str,
+    labels: tuple[str, ...] | None = None,
+    metric: str | None = None,
+    score: Scorer = text_scores,
+) -> Task:
+    """A task from its training rows and, if there are any, its evaluation rows.
+
+    Without evaluation rows a seeded share of the training rows is held out. Row n of a split has the id
+    `train:n` or `eval:n`, counted from 0 in the source, whatever is drawn or held out.
+
+    Raises `UserError` with the place of the first bad row, whether it would be drawn or not.
+    """
+    if labels is None and reading.kind is TaskKind.CLASSIFICATION:
+        labels = label_names(train.rows, reading.columns["label"])
+    if evaluation is not None:
+        train_rows, eval_rows = list(enumerate(train.rows)), list(enumerate(evaluation.rows))
+    else:
+        train_rows, eval_rows = _hold_out(train, options.eval_share, options.seed)
+    train_examples = make_examples(((f"train:{i}", row) for i, row in train_rows), reading, labels or ())
+    eval_examples = make_examples(((f"eval:{i}", row) for i, row in eval_rows), reading, labels or ())
+    if metric is None:
+        metric = METRICS[reading.kind]
+    if reading.kind is TaskKind.GENERATION and not options.generate_rows:
+        metric = "loss"
+    return Task(
+        name=name,
+        kind=reading.kind,
+        train=_draw(train_examples, options.max_train_rows, derive_seed(options.seed, "train rows")),
+        eval=_draw(eval_examples, options.max_eval_rows, derive_seed(options.seed, "eval rows")),
+        metric=metric,
+        labels=labels or (),
+        source=source,
+        train_on_prompt=options.train_on_prompt,
+        generate_rows=options.generate_rows,
+        score=score,
+    )
+
+
+def _hold_out(rows: Rows, share: float, seed: int) -> tuple[list[tuple[int, Row]], list[tuple[int, Row]]]:
+    count = max(1, round(share * len(rows.rows)))
+    if count >= len(rows.rows):
+        raise UserError(
+            f"{rows.origin}: too few rows ({len(rows.rows)}) to hold out a share of {share:g} for evaluation; "
+            "give an evaluation file"
+        )
+    held = set(random.Random(derive_seed(seed, "held out")).sample(range(len(rows.rows)), count))
+    numbered = list(enumerate(rows.rows))
+    return [r for r in numbered if r[0] not in held], [r for r in numbered if r[0] in held]
+
+
+def _draw(examples: list[Example], most: int | None, seed: int) -> list[Example]:
+    if most is None or most >= len(examples):
+        return examples
+    return [examples[i] for i in sorted(random.Random(seed).sample(range(len(examples)), most))]

@@ -1,0 +1,142 @@
+"""The built-in tasks: one entry each.
+
+The prompt of `webnlg` is the row's triples, `subject | predicate | object` joined by ` && `, and a line break;
+the model is trained on the row's first text and scored against all of them.
+
+A task read in a new way (answers to be extracted from the generated text, say) gets a file of its own beside
+this one, with its scorer, and a line here. Another package adds a task through the entry point group
+`frostline.tasks`: any callable from `TaskOptions` to `Task`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from frostline.core.errors import UserError
+from frostline.core.registry import Registry
+from frostline.tasks._build import build_task
+from frostline.tasks._hub import Convert, HubSource, hub_rows, read_hub
+from frostline.tasks._metrics import text_scores
+from frostline.tasks._options import TaskOptions
+from frostline.tasks._rows import Rows, read_rows, split_file
+from frostline.tasks._shapes import Reading
+from frostline.tasks._task import Scorer, Task, TaskKind
+
+PARQUET_BRANCH = "refs/convert/parquet"
+TWO_WAY = ("entailment", "not_entailment")
+THREE_WAY = ("entailment", "neutral", "contradiction")
+
+
+@dataclass(frozen=True)
+class BuiltIn:
+    """A task with fixed columns, read from a local copy or from the hub.
+
+    Attributes:
+        folder: the local copy's place under `$FROSTLINE_DATA`, with `train.jsonl` and `dev.jsonl`.
+        hub: the same task on the hub. Its rows are converted to the local copy's columns.
+        splits: the hub's name of a local split, where they differ.
+        max_train_rows: the protocol's limit on training rows, unless the options set another.
+    """
+
+    folder: str
+    hub: HubSource
+    reading: Reading
+    labels: tuple[str, ...] | None = None
+    metric: str | None = None
+    splits: Mapping[str, str] = field(default_factory=dict)
+    max_train_rows: int | None = None
+    score: Scorer = text_scores
+
+    def __call__(self, options: TaskOptions) -> Task:
+        """Read the task. Raises `UserError` when its source cannot be had, or for an option that is fixed."""
+        for name in ("kind", "columns", "labels", "subset", "eval_share"):
+            if getattr(options, name) != TaskOptions.model_fields[name].default:
+                raise UserError(f"option '{name}' is fixed for a built-in task: it is for files and hub data sets")
+        if options.max_train_rows is None:
+            options = options.model_copy(update={"max_train_rows": self.max_train_rows})
+        wanted = (options.train or "train", options.eval or "dev")
+        local = os.environ.get("FROSTLINE_DATA")
+        train, evaluation = self._local(Path(local), *wanted) if local else self._remote(*wanted)
+        return build_task(
+            self.folder,
+            train,
+            evaluation,
+            self.reading,
+            options,
+            source=str(Path(local) / self.folder) if local else str(self.hub),
+            labels=self.labels,
+            metric=self.metric,
+            score=self.score,
+        )
+
+    def _local(self, data: Path, *splits: str) -> list[Rows]:
+        folder = data / self.folder
+        files = [split_file(folder, split) for split in splits]
+        for split, file in zip(splits, files, strict=True):
+            if file is None:
+                raise UserError(
+                    f"no {split}.jsonl in {folder}, where FROSTLINE_DATA says that built-in tasks are; "
+                    "correct or unset it"
+                )
+        return [read_rows(file) for file in files if file]
+
+    def _remote(self, *splits: str) -> list[Rows]:
+        datasets = read_hub(self.hub, "set FROSTLINE_DATA to a folder with local copies of the built-in tasks")
+        return [hub_rows(self.hub, datasets, self.splits.get(split, split)) for split in splits]
+
+
+def _glue(subset: str, text: str = "sentence1", pair: str = "sentence2") -> HubSource:
+    return HubSource(
+        "nyu-mll/glue",
+        subset,
+        convert=lambda row: {"premise": row[text], "hypothesis": row[pair], "label": row["label"]},
+    )
+
+
+def _exported(path: str, subset: str, *splits: str, convert: Convert = dict) -> HubSource:
+    files = {split: f"{subset}/{split}/*.parquet" for split in splits}
+    return HubSource(path, None, PARQUET_BRANCH, files, convert)
+
+
+def _webnlg_row(row: Mapping[str, Any]) -> dict[str, Any] | None:
+    triples = row["modified_triple_sets"]["mtriple_set"][0]
+    texts = row["lex"]["text"]
+    # The published test split also lists inputs without a text.
+    return {"source": " && ".join(triples), "targets": list(texts)} if texts else None
+
+
+def _entailment(
+    name: str,
+    hub: HubSource,
+    labels: tuple[str, ...],
+    dev: str = "validation",
+    max_train_rows: int | None = None,
+) -> BuiltIn:
+    columns = {"text": "premise", "pair": "hypothesis", "label": "label"}
+    reading = Reading(TaskKind.CLASSIFICATION, columns)
+    return BuiltIn(f"nli/{name}", hub, reading, labels, splits={"dev": dev}, max_train_rows=max_train_rows)
+
+
+WEBNLG = BuiltIn(
+    "gen/webnlg2017",
+    _exported("webnlg-challenge/web_nlg", "webnlg_challenge_2017", "train", "dev", "test", convert=_webnlg_row),
+    Reading(TaskKind.GENERATION, {"prompt": "source", "references": "targets"}, prompt="{}\n"),
+    metric="bleu",
+)
+
+TASKS: Registry[Callable[[TaskOptions], Task]] = Registry(
+    "task",
+    "frostline.tasks",
+    {
+        "rte": _entailment("rte", _glue("rte"), TWO_WAY),
+        "cb": _entailment("cb", _exported("aps/super_glue", "cb", "train", "validation"), THREE_WAY),
+        "wnli": _entailment("wnli", _glue("wnli"), TWO_WAY),
+        "qnli": _entailment("qnli", _glue("qnli", "sentence", "question"), TWO_WAY, max_train_rows=3200),
+        "mnli": _entailment("mnli", _glue("mnli", "premise", "hypothesis"), THREE_WAY, "validation_matched", 3200),
+        "webnlg": WEBNLG,
+    },
+)

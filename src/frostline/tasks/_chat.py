@@ -1,0 +1,73 @@
+"""Chats through the tokenizer's own chat template, with the assistant's turns told apart."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from frostline.core.errors import UserError
+from frostline.tasks._task import Example, Message
+
+Conversation = list[dict[str, str]]
+
+
+def chat_tokens(tokenizer: Any, example: Example) -> tuple[list[int], list[bool]]:
+    """Token ids of a chat, and for each whether the assistant wrote it. Turns after its last are left out.
+
+    A template that marks what the assistant writes (`{% generation %}`) is taken at its word. Any other is
+    rendered up to each turn: the assistant's is what its turn adds to the prompt that announces it. The parts
+    are tokenized apart, so that an answer follows exactly the tokens that it is generated from.
+
+    Raises `UserError` when there is no template, when it refuses the chat, or when it changes earlier turns
+    as later ones come, so that they cannot be told apart.
+    """
+    if not tokenizer.chat_template:
+        raise UserError(
+            "the tokenizer has no chat template, which the column 'messages' needs: take a chat model's "
+            "tokenizer, or map columns to prompt and completion"
+        )
+    last = max(i for i, message in enumerate(example.messages) if message.role == "assistant")
+    messages = example.messages[: last + 1]
+    if re.search(r"\{%-?\s*generation\b", str(tokenizer.chat_template)):
+        return _marked_tokens(tokenizer, example.id, messages)
+    ids: list[int] = []
+    answers: list[bool] = []
+    for text, answer in _segments(tokenizer, example.id, messages):
+        part = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        ids += part
+        answers += [answer] * len(part)
+    return ids, answers
+
+
+def _marked_tokens(tokenizer: Any, name: str, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
+    encoded = _apply(tokenizer, name, messages, tokenize=True, return_assistant_tokens_mask=True)
+    return list(encoded["input_ids"]), [bool(flag) for flag in encoded["assistant_masks"]]
+
+
+def _segments(tokenizer: Any, name: str, messages: Sequence[Message]) -> list[tuple[str, bool]]:
+    """The rendered chat in pieces, each with whether it is the assistant's."""
+    whole = _apply(tokenizer, name, messages, tokenize=False)
+    segments: list[tuple[str, bool]] = []
+    done = 0
+    for i, message in enumerate(messages):
+        if message.role != "assistant":
+            continue
+        start = _apply(tokenizer, name, messages[:i], tokenize=False, add_generation_prompt=True) if i else ""
+        end = _apply(tokenizer, name, messages[: i + 1], tokenize=False)
+        if not (whole.startswith(start) and whole.startswith(end) and done <= len(start) < len(end)):
+            raise UserError(
+                f"{name}: the chat template does not show where the assistant's turns lie: take one with "
+                "{% generation %} marks, or give each chat one answer, at its end"
+            )
+        segments += [(whole[done : len(start)], False), (whole[len(start) : len(end)], True)]
+        done = len(end)
+    return [(text, answer) for text, answer in segments if text]
+
+
+def _apply(tokenizer: Any, name: str, messages: Sequence[Message], **options: Any) -> Any:
+    conversation: Conversation = [message._asdict() for message in messages]
+    try:
+        return tokenizer.apply_chat_template(conversation, **options)
+    except Exception as error:  # templates raise jinja's own errors, which transformers passes on
+        raise UserError(f"{name}: the chat template refuses this chat: {error}") from error

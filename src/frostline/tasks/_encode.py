@@ -1,0 +1,160 @@
+"""From examples to token ids and labels.
+
+Every row has `input_ids`, `labels` and `example_id`; for encoders also what else the tokenizer gives
+(`token_type_ids`). No row holds padding: the collator adds it with the attention mask.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, overload
+
+from frostline.core.errors import UserError
+from frostline.tasks._chat import chat_tokens
+from frostline.tasks._task import Example, Split, Task, TaskKind
+from frostline.tasks._tokenize import ModelKind, Tokens, continuation_tokens, prompt_tokens
+
+IGNORED = -100
+"""The label of a token that does not count for the loss."""
+
+Row = dict[str, Any]
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Encoded(Sequence[Row]):
+    """Encoded examples in their order, a map-style data set for any loader or trainer.
+
+    Attributes:
+        truncated: how many of them had to be cut to the maximum length.
+    """
+
+    rows: Sequence[Row]
+    truncated: int
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Row]: ...
+    def __getitem__(self, index: int | slice) -> Row | Sequence[Row]:
+        return self.rows[index]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def lengths(self) -> list[int]:
+        """The number of input tokens of each example."""
+        return [len(row["input_ids"]) for row in self.rows]
+
+
+def encode(task: Task, split: Split, tokenizer: Any, max_length: int, kind: ModelKind) -> Encoded:
+    """Encode one split of a task for a kind of model, with at most `max_length` input tokens an example.
+
+    - Classification, encoders and encoder-decoders: the tokenizer's own pair encoding, the longer text cut.
+    - Classification, decoders: `text`, a line break, `pair`, and no end token, so that the classification
+      head reads the last token of the pair; cut from the left.
+    - Generation, decoders: prompt and completion are tokenized apart and joined, so that the prompt's tokens
+      are those that generation starts from; then the end token. The prompt carries no label unless the task
+      trains on it. Too long: the prompt is cut from the left, and only a completion that does not fit beside
+      one prompt token is cut too, at its end.
+    - Generation, encoder-decoders: prompt to the encoder, completion as labels, each cut to `max_length`.
+    - Plain text, decoders: the text and the end token, all labelled, cut at the end.
+    - Chats, decoders: the tokenizer's chat template; labels on the assistant's turns unless the task trains
+      on the prompt; cut from the left.
+
+    How many were cut is logged and kept in `Encoded.truncated`. Raises `UserError` when the kind of model
+    cannot do the kind of task, or the tokenizer lacks an end token or chat template that is needed.
+    """
+    examples = task.split(split)
+    pairs = list(_encoder(task, kind)(task, examples, tokenizer, max_length))
+    rows = [{**row, "example_id": example.id} for (row, _), example in zip(pairs, examples, strict=True)]
+    truncated = sum(cut for _, cut in pairs)
+    if truncated:
+        _log.warning("%s, %s: %d of %d examples cut to %d tokens", task.name, split, truncated, len(rows), max_length)
+    return Encoded(rows, truncated)
+
+
+Encoder = Callable[[Task, Sequence[Example], Any, int], Iterator[tuple[Row, bool]]]
+
+
+def _encoder(task: Task, kind: ModelKind) -> Encoder:
+    chat = any(example.messages for example in task.train[:1])
+    table: dict[tuple[TaskKind, ModelKind], Encoder] = {
+        (TaskKind.CLASSIFICATION, "encoder"): _pairs,
+        (TaskKind.CLASSIFICATION, "encoder-decoder"): _pairs,
+        (TaskKind.CLASSIFICATION, "decoder"): _joined_pairs,
+        (TaskKind.GENERATION, "decoder"): _completions,
+        (TaskKind.GENERATION, "encoder-decoder"): _translations,
+        (TaskKind.LANGUAGE, "decoder"): _chats if chat else _texts,
+    }
+    if (task.kind, kind) not in table:
+        raise UserError(
+            f"task '{task.name}' is a {task.kind} task, which an {kind} model cannot do: take a decoder model"
+        )
+    return table[task.kind, kind]
+
+
+def _pairs(task: Task, examples: Sequence[Example], tokenizer: Any, max_length: int) -> Iterator[tuple[Row, bool]]:
+    texts: list[list[str]] = [[example.text for example in examples]]
+    if any(example.pair is not None for example in examples):
+        texts.append([example.pair or "" for example in examples])
+    whole = tokenizer(*texts, verbose=False)
+    cut = tokenizer(*texts, truncation=True, max_length=max_length)
+    names = [name for name in cut if name != "attention_mask"]
+    for i, example in enumerate(examples):
+        row = {name: cut[name][i] for name in names}
+        yield row | {"labels": example.label}, len(whole["input_ids"][i]) > max_length
+
+
+def _joined_pairs(
+    task: Task, examples: Sequence[Example], tokenizer: Any, max_length: int
+) -> Iterator[tuple[Row, bool]]:
+    texts = [e.text if e.pair is None else f"{e.text}\n{e.pair}" for e in examples]
+    for example, tokens in zip(examples, prompt_tokens(tokenizer, texts, closed=False), strict=True):
+        row = {"input_ids": tokens.last(max_length), "labels": example.label}
+        yield row, len(tokens.ids) > max_length
+
+
+def _completions(
+    task: Task, examples: Sequence[Example], tokenizer: Any, max_length: int
+) -> Iterator[tuple[Row, bool]]:
+    prompts = prompt_tokens(tokenizer, [example.text for example in examples], closed=False)
+    targets = continuation_tokens(tokenizer, [example.target or "" for example in examples])
+    for prompt, target in zip(prompts, targets, strict=True):
+        before, after = _fit(prompt, target, max_length)
+        labels = [*(before if task.train_on_prompt else [IGNORED] * len(before)), *after]
+        yield {"input_ids": before + after, "labels": labels}, len(prompt.ids) + len(target) > max_length
+
+
+def _fit(prompt: Tokens, target: list[int], most: int) -> tuple[list[int], list[int]]:
+    kept = min(len(prompt.ids), max(most - len(target), prompt.head + 1))
+    return prompt.last(kept), target[: most - kept]
+
+
+def _translations(
+    task: Task, examples: Sequence[Example], tokenizer: Any, max_length: int
+) -> Iterator[tuple[Row, bool]]:
+    prompts = prompt_tokens(tokenizer, [example.text for example in examples], closed=True)
+    targets = continuation_tokens(tokenizer, [example.target or "" for example in examples])
+    for prompt, target in zip(prompts, targets, strict=True):
+        row = {"input_ids": prompt.last(max_length), "labels": target[:max_length]}
+        yield row, max(len(prompt.ids), len(target)) > max_length
+
+
+def _texts(task: Task, examples: Sequence[Example], tokenizer: Any, max_length: int) -> Iterator[tuple[Row, bool]]:
+    for tokens in prompt_tokens(tokenizer, [example.text for example in examples], closed=False):
+        ids = [*tokens.ids, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])]
+        yield {"input_ids": ids[:max_length], "labels": ids[:max_length]}, len(ids) > max_length
+
+
+def _chats(task: Task, examples: Sequence[Example], tokenizer: Any, max_length: int) -> Iterator[tuple[Row, bool]]:
+    for example in examples:
+        ids, answers = chat_tokens(tokenizer, example)
+        labels = [
+            token if task.train_on_prompt or answer else IGNORED for token, answer in zip(ids, answers, strict=True)
+        ]
+        cut = len(ids) > max_length
+        yield {"input_ids": ids[-max_length:], "labels": labels[-max_length:]}, cut

@@ -1,0 +1,152 @@
+"""How good a model is at a task."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from frostline.core.seeding import derive_seed
+from frostline.tasks._collate import Collator
+from frostline.tasks._encode import IGNORED, Encoded, encode
+from frostline.tasks._generate import generate_texts
+from frostline.tasks._metrics import accuracy, macro_f1, perplexity
+from frostline.tasks._modes import evaluation_mode
+from frostline.tasks._task import Example, Split, Task, TaskKind
+from frostline.tasks._tokenize import ModelKind, model_kind
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model answered to one example, as text, and what would have been right."""
+
+    id: str
+    text: str
+    expected: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metric names to values, and the answers behind them (none for plain text and chats)."""
+
+    metrics: dict[str, float]
+    predictions: tuple[Prediction, ...]
+
+
+def evaluate(
+    model: Any,
+    tokenizer: Any,
+    task: Task,
+    *,
+    batch_size: int = 32,
+    max_length: int = 128,
+    generate_rows: int | None = None,
+    max_new_tokens: int = 128,
+    device: torch.device | str | None = None,
+    split: Split = "eval",
+) -> Evaluation:
+    """Evaluate a model on one split of a task.
+
+    - Classification: `accuracy`, `macro_f1`, and `loss`, the mean cross-entropy over examples.
+    - Generation: `loss`, the mean over all labelled tokens of the split, so that it does not depend on the
+      batches; `perplexity`; and, unless `generate_rows` is 0, the task's scores of the texts generated for
+      that many distinct prompts (the task's own number by default; see `generation_examples`).
+    - Plain text and chats: `loss` and `perplexity`.
+
+    Losses are in nats. The model runs in evaluation mode, without gradients, and under autocast where the
+    caller has entered it; every module's training mode is restored. Batches go to `device`, else to the
+    model's own.
+    The tokenizer must have a pad token (`prepare_tokenizer`).
+    """
+    kind = model_kind(model.config)
+    device = device or next(model.parameters()).device
+    encoded = encode(task, split, tokenizer, max_length, kind)
+    batches = _batches(encoded, Collator(tokenizer, keep_ids=True), batch_size, device)
+    with evaluation_mode(model), torch.inference_mode():
+        if task.kind is TaskKind.CLASSIFICATION:
+            return _classify(model, task, split, batches)
+        loss = _token_loss(model, batches, kind)
+    metrics = {"loss": loss, "perplexity": perplexity(loss)}
+    rows = task.generate_rows if generate_rows is None else generate_rows
+    if task.kind is not TaskKind.GENERATION or not rows:
+        return Evaluation(metrics, ())
+    examples = generation_examples(task.split(split), rows)
+    texts = generate_texts(
+        model,
+        tokenizer,
+        [example.text for example in examples],
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        max_length=max_length,
+        device=device,
+    )
+    scores = task.score(texts, [example.references for example in examples])
+    predictions = tuple(Prediction(e.id, text, e.references) for e, text in zip(examples, texts, strict=True))
+    return Evaluation(metrics | scores, predictions)
+
+
+def generation_examples(examples: Sequence[Example], count: int) -> list[Example]:
+    """`count` examples with distinct prompts, the same for every run: a smaller set lies in a larger one.
+
+    An example stands for all that share its prompt and carries the references of all of them. The draw has a
+    fixed seed, apart from the run's, so that runs with different seeds are scored on the same prompts.
+    """
+    distinct: dict[str, Example] = {}
+    for example in examples:
+        first = distinct.setdefault(example.text, example)
+        references = dict.fromkeys((*first.references, *example.references))
+        distinct[example.text] = replace(first, references=tuple(references))
+    drawn = list(distinct.values())
+    random.Random(derive_seed(0, "generation examples")).shuffle(drawn)
+    return drawn[:count]
+
+
+def _batches(
+    encoded: Encoded, collate: Collator, batch_size: int, device: torch.device | str
+) -> Iterator[dict[str, Any]]:
+    # Rows of like length share a batch, which keeps padding short.
+    rows = sorted(encoded.rows, key=lambda row: len(row["input_ids"]))
+    for start in range(0, len(rows), batch_size):
+        batch = collate(rows[start : start + batch_size])
+        yield {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+
+
+def _classify(model: Any, task: Task, split: Split, batches: Iterator[dict[str, Any]]) -> Evaluation:
+    total = 0.0
+    predicted: dict[str, int] = {}
+    for batch in batches:
+        ids, labels = batch.pop("example_id"), batch.pop("labels")
+        logits = model(**batch).logits.float()  # [batch, labels]
+        total += F.cross_entropy(logits, labels, reduction="sum").item()
+        predicted.update(zip(ids, logits.argmax(-1).tolist(), strict=True))
+    examples = task.split(split)
+    answers = [predicted[example.id] for example in examples]
+    truth = [example.label for example in examples if example.label is not None]
+    metrics = {
+        "accuracy": accuracy(answers, truth),
+        "macro_f1": macro_f1(answers, truth),
+        "loss": total / len(examples),
+    }
+    predictions = (
+        Prediction(example.id, task.labels[answer], (task.labels[label],))
+        for example, answer, label in zip(examples, answers, truth, strict=True)
+    )
+    return Evaluation(metrics, tuple(predictions))
+
+
+def _token_loss(model: Any, batches: Iterator[dict[str, Any]], kind: ModelKind) -> float:
+    total, count = 0.0, 0
+    for batch in batches:
+        batch.pop("example_id")
+        labels = batch["labels"] if kind == "encoder-decoder" else batch.pop("labels")
+        logits = model(**batch).logits  # [batch, length, vocabulary]
+        if kind == "decoder":  # position t predicts token t + 1; an encoder-decoder shifts its own inputs
+            logits, labels = logits[:, :-1], labels[:, 1:]
+        counted = labels != IGNORED
+        total += F.cross_entropy(logits[counted].float(), labels[counted], reduction="sum").item()
+        count += int(counted.sum())
+    return total / count

@@ -1,0 +1,71 @@
+"""Generating texts for prompts, in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from frostline.core.errors import UserError
+from frostline.tasks._modes import evaluation_mode
+from frostline.tasks._tokenize import model_kind, prompt_tokens
+
+
+def generate_texts(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    *,
+    batch_size: int = 32,
+    max_new_tokens: int = 128,
+    max_length: int | None = None,
+    device: torch.device | str | None = None,
+    **decoding: Any,
+) -> list[str]:
+    """A text for every prompt, in the prompts' order, without the prompt and without special tokens.
+
+    Greedy unless `decoding` (keywords of transformers' `generate`) says otherwise. Decoders are padded on the
+    left. A prompt of more than `max_length` tokens keeps its end; so does one that would leave no room for
+    `max_new_tokens` in the model's positions. The tokenizer must have a pad token (`prepare_tokenizer`).
+
+    Raises `UserError` when `max_new_tokens` alone exceeds the model's positions.
+    """
+    decoder = model_kind(model.config) == "decoder"
+    room = max_length
+    positions = getattr(model.config, "max_position_embeddings", None) if decoder else None
+    if positions is not None:
+        if max_new_tokens >= positions:
+            raise UserError(f"{max_new_tokens} new tokens leave no room for a prompt: the model has {positions}")
+        room = min(room or positions, positions - max_new_tokens)
+    tokens = prompt_tokens(tokenizer, prompts, closed=not decoder)
+    ids = [entry.ids if room is None else entry.last(room) for entry in tokens]
+    options = {"do_sample": False, "num_beams": 1, "max_new_tokens": max_new_tokens, **decoding}
+    options |= {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": _end_tokens(model, tokenizer)}
+    device = device or next(model.parameters()).device
+    texts = [""] * len(prompts)
+    # Prompts of like length share a batch, which keeps padding short.
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+    with evaluation_mode(model), torch.inference_mode():
+        for start in range(0, len(order), batch_size):
+            members = order[start : start + batch_size]
+            batch = tokenizer.pad(
+                {"input_ids": [ids[i] for i in members]},
+                padding_side="left" if decoder else "right",
+                return_tensors="pt",
+            ).to(device)
+            output = model.generate(**batch, **options)
+            if decoder:
+                output = output[:, batch["input_ids"].shape[1] :]
+            for i, sequence in zip(members, output, strict=True):
+                texts[i] = tokenizer.decode(
+                    sequence, skip_special_tokens=True, clean_up_tokenization_spaces=False
+                ).strip()
+    return texts
+
+
+def _end_tokens(model: Any, tokenizer: Any) -> list[int] | None:
+    """The model's own end tokens and the tokenizer's, which training put after every completion."""
+    own = model.generation_config.eos_token_id
+    ends = {*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id} - {None}
+    return sorted(ends) or None

@@ -1,0 +1,89 @@
+"""`load_task`: a built-in name, a local file or folder, or a hub data set."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from frostline.core.errors import UserError, unknown_name
+from frostline.tasks._build import build_task
+from frostline.tasks._catalog import TASKS
+from frostline.tasks._hub import HubSource, hub_rows, read_hub
+from frostline.tasks._options import TaskOptions
+from frostline.tasks._rows import SUFFIXES, Rows, read_rows, split_file
+from frostline.tasks._shapes import choose_reading
+from frostline.tasks._task import Task
+
+EVAL_SPLITS = ("dev", "validation", "valid", "eval", "test")
+
+
+def load_task(name_or_path: str, options: TaskOptions | None = None) -> Task:
+    """Read a task.
+
+    `name_or_path` is, in this order:
+
+    - a built-in name (see `TASKS`): read under `$FROSTLINE_DATA` when that is set, else from the hub;
+    - a `.jsonl`, `.csv`, `.tsv` or `.parquet` file, with `options.eval` as the evaluation file, or a folder
+      with files named by their split, such as `train.jsonl` and `dev.jsonl`;
+    - a hub data set, `owner/name`.
+
+    The last two are read by `options.columns`, or by columns that carry the names of the roles. Where there
+    is no evaluation split, a seeded share of the training rows is held out.
+
+    Raises `UserError` for an unknown name, a source that cannot be had, columns that fit no kind or several,
+    and for the first bad row, with its file and line.
+    """
+    options = options or TaskOptions()
+    path = Path(name_or_path)
+    if name_or_path in TASKS:
+        return replace(TASKS.get(name_or_path)(options), name=name_or_path)
+    if path.is_dir():
+        train, evaluation = _read_folder(path, options)
+    elif path.is_file() or path.suffix.lower() in SUFFIXES:
+        train, evaluation = _read_files(path, options)
+    elif re.fullmatch(r"[\w.-]+/[\w.-]+", name_or_path):
+        train, evaluation = _read_data_set(HubSource(name_or_path, options.subset), options)
+    else:
+        raise UserError(
+            f"{unknown_name('task', name_or_path, TASKS)}; "
+            f"a path to a {', '.join(SUFFIXES)} file or a hub data set 'owner/name' works too"
+        )
+    reading = choose_reading(train, options)
+    return build_task(path.stem, train, evaluation, reading, options, source=name_or_path, labels=options.labels)
+
+
+def _read_files(path: Path, options: TaskOptions) -> tuple[Rows, Rows | None]:
+    if options.train is not None:
+        raise UserError(f"option 'train' does not go with a file: {path} already holds the training rows")
+    return read_rows(path), None if options.eval is None else read_rows(Path(options.eval))
+
+
+def _read_folder(folder: Path, options: TaskOptions) -> tuple[Rows, Rows | None]:
+    def read(split: str) -> Rows:
+        file = split_file(folder, split)
+        if file is None:
+            raise UserError(f"no file '{split}' in {folder} that ends in one of {', '.join(SUFFIXES)}")
+        return read_rows(file)
+
+    present = [split for split in EVAL_SPLITS if split_file(folder, split)]
+    train = options.train or "train"
+    evaluation = _eval_split(train, present, options)
+    return read(train), read(evaluation) if evaluation else None
+
+
+def _read_data_set(source: HubSource, options: TaskOptions) -> tuple[Rows, Rows | None]:
+    datasets = read_hub(source, f"give an existing file: there is no '{source.path}' here")
+    train = options.train or "train"
+    evaluation = _eval_split(train, list(datasets), options)
+    return (
+        hub_rows(source, datasets, train),
+        hub_rows(source, datasets, evaluation) if evaluation else None,
+    )
+
+
+def _eval_split(train: str, present: Sequence[str], options: TaskOptions) -> str | None:
+    """The split to evaluate on: the one asked for, else the first usual one, else None."""
+    usual = (split for split in EVAL_SPLITS if split in present and split != train)
+    return options.eval or next(usual, None)

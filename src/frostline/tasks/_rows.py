@@ -1,0 +1,130 @@
+"""Rows of local files, each with its place, so that whatever is wrong with one can be found."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from frostline.core.errors import UserError
+
+
+class Row(NamedTuple):
+    """Column to value, and where that stands: `file:line`."""
+
+    values: dict[str, Any]
+    where: str
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one split: at least one. `origin` is the file or the hub split that they come from."""
+
+    origin: str
+    rows: Sequence[Row]
+
+
+def read_rows(path: Path) -> Rows:
+    """All rows of a `.jsonl`, `.csv`, `.tsv` or `.parquet` file.
+
+    Raises `UserError` for a missing, empty or unknown file, and for a row that cannot be read, with its
+    line (in a CSV the row's first line, in a Parquet file its number, both counted from 1).
+    """
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise UserError(f"{path}: the format is told by the ending, one of {', '.join(SUFFIXES)}")
+    if not path.is_file():
+        raise UserError(f"data file {'is a folder' if path.is_dir() else 'not found'}: {path}")
+    rows = list(reader(path))
+    if not rows:
+        raise UserError(f"{path}: no rows")
+    return Rows(str(path), rows)
+
+
+def split_file(folder: Path, split: str) -> Path | None:
+    """The data file of a folder that holds `split`, such as `train.jsonl`; None where there is none."""
+    files = (folder / f"{split}{suffix}" for suffix in SUFFIXES)
+    return next((file for file in files if file.is_file()), None)
+
+
+def _read_jsonl(path: Path) -> Iterator[Row]:
+    for number, line in _lines(path):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            values = json.loads(line.rstrip())
+        except json.JSONDecodeError as error:
+            raise UserError(f"{where}: not JSON: {error.msg} at column {error.colno}") from None
+        if not isinstance(values, dict):
+            raise UserError(f"{where}: a row must be a JSON object, found {kind_of(values)}")
+        yield Row(values, where)
+
+
+def _read_csv(path: Path, delimiter: str = ",") -> Iterator[Row]:
+    reader = csv.reader((line for _, line in _lines(path)), delimiter=delimiter, strict=True)
+    header: list[str] | None = None
+    while True:
+        where = f"{path}:{reader.line_num + 1}"
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise UserError(f"{where}: not a CSV row: {error}") from None
+        if not fields:
+            continue
+        if header is None:
+            header = fields
+            if repeated := [name for name in header if header.count(name) > 1]:
+                raise UserError(f"{where}: the header names column '{repeated[0]}' twice")
+        elif len(fields) != len(header):
+            raise UserError(f"{where}: {len(fields)} fields, but the header has {len(header)}")
+        else:
+            yield Row(dict(zip(header, fields, strict=True)), where)
+
+
+def _read_parquet(path: Path) -> Iterator[Row]:
+    import pyarrow  # type: ignore[import-untyped]
+    from pyarrow import parquet
+
+    try:
+        table = parquet.read_table(path)
+    except pyarrow.ArrowInvalid as error:
+        raise UserError(f"{path}: not a Parquet file: {error}") from None
+    for number, values in enumerate(table.to_pylist(), start=1):
+        yield Row(values, f"{path}:row {number}")
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise UserError(f"{path}:{number}: not UTF-8 text: {error.reason}") from None
+
+
+def kind_of(value: object) -> str:
+    """What a value is, in a user's words."""
+    names = {
+        bool: "a boolean",
+        int: "a number",
+        float: "a number",
+        str: "text",
+        list: "a list",
+        dict: "an object",
+    }
+    return "nothing" if value is None else names.get(type(value), type(value).__name__)
+
+
+_READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
+    ".jsonl": _read_jsonl,
+    ".csv": _read_csv,
+    ".tsv": lambda path: _read_csv(path, delimiter="\t"),
+    ".parquet": _read_parquet,
+}
+SUFFIXES = tuple(_READERS)

@@ -1,0 +1,203 @@
+"""From rows to examples: which columns make which kind of task, and what is wrong with a row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from frostline.core.errors import UserError
+from frostline.tasks._options import TaskOptions
+from frostline.tasks._rows import Row, Rows, kind_of
+from frostline.tasks._task import Example, Message, TaskKind
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A set of columns by role that makes examples of one kind."""
+
+    kind: TaskKind
+    required: tuple[str, ...]
+    optional: tuple[str, ...] = ()
+
+    def columns(self, available: Mapping[str, str]) -> dict[str, str] | None:
+        """The part of `available` (role to column) that is used; None if a required role is missing."""
+        if not all(role in available for role in self.required):
+            return None
+        return {role: available[role] for role in (*self.required, *self.optional) if role in available}
+
+
+SHAPES = (
+    Shape(TaskKind.CLASSIFICATION, ("text", "label"), ("pair",)),
+    Shape(TaskKind.GENERATION, ("prompt", "completion"), ("references",)),
+    Shape(TaskKind.GENERATION, ("prompt", "references")),
+    Shape(TaskKind.LANGUAGE, ("messages",)),
+    Shape(TaskKind.LANGUAGE, ("text",)),
+)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How rows become examples: the kind, the column of each role, and a template around the prompt."""
+
+    kind: TaskKind
+    columns: Mapping[str, str]
+    prompt: str = "{}"
+
+
+def choose_reading(rows: Rows, options: TaskOptions) -> Reading:
+    """The one reading that the columns and the options allow.
+
+    Raises `UserError` when a mapped column is missing, or when no reading or more than one fits.
+    """
+    found = list(rows.rows[0].values)
+    mapped = options.columns.given()
+    for role, column in mapped.items():
+        if column not in found:
+            raise UserError(f"{rows.rows[0].where}: no column '{column}' (wanted as {role}); columns: {_listed(found)}")
+    roles = {role for shape in SHAPES for role in (*shape.required, *shape.optional)}
+    available = {role: role for role in roles if role in found} | mapped
+    fits = [
+        Reading(shape.kind, used)
+        for shape in SHAPES
+        if options.kind in (None, shape.kind)
+        and (used := shape.columns(available)) is not None
+        and mapped.keys() <= used.keys()
+    ]
+    # Text with a label is a classification, not plain text beside a column that happens to be a label.
+    widest = [reading for reading in fits if not any(reading.columns.keys() < other.columns.keys() for other in fits)]
+    if len(widest) == 1:
+        return widest[0]
+    if widest:
+        kinds = " or ".join(f"{reading.kind} ({', '.join(reading.columns)})" for reading in widest)
+        problem = f"columns {_listed(found)} fit more than one way: {kinds}: choose by `kind` or `columns`"
+    else:
+        problem = f"columns {_listed(found)} do not make a {options.kind or 'known'} task"
+    raise UserError(
+        f"{rows.origin}: {problem}; map columns to text and label (and pair), to prompt and completion "
+        "(or references), to messages, or to text alone"
+    )
+
+
+def label_names(rows: Iterable[Row], column: str) -> tuple[str, ...]:
+    """The distinct labels of `rows`: whole numbers in their order, anything else by the alphabet."""
+    names = {label_text(row, column) for row in rows}
+    try:
+        return tuple(sorted(names, key=int))
+    except ValueError:
+        return tuple(sorted(names))
+
+
+def make_examples(rows: Iterable[tuple[str, Row]], reading: Reading, labels: tuple[str, ...]) -> list[Example]:
+    """An example for every (id, row). Raises `UserError` with the place of the first bad row."""
+    make = _MAKERS["messages" if "messages" in reading.columns else reading.kind]
+    return [make(name, row, reading, labels) for name, row in rows]
+
+
+def label_text(row: Row, column: str) -> str:
+    """A row's label as text; whole numbers and booleans are taken as their JSON text."""
+    value = _value(row, column)
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int):
+        return str(value)
+    return _as_text(value, row, column)
+
+
+def _classification(name: str, row: Row, reading: Reading, labels: tuple[str, ...]) -> Example:
+    columns = reading.columns
+    label = label_text(row, columns["label"])
+    if label not in labels:
+        raise UserError(
+            f"{row.where}: unknown label '{label}' in column '{columns['label']}'; known: {', '.join(labels)}"
+        )
+    return Example(
+        name,
+        text=_text(row, columns["text"]),
+        pair=_text(row, columns["pair"]) if "pair" in columns else None,
+        label=labels.index(label),
+    )
+
+
+def _generation(name: str, row: Row, reading: Reading, labels: tuple[str, ...]) -> Example:
+    columns = reading.columns
+    completion = (_text(row, columns["completion"]),) if "completion" in columns else ()
+    references = _texts(row, columns["references"]) if "references" in columns else completion
+    return Example(
+        name,
+        text=reading.prompt.format(_text(row, columns["prompt"])),
+        target=(*completion, *references)[0],
+        references=references,
+    )
+
+
+def _plain(name: str, row: Row, reading: Reading, labels: tuple[str, ...]) -> Example:
+    return Example(name, text=_text(row, reading.columns["text"]))
+
+
+def _chat(name: str, row: Row, reading: Reading, labels: tuple[str, ...]) -> Example:
+    column = reading.columns["messages"]
+    messages = tuple(_message(turn, i, row, column) for i, turn in enumerate(_list(row, column)))
+    if not any(message.role == "assistant" for message in messages):
+        raise UserError(f"{row.where}: no message in column '{column}' has the role 'assistant'")
+    return Example(name, messages=messages)
+
+
+def _message(turn: object, index: int, row: Row, column: str) -> Message:
+    place = f"{column}[{index}]"
+    if not isinstance(turn, dict):
+        raise UserError(f"{row.where}: {place} must be an object with role and content, found {kind_of(turn)}")
+    for key, value in turn.items():
+        if key not in ("role", "content") and value is not None:
+            raise UserError(f"{row.where}: {place} has '{key}'; a message has only role and content")
+    return Message(
+        role=_as_text(turn.get("role"), row, f"{place}.role"),
+        content=_as_text(turn.get("content"), row, f"{place}.content"),
+    )
+
+
+def _value(row: Row, column: str) -> Any:
+    if column not in row.values:
+        raise UserError(f"{row.where}: no column '{column}'; columns: {_listed(row.values)}")
+    return row.values[column]
+
+
+def _text(row: Row, column: str) -> str:
+    return _as_text(_value(row, column), row, column)
+
+
+def _as_text(value: object, row: Row, column: str) -> str:
+    if not isinstance(value, str):
+        raise UserError(f"{row.where}: column '{column}' must be text, found {kind_of(value)}")
+    if not value.strip():
+        raise UserError(f"{row.where}: column '{column}' is empty")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise UserError(f"{row.where}: column '{column}' is not valid Unicode: it holds half a surrogate pair")
+    return value
+
+
+def _list(row: Row, column: str) -> list[Any]:
+    value = _value(row, column)
+    if not isinstance(value, list):
+        raise UserError(f"{row.where}: column '{column}' must be a list, found {kind_of(value)}")
+    if not value:
+        raise UserError(f"{row.where}: column '{column}' is an empty list")
+    return value
+
+
+def _texts(row: Row, column: str) -> tuple[str, ...]:
+    if isinstance(_value(row, column), str):
+        return (_text(row, column),)
+    return tuple(_as_text(value, row, f"{column}[{i}]") for i, value in enumerate(_list(row, column)))
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(map(str, names))) or "none"
+
+
+_MAKERS: dict[str, Callable[[str, Row, Reading, tuple[str, ...]], Example]] = {
+    TaskKind.CLASSIFICATION: _classification,
+    TaskKind.GENERATION: _generation,
+    TaskKind.LANGUAGE: _plain,
+    "messages": _chat,
+}

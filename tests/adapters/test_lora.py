@@ -1,0 +1,212 @@
+"""LoRA: which matrices it goes beside, that it starts as the base model, and that PEFT merges it away."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+from architectures import tiny
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import PreTrainedModel
+
+from frostline.adapters import (
+    add_lora,
+    load_lora_state,
+    lora_parameters,
+    lora_state,
+    lora_targets,
+    merge_lora,
+)
+from frostline.anatomy import Anatomy, find_anatomy
+from frostline.core.errors import FrostlineError, UserError
+from frostline.plan import BlockMode, Frozen, Full, Lora, Plan
+
+FAMILIES = ["llama", "phi", "gpt2", "gpt_neox", "opt", "mixtral", "bert", "distilbert", "t5"]
+
+
+def lora_plan(anatomy: Anatomy, **options: object) -> Plan:
+    return Plan(blocks=tuple(Lora(**options) for _ in anatomy.blocks))
+
+
+def mixed_plan(anatomy: Anatomy, *modes: BlockMode) -> Plan:
+    return Plan(blocks=(*modes, *[Frozen()] * (len(anatomy.blocks) - len(modes))))
+
+
+def outputs(model: PreTrainedModel) -> torch.Tensor:
+    ids = torch.arange(3, 15).reshape(2, 6)
+    extra = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
+    with torch.no_grad():
+        return model.eval()(input_ids=ids, **extra).logits
+
+
+def train_a_little(peft_model: PeftModel) -> None:
+    torch.manual_seed(1)
+    for name, parameter in peft_model.named_parameters():
+        if "lora_" in name:
+            parameter.data.normal_(std=0.1)
+
+
+def target_names(plan: Plan, anatomy: Anatomy) -> list[str]:
+    return [target.linear.name for target in lora_targets(plan, anatomy)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("targets", ["default", "attention", "feed_forward", "all"])
+def test_starts_as_the_base_model_with_the_predicted_parameters(family: str, targets: str) -> None:
+    model = tiny(family)
+    anatomy = find_anatomy(model)
+    plan = lora_plan(anatomy, targets=targets)
+    if family == "mixtral" and targets == "feed_forward":
+        with pytest.raises(UserError, match=r"block 0: .* matches nothing, the block has self_attn\.q_proj"):
+            lora_targets(plan, anatomy)
+        return
+    before = outputs(model)
+    peft_model = add_lora(model, plan, anatomy, seed=0)
+    assert peft_model is not None
+    assert torch.equal(outputs(model), before)
+    added = sum(p.numel() for name, p in model.named_parameters() if "lora_" in name)
+    assert added == sum(lora_parameters(target) for target in lora_targets(plan, anatomy)) > 0
+    train_a_little(peft_model)
+    assert not torch.equal(outputs(model), before)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "t5", "phi", "gpt_neox"])
+def test_default_targets_are_those_of_peft(family: str) -> None:
+    plan = lora_plan(find_anatomy(tiny(family)))
+    reference = get_peft_model(tiny(family), LoraConfig(fan_in_fan_out=family == "gpt2"))
+    adapted = {
+        name.removeprefix("base_model.model.")
+        for name, module in reference.named_modules()
+        if hasattr(module, "lora_A")
+    }
+    assert set(target_names(plan, find_anatomy(tiny(family)))) == adapted
+
+
+def test_default_is_the_whole_attention_where_peft_does_not_know_the_family() -> None:
+    anatomy = find_anatomy(tiny("distilbert"))
+    names = target_names(mixed_plan(anatomy, Lora()), anatomy)
+    assert [name.rpartition(".")[2] for name in names] == ["q_lin", "k_lin", "v_lin", "out_lin"]
+
+
+def test_named_targets_are_matched_by_whole_path_pieces() -> None:
+    anatomy = find_anatomy(tiny("llama"))
+    for name in ("q_proj", "self_attn.q_proj", "model.layers.0.self_attn.q_proj"):
+        plan = mixed_plan(anatomy, Lora(targets=(name,)))
+        assert target_names(plan, anatomy) == ["model.layers.0.self_attn.q_proj"]
+    with pytest.raises(UserError, match=r"block 0: lora target 'proj' matches nothing.*mlp\.down_proj"):
+        lora_targets(mixed_plan(anatomy, Lora(targets=("q_proj", "proj"))), anatomy)
+    with pytest.raises(UserError, match="empty"):
+        lora_targets(mixed_plan(anatomy, Lora(targets=())), anatomy)
+
+
+@pytest.mark.parametrize("name", ["mlp.gate", "experts.down_proj"])
+def test_routers_and_fused_experts_cannot_be_named(name: str) -> None:
+    anatomy = find_anatomy(tiny("mixtral"))
+    with pytest.raises(UserError, match="several experts in one tensor"):
+        lora_targets(mixed_plan(anatomy, Lora(targets=(name,))), anatomy)
+
+
+def test_only_the_named_blocks_change_and_each_keeps_its_own_options() -> None:
+    model = tiny("llama")
+    anatomy = find_anatomy(model)
+    modes = (Lora(r=4, alpha=8, dropout=0.0), Full(), Lora(r=2, alpha=6, dropout=0.25))
+    peft_model = add_lora(model, mixed_plan(anatomy, *modes), anatomy, seed=0)
+    found = {
+        name: (module.r["default"], module.scaling["default"], getattr(module.lora_dropout["default"], "p", 0))
+        for name, module in model.named_modules()
+        if hasattr(module, "lora_A")
+    }
+    assert found == {
+        "model.layers.0.self_attn.q_proj": (4, 2.0, 0),
+        "model.layers.0.self_attn.v_proj": (4, 2.0, 0),
+        "model.layers.2.self_attn.q_proj": (2, 3.0, 0.25),
+        "model.layers.2.self_attn.v_proj": (2, 3.0, 0.25),
+    }
+    assert {name.split(".lora_")[0] for name in lora_state(peft_model)} == found.keys()
+
+
+def test_a_plan_without_lora_leaves_the_model_alone() -> None:
+    model = tiny("llama")
+    anatomy = find_anatomy(model)
+    names = [name for name, _ in model.named_modules()]
+    assert add_lora(model, mixed_plan(anatomy, Full()), anatomy, seed=0) is None
+    assert [name for name, _ in model.named_modules()] == names
+
+
+def test_the_seed_alone_decides_the_start_and_the_global_random_state_is_untouched() -> None:
+    def started(seed: int, noise: int) -> dict[str, torch.Tensor]:
+        model = tiny("llama")
+        anatomy = find_anatomy(model)
+        torch.manual_seed(noise)
+        before = torch.random.get_rng_state()
+        peft_model = add_lora(model, lora_plan(anatomy), anatomy, seed)
+        assert torch.equal(torch.random.get_rng_state(), before)
+        return lora_state(peft_model)
+
+    first, again, other = started(0, noise=1), started(0, noise=2), started(1, noise=1)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    drawn = [tensor for name, tensor in first.items() if "lora_A" in name]
+    assert all(not torch.equal(a, b) for a, b in pairwise(drawn))
+    assert not torch.equal(drawn[0], next(tensor for name, tensor in other.items() if "lora_A" in name))
+
+
+def test_requires_grad_of_the_own_tensors_is_left_as_it_was() -> None:
+    model = tiny("llama")
+    anatomy = find_anatomy(model)
+    model.requires_grad_(False)
+    model.model.layers[1].requires_grad_(True)
+    add_lora(model, mixed_plan(anatomy, Lora()), anatomy, seed=0)
+    trains = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert all("lora_" in name for name in trains if ".layers.0." in name)
+    assert {name.split(".")[2] for name in trains} == {"0", "1"}
+
+
+def test_adapters_are_float32_over_a_bfloat16_base() -> None:
+    model = tiny("llama").to(torch.bfloat16)
+    anatomy = find_anatomy(model)
+    before = outputs(model)
+    peft_model = add_lora(model, lora_plan(anatomy), anatomy, seed=0)
+    assert {tensor.dtype for tensor in lora_state(peft_model).values()} == {torch.float32}
+    assert torch.equal(outputs(model), before)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "t5"])
+def test_merged_is_the_trained_model_without_peft(family: str) -> None:
+    model = tiny(family)
+    names = [name for name, _ in model.named_parameters()]
+    anatomy = find_anatomy(model)
+    peft_model = add_lora(model, lora_plan(anatomy, targets="all"), anatomy, seed=0)
+    train_a_little(peft_model)
+    trained = outputs(model)
+    merged = merge_lora(peft_model)
+    assert [name for name, _ in merged.named_parameters()] == names
+    assert not any(type(module).__module__.startswith("peft") for module in merged.modules())
+    torch.testing.assert_close(outputs(merged), trained, atol=1e-5, rtol=0)
+    assert find_anatomy(merged) == anatomy
+
+
+def test_saved_and_loaded_is_the_same_model() -> None:
+    model, other = tiny("bert"), tiny("bert")
+    anatomy = find_anatomy(model)
+    plan = lora_plan(anatomy, r=3)
+    first = add_lora(model, plan, anatomy, seed=0)
+    second = add_lora(other, plan, anatomy, seed=5)
+    train_a_little(first)
+    state = lora_state(first)
+    assert all(name.partition(".lora_")[0] in dict(model.named_modules()) for name in state)
+    assert not torch.equal(outputs(model), outputs(other))
+    load_lora_state(second, state)
+    assert torch.equal(outputs(model), outputs(other))
+
+
+def test_a_state_of_another_plan_is_refused() -> None:
+    model = tiny("llama")
+    anatomy = find_anatomy(model)
+    peft_model = add_lora(model, lora_plan(anatomy, r=3), anatomy, seed=0)
+    state = lora_state(peft_model)
+    missing = dict(list(state.items())[1:])
+    larger = {name: torch.zeros(9, 9) for name in state}
+    for wrong in (missing, larger, {**state, "model.layers.9.lora_A.weight": torch.zeros(1)}):
+        with pytest.raises(FrostlineError, match="not this plan's"):
+            load_lora_state(peft_model, wrong)

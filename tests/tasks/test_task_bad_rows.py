@@ -1,0 +1,156 @@
+"""Whatever is wrong with a row is told in one line, with its file and line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from frostline.core.errors import UserError
+from frostline.tasks import Columns, TaskOptions, load_task
+
+Write = Callable[..., Path]
+GOOD = '{"text": "t", "label": "no"}\n'
+
+
+def _error(path: Path, options: TaskOptions | None = None) -> str:
+    with pytest.raises(UserError) as caught:
+        load_task(str(path), options)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message.removeprefix(str(path))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"text" "t"}', ":3: not JSON: Expecting ':' delimiter at column 9"),
+        ('{"text": "t"', ":3: not JSON: Expecting ',' delimiter at column 13"),
+        ("[1]", ":3: a row must be a JSON object, found a list"),
+        ('{"text": "t"}', ":3: no column 'label'; columns: text"),
+        ('{"label": "no"}', ":3: no column 'text'; columns: label"),
+        ('{"text": "  ", "label": "no"}', ":3: column 'text' is empty"),
+        ('{"text": null, "label": "no"}', ":3: column 'text' must be text, found nothing"),
+        (
+            '{"text": "\\ud83d", "label": "no"}',
+            ":3: column 'text' is not valid Unicode: it holds half a surrogate pair",
+        ),
+        ('{"text": 7, "label": "no"}', ":3: column 'text' must be text, found a number"),
+        ('{"text": ["t"], "label": "no"}', ":3: column 'text' must be text, found a list"),
+        ('{"text": "t", "label": 0.5}', ":3: column 'label' must be text, found a number"),
+        ('{"text": "t", "label": null}', ":3: column 'label' must be text, found nothing"),
+    ],
+)
+def test_bad_json_line(line: str, message: str, write: Write) -> None:
+    # The blank line counts as a line.
+    assert _error(write("a.jsonl", GOOD + "\n" + line + "\n" + GOOD * 30)) == message
+
+
+def test_a_bad_row_is_told_even_if_it_would_not_be_drawn(write: Write) -> None:
+    path = write("a.jsonl", GOOD * 99 + '{"text": "", "label": "no"}\n')
+    for seed in range(5):
+        assert _error(path, TaskOptions(max_train_rows=1, max_eval_rows=1, seed=seed)) == ":100: column 'text' is empty"
+
+
+def test_text_that_is_not_utf8(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(GOOD.encode() + b'{"text": "\xff"}\n')
+    assert _error(path) == ":2: not UTF-8 text: invalid start byte"
+
+
+def test_unknown_label_in_the_evaluation_file(write: Write) -> None:
+    train, evaluation = write("a.jsonl", GOOD * 2), write("b.jsonl", GOOD + '{"text": "t", "label": "maybe"}\n')
+    message = _error(train, TaskOptions(eval=str(evaluation)))
+    assert message == f"{evaluation}:2: unknown label 'maybe' in column 'label'; known: no"
+
+
+def test_label_outside_the_declared_ones(write: Write) -> None:
+    message = _error(write("a.jsonl", GOOD * 3), TaskOptions(labels=("yes", "maybe")))
+    assert message.endswith("unknown label 'no' in column 'label'; known: yes, maybe")
+    assert message.startswith(":")
+
+
+def test_a_held_out_label_is_no_unknown_label(write: Write) -> None:
+    rows = [{"text": "t", "label": str(i)} for i in range(5)]
+    assert load_task(str(write("a.jsonl", rows))).labels == ("0", "1", "2", "3", "4")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('text,label\n"a\nb",no\n\nc,no,more\n', ":5: 3 fields, but the header has 2"),
+        ("text,label\na,no\nb\n", ":3: 1 fields, but the header has 2"),
+        ('text,label\na,no\n"b,no\n', ":3: not a CSV row: unexpected end of data"),
+        ("text,text\na,no\n", ":1: the header names column 'text' twice"),
+        ('text,label\n"a\nb",no\n,no\n', ":4: column 'text' is empty"),
+        ("text,label\n", ": no rows"),
+        ("", ": no rows"),
+    ],
+)
+def test_bad_csv_row(text: str, message: str, write: Write) -> None:
+    assert _error(write("a.csv", text)) == message
+
+
+def test_bad_parquet_row(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    rows = [{"text": "t", "label": "no"}, {"text": None, "label": "no"}, {"text": "t", "label": "no"}]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    evaluation = tmp_path / "b.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist(rows[:1]), evaluation)
+    assert _error(path, TaskOptions(eval=str(evaluation))) == ":row 2: column 'text' must be text, found nothing"
+
+
+def test_not_a_parquet_file(write: Write) -> None:
+    assert _error(write("a.parquet", "hello, hello")).startswith(": not a Parquet file: ")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])
+def test_empty_file(name: str, write: Write) -> None:
+    assert _error(write(name, "")) == ": no rows"
+
+
+def test_missing_file_and_unknown_format(write: Write, tmp_path: Path) -> None:
+    assert _error(tmp_path / "no.jsonl") == f"data file not found: {tmp_path / 'no.jsonl'}"
+    assert _error(write("a.txt", "x")) == ": the format is told by the ending, one of .jsonl, .csv, .tsv, .parquet"
+    good = write("a.jsonl", GOOD)
+    assert _error(good, TaskOptions(eval="no.csv")) == "data file not found: no.csv"
+    assert "option 'train' does not go with a file" in _error(good, TaskOptions(train="train"))
+
+
+def test_one_row_cannot_be_split(write: Write) -> None:
+    message = _error(write("a.jsonl", GOOD))
+    assert message == ": too few rows (1) to hold out a share of 0.1 for evaluation; give an evaluation file"
+
+
+def test_mapped_column_that_is_not_there(write: Write) -> None:
+    message = _error(write("a.jsonl", GOOD), TaskOptions(columns=Columns(text="sentence")))
+    assert message == ":1: no column 'sentence' (wanted as text); columns: label, text"
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": "p", "completion": ""}, "column 'completion' is empty"),
+        ({"prompt": "p", "references": []}, "column 'references' is an empty list"),
+        ({"prompt": "p", "references": ["r", 3]}, "column 'references[1]' must be text, found a number"),
+        ({"prompt": "p", "references": 3}, "column 'references' must be a list, found a number"),
+        ({"messages": "hi"}, "column 'messages' must be a list, found text"),
+        ({"messages": ["hi"]}, "messages[0] must be an object with role and content, found text"),
+        ({"messages": [{"role": "assistant"}]}, "column 'messages[0].content' must be text, found nothing"),
+        (
+            {"messages": [{"role": "user", "content": "hi"}]},
+            "no message in column 'messages' has the role 'assistant'",
+        ),
+        (
+            {"messages": [{"role": "assistant", "content": "x", "tool_calls": [1]}]},
+            "messages[0] has 'tool_calls'; a message has only role and content",
+        ),
+    ],
+)
+def test_bad_completion_or_chat(row: dict[str, Any], message: str, write: Write) -> None:
+    path = write("a.jsonl", [row])
+    assert _error(path, TaskOptions(eval=str(path))) == f":1: {message}"
