@@ -6,10 +6,10 @@ from itertools import pairwise
 
 import pytest
 import torch
-from architectures import tiny
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel
 
+from architectures import tiny
 from frostline.adapters import (
     add_lora,
     load_lora_state,

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import ARCHITECTURES, batch_for, natural_task, tiny
 
+from architectures import ARCHITECTURES, batch_for, natural_task, tiny
 from frostline.anatomy import find_anatomy
 from frostline.core.errors import UserError
 from frostline.engine import applied_to, apply, to_plain
@@ -69,7 +69,7 @@ def test_tied_and_untied_heads(name: str, tied: bool) -> None:
 def test_matches_a_plain_loop_with_requires_grad(name: str) -> None:
     ours, plain = tiny(name), tiny(name)
     apply(make_plan(ours, "bot50"), ours)
-    for (n, p), q in zip(plain.named_parameters(), ours.parameters(), strict=True):
+    for p, q in zip(plain.parameters(), ours.parameters(), strict=True):
         p.requires_grad_(q.requires_grad)
     ours.eval(), plain.eval()
     for model in (ours, plain):

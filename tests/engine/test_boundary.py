@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import batch_for, tiny
 
+from architectures import batch_for, tiny
 from frostline.anatomy import find_anatomy
 from frostline.engine import apply
 from frostline.plan import Frozen, Full, Lora, Plan

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import batch_for, tiny
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from architectures import batch_for, tiny
 from frostline.core.errors import UserError
 from frostline.engine import apply, load, load_delta, merge, save_delta
 from frostline.plan import Frozen, Full, Lora, Partial, Plan
@@ -130,7 +130,7 @@ assert not any(name.split('.')[0] == 'frostline' for name in sys.modules)
 
 
 def test_a_bfloat16_base_keeps_its_frozen_tensors(tmp_path: Path) -> None:
-    model, base, run = trained_run(tmp_path, "bot50", torch.bfloat16)
+    _model, base, run = trained_run(tmp_path, "bot50", torch.bfloat16)
     saved = load_file(run / "delta.safetensors")
     assert {t.dtype for t in saved.values()} == {torch.float32}
     out = merge(run, tmp_path / "merged")

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import batch_for, tiny
 from transformers import TrainerCallback, TrainingArguments
 
 import frostline.engine._state as state
+from architectures import batch_for, tiny
 from frostline.core.errors import FrostlineError, TrainingError, UserError
 from frostline.engine import Trainer, trained_tensors
 from frostline.plan import FixedSchedule, Frozen, Full, Lora, Partial, Plan
@@ -48,8 +48,7 @@ def arguments(folder: Path, **options: Any) -> TrainingArguments:
 def trainer(folder: Path, plan: Plan | str, name: str = "llama", **options: Any) -> Trainer:
     model = tiny(name, dropout=0.1)
     chosen = make_plan(model, plan) if isinstance(plan, str) else plan
-    made = Trainer(model, arguments(folder, **options), plan=chosen, train_dataset=rows(model))
-    return made
+    return Trainer(model, arguments(folder, **options), plan=chosen, train_dataset=rows(model))
 
 
 class StopAt(TrainerCallback):
@@ -158,7 +157,7 @@ def test_a_full_disk_while_saving_leaves_earlier_checkpoints_whole(
         real(tensors, path, **options)
 
     monkeypatch.setattr(state, "save_file", full)
-    with pytest.raises(FrostlineError, match="no space left while writing .*checkpoint-6"):
+    with pytest.raises(FrostlineError, match=r"no space left while writing .*checkpoint-6"):
         made.train()
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-3"]
     monkeypatch.undo()
@@ -207,7 +206,7 @@ def test_a_loss_that_is_no_number_ends_training(tmp_path: Path) -> None:
 
 def test_what_the_trainer_refuses(tmp_path: Path) -> None:
     model = tiny("llama")
-    with pytest.raises(UserError, match="give plan=... or schedule=..."):
+    with pytest.raises(UserError, match=r"give plan=\.\.\. or schedule"):
         Trainer(model, arguments(tmp_path), train_dataset=rows(model))
     plan = make_plan(model, "bot50")
     with pytest.raises(UserError, match="not both"):

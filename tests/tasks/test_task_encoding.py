@@ -94,6 +94,7 @@ def test_no_example_is_longer_than_the_limit_and_each_has_a_label(
 
 
 def test_cut_examples_are_counted_and_logged(tokenizer: Any, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     texts = ["short", "a much longer text", "another longer text"]
     task = _task(TaskKind.LANGUAGE, *(Example(t, t) for t in texts))
     assert encode(task, "eval", tokenizer, 10, "decoder").truncated == 2

@@ -38,10 +38,17 @@ class Commands(TyperGroup):
 root = typer.Typer(cls=Commands, add_completion=False)
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(version("frostline"))
+        raise typer.Exit()
+
+
+Version = Annotated[bool, typer.Option("--version", callback=_print_version, help="Print the version and exit.")]
+
+
 @root.callback()
-def frostline(
-    show_version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
-) -> None:
+def frostline(show_version: Version = False) -> None:
     """Decide which layers of a language model to fine-tune, train them, and see what was saved."""
 
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import typer
 
 from frostline.cli.answer import Answer
-from frostline.cli.commands import root
+from frostline.cli.commands import NAMES, root
 from frostline.core.errors import FrostlineError, UserError
 
 TRACEBACK = "FROSTLINE_TRACEBACK"
@@ -59,7 +59,7 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def _command(arguments: Sequence[str]) -> str:
-    return f"{arguments[0]} " if arguments[0] in root.registered_names else ""
+    return f"{arguments[0]} " if arguments[0] in NAMES else ""
 
 
 def _fail(message: str, status: int, kind: str = "error: ") -> int:

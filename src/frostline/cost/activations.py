@@ -198,7 +198,10 @@ class _Numbers:
         carries = any(matrix.passes for matrix in block.entering)
         fused = [m for m in block.entering if m.linear.copies > 1]
         plain = [m for m in block.entering if m.linear.copies == 1]
-        total = self._inputs(plain, self.hidden, self._normed(block))
+        # In parallel blocks with one norm, feed-forward and attention keep one and the same input.
+        shared = shape.family.parallel and len(shape.norms) == 1 and not self.autocast
+        kept_already = shared and any(m.trained for flow in block.attentions for m in flow.inputs)
+        total = self._inputs(plain, self.hidden, self._normed(block), kept_already)
         for matrix in (*fused, *(m for m in block.leaving if m.linear.copies > 1)):
             # Experts gather their tokens; what leaves them is weighted by the router.
             chosen = matrix.linear.copies * matrix.linear.active

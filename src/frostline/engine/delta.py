@@ -133,7 +133,8 @@ def _check_base(hashes: Mapping[str, str], card: DeltaCard, replaced: set[str], 
 
 def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
-        return load_file(path)
+        tensors: dict[str, torch.Tensor] = load_file(path)
+        return tensors
     except (SafetensorError, FileNotFoundError, OSError) as error:
         raise UserError(f"delta file cannot be read: {path}: {error}") from None
 

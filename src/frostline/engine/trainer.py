@@ -35,6 +35,8 @@ class Trainer(transformers.Trainer):
     `UserError` when the plan does not fit, and `TrainingError` when the loss is not a number.
     """
 
+    optimizer: Any
+
     def __init__(
         self,
         model: Any = None,

@@ -2,7 +2,7 @@
 
 from frostline.report.format import bytes_text, count_text, mean_text, ratio_text, seconds_text, share_text
 from frostline.report.render import document, markdown, view
-from frostline.report.runs import Run, collect, named
+from frostline.report.runs import Run, collect, named, study_baseline
 from frostline.report.table import Failure, Group, Mean, Row, Table, tabulate
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "ratio_text",
     "seconds_text",
     "share_text",
+    "study_baseline",
     "tabulate",
     "view",
 ]

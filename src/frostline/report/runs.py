@@ -8,8 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from frostline.core.errors import UserError
+from frostline.core.files import read_text
 from frostline.records import RunRecord, find_records
+
+STUDY_FILE = "study.yaml"
 
 NOT_COMPARED = frozenset({"seed", "out", "log_every", "save_every", "keep_checkpoints", "report_to"})
 """Settings in which the runs of one row may differ: they change neither what is learned nor what it costs."""
@@ -17,10 +22,11 @@ NOT_COMPARED = frozenset({"seed", "out", "log_every", "save_every", "keep_checkp
 
 @dataclass(frozen=True)
 class Run:
-    """A record and the label of its row: the strategy, or what a study calls it."""
+    """A record, the folder it lies in, and the label of its row: the strategy, or what a study calls it."""
 
     label: str
     record: RunRecord
+    folder: Path
 
     @property
     def cell(self) -> tuple[str, str, str]:
@@ -39,7 +45,17 @@ def collect(folder: Path) -> list[Run]:
     if not found:
         raise UserError(f"no run below {folder}: give a folder that `frostline train` or `study` wrote")
     found.sort(key=lambda pair: pair[1].started)
-    return [Run(_label(path, record), record) for path, record in found]
+    return [Run(_label(path, record), record, path) for path, record in found]
+
+
+def study_baseline(folder: Path) -> str | None:
+    """The baseline that the study in `folder` names; `all` when it names none or there is no study."""
+    path = folder / STUDY_FILE
+    if not path.is_file():
+        return "all"
+    study = yaml.safe_load(read_text(path, "study file"))
+    baseline: str | None = study.get("baseline", "all") if isinstance(study, dict) else "all"
+    return baseline
 
 
 def named(runs: Iterable[Run]) -> list[Run]:

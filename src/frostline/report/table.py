@@ -33,13 +33,14 @@ class Mean:
 class Row:
     """One strategy on one model and task, over its seeds.
 
-    `metrics` are those after training. `step_ratio`, `time_ratio` and `memory_ratio` are measured, to the
+    `folders` are those of its runs, in the order of `seeds`. `metrics` are those after training. `step_ratio`, `time_ratio` and `memory_ratio` are measured, to the
     group's baseline: the mean over the seeds that both have of this run's figure over the baseline's.
     `predicted_*` are the records' own, to full fine-tuning. Times in seconds, memory in bytes.
     """
 
     strategy: str
     seeds: tuple[int, ...]
+    folders: tuple[str, ...]
     metrics: dict[str, Mean]
     trainable_parameters: float
     trainable_share: float
@@ -107,11 +108,11 @@ def tabulate(runs: Sequence[Run], baseline: str | None = "all") -> Table:
 
 
 def _group(names: dict[str, str], runs: Sequence[Run], baseline: str | None) -> Group:
-    labels: dict[str, list[RunRecord]] = {}
+    labels: dict[str, list[Run]] = {}
     for run in runs:
-        labels.setdefault(run.label, []).append(run.record)
+        labels.setdefault(run.label, []).append(run)
     present = baseline if baseline in labels else None
-    reference = {record.seed: record for record in labels.get(baseline or "", [])}
+    reference = {run.record.seed: run.record for run in labels.get(baseline or "", [])}
     ordered = sorted(labels, key=lambda label: label != baseline)
     first = runs[0].record
     before = (run.record.metrics.before.get(first.data.metric) for run in runs if run.record.metrics)
@@ -126,7 +127,9 @@ def _group(names: dict[str, str], runs: Sequence[Run], baseline: str | None) -> 
     )
 
 
-def _row(label: str, records: Sequence[RunRecord], reference: dict[int, RunRecord]) -> Row:
+def _row(label: str, runs: Sequence[Run], reference: dict[int, RunRecord]) -> Row:
+    records = [run.record for run in runs]
+
     def measured(read: Callable[[Measured], float | None]) -> Mean | None:
         return Mean.of(_measured(record, read) for record in records)
 
@@ -142,6 +145,7 @@ def _row(label: str, records: Sequence[RunRecord], reference: dict[int, RunRecor
     return Row(
         strategy=label,
         seeds=tuple(record.seed for record in records),
+        folders=tuple(str(run.folder) for run in runs),
         metrics={name: mean for name, mean in metrics.items() if mean},
         trainable_parameters=statistics.fmean(record.trainable_parameters for record in records),
         trainable_share=statistics.fmean(record.trainable_parameters / record.total_parameters for record in records),

@@ -147,6 +147,7 @@ def _prepare(config: RunConfig, folder: Path) -> _Prepared:
     tokenizer = load_tokenizer(config.model)
     model = load_model(config.model, task, seed=config.seed)
     prepare_tokenizer(tokenizer, model)
+    _check_length(config, model.config)
     kind = model_kind(model.config)
     train_rows, eval_rows = (encode(task, split, tokenizer, config.max_length, kind) for split in ("train", "eval"))
     arguments = _arguments(config, folder)
@@ -163,6 +164,12 @@ def _prepare(config: RunConfig, folder: Path) -> _Prepared:
     )
     trainer.remove_callback(PrinterCallback)
     return _Prepared(config, task, model, tokenizer, trainer, train_rows, eval_rows, arguments.bf16, steps)
+
+
+def _check_length(config: RunConfig, model_config: Any) -> None:
+    positions = getattr(model_config, "max_position_embeddings", None)
+    if positions is not None and positions > 0 and config.max_length > positions:
+        raise UserError(f"max_length: {config.max_length} is more than the {positions} positions of {config.model}")
 
 
 def _arguments(config: RunConfig, folder: Path) -> TrainingArguments:
@@ -198,7 +205,7 @@ def _arguments(config: RunConfig, folder: Path) -> TrainingArguments:
 def bfloat16_is_fast() -> bool:
     """Whether this machine multiplies matrices in bfloat16 by hardware."""
     if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
@@ -256,8 +263,13 @@ def _start(prepared: _Prepared) -> RunRecord:
         trainable_parameters=sum(p.numel() for p in prepared.model.parameters() if p.requires_grad),
         total_parameters=sum(p.numel() for p in prepared.model.parameters()),
         predicted=prediction.document(),
-        notices=applied.notices,
+        notices=(*applied.notices, *_cut_notice(prepared)),
     )
+
+
+def _cut_notice(prepared: _Prepared) -> list[str]:
+    cut, rows = prepared.train_rows.truncated, len(prepared.train_rows)
+    return [f"{cut} of {rows} training rows are cut to {prepared.config.max_length} tokens"] if cut else []
 
 
 def _mean_length(config: RunConfig, rows: Encoded) -> float:
@@ -288,7 +300,8 @@ def _check_folder(folder: Path, config: RunConfig, resume: bool) -> str | None:
     for key in wanted:
         if key not in ("out", "threads") and record.config.get(key) != wanted[key]:
             raise UserError(f"cannot resume {folder}: {key} was {record.config.get(key)!r}, now {wanted[key]!r}")
-    return transformers.trainer_utils.get_last_checkpoint(str(folder))
+    last: str | None = transformers.trainer_utils.get_last_checkpoint(str(folder))
+    return last
 
 
 def _before(prepared: _Prepared, folder: Path, checkpoint: str | None, console: Console) -> dict[str, float]:

@@ -73,7 +73,7 @@ def encode(task: Task, split: Split, tokenizer: Any, max_length: int, kind: Mode
     rows = [{**row, "example_id": example.id} for (row, _), example in zip(pairs, examples, strict=True)]
     truncated = sum(cut for _, cut in pairs)
     if truncated:
-        _log.warning("%s, %s: %d of %d examples cut to %d tokens", task.name, split, truncated, len(rows), max_length)
+        _log.info("%s, %s: %d of %d examples cut to %d tokens", task.name, split, truncated, len(rows), max_length)
     return Encoded(rows, truncated)
 
 

@@ -1,0 +1,51 @@
+"""`frostline evaluate`: how good a run's model, or a pretrained one, is at a task."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from frostline.cli.answer import Answer, Json
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+def command(
+    target: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="A run's folder, a hub id or a model's folder.")],
+    task: Annotated[str | None, typer.Option(help="The task; for a run, its own by default.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Rows per forward pass.")] = 32,
+    max_length: Annotated[int, typer.Option(min=1, help="Tokens; longer rows are cut.")] = 128,
+    generate_rows: Annotated[
+        int | None, typer.Option(min=0, help="Prompts to generate for; the task's own number by default.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate at most.")] = 64,
+    seed: Annotated[int, typer.Option(help="Of a head that the model lacks.")] = 42,
+    as_json: Json = False,
+) -> Answer:
+    """How good a run's model, or a pretrained one, is at a task."""
+    from frostline.run import evaluate_target
+
+    evaluation = evaluate_target(
+        target,
+        task,
+        batch_size=batch,
+        max_length=max_length,
+        generate_rows=generate_rows,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+    )
+    document = {"target": target, "task": task, "metrics": evaluation.metrics}
+    return Answer(document, lambda: _view(evaluation.metrics), as_json)
+
+
+def _view(metrics: dict[str, Any]) -> list[RenderableType]:
+    from rich.table import Table
+
+    from frostline.report import mean_text
+
+    table = Table.grid(padding=(0, 2))
+    for name, value in metrics.items():
+        table.add_row(name, mean_text(value))
+    return [table]

@@ -1,0 +1,87 @@
+"""`frostline plan`: what a strategy would train on a model, and what that is predicted to cost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from frostline.cli.answer import Answer, Json
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from frostline.run import PlannedModel
+
+WORKLOAD = "Workload that the cost is predicted for"
+
+
+def command(
+    model: Annotated[str, typer.Argument(help="A hub id or a folder; a config.json alone is enough.")],
+    strategy: Annotated[str, typer.Option(help="all, head, bot50, top50, int50, random50, bitfit, lora, a plan file.")],
+    task: Annotated[str | None, typer.Option(help="With the head that this task needs.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the plan here, as .yaml or .json.")] = None,
+    seed: Annotated[int, typer.Option(help="Of what the strategy draws at random.")] = 42,
+    batch: Annotated[int, typer.Option(min=1, help="Rows per step.", rich_help_panel=WORKLOAD)] = 32,
+    length: Annotated[int, typer.Option(min=1, help="Tokens per row.", rich_help_panel=WORKLOAD)] = 128,
+    epochs: Annotated[float, typer.Option(min=0, help="Passes over the rows.", rich_help_panel=WORKLOAD)] = 3.0,
+    rows: Annotated[int, typer.Option(min=1, help="Training rows.", rich_help_panel=WORKLOAD)] = 1000,
+    dtype: Annotated[
+        Literal["float32", "bfloat16"], typer.Option(help="What is computed in.", rich_help_panel=WORKLOAD)
+    ] = "float32",
+    optimizer: Annotated[
+        Literal["adamw", "sgd"], typer.Option(help="Whose state counts.", rich_help_panel=WORKLOAD)
+    ] = "adamw",
+    checkpointing: Annotated[
+        bool, typer.Option("--checkpointing", help="Recompute activations.", rich_help_panel=WORKLOAD)
+    ] = False,
+    as_json: Json = False,
+) -> Answer:
+    """What a strategy would train on a model, and what that is predicted to cost."""
+    from frostline.core.errors import UserError
+    from frostline.cost import Workload
+    from frostline.plan import save_plan
+    from frostline.run import plan_model
+
+    if epochs <= 0:
+        raise UserError(f"--epochs is more than 0 (given: {epochs:g})")
+    workload = Workload(
+        rows=rows,
+        length=length,
+        batch=batch,
+        epochs=epochs,
+        dtype=dtype,
+        optimizer=optimizer,
+        checkpointing=checkpointing,
+    )
+    planned = plan_model(model, strategy, task=task, workload=workload, seed=seed)
+    if out is not None:
+        save_plan(planned.plan, out)
+    return Answer(planned.document(), lambda: _view(planned, out), as_json)
+
+
+def _view(planned: PlannedModel, out: Path | None) -> list[RenderableType]:
+    from rich.table import Table
+    from rich.text import Text
+
+    from frostline.plan import strip
+    from frostline.report import bytes_text, count_text, ratio_text, share_text
+
+    document = planned.document()
+    predicted, assumed = document["predicted"], document["assumes"]
+    trained, total = document["trainable_parameters"], document["total_parameters"]
+    facts = Table.grid(padding=(0, 2))
+    facts.add_row("boundary", f"block {planned.plan.boundary} of {len(planned.plan.blocks)}: below it no backward runs")
+    facts.add_row("trained", f"{count_text(trained)} of {count_text(total)} parameters ({share_text(trained / total)})")
+    facts.add_row("FLOPs", f"{ratio_text(predicted['flops_ratio'])} of full fine-tuning per step")
+    facts.add_row(
+        "peak memory",
+        f"{bytes_text(predicted['peak_memory_bytes'])}, {ratio_text(predicted['memory_ratio'])} of full fine-tuning",
+    )
+    facts.add_row("assumed", ", ".join(f"{key} {value}" for key, value in assumed.items()))
+    parts: list[RenderableType] = [strip(planned.plan), facts]
+    parts += [Text(f"note: {notice}", style="yellow") for notice in planned.notices]
+    if out is not None:
+        parts.append(Text(f"written to {out}"))
+    return parts

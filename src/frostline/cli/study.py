@@ -1,0 +1,58 @@
+"""`frostline study`: a grid of runs, resumable, and its table."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from frostline.cli.answer import Answer, Json, progress_console
+
+if TYPE_CHECKING:
+    from frostline.report import Failure
+    from frostline.study import Cell, StudyConfig
+
+
+def command(
+    study: Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="Models, tasks, strategies, seeds, config.")],
+    out: Annotated[Path, typer.Option(help="The folder that holds the study's runs.")],
+    metric: Annotated[
+        list[str] | None, typer.Option(help="A metric to show beside the headline one; may be given several times.")
+    ] = None,
+    as_json: Json = False,
+) -> Answer:
+    """Run a grid of models, tasks, strategies and seeds; skip what is recorded, go on with what was cut short."""
+    from frostline.study import read_study
+
+    return run_and_tabulate(read_study(study), out, metric or [], as_json)
+
+
+def run_and_tabulate(study: StudyConfig, out: Path, metrics: list[str], as_json: bool) -> Answer:
+    """Run `study` in `out`; the answer is its table, with status 1 when a run failed."""
+    from rich.text import Text
+
+    from frostline.report import Run, document, tabulate, view
+    from frostline.study import run_study
+
+    try:
+        results = run_study(study, out, progress_console())
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted: the same command goes on with the runs in {out}") from None
+    runs = [Run(result.cell.label, result.record, result.cell.folder) for result in results if result.record]
+    failures = tuple(_failure(result.cell, result.error) for result in results if result.error)
+    table = replace(tabulate(runs, study.baseline), failures=failures)
+    return Answer(
+        {"out": str(out), **document(table)},
+        lambda: [*view(table, metrics), Text(f"records in {out}; `frostline report {out}` shows this table again")],
+        as_json,
+        status=1 if failures else 0,
+    )
+
+
+def _failure(cell: Cell, error: str) -> Failure:
+    from frostline.report import Failure
+
+    config = cell.config
+    return Failure(config.model, config.task, cell.label, config.seed, error)

@@ -1,0 +1,108 @@
+"""`frostline train`: one run, recorded."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from frostline.cli.answer import Answer, Json, progress_console
+from frostline.core.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from frostline.records import Metrics, RunRecord
+
+
+def command(
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[CONFIG.yaml] [key=value]...", help="A run's config, and settings over it."),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="A hub id or a folder.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="rte, cb, qnli, webnlg, ..., a file, a folder or a hub data set.")
+    ] = None,
+    strategy: Annotated[
+        str | None, typer.Option(help="bot50, lora, ..., or a plan file.", show_default="bot50")
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option(help="The run's folder.", show_default="runs/<model>-<task>-<strategy>-<seed>")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything drawn at random.", show_default="42")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps, instead of epochs.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the folder's last checkpoint.")] = False,
+    as_json: Json = False,
+) -> Answer:
+    """Train what a strategy says, and record quality and cost."""
+    path, overrides = split_settings(settings or [])
+
+    from frostline.run import read_config, train
+
+    config = read_config(path, overrides, model=model, task=task, strategy=strategy, out=out, seed=seed, steps=steps)
+    try:
+        record = train(config, resume=resume, console=progress_console())
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"interrupted: the same command with --resume goes on from the last checkpoint in {config.folder}"
+        ) from None
+    document = {"folder": str(config.folder), **record.model_dump(mode="json")}
+    return Answer(document, lambda: _view(record, config.folder), as_json)
+
+
+def split_settings(settings: Sequence[str]) -> tuple[Path | None, list[str]]:
+    """The config file, if one comes first, and the `key=value` settings. Raises `UserError` for anything else."""
+    first = [Path(setting) for setting in settings[:1] if not _is_setting(setting)]
+    overrides = list(settings[len(first) :])
+    for setting in overrides:
+        if not _is_setting(setting):
+            raise UserError(f"'{setting}' is not key=value (a config file comes first, and only one)")
+    return (first[0] if first else None), overrides
+
+
+def _is_setting(text: str) -> bool:
+    return re.match(r"[A-Za-z_][\w.]*=", text) is not None
+
+
+def _view(record: RunRecord, folder: Path) -> list[RenderableType]:
+    from rich.table import Table
+    from rich.text import Text
+
+    from frostline.plan import Plan, strip
+    from frostline.report import bytes_text, count_text, ratio_text, seconds_text, share_text
+
+    predicted, measured = record.predicted, record.measured
+    cost = Table("cost", "measured", "predicted", "to full fine-tuning (predicted)", box=None, pad_edge=False)
+    if measured is not None:
+        steps = f"{seconds_text(measured.seconds_per_step)} per step, {measured.steps} steps"
+        cost.add_row("training time", f"{seconds_text(measured.train_seconds)} ({steps})", "", "")
+        cost.add_row(
+            "peak memory",
+            bytes_text(measured.peak_memory_bytes),
+            bytes_text(predicted.get("peak_memory_bytes")),
+            ratio_text(predicted.get("memory_ratio")),
+        )
+    cost.add_row("FLOPs per step", "", "", ratio_text(predicted.get("flops_ratio")))
+    share = share_text(record.trainable_parameters / record.total_parameters)
+    trained = f"{count_text(record.trainable_parameters)} of {count_text(record.total_parameters)} parameters"
+    parts: list[RenderableType] = [strip(Plan.read(record.plan)), Text(f"trained {trained} ({share})"), Text()]
+    if record.metrics is not None:
+        parts += [_quality(record.metrics.before, record.metrics.after, record.data.majority_share), Text()]
+    return [*parts, cost, Text(), Text(f"recorded in {folder}")]
+
+
+def _quality(before: Metrics, after: Metrics, majority_share: float | None) -> RenderableType:
+    from rich.table import Table
+
+    from frostline.report import mean_text
+
+    table = Table("quality", "before", "after", box=None, pad_edge=False)
+    for name, value in after.items():
+        table.add_row(name, mean_text(before.get(name)), mean_text(value))
+    if majority_share is not None:
+        table.add_row("majority class alone", mean_text(majority_share), "")
+    return table
