@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from frostline.cli.answer import Answer
+from frostline.core.errors import unknown_name
 
 NAMES = ("demo", "inspect", "plan", "train", "evaluate", "generate", "merge", "study", "report")
 
@@ -29,7 +30,7 @@ class Commands(TyperGroup):
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in NAMES:
-            return None
+            raise unknown_name("command", cmd_name, NAMES)
         app = typer.Typer(add_completion=False)
         app.command(cmd_name)(_without_stdout(import_module(f"frostline.cli.{cmd_name}").command))
         return typer.main.get_command(app)

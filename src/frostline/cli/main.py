@@ -32,7 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except typer.Exit as done:
         return done.exit_code
     except typer.TyperException as error:
-        return _fail(f"{error.format_message()} (see: frostline {_command(arguments)}--help)", error.exit_code)
+        message = error.format_message().rstrip(".")
+        return _fail(f"{message} (see: frostline {_command(arguments)}--help)", error.exit_code)
     except UserError as error:
         return _fail(str(error), 2)
     except FrostlineError as error:

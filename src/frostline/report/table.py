@@ -33,9 +33,10 @@ class Mean:
 class Row:
     """One strategy on one model and task, over its seeds.
 
-    `folders` are those of its runs, in the order of `seeds`. `metrics` are those after training. `step_ratio`, `time_ratio` and `memory_ratio` are measured, to the
-    group's baseline: the mean over the seeds that both have of this run's figure over the baseline's.
-    `predicted_*` are the records' own, to full fine-tuning. Times in seconds, memory in bytes.
+    `folders` are those of its runs, in the order of `seeds`. `metrics` are those after training.
+    `step_ratio`, `time_ratio` and `memory_ratio` are measured, to the group's baseline: the mean over the seeds
+    that both have of this run's figure over the baseline's. `predicted_*` are the records' own, to full
+    fine-tuning. Times in seconds, memory in bytes.
     """
 
     strategy: str

@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from frostline.core.errors import UserError
+from frostline.records import DataFacts, Measured, ModelFacts, RunMetrics, RunRecord, write_record
+from frostline.report import Mean, Run, collect, document, markdown, study_baseline, tabulate, view
+
+
+def run(
+    strategy: str = "all",
+    seed: int = 42,
+    *,
+    accuracy: float = 0.5,
+    seconds: float = 10.0,
+    memory: int = 1000,
+    step: float | None = 0.1,
+    model: str = "models/base16",
+    task: str = "rte",
+    label: str | None = None,
+    status: str = "finished",
+    error: str | None = None,
+    config: dict[str, Any] | None = None,
+) -> Run:
+    measured = Measured(
+        train_seconds=seconds, seconds_per_step=step, cold_pass_seconds=0, peak_memory_bytes=memory, steps=100
+    )
+    done = status == "finished"
+    record = RunRecord(
+        status=status,  # type: ignore[arg-type]
+        started=f"2025-01-01T00:00:{seed:02d}+00:00",
+        error=error,
+        config={"strategy": strategy, "seed": seed, "out": f"runs/{strategy}-{seed}", **(config or {})},
+        plan={"strategy": strategy},
+        model=ModelFacts(name=model, model_class="M", model_type="m", dtype="float32", blocks=4, fingerprint="f"),
+        data=DataFacts(
+            task=task,
+            kind="classification",
+            source=task,
+            train_rows=100,
+            eval_rows=50,
+            truncated_rows=0,
+            mean_length=20,
+            metric="accuracy",
+            majority_share=0.52,
+            fingerprint="d",
+        ),
+        seed=seed,
+        versions={},
+        trainable_parameters=250,
+        total_parameters=1000,
+        predicted={"flops_ratio": 0.6, "memory_ratio": None},
+        measured=measured if done else None,
+        metrics=RunMetrics(before={"accuracy": 0.4}, after={"accuracy": accuracy, "loss": 1.0}) if done else None,
+    )
+    return Run(label or strategy, record, Path("runs") / strategy / f"seed{seed}")
+
+
+def test_mean_and_sample_deviation_over_seeds() -> None:
+    accuracies = [0.5, 0.6, 0.8]
+    table = tabulate([run("bot50", seed, accuracy=value) for seed, value in enumerate(accuracies)])
+    mean = table.groups[0].rows[0].metrics["accuracy"]
+    by_hand = sum(accuracies) / 3
+    assert mean.n == 3
+    assert mean.mean == pytest.approx(by_hand)
+    assert mean.std == pytest.approx(math.sqrt(sum((a - by_hand) ** 2 for a in accuracies) / 2))
+
+
+def test_one_seed_has_no_deviation() -> None:
+    assert tabulate([run()]).groups[0].rows[0].metrics["accuracy"] == Mean(0.5, None, 1)
+
+
+def test_ratios_are_means_over_paired_seeds() -> None:
+    runs = [
+        run("bot50", 1, seconds=5, memory=500, step=0.02),
+        run("bot50", 2, seconds=30, memory=900, step=0.3),
+        run("bot50", 3, seconds=1e6, memory=10**9),  # the baseline has no seed 3
+        run("all", 1, seconds=10, memory=1000, step=0.1),
+        run("all", 2, seconds=40, memory=1000, step=0.1),
+    ]
+    group = tabulate(runs).groups[0]
+    assert [row.strategy for row in group.rows] == ["all", "bot50"]
+    all_row, bot50 = group.rows
+    assert bot50.time_ratio is not None and bot50.memory_ratio is not None and bot50.step_ratio is not None
+    assert (bot50.time_ratio.mean, bot50.time_ratio.n) == (pytest.approx((0.5 + 0.75) / 2), 2)
+    assert bot50.memory_ratio.mean == pytest.approx(0.7)
+    assert bot50.step_ratio.mean == pytest.approx((0.2 + 3) / 2)
+    assert all_row.time_ratio is not None and all_row.time_ratio.mean == 1.0
+    assert bot50.trainable_share == 0.25
+    assert (bot50.predicted_flops_ratio, bot50.predicted_memory_ratio) == (pytest.approx(0.6), None)
+
+
+def test_without_a_baseline_or_a_measurement_ratios_are_missing() -> None:
+    group = tabulate([run("bot50"), run("lora")]).groups[0]
+    assert group.baseline is None
+    assert all(row.time_ratio is None for row in group.rows)
+    group = tabulate([run("all", step=None), run("lora", step=0.2)]).groups[0]
+    assert group.rows[1].step_ratio is None and group.rows[0].seconds_per_step is None
+    assert group.rows[1].time_ratio is not None
+    assert "–" in markdown(tabulate([run("all", step=None)]))
+
+
+def test_another_baseline() -> None:
+    group = tabulate([run("all", seconds=10), run("lora", seconds=8)], baseline="lora").groups[0]
+    assert group.rows[0].strategy == "lora"
+    assert group.rows[1].time_ratio == Mean(1.25, None, 1)
+    assert tabulate([run("all")], baseline=None).groups[0].baseline is None
+
+
+def test_a_group_for_each_model_and_task() -> None:
+    runs = [run(task="rte"), run(task="cb"), run(model="models/other"), run("lora", task="cb", seconds=20)]
+    groups = tabulate(runs).groups
+    assert [(group.model, group.task) for group in groups] == [("base16", "rte"), ("base16", "cb"), ("other", "rte")]
+    assert groups[1].rows[1].time_ratio == Mean(2.0, None, 1)
+
+
+def test_models_of_one_name_keep_their_path() -> None:
+    groups = tabulate([run(model="a/base"), run(model="b/base")]).groups
+    assert [group.model for group in groups] == ["a/base", "b/base"]
+
+
+def test_runs_set_up_differently_are_not_averaged() -> None:
+    runs = [
+        run("lora", 1, config={"learning_rate": 1e-4, "data": {"max_train_rows": 10}, "log_every": 1}),
+        run("lora", 2, config={"learning_rate": 1e-4, "data": {"max_train_rows": 10}, "log_every": 5}),
+        run("lora", 1, config={"learning_rate": 1e-3, "data": {"max_train_rows": 20}}),
+        run("all", 1),
+    ]
+    rows = tabulate(runs).groups[0].rows
+    assert [(row.strategy, len(row.seeds)) for row in rows] == [
+        ("all", 1),
+        ("lora (data.max_train_rows=10, learning_rate=0.0001)", 2),
+        ("lora (data.max_train_rows=20, learning_rate=0.001)", 1),
+    ]
+
+
+def test_runs_without_a_result_are_named_and_not_counted() -> None:
+    runs = [run("all"), run("lora", status="failed", error="the loss is nan"), run("lora", 7, status="running")]
+    table = tabulate(runs)
+    assert [row.strategy for row in table.groups[0].rows] == ["all"]
+    assert [(f.strategy, f.seed, f.error) for f in table.failures] == [
+        ("lora", 42, "the loss is nan"),
+        ("lora", 7, "interrupted"),
+    ]
+    assert "the loss is nan" in markdown(table)
+
+
+def shown(table: Any, *metrics: str) -> str:
+    console = Console(width=200, force_terminal=False, highlight=False)
+    with console.capture() as capture:
+        for part in view(table, metrics):
+            console.print(part)
+    return capture.get()
+
+
+def test_text_and_markdown_show_the_same_figures() -> None:
+    runs = [run("all", seed, accuracy=0.7 + seed / 100, seconds=10) for seed in (1, 2)]
+    runs += [run("bot50", seed, accuracy=0.6, seconds=5, memory=600) for seed in (1, 2)]
+    table = tabulate(runs)
+    text, mark = shown(table, "loss"), markdown(table, ["loss"])
+    for figure in ("0.715 ± 0.007", "0.600 ± 0.000", "0.50", "0.60", "25.0%", "majority class 0.520", "loss"):
+        assert figure in text, figure
+        assert figure in mark, figure
+    lines = [line for line in mark.splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in lines}) == 1 and len(lines) == 4
+    assert "loss" not in markdown(table)
+
+
+def test_document_is_plain_json() -> None:
+    table = tabulate([run("all", 1), run("bot50", 1, seconds=5)])
+    group = json.loads(json.dumps(document(table)))["groups"][0]
+    assert group["rows"][1]["time_ratio"] == {"mean": 0.5, "std": None, "n": 1}
+    assert group["rows"][1]["folders"] == ["runs/bot50/seed1"]
+
+
+def test_collect_labels_by_a_studys_folders(tmp_path: Path) -> None:
+    plain, labelled = run("lora", 1), run("lora", 2)
+    write_record(plain.record, tmp_path / "somewhere")
+    write_record(labelled.record, tmp_path / "base16" / "rte" / "lora-slow" / "seed2")
+    assert [(r.label, r.record.seed) for r in collect(tmp_path)] == [("lora", 1), ("lora-slow", 2)]
+    assert study_baseline(tmp_path) == "all"
+    (tmp_path / "study.yaml").write_text("models: [a]\nbaseline: null\n")
+    assert study_baseline(tmp_path) is None
+
+
+def test_collect_refuses_a_folder_without_runs(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no run below"):
+        collect(tmp_path)
+    with pytest.raises(UserError, match="no such folder"):
+        collect(tmp_path / "absent")
+
+
+def test_report_imports_no_torch() -> None:
+    code = "import sys, frostline.report; sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'numpy')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
