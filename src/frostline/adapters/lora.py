@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -42,8 +43,11 @@ def add_lora(model: PreTrainedModel, plan: Plan, anatomy: Anatomy, seed: int) ->
     if not targets:
         return None
     required = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    with torch.random.fork_rng(devices=sorted({p.device.index for p in required if p.is_cuda})):
+    devices = sorted({p.device.index for p in required if p.is_cuda})
+    with torch.random.fork_rng(devices=devices), warnings.catch_warnings():
         torch.manual_seed(derive_seed(seed, "lora"))
+        # peft 0.21 reads an attribute that transformers 5 deprecates.
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
         peft_model = get_peft_model(model, _config(targets, model), adapter_name=ADAPTER)
     for parameter, requires_grad in required.items():
         parameter.requires_grad_(requires_grad)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from frostline.anatomy.model import Anatomy, Block, Role, Tensor
 from frostline.anatomy.untie import untied
 from frostline.core.errors import UserError
-from frostline.plan import Full, Partial, Plan
+from frostline.plan import Full, Lora, Partial, Plan
 
 _ROLES = {"attention": Role.ATTENTION, "feed_forward": Role.FEED_FORWARD}
 
@@ -36,8 +36,8 @@ def select(plan: Plan, anatomy: Anatomy) -> tuple[Trained, ...]:
     """The model's own tensors that train under `plan`, in the model's order (adapters come on top).
 
     `anatomy` is that of the model before the plan touched it. Raises `UserError` when the plan has
-    another number of blocks, when it would train one side of a tied tensor, or when a partial block names
-    tensors that the architecture does not have.
+    another number of blocks, when it would train one side of a tied tensor, when a partial block names
+    tensors that the architecture does not have, or when nothing of this model would train.
     """
     _check(plan, anatomy)
     if plan.untie:
@@ -55,6 +55,12 @@ def select(plan: Plan, anatomy: Anatomy) -> tuple[Trained, ...]:
             trained += [Trained(tensor, mode.lr_scale) for tensor in block.tensors]
         elif isinstance(mode, Partial):
             trained += _partial(mode, block)
+    if not trained and not any(isinstance(mode, Lora) for mode in plan.blocks):
+        named = [part for part in ("embeddings", "final_norm", "head") if getattr(plan, part).mode != "frozen"]
+        raise UserError(
+            f"the plan '{plan.strategy}' trains only {' and '.join(named)}, of which {anatomy.model_class} has no "
+            "tensor: give a block a mode other than frozen"
+        )
     order = {tensor.name: position for position, tensor in enumerate(anatomy.tensors)}
     return tuple(sorted(trained, key=lambda item: order[item.tensor.name]))
 
@@ -64,7 +70,7 @@ def notices(plan: Plan, anatomy: Anatomy) -> list[str]:
     if anatomy.tied and not plan.untie and plan.embeddings.mode == "frozen":
         return [
             "tied embeddings: the head is the frozen embedding's tensor, so it is frozen too "
-            f"(untie: true trains a copy of it, +{anatomy.vocab_size * anatomy.hidden_size:,} parameters)"
+            f"(untie: true trains a copy of it, +{_copied(anatomy):,} parameters)"
         ]
     return []
 
@@ -80,6 +86,10 @@ def _check(plan: Plan, anatomy: Anatomy) -> None:
             f"embeddings: {plan.embeddings.mode} beside head: {plan.head.mode}, but {anatomy.model_class} ties "
             "them into one tensor: give both the same mode, or untie: true for a head of its own"
         )
+
+
+def _copied(anatomy: Anatomy) -> int:
+    return untied(anatomy).total_parameters - anatomy.total_parameters
 
 
 def _partial(mode: Partial, block: Block) -> list[Trained]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from frostline.cli.answer import Answer, Json
+from frostline.core.errors import UserError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -14,6 +15,12 @@ if TYPE_CHECKING:
 
 def command(
     target: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="A run's folder, a hub id or a model's folder.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[data.key=value]...", help="How the task's rows are read: data.columns.text=premise ..."
+        ),
+    ] = None,
     task: Annotated[str | None, typer.Option(help="The task; for a run, its own by default.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Rows per forward pass.")] = 32,
     max_length: Annotated[int, typer.Option(min=1, help="Tokens; longer rows are cut.")] = 128,
@@ -21,19 +28,29 @@ def command(
         int | None, typer.Option(min=0, help="Prompts to generate for; the task's own number by default.")
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate at most.")] = 64,
+    precision: Annotated[
+        Literal["auto", "float32", "bfloat16"], typer.Option(help="auto: bfloat16 where the hardware has it.")
+    ] = "auto",
     seed: Annotated[int, typer.Option(help="Of a head that the model lacks.")] = 42,
     as_json: Json = False,
 ) -> Answer:
     """How good a run's model, or a pretrained one, is at a task."""
-    from frostline.run import evaluate_target
+    for setting in settings or []:
+        if not setting.startswith("data."):
+            raise UserError(f"'{setting}': a setting here is data.key=value, such as data.columns.text=premise")
 
+    from frostline.run import evaluate_target, read_config
+
+    options = read_config(None, settings, model=target, task=task or "").data if settings else None
     evaluation = evaluate_target(
         target,
         task,
+        options=options,
         batch_size=batch,
         max_length=max_length,
         generate_rows=generate_rows,
         max_new_tokens=max_new_tokens,
+        precision=precision,
         seed=seed,
     )
     document = {"target": target, "task": task, "metrics": evaluation.metrics}

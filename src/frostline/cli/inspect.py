@@ -70,8 +70,8 @@ def _view(model: str, anatomy: Anatomy) -> list[RenderableType]:
 
     sizes = [_sizes(block) for block in anatomy.blocks]
     roles = [role for role in ROLES if any(size[role] for size in sizes)]
-    table = Table("part", "where", box=None, pad_edge=False, header_style="bold", show_footer=True)
-    for heading in (*(role.replace("_", "-") for role in roles), "parameters", "of all"):
+    table = Table("part", "where", box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
+    for heading in (*(role.replace("_", "-") for role in roles), "parameters", "share"):
         table.add_column(heading, justify="right")
     total = anatomy.total_parameters
 
@@ -90,7 +90,7 @@ def _view(model: str, anatomy: Anatomy) -> list[RenderableType]:
     for block, size in zip(anatomy.blocks, sizes, strict=True):
         add(f"block {block.index}", block.name, block.parameters, [size[role] for role in roles])
     add("final norm", _where(anatomy.final_norm), _count(anatomy.final_norm))
-    head = "the embedding's tensor (tied)" if anatomy.tied else ""
+    head = "tied to embedding" if anatomy.tied else ""
     add("head", _where(anatomy.head) or head, _count(anatomy.head))
     add("total", "", total)
     kind = "encoder-decoder, " if anatomy.encoder_decoder else ""

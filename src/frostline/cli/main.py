@@ -40,6 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(error), 1)
     except KeyboardInterrupt as error:
         return _fail(str(error) or "interrupted", 1, kind="")
+    except BrokenPipeError:
+        # Whoever read has read enough. Nothing may be left for the interpreter to flush when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except Exception as error:
         about = f"{type(error).__name__}: {error}".rstrip(": ")
         advice = f"this is a fault of frostline; {TRACEBACK}=1 shows where"
@@ -50,12 +54,7 @@ def _run(arguments: Sequence[str]) -> int:
     command = typer.main.get_command(root)
     with command.make_context("frostline", list(arguments)) as context:
         answer: Answer = command.invoke(context)
-    try:
-        answer.show()
-    except BrokenPipeError:
-        # Whoever read has read enough. Nothing is left for the interpreter to flush when it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    answer.show()
     return answer.status
 
 
@@ -67,9 +66,10 @@ def _fail(message: str, status: int, kind: str = "error: ") -> int:
     if os.environ.get(TRACEBACK):
         traceback.print_exc()
     line = " ".join(message.split("\n"))
-    print(f"{kind}{line}", file=sys.stderr)
     if LIFELINE in os.environ:
         from frostline.study import lifeline
 
-        lifeline.say(line)
+        lifeline.say(line)  # the study shows it
+    else:
+        print(f"{kind}{line}", file=sys.stderr)
     return status

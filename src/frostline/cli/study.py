@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 def command(
     study: Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="Models, tasks, strategies, seeds, config.")],
     out: Annotated[Path, typer.Option(help="The folder that holds the study's runs.")],
+    settings: Annotated[list[str] | None, typer.Argument(metavar="[key=value]...", help="Settings over it.")] = None,
     metric: Annotated[
         list[str] | None, typer.Option(help="A metric to show beside the headline one; may be given several times.")
     ] = None,
@@ -26,7 +27,7 @@ def command(
     """Run a grid of models, tasks, strategies and seeds; skip what is recorded, go on with what was cut short."""
     from frostline.study import read_study
 
-    return run_and_tabulate(read_study(study), out, metric or [], as_json)
+    return run_and_tabulate(read_study(study, settings or []), out, metric or [], as_json)
 
 
 def run_and_tabulate(study: StudyConfig, out: Path, metrics: list[str], as_json: bool) -> Answer:

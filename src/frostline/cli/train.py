@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 def command(
     settings: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[CONFIG.yaml] [key=value]...", help="A run's config, and settings over it."),
+        typer.Argument(
+            metavar="[CONFIG.yaml] [key=value]...",
+            help="A run's config, and settings over it: learning_rate=1e-4 batch_size=16 data.max_train_rows=500 ...",
+        ),
     ] = None,
     model: Annotated[str | None, typer.Option(help="A hub id or a folder.")] = None,
     task: Annotated[

@@ -25,6 +25,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
     unknown task 'rta': did you mean 'rte'? known: cb, rte
     """
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"did you mean '{close[0]}'? " if close else ""
-    return UserError(f"unknown {kind} '{name}': {hint}known: {', '.join(names)}")
+    lowered = {known.lower(): known for known in names}
+    close = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.5)
+    hint = f"did you mean '{lowered[close[0]]}'? " if close else ""
+    return UserError(f"unknown {kind} {name!r}: {hint}known: {', '.join(names)}")

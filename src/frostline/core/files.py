@@ -22,19 +22,19 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
     Raises `FrostlineError` when the disk is full; what stood at `path` before is then untouched.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        with disk_errors(path):
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
             yield temporary
             with temporary.open("rb+") as written:
                 os.fsync(written.fileno())
             temporary.chmod(0o666 & ~_umask())
             temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -43,21 +43,18 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
     Raises `FrostlineError` when the disk is full; what stood at `path` before is then untouched.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        with disk_errors(path):
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        try:
             yield temporary
             temporary.chmod(0o777 & ~_umask())
             if path.exists():
-                old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
-                path.replace(old / "was")
-                temporary.replace(path)
-                shutil.rmtree(old)
+                _exchange(path, temporary)
             else:
                 temporary.replace(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -110,12 +107,29 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise
 
 
+# safetensors wraps the operating system's error and keeps its text; torch's writer says only where it stopped.
+_FULL_DISK = ("no space left", "storagefull", "inline_container.cc", "iostream error")
+
+
 def _is_full_disk(error: BaseException) -> bool:
-    # safetensors and torch wrap the operating system's error into their own, keeping only its text.
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
     text = str(error).lower()
-    return "no space left" in text or "storagefull" in text
+    return any(sign in text for sign in _FULL_DISK)
+
+
+def _exchange(path: Path, new: Path) -> None:
+    """Put `new` in the place of `path` and remove what was there; put that back if `new` cannot move."""
+    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
+    try:
+        path.replace(aside / "was")
+        try:
+            new.replace(path)
+        except BaseException:
+            (aside / "was").replace(path)
+            raise
+    finally:
+        shutil.rmtree(aside)
 
 
 def _umask() -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from typing import Generic, TypeVar
 
 from frostline.core.errors import UserError, unknown_name
@@ -15,33 +15,44 @@ class Registry(Generic[T]):
     """Names to entries, with a did-you-mean error, extended by installed packages through an entry point.
 
     A third party writes, in its pyproject.toml, ``[project.entry-points."frostline.<group>"]`` and one line
-    ``name = "module:object"``; the object is loaded when the name is first asked for.
+    ``name = "module:object"``; the object is loaded when the name is first asked for. It has to be an
+    `entry_type`, where that is given.
     """
 
-    def __init__(self, kind: str, group: str, entries: Mapping[str, T]) -> None:
+    def __init__(self, kind: str, group: str, entries: Mapping[str, T], entry_type: type[T] | None = None) -> None:
         self.kind = kind
         self._group = group
         self._entries = dict(entries)
+        self._entry_type = entry_type
 
     def get(self, name: str) -> T:
-        """The entry called `name`. Raises `UserError` naming the closest known ones."""
-        if name in self._entries:
-            return self._entries[name]
-        for point in entry_points(group=self._group):
-            if point.name == name:
-                try:
-                    loaded: T = point.load()
-                except Exception as error:
-                    raise UserError(
-                        f"{self.kind} '{name}' of package '{point.dist.name if point.dist else '?'}' "
-                        f"cannot be loaded ({point.value}): {error}"
-                    ) from error
-                self._entries[name] = loaded
-                return loaded
-        raise unknown_name(self.kind, name, self)
+        """The entry called `name`.
+
+        Raises `UserError` naming the closest known ones, or when a package's entry cannot be loaded.
+        """
+        if name not in self._entries:
+            if name not in self:
+                raise unknown_name(self.kind, name, self)
+            self._entries[name] = self._load(self._points()[name])
+        return self._entries[name]
+
+    def _points(self) -> EntryPoints:
+        return entry_points(group=self._group)
+
+    def _load(self, point: EntryPoint) -> T:
+        package = point.dist.name if point.dist else "?"
+        what = f"{self.kind} '{point.name}' of package '{package}'"
+        try:
+            loaded: T = point.load()
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"{what} cannot be loaded ({point.value}): {type(error).__name__}: {reason}") from error
+        if self._entry_type is not None and not isinstance(loaded, self._entry_type):
+            raise UserError(f"{what}: {point.value} is not a {self._entry_type.__name__} but {type(loaded).__name__}")
+        return loaded
 
     def __iter__(self) -> Iterator[str]:
-        yield from sorted({*self._entries, *(point.name for point in entry_points(group=self._group))})
+        yield from sorted({*self._entries, *self._points().names})
 
     def __contains__(self, name: object) -> bool:
-        return name in set(self)
+        return name in self._entries or name in self._points().names

@@ -11,5 +11,5 @@ def derive_seed(seed: int, *names: str | int) -> int:
     >>> derive_seed(42, "rows", 3) != derive_seed(42, "rows", 4)
     True
     """
-    text = "/".join(str(part) for part in (seed, *names))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+    escaped = (str(part).replace("\\", "\\\\").replace("/", "\\/") for part in (seed, *names))
+    return int.from_bytes(hashlib.sha256("/".join(escaped).encode()).digest()[:8], "big") >> 1

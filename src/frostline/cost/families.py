@@ -10,14 +10,17 @@ class Family:
     """The wiring of a model family's blocks. The default is a Llama's.
 
     `post_norm`: attention reads the block's input itself, norms come after. `parallel`: attention and
-    feed-forward both read the block's input. `softcap`: scores and logits pass a tanh. `layer_norm`: norms
-    centre their input although they have no bias. `activation_tensors`: how many tensors of the feed-forward's
-    width the activation function keeps for its backward. `keeps_output`: it keeps its output (relu), which
-    the next matrix keeps as well.
+    feed-forward both read the block's input. `rotary`: queries and keys are rotated, so they are tensors of
+    their own. `unfused`: attention is eager whatever is asked for. `softcap`: scores and logits pass a tanh.
+    `layer_norm`: norms centre their input although they have no bias. `activation_tensors`: how many tensors
+    of the feed-forward's width the activation function keeps. `keeps_output`: what it keeps is its output
+    (relu), which the next matrix keeps as well.
     """
 
     post_norm: bool = False
     parallel: bool = False
+    rotary: bool = True
+    unfused: bool = False
     softcap: bool = False
     layer_norm: bool = False
     activation_tensors: int = 1
@@ -32,16 +35,17 @@ _FAMILIES = {
     "roberta": Family(post_norm=True),
     "xlm-roberta": Family(post_norm=True),
     "electra": Family(post_norm=True),
-    "deberta": Family(post_norm=True),
-    "deberta-v2": Family(post_norm=True),
+    "deberta": Family(post_norm=True, unfused=True),
+    "deberta-v2": Family(post_norm=True, unfused=True),
     "distilbert": Family(post_norm=True),
     "bart": Family(post_norm=True),
     "olmo2": Family(post_norm=True),
     "modernbert": Family(layer_norm=True),
-    "gpt2": Family(activation_tensors=_GELU_NEW),
+    "gpt2": Family(rotary=False, activation_tensors=_GELU_NEW),
+    "gpt_bigcode": Family(rotary=False),
     "gpt_neo": Family(activation_tensors=_GELU_NEW),
-    "gptj": Family(parallel=True, activation_tensors=_GELU_NEW),
-    "codegen": Family(parallel=True, activation_tensors=_GELU_NEW),
+    "gptj": Family(parallel=True, unfused=True, activation_tensors=_GELU_NEW),
+    "codegen": Family(parallel=True, unfused=True, activation_tensors=_GELU_NEW),
     "phi": Family(parallel=True, activation_tensors=_GELU_NEW),
     "gpt_neox": Family(parallel=True),
     "falcon": Family(parallel=True),

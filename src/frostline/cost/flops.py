@@ -70,10 +70,10 @@ def step_flops(plan: Plan, anatomy: Anatomy, workload: Workload) -> StepFlops:
     """Operations of one training step of `workload.batch` rows under `plan`."""
     step = flow(plan, anatomy)
     return StepFlops(
-        embeddings=_sum(_matrix(matrix, _tokens(workload, "encoder", anatomy)) for matrix in step.embeddings),
+        embeddings=_sum(_matrix(matrix, workload.step_tokens("encoder", step.anatomy)) for matrix in step.embeddings),
         blocks=tuple(_block(block, step, workload) for block in step.blocks),
         head=_sum(
-            _matrix(item.matrix, workload.batch if item.pooled else _tokens(workload, "decoder", anatomy))
+            _matrix(item.matrix, workload.batch if item.pooled else workload.step_tokens("decoder", step.anatomy))
             for item in step.head
         ),
     )
@@ -96,8 +96,8 @@ def run_flops_ratio(plan: Plan, anatomy: Anatomy, workload: Workload) -> float:
 
 
 def _block(block: BlockFlow, step: Flow, workload: Workload) -> Flops:
-    n = _tokens(workload, block.stack, step.anatomy)
-    encoded = _tokens(workload, "encoder", step.anatomy)
+    n = workload.step_tokens(block.stack, step.anatomy)
+    encoded = workload.step_tokens("encoder", step.anatomy)
     parts = [_matrix(matrix, n) for matrix in (*block.entering, *block.leaving)]
     for attention in block.attentions:
         cross = attention.attention.cross
@@ -129,10 +129,6 @@ def _products(attention: AttentionFlow, n: float, u: float) -> Flops:
     values = 2.0 * n * u * attention.attention.a
     back = scores * (attention.query + attention.key) + values * (attention.scores + attention.value)
     return Flops(scores + values, back)
-
-
-def _tokens(workload: Workload, stack: str, anatomy: Anatomy) -> int:
-    return workload.batch * workload.tokens_per_row(stack, anatomy.encoder_decoder)
 
 
 def _sum(parts: Iterable[Flops]) -> Flops:

@@ -12,28 +12,27 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 from frostline.adapters import lora_targets
-from frostline.anatomy import Anatomy, Block, Linear, Role
-from frostline.anatomy.selection import select
-from frostline.anatomy.untie import untied
+from frostline.anatomy import Anatomy, Block, Linear, Role, select, untied
 from frostline.cost.structure import Attention, Structure, sides, structures
 from frostline.plan import Full, Lora, Plan
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """One weight matrix in a step. `carries`: its input carries a gradient; `trained`: it does train;
-    `shifts`: its bias does; `lora`: the update beside it."""
+    """One weight matrix in a step. `carries`: its input carries a gradient; `trained`: it trains, `partly`:
+    only some of its rows; `biased`: its bias trains; `lora`: the update beside it."""
 
     linear: Linear
     carries: bool
     trained: bool
-    shifts: bool = False
+    partly: bool = False
+    biased: bool = False
     lora: Lora | None = None
 
     @property
     def passes(self) -> bool:
         """Whether its output carries a gradient."""
-        return self.carries or self.trained or self.shifts or self.lora is not None
+        return self.carries or self.trained or self.biased or self.lora is not None
 
 
 @dataclass(frozen=True)
@@ -64,12 +63,14 @@ class AttentionFlow:
 
 @dataclass(frozen=True)
 class BlockFlow:
-    """One block in a step. `enters`, `leaves`: its hidden states carry a gradient before, after it."""
+    """One block in a step. `trains`: its mode is not frozen; `widened`: tensors of its own train, so all of
+    them are float32; `enters`, `leaves`: its hidden states carry a gradient before, after it."""
 
     index: int
     stack: str
     structure: Structure
     trains: bool
+    widened: bool
     norms_train: bool
     enters: bool
     leaves: bool
@@ -103,10 +104,6 @@ class Flow:
     final_norm_trains: bool
     head: tuple[HeadMatrix, ...]
 
-    @property
-    def final_norm_carries(self) -> bool:
-        return self.blocks[-1].leaves
-
 
 def as_trained(plan: Plan, anatomy: Anatomy) -> Anatomy:
     """The anatomy of the model as the plan trains it: with a head of its own if it unties."""
@@ -118,13 +115,15 @@ def flow(plan: Plan, anatomy: Anatomy) -> Flow:
 
     Raises `UserError` when the plan does not fit the anatomy.
     """
-    anatomy = as_trained(plan, anatomy)
-    trained = {item.tensor.name for item in select(plan, anatomy)}
+    trained = {item.tensor.name: item.rows < 1 for item in select(plan, anatomy)}
     lora = {target.linear.name: target.options for target in lora_targets(plan, anatomy)}
+    anatomy = as_trained(plan, anatomy)
 
     def matrix(linear: Linear, carries: bool) -> Matrix:
-        bias = f"{linear.name}.bias"
-        return Matrix(linear, carries, linear.weight in trained, bias in trained, lora.get(linear.name))
+        weight, bias = linear.weight, f"{linear.name}.bias"
+        return Matrix(
+            linear, carries, weight in trained, trained.get(weight, False), bias in trained, lora.get(linear.name)
+        )
 
     embeddings_train = isinstance(plan.embeddings, Full)
     final_norm_trains = isinstance(plan.final_norm, Full) and bool(anatomy.final_norm)
@@ -181,6 +180,7 @@ def _block(
         block.stack,
         structure,
         trains,
+        bool(own),
         norms_train,
         enters,
         leaves,

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from frostline.adapters import lora_parameters, lora_targets
-from frostline.anatomy import Anatomy
-from frostline.anatomy.selection import select
+from frostline.anatomy import Anatomy, select
 from frostline.cost.flow import as_trained
 from frostline.plan import Full, Plan
 
@@ -12,7 +11,7 @@ from frostline.plan import Full, Plan
 def trainable_parameters(plan: Plan, anatomy: Anatomy) -> int:
     """Parameters that train under `plan`: the model's own (of a matrix that trains in part, the rows that do)
     and LoRA's. A tied tensor counts once. Raises `UserError` when the plan does not fit."""
-    return sum(item.parameters for item in select(plan, as_trained(plan, anatomy))) + _lora(plan, anatomy)
+    return sum(item.parameters for item in select(plan, anatomy)) + _lora(plan, anatomy)
 
 
 def total_parameters(plan: Plan, anatomy: Anatomy) -> int:

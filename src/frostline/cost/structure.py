@@ -20,7 +20,7 @@ from frostline.cost.families import Family, family
 @dataclass(frozen=True)
 class Attention:
     """One attention: `inputs` make queries, keys and values, `output` mixes the heads. `cross` takes keys and
-    values from the encoder."""
+    values from the encoder. `fused` is the width of a matrix that makes all three at once, 0 without one."""
 
     inputs: tuple[Linear, ...]
     output: Linear
@@ -28,6 +28,7 @@ class Attention:
     q: int
     k: int
     v: int
+    fused: int
 
     @property
     def a(self) -> int:
@@ -142,15 +143,16 @@ def _attention(linears: Sequence[Linear], cross: bool) -> Attention:
     inputs = tuple(linear for linear in linears if linear is not output)
     a = output.in_features
     made = {sides(linear): linear.out_features for linear in inputs}
-    fused = made.get("qkv", made.get("", 3 * a))
+    fused = made.get("qkv", made.get("", 0))
     q = made.get("q", a)
     return Attention(
         inputs=inputs,
         output=output,
         cross=cross,
         q=q,
-        k=made.get("k", q if "q" in made else (fused - q) // 2),
-        v=made.get("v", a if "q" in made else (fused - q) // 2),
+        k=made.get("k", (fused - q) // 2 if fused else q),
+        v=made.get("v", (fused - q) // 2 if fused else a),
+        fused=fused,
     )
 
 

@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from frostline.anatomy import Anatomy
+
 Dtype = Literal["float32", "bfloat16", "float16"]
 Optimizer = Literal["adamw", "sgd"]
 
@@ -16,8 +18,8 @@ BYTES: Mapping[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 class Workload(BaseModel):
     """What is trained on, and how.
 
-    `rows` examples per epoch; `batch` rows per step, each of `length` tokens after padding (the mean over
-    the batches). `label_tokens` is the length of the targets that an encoder-decoder's decoder reads; other
+    `rows` examples per epoch; `batch` rows at a time, each of `length` tokens after padding (the mean over
+    the batches); the optimizer steps after `accumulation` batches. `label_tokens` is the length of the targets that an encoder-decoder's decoder reads; other
     models have none (None: as `length`).
 
     `dtype` is what matrices are multiplied in: float32, or bfloat16 by autocast. `frozen_dtype` is what frozen
@@ -31,6 +33,7 @@ class Workload(BaseModel):
     rows: int = Field(1000, gt=0)
     length: int = Field(128, gt=0)
     batch: int = Field(32, gt=0)
+    accumulation: int = Field(1, gt=0)
     epochs: float = Field(1, gt=0)
     dtype: Literal["float32", "bfloat16"] = "float32"
     optimizer: Optimizer = "adamw"
@@ -42,13 +45,21 @@ class Workload(BaseModel):
 
     @property
     def steps(self) -> float:
-        """Steps of `batch` rows in all epochs together; the last may be a part of one."""
+        """Batches in all epochs together; the last may be a part of one."""
         return self.rows * self.epochs / self.batch
 
-    def tokens_per_row(self, stack: str, encoder_decoder: bool) -> int:
+    @property
+    def autocast(self) -> bool:
+        return self.dtype == "bfloat16"
+
+    def row_tokens(self, stack: str, anatomy: Anatomy) -> int:
         """How many tokens of one row pass the blocks of a stack ("encoder" or "decoder")."""
-        reads_targets = encoder_decoder and stack == "decoder"
+        reads_targets = anatomy.encoder_decoder and stack == "decoder"
         return self.label_tokens or self.length if reads_targets else self.length
+
+    def step_tokens(self, stack: str, anatomy: Anatomy) -> int:
+        """How many tokens of one batch pass the blocks of a stack."""
+        return self.batch * self.row_tokens(stack, anatomy)
 
 
 def has_dropout(config: Any) -> bool:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from frostline.anatomy import find_anatomy
 from frostline.core.errors import UserError
-from frostline.core.files import read_json, write_json
+from frostline.core.files import atomic_file, read_json, write_json
 from frostline.engine._fingerprint import fingerprint, tensor_hashes
 from frostline.engine.apply import Applied, applied_to, apply
 from frostline.plan import Plan, document
@@ -60,7 +60,8 @@ def save_delta(model: Any, folder: Path) -> None:
         seed=applied.seed,
         plan=document(applied.plan),
     )
-    save_file(trained_tensors(model), folder / TENSORS_FILE, metadata={"format": "pt"})
+    with atomic_file(folder / TENSORS_FILE) as path:
+        save_file(trained_tensors(model), path, metadata={"format": "pt"})
     applied.config.save_pretrained(folder)
     write_json(folder / CARD_FILE, card.model_dump(mode="json"))
 

@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
 
 from frostline.core.errors import UserError
 from frostline.core.files import atomic_folder
 from frostline.engine.apply import to_plain
 from frostline.engine.delta import load_delta, read_card
-from frostline.engine.models import class_called, load_config, load_weights
+from frostline.engine.models import class_called, load_config, load_tokenizer, load_weights
 
 
 def load(folder: str | Path, *, base: str | None = None) -> Any:
@@ -65,8 +64,7 @@ def _dtype(name: str) -> torch.dtype:
 def _copy_tokenizer(run: Path, base: str, out: Path) -> None:
     for place in (str(run), base):
         try:
-            tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
-        except (OSError, ValueError):
+            load_tokenizer(place).save_pretrained(out)
+        except UserError:
             continue
-        tokenizer.save_pretrained(out)
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,13 +17,24 @@ from transformers.utils import logging as transformers_logging
 from frostline.core.errors import UserError
 
 
+def local_copy(name: str) -> str:
+    """Where the model called `name` lies: the folder itself, its copy under `$FROSTLINE_MODELS`, or the hub.
+
+    A hub id `owner/model` is looked for there under `model`.
+    """
+    copies = os.environ.get("FROSTLINE_MODELS")
+    if copies and not Path(name).exists() and (Path(copies) / Path(name).name).is_dir():
+        return str(Path(copies) / Path(name).name)
+    return name
+
+
 def load_config(name: str, **options: Any) -> Any:
     """The config of the model at `name`, a hub id or a folder that holds at least `config.json`.
 
     Raises `UserError` when there is none. No code that comes with a checkpoint is run.
     """
     with _clear_errors(name):
-        return AutoConfig.from_pretrained(name, trust_remote_code=False, **options)
+        return AutoConfig.from_pretrained(local_copy(name), trust_remote_code=False, **options)
 
 
 def load_weights(name: str, model_class: Any, config: Any, dtype: str = "auto") -> Any:
@@ -33,15 +45,17 @@ def load_weights(name: str, model_class: Any, config: Any, dtype: str = "auto") 
     when the weights are missing or torn.
     """
     with _clear_errors(name), _quiet():
-        return model_class.from_pretrained(
-            name, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False
+        model = model_class.from_pretrained(
+            local_copy(name), config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False
         )
+    model.config._name_or_path = name
+    return model
 
 
 def load_tokenizer(name: str) -> Any:
     """The tokenizer at `name`. Raises `UserError` when there is none."""
     with _clear_errors(name, "tokenizer"):
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(local_copy(name), trust_remote_code=False)
 
 
 def class_called(name: str) -> Any:

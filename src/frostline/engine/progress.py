@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
@@ -14,11 +15,13 @@ from frostline.engine.meter import MemoryMeter, StepMeter
 class ProgressBar(TrainerCallback):
     """A live bar on `console` (standard error, so that `--json` output stays clean)."""
 
-    def __init__(self, console: Console, title: str, memory: MemoryMeter, steps: StepMeter) -> None:
+    def __init__(
+        self, console: Console, title: str, memory: MemoryMeter, steps: StepMeter, loss: Callable[[], float]
+    ) -> None:
         self._title = title
         self._memory = memory
         self._steps = steps
-        self._loss = float("nan")
+        self._loss = loss
         self._task: TaskID | None = None
         self._progress = Progress(
             TextColumn("[bold]{task.description}"),
@@ -34,14 +37,11 @@ class ProgressBar(TrainerCallback):
         self._progress.start()
         self._task = self._progress.add_task(self._title, total=state.max_steps, completed=state.global_step, facts="")
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        self._loss = (logs or {}).get("loss", self._loss)
-
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self._task is not None:
             median = self._steps.median
             speed = f"{1 / median:.1f} steps/s" if median else ""
-            facts = f"loss {self._loss:.3f}  {speed}  {self._memory.peak_bytes / 2**20:,.0f} MiB"
+            facts = f"loss {self._loss():.3f}  {speed}  {self._memory.peak_bytes / 2**20:,.0f} MiB"
             self._progress.update(self._task, completed=state.global_step, facts=facts)
 
     def on_train_end(self, *_: Any, **__: Any) -> None:

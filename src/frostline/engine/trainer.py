@@ -49,6 +49,7 @@ class Trainer(transformers.Trainer):
         self.applied, self.schedule = _settle(model, plan, schedule, args.seed if args else 0)
         if args is not None and args.activation_checkpointing:
             args.activation_checkpointing_kwargs = _non_reentrant(args.activation_checkpointing_kwargs)
+        self.last_loss = math.nan
         self._staging: str | None = None
         super().__init__(model, args, *positional, **options)
 
@@ -86,9 +87,10 @@ class Trainer(transformers.Trainer):
                 f"this schedule changes the plan at step {self.state.global_step}, which the trainer cannot do yet"
             )
         loss: torch.Tensor = super().training_step(model, *inputs, **options)
-        if not math.isfinite(loss.item()):
+        self.last_loss = loss.item()
+        if not math.isfinite(self.last_loss):
             raise TrainingError(
-                f"the loss is {loss.item()} at step {self.state.global_step + 1}: lower the learning rate or look "
+                f"the loss is {self.last_loss} at step {self.state.global_step + 1}: lower the learning rate or look "
                 f"at the data{self._last_checkpoint_hint()}"
             )
         return loss

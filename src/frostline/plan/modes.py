@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from frostline.core.errors import unknown_name
 
 PartialParts = Literal["all", "attention", "feed_forward", "norms_and_biases", "biases"]
 LoraTargets = Literal["default", "attention", "feed_forward", "all"]
@@ -14,6 +16,14 @@ class Options(BaseModel):
     """Base of everything a user writes in a plan: frozen, and an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, value: Any) -> Any:
+        for key in value if isinstance(value, dict) else ():
+            if key not in cls.model_fields:
+                raise ValueError(unknown_name("key", str(key), cls.model_fields))
+        return value
 
 
 class Frozen(Options):
@@ -61,10 +71,18 @@ class Lora(Options):
 
     mode: Literal["lora"] = "lora"
     r: int = Field(8, gt=0)
-    alpha: float = Field(32, gt=0)
+    alpha: float = Field(32.0, gt=0)
     dropout: float = Field(0.1, ge=0, lt=1)
     targets: LoraTargets | tuple[str, ...] = "default"
     lr_scale: float = Field(1.0, gt=0)
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _group_or_names(cls, value: Any) -> Any:
+        named = isinstance(value, list | tuple) and all(isinstance(name, str) for name in value)
+        if not named and value not in get_args(LoraTargets):
+            raise ValueError(f"give {' | '.join(get_args(LoraTargets))}, or a list of module names")
+        return value
 
 
 BlockMode = Annotated[Frozen | Full | Partial | Lora, Field(discriminator="mode")]

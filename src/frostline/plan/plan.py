@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
@@ -29,7 +30,7 @@ class Plan(Options):
     @field_validator("embeddings", "final_norm", "head", mode="before")
     @classmethod
     def _word_for_mode(cls, value: Any) -> Any:
-        return {"mode": value} if isinstance(value, str) else value
+        return _word_to_mode(value)
 
     @field_validator("blocks", mode="before")
     @classmethod
@@ -73,17 +74,17 @@ def expand_blocks(entries: Sequence[Any]) -> list[Any]:
     """
     found: dict[int, Any] = {}
     for position, entry in enumerate(entries):
-        if not isinstance(entry, dict):
-            found[position] = entry  # an already validated mode
-            continue
-        options = {key: value for key, value in entry.items() if key != "index"}
-        for index in _indices(entry.get("index", position), len(entries)):
-            if index in found:
-                raise ValueError(f"block {index} is given twice")
-            found[index] = options
+        options, index = _word_to_mode(entry), position
+        if isinstance(options, dict):
+            index = options.get("index", position)
+            options = {key: value for key, value in options.items() if key != "index"}
+        for block in _indices(index):
+            if block in found:
+                raise ValueError(f"block {block} is given twice")
+            found[block] = options
     missing = sorted(set(range(max(found, default=-1) + 1)) - set(found))
     if missing:
-        raise ValueError(f"blocks {_ranges(missing)} have no mode: every block needs one")
+        raise ValueError(f"no mode is given for block {_ranges(missing)}: every block needs one")
     return [found[index] for index in sorted(found)]
 
 
@@ -92,16 +93,25 @@ def first_error(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     place = ".".join(str(piece) for piece in first["loc"])
     message = str(first["msg"]).removeprefix("Value error, ").replace("Input should", "it should")
-    if first["type"] == "extra_forbidden":
-        message = "no such key"
-    elif first["type"] == "union_tag_invalid":
-        context = first["ctx"]
-        message = f"unknown mode '{context['tag']}', it should be one of {context['expected_tags']}"
-    elif first["type"] == "union_tag_not_found":
-        message = "the key 'mode' is missing"
+    if first["type"] in _MESSAGES:
+        message = _MESSAGES[first["type"]].format_map(first.get("ctx", {}))
     given = first.get("input")
     shown = f" (given: {given!r})" if isinstance(given, (str, int, float, bool)) else ""
-    return f"{place}: {message}{shown}" if place else message
+    line = f"{place}: {message}{shown}" if place else message
+    return " ".join(line.split())
+
+
+_MESSAGES = {
+    "extra_forbidden": "no such key",
+    "missing": "this key is missing",
+    "union_tag_invalid": "unknown mode '{tag}', it should be one of {expected_tags}",
+    "union_tag_not_found": "the key 'mode' is missing",
+    "model_attributes_type": "it should be a mapping",
+    "model_type": "it should be a mapping",
+    "dict_type": "it should be a mapping",
+    "tuple_type": "it should be a list",
+    "too_short": "it should have at least {min_length} of them",
+}
 
 
 def block_ranges(modes: Iterable[Options]) -> list[tuple[str, Options]]:
@@ -115,16 +125,21 @@ def block_ranges(modes: Iterable[Options]) -> list[tuple[str, Options]]:
     return [(str(a) if a == b else f"{a}-{b}", mode) for a, b, mode in runs]
 
 
-def _indices(index: Any, count: int) -> range:
-    try:
-        if isinstance(index, bool):
-            raise ValueError
-        first, last = (int(piece) for piece in index.split("-")) if "-" in str(index) else (int(index),) * 2
-    except (ValueError, AttributeError):
-        raise ValueError(f"block index {index!r} is not a number or a range such as 0-7") from None
-    if not 0 <= first <= last < 10_000:
-        raise ValueError(f"block index {index!r} is out of range: blocks count from 0, lowest first")
+_INDEX = re.compile(r"(\d{1,4})(?:-(\d{1,4}))?", re.ASCII)
+
+
+def _indices(index: Any) -> range:
+    match = _INDEX.fullmatch(str(index))
+    if match is None:
+        raise ValueError(f"block index {index!r} is not a number from 0 to 9999 or a range such as 0-7")
+    first, last = int(match[1]), int(match[2] or match[1])
+    if last < first:
+        raise ValueError(f"block index {index!r} runs backwards: the lowest comes first")
     return range(first, last + 1)
+
+
+def _word_to_mode(value: Any) -> Any:
+    return {"mode": value} if isinstance(value, str) else value
 
 
 def _ranges(indices: Sequence[int]) -> str:
@@ -138,4 +153,4 @@ def _ranges(indices: Sequence[int]) -> str:
 
 
 def _kind(value: Any) -> str:
-    return "nothing" if value is None else f"a {type(value).__name__}"
+    return "nothing" if value is None else f"a value of type {type(value).__name__}"

@@ -25,7 +25,7 @@ def document(plan: Plan) -> dict[str, Any]:
 
 def to_json(plan: Plan) -> str:
     """The plan as indented JSON."""
-    return json.dumps(document(plan), indent=2) + "\n"
+    return json.dumps(document(plan), indent=2, ensure_ascii=False) + "\n"
 
 
 def to_yaml(plan: Plan) -> str:
@@ -41,14 +41,8 @@ def to_yaml(plan: Plan) -> str:
 
 
 def from_text(text: str, where: str = "plan") -> Plan:
-    """A plan from YAML or JSON text (JSON is YAML). Raises `UserError` with the place of the fault."""
-    try:
-        parsed = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{where}:{mark.line + 1}" if mark else where
-        raise UserError(f"{place}: not YAML: {getattr(error, 'problem', None) or error}") from None
-    return Plan.read(parsed, where)
+    """A plan from YAML or JSON text. Raises `UserError` with the place of the fault."""
+    return Plan.read(_parse(text, where), where)
 
 
 def load_plan(path: Path) -> Plan:
@@ -59,6 +53,21 @@ def load_plan(path: Path) -> Plan:
 def save_plan(plan: Plan, path: Path) -> None:
     """Write the plan, as JSON if the path ends in .json, else as YAML."""
     write_text(path, to_json(plan) if path.suffix == ".json" else to_yaml(plan))
+
+
+def _parse(text: str, where: str) -> Any:
+    # JSON first: YAML nearly contains it, but reads neither its tabs nor its escaped characters beyond 16 bits.
+    try:
+        return json.loads(text)
+    except ValueError:
+        pass
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:  # a date that does not exist is a ValueError
+        mark = getattr(error, "problem_mark", None)
+        place = f"{where}:{mark.line + 1}" if mark else where
+        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise UserError(f"{place}: not YAML: {reason}") from None
 
 
 def _changed(mode: Options) -> dict[str, Any]:

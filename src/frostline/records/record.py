@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from frostline.core.errors import UserError
-from frostline.core.files import read_json, write_json
+from frostline.core.files import read_json, write_text
 
 RECORD_FILE = "run.json"
 
@@ -21,7 +21,8 @@ Metrics = dict[str, float]
 
 
 class _Data(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # JSON knows no NaN: one is written as the string "NaN", which reads back as the number.
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
 
 class ModelFacts(_Data):
@@ -55,6 +56,7 @@ class Measured(_Data):
 
     `peak_memory_bytes` is the peak of private anonymous memory above that before the model was loaded, on
     a CPU, and the allocator's peak on CUDA; `seconds_per_step` is the median over the steps after the first.
+    A resumed run counts the time of its last process, from the checkpoint on.
     """
 
     train_seconds: float
@@ -97,7 +99,7 @@ class RunRecord(_Data):
 
 def write_record(record: RunRecord, folder: Path) -> None:
     """Write `run.json` in `folder`, atomically."""
-    write_json(folder / RECORD_FILE, record.model_dump(mode="json"))
+    write_text(folder / RECORD_FILE, record.model_dump_json(indent=2) + "\n")
 
 
 def read_record(folder: Path) -> RunRecord:

@@ -1,6 +1,14 @@
 """Tables from run records. Reads records only and imports no torch."""
 
-from frostline.report.format import bytes_text, count_text, mean_text, ratio_text, seconds_text, share_text
+from frostline.report.format import (
+    bytes_text,
+    count_text,
+    mean_text,
+    ratio_text,
+    seconds_text,
+    share_text,
+    short_count_text,
+)
 from frostline.report.render import document, markdown, view
 from frostline.report.runs import Run, collect, named, study_baseline
 from frostline.report.table import Failure, Group, Mean, Row, Table, tabulate
@@ -22,6 +30,7 @@ __all__ = [
     "ratio_text",
     "seconds_text",
     "share_text",
+    "short_count_text",
     "study_baseline",
     "tabulate",
     "view",

@@ -10,15 +10,26 @@ def count_text(count: float | None) -> str:
     return MISSING if count is None else f"{count:,.0f}"
 
 
+def short_count_text(count: float | None) -> str:
+    """A count in three figures: 512, 12.3k, 1.23M."""
+    if count is None:
+        return MISSING
+    for unit in ("", "k", "M"):
+        if count < 999.5:
+            return f"{count:.3g}{unit}"
+        count /= 1000
+    return f"{count:.3g}B" if count < 999.5 else f"{count:,.0f}B"
+
+
 def bytes_text(count: float | None) -> str:
-    """Bytes in the largest binary unit that keeps the figure above one: 1.5 GiB."""
+    """Bytes in three figures and a binary unit: 512 B, 12.3 MiB, 1.5 GiB."""
     if count is None:
         return MISSING
     for unit in ("B", "KiB", "MiB"):
-        if abs(count) < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        if count < 1000:
+            return f"{count:.3g} {unit}"
         count /= 1024
-    return f"{count:.2f} GiB"
+    return f"{count:.3g} GiB" if count < 1000 else f"{count:,.0f} GiB"
 
 
 def seconds_text(seconds: float | None) -> str:

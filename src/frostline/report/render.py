@@ -11,20 +11,21 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from frostline.report.format import bytes_text, count_text, mean_text, ratio_text, seconds_text, share_text
+from frostline.report.format import bytes_text, mean_text, ratio_text, seconds_text, share_text, short_count_text
 from frostline.report.table import Failure, Group, Mean, Row, Table
 
-HEADINGS = (
-    "trained",
-    "of all",
-    "s/step",
-    "time",
-    "memory",
-    "time ×",
-    "FLOPs × pred.",
-    "memory ×",
-    "memory × pred.",
-)
+# As in Markdown, and as in the terminal, where a table should fit into 80 columns.
+HEADINGS = {
+    "trained": "trained",
+    "share": "share",
+    "s/step": "s/step",
+    "time": "time",
+    "time ×": "×",
+    "FLOPs (predicted)": "FLOPs",
+    "memory": "memory",
+    "memory ×": "×",
+    "memory (predicted)": "pred.",
+}
 
 
 def document(table: Table) -> dict[str, Any]:
@@ -39,13 +40,20 @@ def view(table: Table, metrics: Sequence[str] = ()) -> list[RenderableType]:
     """
     shown: list[RenderableType] = []
     for group in table.groups:
-        drawn = RichTable(title=escape(_title(group)), caption=_caption(group), title_justify="left")
+        drawn = RichTable(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
         header, rows = _cells(group, metrics)
-        for number, heading in enumerate(header):
-            drawn.add_column(heading, justify="left" if number == 0 else "right", no_wrap=number == 0)
+        for heading in header:
+            # Only a mean and its deviation may be broken in two, when the terminal is narrow.
+            breaks = heading in (group.metric, *metrics)
+            drawn.add_column(
+                HEADINGS.get(heading, heading),
+                justify="right" if drawn.columns else "left",
+                no_wrap=not breaks,
+                min_width=max(len(heading), len("± 0.000")) if breaks else None,
+            )
         for cells in rows:
             drawn.add_row(*map(escape, cells))
-        shown.append(drawn)
+        shown += [Text(_title(group), style="bold"), drawn, Text(_caption(group), style="dim"), Text()]
     shown += [Text(_failure(failure), style="red") for failure in table.failures]
     return shown
 
@@ -64,21 +72,22 @@ def markdown(table: Table, metrics: Sequence[str] = ()) -> str:
 
 def _cells(group: Group, metrics: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     names = list(dict.fromkeys((group.metric, *metrics)))
-    return ["strategy", "n", *names, *HEADINGS], [_row(row, names) for row in group.rows]
+    runs = [] if _runs_of_each(group) else ["runs"]
+    return ["strategy", *runs, *names, *HEADINGS], [_row(row, names, bool(runs)) for row in group.rows]
 
 
-def _row(row: Row, metrics: Sequence[str]) -> list[str]:
+def _row(row: Row, metrics: Sequence[str], show_runs: bool) -> list[str]:
     return [
         row.strategy,
-        str(len(row.seeds)),
+        *([str(len(row.seeds))] if show_runs else []),
         *(_spread(row.metrics.get(name)) for name in metrics),
-        count_text(row.trainable_parameters),
+        short_count_text(row.trainable_parameters),
         share_text(row.trainable_share),
         f"{row.seconds_per_step.mean:.3g}" if row.seconds_per_step else ratio_text(None),
         seconds_text(_mean(row.train_seconds)),
-        bytes_text(_mean(row.peak_memory_bytes)),
         ratio_text(_mean(row.time_ratio)),
         ratio_text(row.predicted_flops_ratio),
+        bytes_text(_mean(row.peak_memory_bytes)),
         ratio_text(_mean(row.memory_ratio)),
         ratio_text(row.predicted_memory_ratio),
     ]
@@ -94,10 +103,19 @@ def _title(group: Group) -> str:
 
 
 def _caption(group: Group) -> str:
-    several = any(len(row.seeds) > 1 for row in group.rows)
-    spread = "Mean ± sample standard deviation over n runs. " if several else ""
-    measured = f"× measured: to {group.baseline}, paired by seed" if group.baseline else "× measured: no baseline run"
-    return f"{spread}{measured}; × pred.: predicted, to full fine-tuning."
+    runs = _runs_of_each(group)
+    if runs == 1:
+        spread = "One run each"
+    else:
+        spread = f"Mean ± sample standard deviation over {f'{runs} runs' if runs else 'runs'}"
+    measured = f"×: measured, to {group.baseline} with the same seed" if group.baseline else "×: no baseline run"
+    return f"{spread}. {measured}. FLOPs and pred.: predicted, to full fine-tuning."
+
+
+def _runs_of_each(group: Group) -> int | None:
+    """How many runs each row has, if all have as many."""
+    counts = {len(row.seeds) for row in group.rows}
+    return counts.pop() if len(counts) == 1 else None
 
 
 def _failure(failure: Failure) -> str:

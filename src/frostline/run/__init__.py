@@ -2,7 +2,7 @@
 
 from frostline.run.config import RunConfig, read_config
 from frostline.run.setup import anatomy_of, class_for, load_model
-from frostline.run.training import train, workload_of
+from frostline.run.training import train
 from frostline.run.using import (
     PlannedModel,
     evaluate_target,
@@ -25,5 +25,4 @@ __all__ = [
     "plan_model",
     "read_config",
     "train",
-    "workload_of",
 ]

@@ -113,12 +113,9 @@ def _parse(text: str, where: str) -> dict[str, Any]:
 
 def _value(text: str) -> Any:
     try:
-        return float(text) if "e" in text.lower() else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError):
-        try:
-            return yaml.safe_load(text)
-        except yaml.YAMLError:
-            return text
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
 
 
 def _put(document: dict[str, Any], keys: Sequence[str], value: Any, override: str) -> None:

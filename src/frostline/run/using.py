@@ -11,13 +11,13 @@ import transformers
 
 from frostline.anatomy import Anatomy, notices
 from frostline.core.errors import UserError
-from frostline.cost import Prediction, Workload, predict
+from frostline.cost import Prediction, Workload, has_dropout, predict
 from frostline.engine import load, load_config, load_tokenizer, load_weights
 from frostline.plan import Plan, document
 from frostline.records import RECORD_FILE, read_record
 from frostline.run.config import RunConfig
+from frostline.run.prepare import autocast
 from frostline.run.setup import anatomy_of, class_for, load_model
-from frostline.run.training import autocast, bfloat16_is_fast
 from frostline.strategies import Situation, choose_schedule
 from frostline.tasks import Evaluation, TaskKind, TaskOptions, evaluate, generate_texts, load_task, prepare_tokenizer
 
@@ -33,14 +33,13 @@ class PlannedModel:
 
     def document(self) -> dict[str, Any]:
         """What `frostline plan --json` prints."""
-        predicted = self.prediction.document()
         return {
             **document(self.plan),
             "boundary": self.plan.boundary,
             "trainable_parameters": self.prediction.trainable_parameters,
             "total_parameters": self.prediction.total_parameters,
-            "predicted": predicted,
-            "assumes": predicted.get("assumes"),
+            "predicted": self.prediction.document(),
+            "assumes": dict(self.prediction.assumes),
             "notices": list(self.notices),
         }
 
@@ -54,10 +53,18 @@ def plan_model(
     unknown model, strategy or task.
     """
     anatomy = anatomy_of(model, load_task(task) if task else None)
+    workload = _as_the_model_is(workload, load_config(model))
     plan = choose_schedule(strategy, Situation(anatomy, seed)).next(0, {})
     if plan is None:
         raise UserError(f"strategy '{strategy}' gave no plan for step 0")
     return PlannedModel(plan, anatomy, predict(plan, anatomy, workload), tuple(notices(plan, anatomy)))
+
+
+def _as_the_model_is(workload: Workload, config: Any) -> Workload:
+    """The workload, with what it leaves open read from the model's config: its dtype, whether it drops out."""
+    own = {"frozen_dtype": str(config.dtype or "float32").removeprefix("torch."), "dropout": has_dropout(config)}
+    open_ = {key: value for key, value in own.items() if key not in workload.model_fields_set}
+    return Workload.model_validate({**workload.model_dump(), **open_})
 
 
 def inspect_model(model: str, *, task: str | None = None) -> Anatomy:
@@ -98,7 +105,7 @@ def evaluate_target(
         loaded = load_task(task, options)
         model = load_model(target, loaded, seed=seed)
     tokenizer = prepare_tokenizer(load_tokenizer(target), model)
-    with autocast(precision == "bfloat16" or (precision == "auto" and bfloat16_is_fast())):
+    with autocast(precision):
         return evaluate(
             model,
             tokenizer,

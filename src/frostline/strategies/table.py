@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import string
 from pathlib import Path
 
 from torch import nn
@@ -26,6 +26,7 @@ STRATEGIES: Registry[Strategy] = Registry(
         "bitfit": Strategy("biases and a task head", presets.bitfit),
         "lora": Strategy("LoRA on every block", presets.lora),
     },
+    Strategy,
 )
 
 
@@ -58,8 +59,8 @@ def parse_name(name: str) -> tuple[Strategy, int]:
 
 
 def known_names() -> list[str]:
-    """Every name as it would be typed, with 50 standing for the percentage."""
-    return [f"{name}50" if STRATEGIES.get(name).percents else name for name in STRATEGIES]
+    """Every name as it would be typed, with 50 standing for the percentage where it may be."""
+    return [_as_typed(name) for name in STRATEGIES]
 
 
 def make_plan(model: nn.Module, strategy: str = "bot50", *, seed: int = 0) -> Plan:
@@ -74,6 +75,13 @@ def make_plan(model: nn.Module, strategy: str = "bot50", *, seed: int = 0) -> Pl
 
 
 def _split(name: str) -> tuple[str, str]:
-    match = re.fullmatch(r"(.*?)(\d*)", name)
-    assert match is not None
-    return match[1], match[2]
+    stem = name.rstrip(string.digits)
+    return stem, name[len(stem) :]
+
+
+def _as_typed(name: str) -> str:
+    try:
+        percents = STRATEGIES.get(name).percents
+    except UserError:  # a package's own that cannot be loaded: its error is for who asks for it
+        return name
+    return f"{name}{50 if 50 in percents else percents[0]}" if percents else name

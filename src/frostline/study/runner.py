@@ -46,7 +46,9 @@ def run_study(study: StudyConfig, out: Path, console: Console | None = None) -> 
     grid = cells(study, out)
     recorded = [_recorded(cell) for cell in grid]
     done = sum(record is not None and record.status == "finished" for record in recorded)
-    console.print(f"study in {out}: {len(grid)} runs, {done} of them already recorded", highlight=False)
+    console.print(
+        f"study in {out}: {done} of {len(grid)} runs recorded already", highlight=False, markup=False, soft_wrap=True
+    )
     write_text(out / STUDY_FILE, study.to_yaml())
     return [
         _settle(cell, record, f"[{number}/{len(grid)}]", console)

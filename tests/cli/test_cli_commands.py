@@ -1,0 +1,269 @@
+"""Every command in this process: what it prints, where, and how it ends."""
+
+from __future__ import annotations
+
+import io
+import json
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from frostline.cli.main import main
+from frostline.plan import load_plan
+from tiny_files import write_model, write_task
+
+
+@dataclass(frozen=True)
+class Ended:
+    status: int
+    out: str
+    err: str
+
+    @property
+    def document(self) -> Any:
+        """The one JSON document on standard output."""
+        return json.loads(self.out)
+
+    @property
+    def error(self) -> str:
+        """The one line on standard error, where nothing is on standard output."""
+        assert not self.out
+        lines = self.err.splitlines()
+        assert len(lines) == 1, self.err
+        return lines[0]
+
+
+def frostline(*arguments: str | Path) -> Ended:
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        status = main([str(argument) for argument in arguments])
+    return Ended(status, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli")
+    write_model(folder / "model")
+    write_task(folder / "days")
+    return folder
+
+
+def train(place: Path, *arguments: str | Path) -> Ended:
+    settings = ("batch_size=4", "max_length=16", "precision=float32", "learning_rate=1e-3")
+    return frostline("train", *settings, "--model", place / "model", "--task", place / "days", *arguments)
+
+
+@pytest.fixture(scope="module")
+def trained(place: Path) -> Ended:
+    return train(place, "--strategy", "bot50", "--steps", "3", "--out", place / "run", "--seed", "7", "--json")
+
+
+def test_inspect(place: Path) -> None:
+    ended = frostline("inspect", place / "model", "--json")
+    assert (ended.status, ended.err) == (0, "")
+    document = ended.document
+    assert [block["index"] for block in document["blocks"]] == [0, 1, 2, 3]
+    parts = [document[part]["parameters"] for part in ("embeddings", "final_norm", "head")]
+    assert sum(parts) + sum(block["parameters"] for block in document["blocks"]) == document["total_parameters"]
+    block = document["blocks"][0]
+    assert block["attention"] + block["feed_forward"] + block["norm"] + block["other"] == block["parameters"]
+    shown = frostline("inspect", place / "model").out
+    assert "block 3" in shown and "embeddings" in shown and f"{document['total_parameters']:,}" in shown
+
+
+def test_inspect_with_a_tasks_head(place: Path) -> None:
+    document = frostline("inspect", place / "model", "--task", place / "days", "--json").document
+    assert document["model_class"] == "LlamaForSequenceClassification"
+    assert document["head"]["tensors"] == ["score.weight"]
+
+
+def test_plan_holds_what_the_contract_promises(place: Path, tmp_path: Path) -> None:
+    out = tmp_path / "plan.yaml"
+    ended = frostline("plan", place / "model", "--strategy", "bot50", "--length", "64", "--out", out, "--json")
+    assert (ended.status, ended.err) == (0, "")
+    plan = ended.document
+    assert plan["strategy"] == "bot50" and plan["boundary"] == 2
+    assert [(block["index"], block["mode"]) for block in plan["blocks"]] == [
+        (0, "frozen"),
+        (1, "frozen"),
+        (2, "full"),
+        (3, "full"),
+    ]
+    assert plan["embeddings"]["mode"] == "frozen" and plan["head"]["mode"] == "full"
+    assert 0 < plan["trainable_parameters"] < plan["total_parameters"]
+    predicted = plan["predicted"]
+    assert {"flops_ratio", "run_flops_ratio", "time_ratio", "peak_memory_bytes", "memory_ratio"} <= set(predicted)
+    assert predicted["time_ratio"] is None and 0 < predicted["flops_ratio"] < 1 and 0 < predicted["memory_ratio"] < 1
+    assumed = {"batch": 32, "length": 64, "epochs": 3.0, "dtype": "float32", "optimizer": "adamw"}
+    assert assumed.items() <= plan["assumes"].items()
+    assert load_plan(out).boundary == 2
+
+
+def test_plan_for_people(place: Path) -> None:
+    ended = frostline("plan", place / "model", "--strategy", "bot50", "--batch", "4")
+    assert ended.status == 0 and not ended.err
+    for shown in ("░░██", "boundary", "batch 4", "of full fine-tuning", "%"):
+        assert shown in ended.out
+
+
+def test_plan_assumes_what_train_does_by_default() -> None:
+    from frostline.cli.plan import command
+    from frostline.cost import Workload
+    from frostline.run import RunConfig
+
+    run = RunConfig(model="m", task="t")
+    given = dict(zip(command.__code__.co_varnames, command.__defaults__ or (), strict=False))
+    import inspect
+
+    given = {name: parameter.default for name, parameter in inspect.signature(command).parameters.items()}
+    assert (given["batch"], given["length"], given["epochs"]) == (run.batch_size, run.max_length, run.epochs)
+    assert (given["rows"], given["optimizer"], given["seed"]) == (Workload().rows, run.optimizer, run.seed)
+
+
+def test_train_records_and_answers_with_the_record(place: Path, trained: Ended) -> None:
+    assert trained.status == 0, trained.err
+    assert trained.document["folder"] == str(place / "run")
+    written = json.loads((place / "run" / "run.json").read_text())
+    assert {key: trained.document[key] for key in written} == written
+    assert (written["status"], written["seed"], written["measured"]["steps"]) == ("finished", 7, 3)
+
+
+def test_train_shows_quality_and_cost(place: Path, tmp_path: Path) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text(f"model: {place / 'model'}\ntask: {place / 'days'}\nstrategy: head\nsteps: 5\nbatch_size: 4\n")
+    ended = frostline("train", config, "steps=2", "max_length=16", "--out", tmp_path / "run")
+    assert ended.status == 0, ended.err
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["config"]["steps"] == 2
+    for shown in ("accuracy", "before", "majority class", "peak memory", "predicted", str(tmp_path / "run")):
+        assert shown in ended.out.replace("\n", ""), shown
+
+
+def test_evaluate_a_run_and_a_model(place: Path, trained: Ended) -> None:
+    own = frostline("evaluate", place / "run", "--max-length", "16", "--precision", "float32", "--json")
+    assert own.status == 0, own.err
+    after = trained.document["metrics"]["after"]
+    assert own.document["metrics"] == pytest.approx(after, abs=1e-5)
+    model = frostline("evaluate", place / "model", "--task", place / "days", "--seed", "7", "--max-length", "16")
+    assert model.status == 0 and "accuracy" in model.out
+    before = trained.document["metrics"]["before"]
+    assert f"{before['loss']:.3f}" in model.out
+
+
+def test_generate(place: Path) -> None:
+    asked = ("--prompt", "the warm day", "--prompt", "a cold", "--max-new-tokens", "3")
+    ended = frostline("generate", place / "model", *asked, "--json")
+    assert ended.status == 0, ended.err
+    generated = ended.document["generated"]
+    assert [pair["prompt"] for pair in generated] == ["the warm day", "a cold"]
+    assert all(pair["text"] for pair in generated)
+    assert frostline("generate", place / "model", *asked, "--json").document == ended.document
+    assert generated[0]["text"] in frostline("generate", place / "model", *asked).out
+    assert frostline("generate", place / "model", *asked, "--temperature", "0.7").status == 0
+
+
+def test_generate_refuses_a_classifier(place: Path, trained: Ended) -> None:
+    ended = frostline("generate", place / "run", "--prompt", "x")
+    assert ended.status == 2 and "writes no text" in ended.error
+
+
+def test_merge(place: Path, trained: Ended, tmp_path: Path) -> None:
+    ended = frostline("merge", place / "run", "--out", tmp_path / "merged", "--json")
+    assert (ended.status, ended.document["out"]) == (0, str(tmp_path / "merged"))
+    assert (tmp_path / "merged" / "model.safetensors").is_file()
+    again = frostline("merge", place / "run", "--out", tmp_path / "merged")
+    assert again.status == 2 and "not empty" in again.error
+
+
+def test_report(place: Path, trained: Ended) -> None:
+    ended = frostline("report", place, "--json")
+    row = ended.document["groups"][0]["rows"][0]
+    assert (row["strategy"], row["seeds"], row["folders"]) == ("bot50", [7], [str(place / "run")])
+    assert row["metrics"]["accuracy"]["mean"] == trained.document["metrics"]["after"]["accuracy"]
+    assert "| bot50 |" in frostline("report", place, "--markdown").out
+    assert "macro_f1" in frostline("report", place, "--metric", "macro_f1").out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["inspect", "./absent"], "model './absent': no such folder"),
+        (["plan", "MODEL", "--strategy", "loar"], "unknown strategy 'loar': did you mean 'lora'?"),
+        (["plan", "MODEL", "--strategy", "bot"], "wants a percentage"),
+        (["plan", "MODEL", "--strategy", "all", "--task", "rta"], "unknown task 'rta': did you mean 'rte'?"),
+        (["plan", "MODEL", "--strategy", "all", "--batch", "0"], "--batch"),
+        (["plan", "MODEL", "--strategy", "all", "--dtype", "int8"], "--dtype"),
+        (["plan", "MODEL"], "--strategy"),
+        (["train", "--model", "MODEL", "--task", "rta", "--out", "OUT"], "did you mean 'rte'?"),
+        (["train", "--model", "./absent", "--task", "TASK", "--out", "OUT"], "no such folder"),
+        (["train", "--model", "MODEL", "--task", "TASK", "--strategy", "loar", "--out", "OUT"], "'lora'"),
+        (["train", "--model", "MODEL", "--task", "TASK", "data.columns.text=txt", "--out", "OUT"], "txt"),
+        (["train", "--model", "MODEL"], "task"),
+        (["train", "learning_rat=1", "--model", "MODEL", "--task", "TASK"], "learning_rat"),
+        (["train", "steps=many", "--model", "MODEL", "--task", "TASK"], "steps"),
+        (["train", "one.yaml", "two.yaml"], "'two.yaml' is not key=value"),
+        (["train", "absent.yaml"], "config file not found: absent.yaml"),
+        (["evaluate", "MODEL"], "--task"),
+        (["evaluate", "MODEL", "batch=3", "--task", "TASK"], "'batch=3': a setting here is data.key=value"),
+        (["evaluate", "MODEL", "data.columns.text=txt", "--task", "TASK"], "txt"),
+        (["evaluate", "./absent", "--task", "TASK"], "no such folder"),
+        (["generate", "MODEL"], "--prompt"),
+        (["merge", "MODEL", "--out", "OUT"], "holds no delta"),
+        (["study", "absent.yaml", "--out", "OUT"], "study file not found"),
+        (["report", "MODEL"], "no run below"),
+        (["trian"], "unknown command 'trian': did you mean 'train'?"),
+        (["train", "--foo"], "--foo"),
+    ],
+)
+def test_wrong_input_is_one_line_and_status_2(place: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+    real = {"MODEL": str(place / "model"), "TASK": str(place / "days"), "OUT": str(tmp_path / "out")}
+    ended = frostline(*(real.get(argument, argument) for argument in arguments))
+    assert ended.error.startswith("error: ") and message in ended.error
+    assert ended.status == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_nan_loss_is_one_line_and_status_1(place: Path, tmp_path: Path) -> None:
+    ended = train(place, "learning_rate=1e30", "--steps", "5", "--out", tmp_path / "run", "--json")
+    assert ended.status == 1 and not ended.out
+    assert [line for line in ended.err.splitlines() if line.startswith("error: ")] == [ended.err.splitlines()[-1]]
+    assert "lower the learning rate" in ended.err.splitlines()[-1]
+
+
+def test_an_interrupt_is_one_line_that_says_how_to_go_on(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("frostline.run.train", interrupted)
+    ended = train(place, "--out", tmp_path / "run")
+    assert ended.status == 1
+    assert ended.error.startswith("interrupted: ") and "--resume" in ended.error and str(tmp_path) in ended.error
+
+
+def test_a_fault_of_frostline_says_so(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        print("printed by a library")
+        raise ZeroDivisionError("two\nlines")
+
+    monkeypatch.setattr("frostline.run.inspect_model", broken)
+    ended = frostline("inspect", place / "model", "--json")
+    assert (ended.status, ended.out) == (1, "")
+    assert ended.err.splitlines() == [
+        "printed by a library",
+        "error: ZeroDivisionError: two lines (this is a fault of frostline; FROSTLINE_TRACEBACK=1 shows where)",
+    ]
+    monkeypatch.setenv("FROSTLINE_TRACEBACK", "1")
+    assert "Traceback" in frostline("inspect", place / "model").err
+
+
+def test_numbers_that_json_lacks_are_null() -> None:
+    from frostline.cli.answer import Answer
+
+    out = io.StringIO()
+    with redirect_stdout(out):
+        Answer({"perplexity": float("inf"), "all": [float("nan"), 1.5]}, list, as_json=True).show()
+    assert json.loads(out.getvalue()) == {"perplexity": None, "all": [None, 1.5]}

@@ -1,0 +1,87 @@
+"""What only a process of its own can show: how quick help is, a closed pipe, Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from frostline.cli.commands import NAMES
+from frostline.records import write_record
+from made_records import run
+from tiny_files import write_model, write_task
+
+HEAVY = ("torch", "transformers", "peft", "datasets", "numpy", "frostline.run")
+
+
+def python(code: str, *arguments: str) -> list[str]:
+    return [sys.executable, "-c", code, *arguments]
+
+
+def test_help_of_every_command_is_quick_and_imports_nothing_heavy() -> None:
+    code = f"""
+import sys, time
+from frostline.cli.main import main
+for name in (None, *{NAMES!r}):
+    begun = time.process_time()
+    assert main([name, "--help"] if name else ["--help"]) == 0
+    print(f"{{name}} {{time.process_time() - begun:.2f}} s", file=sys.stderr)
+    assert time.process_time() - begun < 0.5
+assert main(["--version"]) == 0
+loaded = [module for module in {HEAVY!r} if module in sys.modules]
+assert not loaded, loaded
+"""
+    done = subprocess.run(python(code), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for name in NAMES:
+        assert f"frostline {name} " in done.stdout
+
+
+def test_help_of_a_fresh_process_takes_under_half_a_second() -> None:
+    command = [sys.executable, "-m", "frostline", "train", "--help"]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(command, capture_output=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    # Processor time, so that the test says the same on a busy machine.
+    assert (after.ru_utime - before.ru_utime) + (after.ru_stime - before.ru_stime) < 0.5
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["report", "DIR", "--json"]])
+def test_a_closed_pipe_is_quiet(tmp_path: Path, arguments: list[str]) -> None:
+    write_record(run().record, tmp_path / "run")
+    command = [sys.executable, "-m", "frostline", *(str(tmp_path) if a == "DIR" else a for a in arguments)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 1
+
+
+def test_ctrl_c_while_training(tmp_path: Path) -> None:
+    model, task, out = write_model(tmp_path / "model"), write_task(tmp_path / "days"), tmp_path / "run"
+    # A test runner in the background ignores SIGINT, and its children would too.
+    code = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from frostline.cli.main import main
+sys.exit(main())
+"""
+    settings = ["steps=100000", "save_every=5", "batch_size=4", "max_length=16", "threads=1"]
+    command = python(code, "train", *settings, "--model", str(model), "--task", str(task), "--out", str(out), "--json")
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (out / "checkpoint-5").exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=30)
+    assert (process.returncode, stdout) == (1, "")
+    last = stderr.splitlines()[-1]
+    assert last.startswith("interrupted: ") and "--resume" in last
+    assert "Traceback" not in stderr
+    assert json.loads((out / "run.json").read_text())["status"] == "failed"

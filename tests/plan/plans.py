@@ -1,0 +1,43 @@
+"""Arbitrary plans, for properties that hold of every one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import hypothesis.strategies as st
+
+from frostline.plan import Frozen, Full, Lora, Partial, Plan
+
+scales = st.floats(min_value=0, exclude_min=True, allow_infinity=False)
+texts = st.text(st.characters(exclude_categories=["Cs"]))
+
+frozen = st.just(Frozen())
+full = st.builds(Full, lr_scale=scales)
+partial = st.builds(
+    Partial,
+    train=st.sampled_from(["attention", "feed_forward", "norms_and_biases", "biases"]),
+    rows=st.floats(min_value=0, max_value=1, exclude_min=True),
+    rows_seed=st.integers(0, 2**63),
+    lr_scale=scales,
+) | st.builds(Partial, rows=st.floats(0, 1, exclude_min=True, exclude_max=True))
+lora = st.builds(
+    Lora,
+    r=st.integers(1, 512),
+    alpha=scales,
+    dropout=st.floats(0, 1, exclude_max=True),
+    targets=st.sampled_from(["default", "attention", "feed_forward", "all"]) | st.lists(texts).map(tuple),
+    lr_scale=scales,
+)
+parts = frozen | full
+modes = frozen | full | partial | lora
+
+
+@st.composite
+def plans(draw: Any) -> Plan:
+    """A plan with runs of equal blocks, that trains something."""
+    runs = draw(st.lists(st.tuples(modes, st.integers(1, 12)), min_size=1, max_size=5))
+    blocks = tuple(mode for mode, count in runs for _ in range(count))
+    around = {name: draw(parts) for name in ("embeddings", "final_norm", "head")}
+    if all(mode.mode == "frozen" for mode in (*blocks, *around.values())):
+        around["head"] = Full()
+    return Plan(strategy=draw(texts), blocks=blocks, untie=draw(st.booleans()), **around)

@@ -1,0 +1,55 @@
+"""What a user writes for a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from frostline.core.errors import UserError
+from frostline.run import RunConfig, read_config
+
+
+def test_the_file_then_options_then_overrides(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("model: a\ntask: rte\nsteps: 10\nlearning_rate: 1.0e-3\ndata: {max_train_rows: 5}\n")
+    config = read_config(path, ["learning_rate=1e-4", "data.max_eval_rows=7"], steps=20, strategy=None)
+    assert (config.steps, config.learning_rate, config.strategy) == (20, 1e-4, "bot50")
+    assert (config.data.max_train_rows, config.data.max_eval_rows) == (5, 7)
+
+
+def test_overrides_are_read_as_yaml() -> None:
+    config = read_config(None, ["checkpointing=true", "report_to=[tensorboard]", "steps=null", "model=1e5", "task=t"])
+    assert config.checkpointing is True
+    assert config.report_to == ("tensorboard",)
+    assert config.steps is None
+    assert config.model == "1e5"
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "message"),
+    [
+        ("model: a\ntask: b\nlr: 3\n", [], "lr: no such key"),
+        ("task: b\n", [], "model: this key is missing"),
+        ("model: a\ntask: b\nsteps: 0\n", [], "steps: it should be greater than 0"),
+        ("model: a\ntask: b\nprecision: half\n", [], "precision: it should be 'auto', 'float32' or 'bfloat16'"),
+        ("model: a\ntask: b\n", ["data.rows=3"], "data.rows: no such key"),
+        ("model: a\ntask: b\n", ["learning_rate=fast"], "learning_rate: it should be a valid number"),
+        ("model: a\ntask: b\n", ["model.name=x"], "model is not a group of options"),
+        ("- a\n", [], "a config is a mapping with at least model and task"),
+        ("a: [\n", [], "run.yaml:2: not YAML"),
+    ],
+)
+def test_bad_configs_name_the_key(tmp_path: Path, text: str, overrides: list[str], message: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        read_config(path, overrides)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_run_has_a_folder_of_its_own() -> None:
+    config = RunConfig(model="models/base16", task="data/mood.jsonl", strategy="plans/mine.yaml", seed=7)
+    assert config.folder == Path("runs/base16-mood-mine-7")
+    assert RunConfig(model="m", task="t", out="here").folder == Path("here")

@@ -1,0 +1,201 @@
+"""What every strategy promises, on every kind of model. One table: a new strategy needs a line in it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import pytest
+from anatomies import CLASSIFIERS, MODELS, TIED, anatomy
+
+from frostline.adapters import lora_targets
+from frostline.anatomy import Anatomy, notices, select
+from frostline.core.errors import UserError
+from frostline.plan import Plan, Schedule, from_text, to_json, to_yaml
+from frostline.strategies import STRATEGIES, Situation, choose_schedule, make_plan, parse_name
+
+TABLE = {
+    "all": ["all"],
+    "head": ["head"],
+    "bot": ["bot1", "bot25", "bot50", "bot75", "bot99"],
+    "top": ["top25", "top50", "top75"],
+    "int": ["int25", "int33", "int50"],
+    "random": ["random25", "random50"],
+    "bitfit": ["bitfit"],
+    "lora": ["lora"],
+}
+NAMES = [name for names in TABLE.values() for name in names]
+CASES = list(itertools.product(MODELS, NAMES))
+
+WITHOUT_BIASES = ["llama, untied", "llama, tied", "mixtral, untied", "t5, tied", "t5, untied"]
+REFUSED = {(model, "bitfit") for model in WITHOUT_BIASES}
+FITTING = [case for case in CASES if case not in REFUSED]
+
+
+def schedule_for(model: str, name: str, seed: int = 0) -> Schedule:
+    return choose_schedule(name, Situation(anatomy(model), seed))
+
+
+def plan_for(model: str, name: str) -> Plan:
+    plan = schedule_for(model, name).next(0, {})
+    assert plan is not None
+    return plan
+
+
+def names_of(part: str, found: Anatomy) -> set[str]:
+    return {tensor.name for tensor in getattr(found, part)}
+
+
+def trained_names(model: str, name: str) -> set[str]:
+    return {item.tensor.name for item in select(plan_for(model, name), anatomy(model))}
+
+
+def test_every_strategy_is_in_the_table() -> None:
+    assert set(TABLE) == set(STRATEGIES)
+    for stem, names in TABLE.items():
+        assert {parse_name(name)[0] for name in names} == {STRATEGIES.get(stem)}
+        assert STRATEGIES.get(stem).summary
+
+
+@pytest.mark.parametrize(("model", "name"), CASES)
+def test_the_schedule_starts_with_a_plan_of_its_name_and_resumes(model: str, name: str) -> None:
+    schedule, resumed = schedule_for(model, name), schedule_for(model, name)
+    assert isinstance(schedule, Schedule)
+    plan = schedule.next(0, {})
+    assert plan is not None
+    assert plan.strategy == name
+    assert len(plan.blocks) == len(anatomy(model).blocks)
+    assert from_text(to_json(plan)) == from_text(to_yaml(plan)) == plan
+    resumed.load_state_dict(json.loads(json.dumps(schedule.state_dict())))
+    assert [resumed.next(step, {}) for step in (1, 2, 3)] == [schedule.next(step, {}) for step in (1, 2, 3)]
+
+
+@pytest.mark.parametrize(("model", "name"), FITTING)
+def test_the_plan_fits_the_model_and_trains_something(model: str, name: str) -> None:
+    found, plan = anatomy(model), plan_for(model, name)
+    trained = select(plan, found)
+    assert sum(item.parameters for item in trained) + len(lora_targets(plan, found)) > 0
+
+
+@pytest.mark.parametrize(("model", "name"), FITTING)
+def test_nothing_below_the_boundary_trains(model: str, name: str) -> None:
+    found, plan = anatomy(model), plan_for(model, name)
+    trained = {item.tensor.name for item in select(plan, found)}
+    below = {tensor.name for block in found.blocks[: plan.boundary] for tensor in block.tensors}
+    if plan.boundary > 0:
+        below |= names_of("embeddings", found)
+    assert not below & trained
+    assert not [target for target in lora_targets(plan, found) if (target.linear.block or 0) < plan.boundary]
+    if plan.boundary < len(found.blocks):
+        lowest = names_of("blocks", found) if plan.boundary is None else found.blocks[plan.boundary]
+        own = {tensor.name for tensor in lowest.tensors} & trained
+        assert own or [target for target in lora_targets(plan, found) if target.linear.block == plan.boundary]
+
+
+@pytest.mark.parametrize(("model", "name"), FITTING)
+def test_only_all_trains_the_embeddings(model: str, name: str) -> None:
+    embeddings = names_of("embeddings", anatomy(model))
+    trained = trained_names(model, name)
+    assert embeddings & trained == (embeddings if name == "all" else set())
+
+
+@pytest.mark.parametrize(("model", "name"), [case for case in FITTING if case[0] in CLASSIFIERS])
+def test_a_task_head_always_trains(model: str, name: str) -> None:
+    trained = {item.tensor.name: item for item in select(plan_for(model, name), anatomy(model))}
+    for tensor in anatomy(model).head:
+        assert trained[tensor.name].trained_rows == tensor.shape[0]
+
+
+@pytest.mark.parametrize(("model", "name"), [case for case in FITTING if case[0] in TIED])
+def test_a_tied_head_stays_with_the_embedding_and_a_notice_says_so(model: str, name: str) -> None:
+    found, plan = anatomy(model), plan_for(model, name)
+    assert found.tied
+    assert plan.untie == (name == "head")
+    lines = notices(plan, found)
+    if name in ("all", "head"):
+        assert lines == []
+    else:
+        assert plan.head.mode == "frozen"
+        assert len(lines) == 1
+        assert lines[0].startswith("tied embeddings: the head is the frozen embedding's tensor")
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_all_trains_all(model: str) -> None:
+    assert trained_names(model, "all") == {tensor.name for tensor in anatomy(model).tensors}
+    assert plan_for(model, "all").boundary == 0
+    assert notices(plan_for(model, "all"), anatomy(model)) == []
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_head_trains_the_head_alone_on_a_tensor_of_its_own(model: str) -> None:
+    found = anatomy(model)
+    trained = select(plan_for(model, "head"), found)
+    embeddings = names_of("embeddings", found)
+    assert names_of("head", found) <= {item.tensor.name for item in trained}
+    assert {item.tensor.part for item in trained} == {"head"}
+    assert not embeddings & {item.tensor.name for item in trained}
+    if model not in CLASSIFIERS:
+        width = found.hidden_size
+        assert (found.vocab_size, width) in [item.tensor.shape for item in trained], "the LM head itself trains"
+
+
+@pytest.mark.parametrize("name", ["bitfit", "lora"])
+@pytest.mark.parametrize("model", MODELS)
+def test_small_methods_leave_a_pretrained_head_alone(model: str, name: str) -> None:
+    plan = plan_for(model, name)
+    assert plan.head.mode == ("full" if model in CLASSIFIERS else "frozen")
+    assert plan.final_norm.mode == "frozen"
+    assert plan.boundary == 0
+    if (model, name) not in REFUSED:
+        in_head = {item for item in select(plan, anatomy(model)) if item.tensor.part != "block"}
+        assert {item.tensor.name for item in in_head} == (
+            names_of("head", anatomy(model)) if model in CLASSIFIERS else set()
+        )
+
+
+def test_bitfit_trains_every_bias_of_the_blocks_and_no_other_tensor() -> None:
+    found = anatomy("gpt2, tied")
+    biases = {f"transformer.h.{i}.{piece}.bias" for i in range(4) for piece in ("ln_1", "ln_2")}
+    biases |= {f"transformer.h.{i}.attn.{piece}.bias" for i in range(4) for piece in ("c_attn", "c_proj")}
+    biases |= {f"transformer.h.{i}.mlp.{piece}.bias" for i in range(4) for piece in ("c_fc", "c_proj")}
+    assert {item.tensor.name for item in select(plan_for("gpt2, tied", "bitfit"), found)} == biases
+
+
+@pytest.mark.parametrize(("model", "name"), sorted(REFUSED))
+def test_bitfit_on_a_model_without_biases_is_an_error(model: str, name: str) -> None:
+    with pytest.raises(UserError, match=r"^block 0: partial with train: biases matches no tensor .* no biases$"):
+        select(plan_for(model, name), anatomy(model))
+
+
+def test_lora_takes_query_and_value_of_every_block() -> None:
+    found = anatomy("llama, untied")
+    plan = plan_for("llama, untied", "lora")
+    assert select(plan, found) == ()
+    targets = lora_targets(plan, found)
+    assert [target.linear.name for target in targets] == [
+        f"model.layers.{i}.self_attn.{piece}" for i in range(4) for piece in ("q_proj", "v_proj")
+    ]
+    assert {(t.options.r, t.options.alpha, t.options.dropout) for t in targets} == {(8, 32.0, 0.1)}
+
+
+def test_an_encoder_decoder_counts_its_blocks_jointly() -> None:
+    found = anatomy("t5, tied")
+    assert [block.stack for block in found.blocks] == ["encoder"] * 4 + ["decoder"] * 3
+    for name, frozen in (
+        ("bot50", {0, 1, 2, 3}),
+        ("bot25", {0, 1}),
+        ("top50", {3, 4, 5, 6}),
+        ("bot75", {0, 1, 2, 3, 4}),
+    ):
+        plan = plan_for("t5, tied", name)
+        assert {i for i, block in enumerate(plan.blocks) if block.mode == "frozen"} == frozen, name
+
+
+def test_make_plan_takes_a_model() -> None:
+    model = MODELS["llama, untied"]()
+    assert make_plan(model) == make_plan(model, "bot50") == plan_for("llama, untied", "bot50")
+    assert make_plan(model, "random50", seed=1) == choose_schedule(
+        "random50", Situation(anatomy("llama, untied"), seed=1)
+    ).next(0, {})
+    assert Situation.of(model, seed=3) == Situation(anatomy("llama, untied"), seed=3)

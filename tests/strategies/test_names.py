@@ -1,0 +1,132 @@
+"""Names are read in one place: what may follow a name, what is meant by a wrong one, files and third parties."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from anatomies import plain
+
+from frostline.core.errors import UserError
+from frostline.plan import Frozen, Full, Plan, save_plan
+from frostline.strategies import STRATEGIES, Situation, choose_schedule, known_names, parse_name
+from packages import install
+
+SITUATION = Situation(plain(4))
+KNOWN = "all, bitfit, bot50, head, int50, lora, random50, top50"
+
+THIRD_PARTY = """
+from frostline.plan import FixedSchedule
+from frostline.strategies import Strategy, freeze_blocks
+
+def choose(situation, percent):
+    return FixedSchedule(freeze_blocks(situation, {1, 2}, f"middle{percent}"))
+
+MIDDLE = Strategy("the middle frozen", choose, (20, 40))
+NOT_ONE = choose
+"""
+
+
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget afterwards what a test loads."""
+    monkeypatch.setattr(STRATEGIES, "_entries", dict(STRATEGIES._entries))
+    monkeypatch.delitem(sys.modules, "middling", raising=False)
+
+
+def refusal(name: str) -> str:
+    with pytest.raises(UserError) as caught:
+        choose_schedule(name, SITUATION)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize(
+    ("name", "stem", "percent"),
+    [
+        ("all", "all", 0),
+        ("lora", "lora", 0),
+        ("bot1", "bot", 1),
+        ("bot50", "bot", 50),
+        ("top99", "top", 99),
+        ("int33", "int", 33),
+        ("random7", "random", 7),
+    ],
+)
+def test_names_and_their_numbers(name: str, stem: str, percent: int) -> None:
+    assert parse_name(name) == (STRATEGIES.get(stem), percent)
+
+
+def test_known_names_can_be_typed() -> None:
+    assert ", ".join(known_names()) == KNOWN
+    for name in known_names():
+        parse_name(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("bott50", f"unknown strategy 'bott50': did you mean 'bot50'? known: {KNOWN}"),
+        ("lorra", f"unknown strategy 'lorra': did you mean 'lora'? known: {KNOWN}"),
+        ("LoRA", f"unknown strategy 'LoRA': did you mean 'lora'? known: {KNOWN}"),
+        ("xyz", f"unknown strategy 'xyz': known: {KNOWN}"),
+        ("", f"unknown strategy '': known: {KNOWN}"),
+        ("bot\n50", rf"unknown strategy 'bot\n50': did you mean 'bot50'? known: {KNOWN}"),
+        ("bot-50", f"unknown strategy 'bot-50': did you mean 'bot50'? known: {KNOWN}"),
+        ("bot5.5", f"unknown strategy 'bot5.5': did you mean 'bot50'? known: {KNOWN}"),
+        ("bot", "strategy 'bot': 'bot' wants a percentage after it: 1 to 99"),
+        ("bot0", "strategy 'bot0': 'bot' wants a percentage after it: 1 to 99"),
+        ("top100", "strategy 'top100': 'top' wants a percentage after it: 1 to 99"),
+        ("random", "strategy 'random': 'random' wants a percentage after it: 1 to 99"),
+        ("int40", "strategy 'int40': 'int' wants a percentage after it: 25, 33, 50"),
+        ("int", "strategy 'int': 'int' wants a percentage after it: 25, 33, 50"),
+        ("lora8", "strategy 'lora' takes no number (given: 'lora8')"),
+        ("all100", "strategy 'all' takes no number (given: 'all100')"),
+    ],
+)
+def test_wrong_names(name: str, line: str) -> None:
+    assert refusal(name) == line
+
+
+def test_a_number_alone_is_no_name() -> None:
+    assert refusal("50").startswith("unknown strategy '50': ")
+
+
+@pytest.mark.parametrize("file", ["mine.yaml", "mine.yml", "mine.json"])
+def test_a_plan_file_is_a_strategy(tmp_path: Path, file: str) -> None:
+    plan = Plan(strategy="mine", blocks=(Frozen(), Full(), Frozen(), Full(lr_scale=0.5)))
+    save_plan(plan, tmp_path / file)
+    assert choose_schedule(str(tmp_path / file), SITUATION).next(0, {}) == plan
+
+
+def test_a_plan_file_that_is_missing_or_wrong(tmp_path: Path) -> None:
+    assert refusal(str(tmp_path / "none.yaml")) == f"plan file not found: {tmp_path / 'none.yaml'}"
+    path = tmp_path / "wrong.yaml"
+    path.write_text("blocks: [frosen]")
+    assert refusal(str(path)).startswith(f"{path}: blocks.0: unknown mode 'frosen'")
+
+
+@pytest.mark.usefixtures("registry")
+def test_a_third_party_registers_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(tmp_path, "middling", "frostline.strategies", {"middle": "middling:MIDDLE"}, THIRD_PARTY)
+    monkeypatch.syspath_prepend(tmp_path)
+    plan = choose_schedule("middle20", SITUATION).next(0, {})
+    assert plan == Plan(strategy="middle20", blocks=(Full(), Frozen(), Frozen(), Full()))
+    assert "middle20" in known_names()
+    assert refusal("midle20").startswith("unknown strategy 'midle20': did you mean 'middle20'? known: all, ")
+    assert refusal("middle30") == "strategy 'middle30': 'middle' wants a percentage after it: 20, 40"
+
+
+@pytest.mark.usefixtures("registry")
+def test_a_broken_third_party_is_told_to_whom_asks_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = {"gone": "middling:GONE", "function": "middling:NOT_ONE"}
+    install(tmp_path, "middling", "frostline.strategies", entries, THIRD_PARTY)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert refusal("gone").startswith("strategy 'gone' of package 'middling' cannot be loaded (middling:GONE): ")
+    assert refusal("function") == (
+        "strategy 'function' of package 'middling': middling:NOT_ONE is not a Strategy but function"
+    )
+    assert "did you mean 'bot50'" in refusal("bott50")
+    assert choose_schedule("bot50", SITUATION).next(0, {}) is not None
