@@ -17,10 +17,10 @@ from frostline.strategies import STRATEGIES, Situation, choose_schedule, make_pl
 TABLE = {
     "all": ["all"],
     "head": ["head"],
-    "bot": ["bot1", "bot25", "bot50", "bot75", "bot99"],
-    "top": ["top25", "top50", "top75"],
-    "int": ["int25", "int33", "int50"],
-    "random": ["random25", "random50"],
+    "bot": ["bot25", "bot75"],
+    "top": ["top50"],
+    "int": ["int25", "int50"],
+    "random": ["random50"],
     "bitfit": ["bitfit"],
     "lora": ["lora"],
 }
@@ -87,8 +87,7 @@ def test_nothing_below_the_boundary_trains(model: str, name: str) -> None:
     assert not below & trained
     assert not [target for target in lora_targets(plan, found) if (target.linear.block or 0) < plan.boundary]
     if plan.boundary < len(found.blocks):
-        lowest = names_of("blocks", found) if plan.boundary is None else found.blocks[plan.boundary]
-        own = {tensor.name for tensor in lowest.tensors} & trained
+        own = {tensor.name for tensor in found.blocks[plan.boundary].tensors} & trained
         assert own or [target for target in lora_targets(plan, found) if target.linear.block == plan.boundary]
 
 

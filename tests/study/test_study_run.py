@@ -45,6 +45,7 @@ def test_killed_and_called_again_it_goes_on_where_it_was(tmp_path: Path) -> None
     deadline = time.monotonic() + 120
     while not (cell / "checkpoint-2").exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
+    assert process.poll() is None, "the study ended before it could be killed"
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     time.sleep(0.5)  # the run notices, and is gone

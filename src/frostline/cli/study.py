@@ -56,4 +56,4 @@ def _failure(cell: Cell, error: str) -> Failure:
     from frostline.report import Failure
 
     config = cell.config
-    return Failure(config.model, config.task, cell.label, config.seed, error)
+    return Failure(Path(config.model).name, Path(config.task).stem, cell.label, config.seed, error)

@@ -19,11 +19,11 @@ class Workload(BaseModel):
     """What is trained on, and how.
 
     `rows` examples per epoch; `batch` rows at a time, each of `length` tokens after padding (the mean over
-    the batches); the optimizer steps after `accumulation` batches. `label_tokens` is the length of the targets that an encoder-decoder's decoder reads; other
-    models have none (None: as `length`).
+    the batches); the optimizer steps after `accumulation` batches. `label_tokens` is the length of the
+    targets that an encoder-decoder's decoder reads (None: as `length`); other models have none.
 
-    `dtype` is what matrices are multiplied in: float32, or bfloat16 by autocast. `frozen_dtype` is what frozen
-    tensors are kept in, the checkpoint's; trained ones are always float32. `attention` is transformers'
+    `dtype` is what matrices are multiplied in: bfloat16 means autocast. `frozen_dtype` is what frozen tensors
+    are kept in, the checkpoint's; trained ones are always float32. `attention` is transformers'
     `attn_implementation`. `checkpointing` recomputes the activations of trained blocks. `dropout` says that
     trained blocks have active dropout (`has_dropout` reads it from a config).
     """

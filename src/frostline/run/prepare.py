@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging as transformers_logging
 
@@ -59,6 +60,7 @@ def read_data(config: RunConfig) -> Data:
     task = load_task(config.task, config.data)
     model_config = config_for(config.model, task)
     _check_length(config, model_config)
+    _check_loggers(config.report_to)
     tokenizer = prepare_tokenizer(load_tokenizer(config.model))
     kind = model_kind(model_config)
     rows, eval_rows = (encode(task, split, tokenizer, config.max_length, kind) for split in ("train", "eval"))
@@ -107,6 +109,15 @@ def _check_length(config: RunConfig, model_config: Any) -> None:
     positions = getattr(model_config, "max_position_embeddings", None)
     if positions is not None and positions > 0 and config.max_length > positions:
         raise UserError(f"max_length: {config.max_length} is more than the {positions} positions of {config.model}")
+
+
+def _check_loggers(names: Sequence[str]) -> None:
+    known = get_available_reporting_integrations()
+    for name in names:
+        if name not in known:
+            raise UserError(
+                f"report_to: '{name}' is not installed or not known to transformers; here: {', '.join(known) or 'none'}"
+            )
 
 
 def _arguments(config: RunConfig) -> TrainingArguments:
