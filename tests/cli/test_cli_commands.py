@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 from contextlib import redirect_stderr, redirect_stdout
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from frostline.cli.main import main
+from frostline.core.errors import FrostlineError
 from frostline.plan import load_plan
 from tiny_files import write_model, write_task
 
@@ -115,9 +117,6 @@ def test_plan_assumes_what_train_does_by_default() -> None:
     from frostline.run import RunConfig
 
     run = RunConfig(model="m", task="t")
-    given = dict(zip(command.__code__.co_varnames, command.__defaults__ or (), strict=False))
-    import inspect
-
     given = {name: parameter.default for name, parameter in inspect.signature(command).parameters.items()}
     assert (given["batch"], given["length"], given["epochs"]) == (run.batch_size, run.max_length, run.epochs)
     assert (given["rows"], given["optimizer"], given["seed"]) == (Workload().rows, run.optimizer, run.seed)
@@ -184,6 +183,19 @@ def test_report(place: Path, trained: Ended) -> None:
     assert row["metrics"]["accuracy"]["mean"] == trained.document["metrics"]["after"]["accuracy"]
     assert "| bot50 |" in frostline("report", place, "--markdown").out
     assert "macro_f1" in frostline("report", place, "--metric", "macro_f1").out
+
+
+def test_demo_is_a_study_whose_table_report_shows_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    short = {"steps": 2, "batch_size": 4, "max_length": 32, "threads": 1}
+    monkeypatch.setattr("frostline.run.demo.STUDY", {"strategies": ["bot50"], "config": short, "baseline": "bot50"})
+    ended = frostline("demo", "--out", tmp_path, "--seed", "3", "--json")
+    assert ended.status == 0, ended.err
+    group = ended.document["groups"][0]
+    assert (group["task"], group["baseline"], group["majority_share"]) == ("swapped-words", "bot50", 0.5)
+    (row,) = group["rows"]
+    assert (row["strategy"], row["seeds"], row["time_ratio"]["mean"]) == ("bot50", [3], 1)
+    assert json.loads((Path(row["folders"][0]) / "run.json").read_text())["status"] == "finished"
+    assert frostline("report", tmp_path, "--json").document == ended.document
 
 
 @pytest.mark.parametrize(
@@ -258,6 +270,37 @@ def test_a_fault_of_frostline_says_so(place: Path, monkeypatch: pytest.MonkeyPat
     ]
     monkeypatch.setenv("FROSTLINE_TRACEBACK", "1")
     assert "Traceback" in frostline("inspect", place / "model").err
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named as torch's, which needs a GPU to be raised."""
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (MemoryError(), "error: out of memory: take a smaller batch_size"),
+        (OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"), "error: out of memory: take"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "error: out of memory: take"),
+        (OSError(28, "No space left on device"), "error: [Errno 28] No space left on device"),
+        (FrostlineError("said once"), "error: said once"),
+    ],
+)
+def test_what_is_no_fault_of_frostline_is_not_called_one(
+    place: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, expected: str
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("frostline.run.inspect_model", broken)
+    ended = frostline("inspect", place / "model")
+    assert ended.status == 1
+    assert ended.error.startswith(expected) and "fault" not in ended.error
+
+
+def test_a_place_that_cannot_be_written_is_wrong_input(place: Path) -> None:
+    ended = frostline("plan", place / "model", "--strategy", "all", "--out", place / "days" / "dev.jsonl" / "plan.yaml")
+    assert ended.status == 2 and "dev.jsonl" in ended.error
 
 
 def test_numbers_that_json_lacks_are_null() -> None:

@@ -24,7 +24,8 @@ def python(code: str, *arguments: str) -> list[str]:
     return [sys.executable, "-c", code, *arguments]
 
 
-def test_help_of_every_command_is_quick_and_imports_nothing_heavy() -> None:
+def test_help_and_report_are_quick_and_import_nothing_heavy(tmp_path: Path) -> None:
+    write_record(run().record, tmp_path / "run")
     code = f"""
 import sys, time
 from frostline.cli.main import main
@@ -34,6 +35,7 @@ for name in (None, *{NAMES!r}):
     print(f"{{name}} {{time.process_time() - begun:.2f}} s", file=sys.stderr)
     assert time.process_time() - begun < 0.5
 assert main(["--version"]) == 0
+assert main(["report", {str(tmp_path)!r}]) == 0
 loaded = [module for module in {HEAVY!r} if module in sys.modules]
 assert not loaded, loaded
 """

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from frostline.core.errors import UserError
-from frostline.plan import Frozen, Full, Lora, Partial, Plan, from_text
+from frostline.plan import Frozen, Full, Lora, Partial, Plan, first_error, from_text
 
 KEYS = "blocks, embeddings, final_norm, head, strategy, untie, version"
 
@@ -121,6 +121,24 @@ def test_one_line_with_its_place(text: str) -> None:
     with pytest.raises(UserError) as caught:
         from_text(text, "p.yaml")
     assert str(caught.value) == CASES[text]
+
+
+def test_first_error_serves_other_models_too() -> None:
+    class Settings(BaseModel):
+        model_config = ConfigDict(extra="forbid")
+        steps: int
+
+    for document, line in (
+        ({"steps": 1, "a\nb": 2}, "a b: no such key (given: 2)"),
+        (
+            {"steps": "many"},
+            "steps: it should be a valid integer, unable to parse string as an integer (given: 'many')",
+        ),
+        ({}, "steps: this key is missing"),
+    ):
+        with pytest.raises(ValidationError) as caught:
+            Settings.model_validate(document)
+        assert first_error(caught.value) == line
 
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)

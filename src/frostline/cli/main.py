@@ -18,6 +18,7 @@ from frostline.core.errors import FrostlineError, UserError
 
 TRACEBACK = "FROSTLINE_TRACEBACK"
 LIFELINE = "FROSTLINE_LIFELINE"
+WRONG_PATH = (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,7 +45,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read has read enough. Nothing may be left for the interpreter to flush when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        return _fail(str(error), 2 if isinstance(error, WRONG_PATH) else 1)
     except Exception as error:
+        if _is_out_of_memory(error):
+            advice = "take a smaller batch_size, checkpointing=true, or a strategy that trains less"
+            return _fail(f"out of memory: {advice}", 1)
         about = f"{type(error).__name__}: {error}".rstrip(": ")
         advice = f"this is a fault of frostline; {TRACEBACK}=1 shows where"
         return _fail(f"{about} ({advice})", 1)
@@ -56,6 +62,12 @@ def _run(arguments: Sequence[str]) -> int:
         answer: Answer = command.invoke(context)
     answer.show()
     return answer.status
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # torch's own class, told by name: torch may not have been imported.
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or "can't allocate memory" in str(error)
 
 
 def _command(arguments: Sequence[str]) -> str:

@@ -111,17 +111,21 @@ class _Block:
 
     def _norms(self) -> float:
         total = 0.0
-        first, same_input = self.shape.normed_first, False
+        around = [norm for norm in self.shape.norms if not norm.side]
+        carried = [self.block.middle] * len(around)
+        if around and self.shape.ends_in_norm:
+            carried[-1] = self.block.leaves
+        if around and self.shape.normed_first:
+            carried[0] = self.block.enters
+        for position, (norm, carries) in enumerate(zip(around, carried, strict=True)):
+            kept = _norm(norm, carries, self.block.norms_train, self.w)
+            # In parallel blocks all norms read one and the same input.
+            total += kept - (self.w * norm.width if kept and position and self.shape.family.parallel else 0)
         for norm in self.shape.norms:
             if norm.side:
                 attention = self.block.attentions[0]
                 carries = attention.query if norm.side == "q" else attention.key
-            else:
-                carries = self.block.enters if first else self.block.leaves
-                first = False
-            kept = _norm(norm, carries, self.block.norms_train, self.w)
-            total += kept - (self.w * norm.width if same_input and kept else 0)
-            same_input = self.shape.family.parallel
+                total += _norm(norm, carries, self.block.norms_train, self.w)
         return total
 
     def _attention(self, flow: AttentionFlow) -> float:
@@ -248,7 +252,7 @@ def _inputs(
             total += lora_c * width + FLOAT * width * matrix.carries
         else:
             plain += 1
-    if lora_c != held or lora_c != c:  # PEFT makes a float32 copy, autocast a narrow one
+    if workload.autocast or held != FLOAT:  # PEFT makes a float32 copy, autocast a narrow one
         total += plain * lora_c * width
         plain = 0
     readers = trained + plain

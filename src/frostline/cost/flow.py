@@ -64,7 +64,8 @@ class AttentionFlow:
 @dataclass(frozen=True)
 class BlockFlow:
     """One block in a step. `trains`: its mode is not frozen; `widened`: tensors of its own train, so all of
-    them are float32; `enters`, `leaves`: its hidden states carry a gradient before, after it."""
+    them are float32; `enters`, `middle`, `leaves`: its hidden states carry a gradient before it, after its
+    attention, after it."""
 
     index: int
     stack: str
@@ -73,6 +74,7 @@ class BlockFlow:
     widened: bool
     norms_train: bool
     enters: bool
+    middle: bool
     leaves: bool
     attentions: tuple[AttentionFlow, ...]
     entering: tuple[Matrix, ...]
@@ -176,17 +178,18 @@ def _block(
     leaving = tuple(make(linear, inner) for linear in structure.leaving)
     leaves = here or bool(own) or any(matrix.passes for matrix in leaving)
     return BlockFlow(
-        block.index,
-        block.stack,
-        structure,
-        trains,
-        bool(own),
-        norms_train,
-        enters,
-        leaves,
-        tuple(attentions),
-        entering,
-        leaving,
+        index=block.index,
+        stack=block.stack,
+        structure=structure,
+        trains=trains,
+        widened=bool(own),
+        norms_train=norms_train,
+        enters=enters,
+        middle=here or (norms_train and structure.family.parallel),
+        leaves=leaves,
+        attentions=tuple(attentions),
+        entering=entering,
+        leaving=leaving,
     )
 
 

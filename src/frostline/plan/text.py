@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
-from frostline.core.errors import UserError
 from frostline.core.files import read_text, write_text
+from frostline.core.settings import parse_yaml
 from frostline.plan.modes import Options
 from frostline.plan.plan import Plan, block_ranges
 
@@ -42,7 +42,7 @@ def to_yaml(plan: Plan) -> str:
 
 def from_text(text: str, where: str = "plan") -> Plan:
     """A plan from YAML or JSON text. Raises `UserError` with the place of the fault."""
-    return Plan.read(_parse(text, where), where)
+    return Plan.read(parse_yaml(text, where), where)
 
 
 def load_plan(path: Path) -> Plan:
@@ -53,21 +53,6 @@ def load_plan(path: Path) -> Plan:
 def save_plan(plan: Plan, path: Path) -> None:
     """Write the plan, as JSON if the path ends in .json, else as YAML."""
     write_text(path, to_json(plan) if path.suffix == ".json" else to_yaml(plan))
-
-
-def _parse(text: str, where: str) -> Any:
-    # JSON first: YAML nearly contains it, but reads neither its tabs nor its escaped characters beyond 16 bits.
-    try:
-        return json.loads(text)
-    except ValueError:
-        pass
-    try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:  # a date that does not exist is a ValueError
-        mark = getattr(error, "problem_mark", None)
-        place = f"{where}:{mark.line + 1}" if mark else where
-        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise UserError(f"{place}: not YAML: {reason}") from None
 
 
 def _changed(mode: Options) -> dict[str, Any]:

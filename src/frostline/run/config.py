@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from frostline.core.errors import UserError
-from frostline.core.files import read_text
+from frostline.core.settings import lay_over, read_mapping
 from frostline.plan import first_error
 from frostline.tasks import TaskOptions
 
@@ -84,44 +83,11 @@ def read_config(path: Path | None, overrides: Sequence[str] = (), **given: Any) 
 
     Keys may be dotted (`data.max_train_rows=100`). Raises `UserError` with the key at fault.
     """
-    document: dict[str, Any] = {}
-    if path is not None:
-        document = _parse(read_text(path, "config file"), str(path))
+    document = {} if path is None else read_mapping(path, "run config", "at least the keys model and task")
     document |= {key: value for key, value in given.items() if value is not None}
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key:
-            raise UserError(f"'{override}': an override is written key=value, such as learning_rate=1e-4")
-        _put(document, key.split("."), _value(text), override)
+    lay_over(document, overrides)
     try:
         return RunConfig.model_validate(document)
     except ValidationError as error:
         where = str(path) if path is not None else "run config"
         raise UserError(f"{where}: {first_error(error)}") from None
-
-
-def _parse(text: str, where: str) -> dict[str, Any]:
-    try:
-        document = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        raise UserError(f"{where}{f':{mark.line + 1}' if mark else ''}: not YAML") from None
-    if not isinstance(document, dict):
-        raise UserError(f"{where}: a config is a mapping with at least model and task")
-    return document
-
-
-def _value(text: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
-
-
-def _put(document: dict[str, Any], keys: Sequence[str], value: Any, override: str) -> None:
-    for key in keys[:-1]:
-        inner = document.setdefault(key, {})
-        if not isinstance(inner, dict):
-            raise UserError(f"'{override}': {key} is not a group of options")
-        document = inner
-    document[keys[-1]] = value

@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, field_validator, model_validator
 
 from frostline.core.errors import UserError
-from frostline.core.files import read_text
+from frostline.core.settings import lay_over, read_mapping
 from frostline.plan import first_error
 
 
@@ -102,30 +102,9 @@ def read_study(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
 
     Raises `UserError` with the file and the key or line at fault.
     """
-    try:
-        document = yaml.safe_load(read_text(path, "study file"))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        raise UserError(f"{path}{f':{mark.line + 1}' if mark else ''}: not YAML") from None
-    if isinstance(document, dict):
-        for override in overrides:
-            _lay_over(document, override)
+    document = read_mapping(path, "study", "the keys models, tasks and strategies")
+    lay_over(document, overrides)
     return StudyConfig.read(document, str(path))
-
-
-def _lay_over(document: dict[str, Any], override: str) -> None:
-    keys, equals, text = override.partition("=")
-    if not equals or not keys:
-        raise UserError(f"'{override}': an override is written key=value, such as seeds=[42]")
-    *groups, key = keys.split(".")
-    for group in groups:
-        document = document.setdefault(group, {})
-        if not isinstance(document, dict):
-            raise UserError(f"'{override}': {group} is not a group of settings")
-    try:
-        document[key] = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UserError(f"'{override}': the value is not YAML") from None
 
 
 def _refuse_twins(values: Sequence[Any], prefix: str = "", advice: str = "") -> None:

@@ -1,0 +1,118 @@
+"""Every strategy has a card of one shape, and what the cards say is true: strips, shares, commands, code."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+from anatomies import plain
+from transformers import AutoModelForSequenceClassification, GPT2Config
+
+from architectures import tiny
+from frostline.anatomy import Anatomy, find_anatomy, skeleton
+from frostline.cost import Workload, step_flops
+from frostline.plan import Plan, from_text, strip
+from frostline.strategies import STRATEGIES, Situation, Strategy, choose_schedule, parse_name
+
+FOLDER = Path(__file__).resolve().parents[2] / "docs" / "strategies"
+SECTIONS = [
+    "What it does",
+    "Source",
+    "Options",
+    "Stated and inferred",
+    "Boundary and saving",
+    "Where it fails",
+    "How to use it",
+    "Measured",
+]
+CARDS = sorted(path.stem for path in FOLDER.glob("*.md") if path.stem != "README")
+
+
+def card(name: str) -> str:
+    return (FOLDER / f"{name}.md").read_text(encoding="utf-8")
+
+
+def code(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def plan(name: str, anatomy: Anatomy) -> Plan:
+    chosen = choose_schedule(name, Situation(anatomy)).next(0, {})
+    assert chosen is not None
+    return chosen
+
+
+@cache
+def decoder() -> Anatomy:
+    """12 blocks with biases and a small head: what the cards' shares are given for."""
+    config = GPT2Config(vocab_size=1000, n_embd=768, n_layer=12, n_head=12, pad_token_id=0)
+    return find_anatomy(skeleton(config, AutoModelForSequenceClassification))
+
+
+def test_every_strategy_has_a_card_and_a_line_in_the_index() -> None:
+    assert set(CARDS) == set(STRATEGIES)
+    index = (FOLDER / "README.md").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"^\| `.*\[(\w+)\]\(\1\.md\) \|$", index, re.MULTILINE)) == CARDS
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_cards_have_one_shape(name: str) -> None:
+    text = card(name)
+    assert re.match(rf"# `{name}P?`: ", text)
+    assert re.findall(r"^## (.*)$", text, re.MULTILINE) == SECTIONS
+    assert all(section.strip() for section in re.split(r"^## .*$", text, flags=re.MULTILINE))
+    assert "See docs/LOG.md." in text.partition("## Measured")[2]
+    assert max(map(len, text.splitlines())) <= 120
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_strips_show_the_plan(name: str) -> None:
+    shown = re.findall(r"^(\w+) +([░▒▞█]+)$", card(name), re.MULTILINE)
+    assert bool(shown) == (name != "random")
+    for strategy, cells in shown:
+        assert parse_name(strategy)[0] is STRATEGIES.get(name)
+        assert strip(plan(strategy, plain(12))).plain.split(" ")[2] == cells
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_shares_are_what_the_cost_model_counts(name: str) -> None:
+    """Up to what the limits leave out: attention's own products, block 0's input gradient, LoRA's A and B."""
+    shares = re.findall(r"^\| `(\w+)` \| (\d\.\d\d) \|$", card(name), re.MULTILINE)
+    assert bool(shares) == (name != "random")
+    anatomy, workload = decoder(), Workload(batch=4, length=16)
+    whole = step_flops(plan("all", anatomy), anatomy, workload).total
+    for strategy, share in shares:
+        ratio = step_flops(plan(strategy, anatomy), anatomy, workload).total / whole
+        assert ratio == pytest.approx(float(share), abs=0.02), strategy
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_commands_and_plans_are_valid(name: str) -> None:
+    used = re.findall(r"--strategy (\S+)", card(name))
+    assert used
+    assert {parse_name(strategy)[0] for strategy in used} == {STRATEGIES.get(name)}
+    for document in code(card(name), "yaml"):
+        assert len(from_text(document).blocks) == 12
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_the_python_runs(name: str) -> None:
+    (source,) = code(card(name), "python")
+    scope = {"model": tiny("gpt2", tied=True)}
+    exec(compile(source, f"{name}.md", "exec"), scope)
+    assert isinstance(scope["plan"], Plan)
+    assert parse_name(scope["plan"].strategy)[0] is STRATEGIES.get(name)
+    assert any(parameter.requires_grad for parameter in scope["model"].parameters())
+
+
+def test_the_example_of_an_own_strategy_works() -> None:
+    (source,) = code((FOLDER / "README.md").read_text(encoding="utf-8"), "python")
+    scope: dict[str, object] = {}
+    exec(compile(source, "README.md", "exec"), scope)
+    middle = scope["MIDDLE"]
+    assert isinstance(middle, Strategy)
+    chosen = middle.choose(Situation(plain(8)), 50).next(0, {})
+    assert chosen is not None
+    assert [block.mode for block in chosen.blocks] == ["full"] * 2 + ["frozen"] * 4 + ["full"] * 2
