@@ -1,4 +1,15 @@
-"""Pretrain the small decoder that ships inside the package (src/frostline/run/demo/model)."""
+"""Pretrain the small decoder that ships inside the package (src/frostline/run/demo/model).
+
+    python recipes/pretrain_demo.py --data DATA --out src/frostline/run/demo/model
+
+DATA (or $FROSTLINE_DATA) holds text/tinystories_5k.jsonl and text/wikitext-2.{valid,test}.txt: 1.29 million tokens of a
+2048-token byte-level BPE, the first 2% of the stories held out. A Llama of 8 blocks and 2,804,928 parameters reads
+13.3 million tokens (10 epochs) in bfloat16 autocast.
+
+Measured, seed 0, one core of an AMD EPYC with AVX512-BF16 beside other work: 2838 s for 6500 steps. Held-out loss per
+token 7.67 before training (ln 2048 = 7.62) and 2.185 at step 5000, the best of the 26 checkpoints and the one kept;
+after that the model learns the stories by heart (2.211 at the end, where the last training batch is at 1.59).
+"""
 
 from __future__ import annotations
 
@@ -124,7 +135,7 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description="Pretrain the small decoder that ships inside the package.")
     parser.add_argument("--data", type=Path, default=os.environ.get("FROSTLINE_DATA"), help="holds text/")
     parser.add_argument("--out", type=Path, required=True, help="the model's folder")
     parser.add_argument("--steps", type=int, default=6500)
@@ -134,7 +145,7 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=8)
     parser.add_argument("--feed-forward", type=int, default=352)
     parser.add_argument("--key-value-heads", type=int, default=2)
-    parser.add_argument("--save-every", type=int, default=300)
+    parser.add_argument("--save-every", type=int, default=250)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     if args.data is None:

@@ -11,12 +11,14 @@
 Weights and optimizer are there throughout. Activations are freed block by block while gradients arrive, so
 the peak is the largest sum on the way back, not the sum of all; with accumulation the gradients of earlier
 batches are there too. With checkpointing a trained block keeps its input alone, and one block at a time all
-of its activations again.
+of its activations again. A block below the boundary keeps nothing, but while it runs it needs two tensors of
+the hidden width and two of the feed-forward's (three if gated).
 
 Left out: the framework itself, the batch, buffers, what a single operation needs while it runs, and what an
-allocator keeps of what was freed. Against the private memory of fresh processes on a CPU this is 1-5% low for a
-16-block Llama and a 6-block BERT (`all`, bot50, top50, LoRA; float32 and autocast) when glibc returns what
-is freed (a fixed M_MMAP_THRESHOLD); by default it keeps much of it, and the same runs take 25-65% more.
+allocator keeps of what was freed. Against the private memory of fresh processes on a CPU this is 1-10% low for
+a 16-block Llama and a 6-block BERT (`all`, botP, top50, LoRA, head; float32, autocast, checkpointing) when
+glibc returns what is freed (a fixed M_MMAP_THRESHOLD); by default it keeps much of it, and the same runs take
+25-65% more.
 """
 
 from __future__ import annotations
@@ -64,7 +66,12 @@ def memory(plan: Plan, anatomy: Anatomy, workload: Workload) -> Memory:
         optimizer=optimizer,
         activations=activations + round(max(again)),
         logits=logits,
-        peak=weights + optimizer + _largest_moment(activations, logits, until, again, gradients, workload),
+        peak=weights
+        + optimizer
+        + max(
+            _passing(step, workload),
+            _largest_moment(activations, logits, until, again, gradients, workload),
+        ),
     )
 
 
@@ -103,6 +110,18 @@ def _checkpointed(step: Flow, kept: SavedByPart, workload: Workload) -> tuple[li
         until.append(float(weight_bytes(block.widened, workload) * states) if recomputes else full.total)
         again.append(full.total if recomputes else 0.0)
     return until, again
+
+
+def _passing(step: Flow, workload: Workload) -> int:
+    """What the blocks below the boundary need while they run, the largest of them."""
+    needs = [
+        workload.step_tokens(block.stack, step.anatomy)
+        * weight_bytes(False, workload)
+        * (2 * step.anatomy.hidden_size + (2 + block.structure.gated) * block.structure.inner)
+        for block in step.blocks
+        if not block.leaves
+    ]
+    return round(max(needs, default=0.0))
 
 
 def _largest_moment(

@@ -88,21 +88,33 @@ def private_memory() -> int:
 
 
 class StepMeter(TrainerCallback):
-    """Wall time of every optimizer step, evaluation and saving left out; seconds."""
+    """Wall and processor time of every optimizer step, evaluation and saving left out; seconds."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
-        self._begun = 0.0
+        self.cpu_seconds: list[float] = []
+        self._begun = (0.0, 0.0)
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
-        self._begun = time.perf_counter()
+        self._begun = (time.perf_counter(), time.process_time())
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        self.seconds.append(time.perf_counter() - self._begun)
+        wall, cpu = self._begun
+        self.seconds.append(time.perf_counter() - wall)
+        self.cpu_seconds.append(time.process_time() - cpu)
 
     @property
     def median(self) -> float | None:
-        """The median step after the first, which warms caches up."""
-        return statistics.median(self.seconds[1:] or self.seconds) if self.seconds else None
+        """The median wall time of the steps after the first, which warms caches up."""
+        return _median(self.seconds)
+
+    @property
+    def cpu_median(self) -> float | None:
+        """Likewise the processor time, of all threads together; None on an accelerator."""
+        return None if torch.accelerator.is_available() else _median(self.cpu_seconds)
+
+
+def _median(seconds: list[float]) -> float | None:
+    return statistics.median(seconds[1:] or seconds) if seconds else None

@@ -56,7 +56,8 @@ class Measured(_Data):
 
     `peak_memory_bytes` is the peak of private anonymous memory above that before the model was loaded, on
     a CPU, and the allocator's peak on CUDA; `seconds_per_step` is the median over the steps after the first.
-    A resumed run counts the time of its last process, from the checkpoint on.
+    `cpu_seconds_per_step` is likewise the median processor time of all threads (none on an accelerator): on a
+    machine that others use too it says more than wall time. A resumed run counts the time of its last process, from the checkpoint on.
     """
 
     train_seconds: float
@@ -65,6 +66,7 @@ class Measured(_Data):
     peak_memory_bytes: int
     steps: int
     tokens_per_second: float | None = None
+    cpu_seconds_per_step: float | None = None
 
 
 class RunMetrics(_Data):

@@ -18,7 +18,7 @@ from frostline.report.table import Failure, Group, Mean, Row, Table
 HEADINGS = {
     "trained": "trained",
     "share": "share",
-    "s/step": "s/step",
+    "CPU/step ×": "CPU ×",
     "time": "time",
     "time ×": "×",
     "FLOPs (predicted)": "FLOPs",
@@ -83,7 +83,7 @@ def _row(row: Row, metrics: Sequence[str], show_runs: bool) -> list[str]:
         *(_spread(row.metrics.get(name)) for name in metrics),
         short_count_text(row.trainable_parameters),
         share_text(row.trainable_share),
-        f"{row.seconds_per_step.mean:.3g}" if row.seconds_per_step else ratio_text(None),
+        ratio_text(_mean(row.cpu_ratio)),
         seconds_text(_mean(row.train_seconds)),
         ratio_text(_mean(row.time_ratio)),
         ratio_text(row.predicted_flops_ratio),

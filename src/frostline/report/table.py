@@ -34,7 +34,7 @@ class Row:
     """One strategy on one model and task, over its seeds.
 
     `folders` are those of its runs, in the order of `seeds`. `metrics` are those after training.
-    `step_ratio`, `time_ratio` and `memory_ratio` are measured, to the group's baseline: the mean over the seeds
+    `step_ratio`, `cpu_ratio` (processor time per step), `time_ratio` and `memory_ratio` are measured, to the group's baseline: the mean over the seeds
     that both have of this run's figure over the baseline's. `predicted_*` are the records' own, to full
     fine-tuning. Times in seconds, memory in bytes.
     """
@@ -49,6 +49,7 @@ class Row:
     train_seconds: Mean | None
     peak_memory_bytes: Mean | None
     step_ratio: Mean | None
+    cpu_ratio: Mean | None
     time_ratio: Mean | None
     memory_ratio: Mean | None
     predicted_flops_ratio: float | None
@@ -154,6 +155,7 @@ def _row(label: str, runs: Sequence[Run], reference: dict[int, RunRecord]) -> Ro
         train_seconds=measured(_train_seconds),
         peak_memory_bytes=measured(_peak_memory),
         step_ratio=ratio(_seconds_per_step),
+        cpu_ratio=ratio(_cpu_seconds_per_step),
         time_ratio=ratio(_train_seconds),
         memory_ratio=ratio(_peak_memory),
         predicted_flops_ratio=predicted("flops_ratio"),
@@ -163,6 +165,10 @@ def _row(label: str, runs: Sequence[Run], reference: dict[int, RunRecord]) -> Ro
 
 def _seconds_per_step(measured: Measured) -> float | None:
     return measured.seconds_per_step
+
+
+def _cpu_seconds_per_step(measured: Measured) -> float | None:
+    return measured.cpu_seconds_per_step
 
 
 def _train_seconds(measured: Measured) -> float:

@@ -90,6 +90,7 @@ def _run(
                 peak_memory_bytes=peak,
                 steps=trainer.state.global_step,
                 tokens_per_second=tokens / median if median else None,
+                cpu_seconds_per_step=prepared.steps.cpu_median,
             ),
             "metrics": RunMetrics(before=before, after=after.metrics, history=_history(trainer)),
         }

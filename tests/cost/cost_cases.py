@@ -1,0 +1,75 @@
+"""Plans and models that the cost tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import logging as transformers_logging
+
+from architectures import batch_for, tiny
+from frostline.anatomy import Anatomy
+from frostline.cost import full_plan
+from frostline.plan import BlockMode, Frozen, Full, Lora, Partial, Plan
+
+
+def named_plans(anatomy: Anatomy) -> dict[str, Plan]:
+    """Plans by name; but for `all`, embeddings are frozen, and with them a head that is tied to them."""
+    count = len(anatomy.blocks)
+    head = Frozen() if anatomy.tied else Full()
+
+    def where(chosen: Callable[[int], bool], mode: BlockMode) -> Plan:
+        return Plan(blocks=tuple(mode if chosen(i) else Frozen() for i in range(count)), head=head)
+
+    def bottom_frozen(percent: int, mode: BlockMode) -> Plan:
+        return where(lambda i: i >= round(count * percent / 100), mode)
+
+    plans = {
+        "all": full_plan(anatomy),
+        **{f"bot{percent}": bottom_frozen(percent, Full()) for percent in (25, 50, 75)},
+        "top50": where(lambda i: i < count // 2, Full()),
+        "int50": where(lambda i: i % 2 == 0, Full()),
+        "lora": where(lambda i: True, Lora()),
+        "lora on all of the top": bottom_frozen(50, Lora(targets="all", dropout=0.0)),
+        "attention of the top": bottom_frozen(50, Partial(train="attention")),
+        "feed-forward of the top": bottom_frozen(50, Partial(train="feed_forward")),
+        "norms of the top": bottom_frozen(50, Partial(train="norms_and_biases")),
+        "rows of the top": bottom_frozen(50, Partial(rows=0.3)),
+        "head": where(lambda i: False, Full()),
+    }
+    if anatomy.tied:
+        plans["untied bot50"] = bottom_frozen(50, Full()).model_copy(update={"head": Full(), "untie": True})
+    return plans
+
+
+def base16(models_dir: Path, attention: str = "eager", dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A Llama of 16 blocks, tied."""
+    return AutoModelForCausalLM.from_pretrained(models_dir / "base16", dtype=dtype, attn_implementation=attention)
+
+
+def minilm(models_dir: Path, attention: str = "eager", dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A BERT of 6 blocks with a new classifier; it has dropout."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        return AutoModelForSequenceClassification.from_pretrained(
+            models_dir / "all-MiniLM-L6-v2", num_labels=2, dtype=dtype, attn_implementation=attention
+        )
+    finally:
+        transformers_logging.set_verbosity(level)
+
+
+def small(family: str, attention: str = "eager") -> PreTrainedModel:
+    """A tiny model whose attention is counted, and whose experts run one by one."""
+    model = tiny(family)
+    model.set_attn_implementation(attention)
+    model.config._experts_implementation = "eager"
+    return model
+
+
+def whole_batch(model: PreTrainedModel, batch: int, length: int) -> dict[str, torch.Tensor]:
+    """A batch without padding."""
+    inputs = batch_for(model, batch, length)
+    return {**inputs, "attention_mask": torch.ones_like(inputs["attention_mask"])}

@@ -1,0 +1,125 @@
+"""Predicted operations against torch's own counter, which sees every matrix product of a real step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from cost_cases import base16, minilm, named_plans, small, whole_batch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedModel
+
+from frostline.anatomy import find_anatomy
+from frostline.cost import (
+    Flops,
+    Workload,
+    flops_ratio,
+    full_plan,
+    run_flops,
+    run_flops_ratio,
+    step_flops,
+)
+from frostline.engine import apply
+from frostline.plan import Plan
+
+PAPER = ["all", "bot25", "bot50", "bot75", "top50", "int50", "lora"]
+FAMILIES = [
+    *("llama", "gemma2", "gpt2", "gpt_neox", "gptj", "minicpm3", "mixtral", "olmo2", "opt", "phi", "phi3"),
+    *("qwen3_moe", "bert", "distilbert", "modernbert", "t5"),
+]
+
+
+def counted(model: PreTrainedModel, plan: Plan, batch: int, length: int, checkpointing: bool = False) -> int:
+    apply(plan, model)
+    model.train()
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.config.use_cache = False
+    with FlopCounterMode(display=False) as counter:
+        model(**whole_batch(model, batch, length)).loss.backward()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_base16(models_dir: Path, name: str) -> None:
+    model = base16(models_dir)
+    anatomy = find_anatomy(model)
+    plan = named_plans(anatomy)[name]
+    predicted = step_flops(plan, anatomy, Workload(batch=2, length=64))
+    assert predicted.total == pytest.approx(counted(model, plan, 2, 64), rel=0.001)
+
+
+@pytest.mark.parametrize("name", ["all", "bot50", "top50", "lora"])
+def test_minilm(models_dir: Path, name: str) -> None:
+    model = minilm(models_dir)
+    anatomy = find_anatomy(model)
+    plan = named_plans(anatomy)[name]
+    predicted = step_flops(plan, anatomy, Workload(batch=2, length=32))
+    assert predicted.total == pytest.approx(counted(model, plan, 2, 32), rel=0.001)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_and_plan(family: str) -> None:
+    anatomy = find_anatomy(small(family))
+    for name, plan in named_plans(anatomy).items():
+        predicted = step_flops(plan, anatomy, Workload(batch=2, length=12)).total
+        assert predicted == pytest.approx(counted(small(family), plan, 2, 12), rel=0.001), name
+
+
+def test_a_decoder_classifier_scores_every_token() -> None:
+    from architectures import tiny
+
+    model = tiny("llama", "classification")
+    model.set_attn_implementation("eager")
+    anatomy = find_anatomy(model)
+    plan = named_plans(anatomy)["bot50"]
+    predicted = step_flops(plan, anatomy, Workload(batch=2, length=12)).total
+    assert predicted == pytest.approx(counted(model, plan, 2, 12), rel=0.001)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "bert"])
+@pytest.mark.parametrize("name", ["all", "bot50"])
+def test_checkpointing_computes_trained_blocks_twice(family: str, name: str) -> None:
+    anatomy = find_anatomy(small(family))
+    plan = named_plans(anatomy)[name]
+    predicted = step_flops(plan, anatomy, Workload(batch=2, length=12, checkpointing=True)).total
+    assert predicted == pytest.approx(counted(small(family), plan, 2, 12, checkpointing=True), rel=0.001)
+
+
+def test_parts_follow_the_boundary() -> None:
+    anatomy = find_anatomy(small("llama"))
+    step = step_flops(named_plans(anatomy)["bot50"], anatomy, Workload())
+    for below in step.blocks[:2]:
+        assert (below.input_gradient, below.weight_gradient) == (0, 0) < (below.forward, 1)
+    for above in step.blocks[2:]:
+        assert above.forward == above.input_gradient - _products_back(above) == above.weight_gradient + _products(above)
+    assert step.total == sum(part.total for part in (step.embeddings, *step.blocks, step.head))
+
+
+def _products(block: Flops) -> float:
+    """Attention's two products have no weights: what forward has over the weight gradient."""
+    return block.forward - block.weight_gradient
+
+
+def _products_back(block: Flops) -> float:
+    """And each has two gradients of its operands, one more than a matrix."""
+    return _products(block)
+
+
+def test_longer_targets_cost_only_the_decoder() -> None:
+    anatomy = find_anatomy(small("t5"))
+    short, long = (step_flops(full_plan(anatomy), anatomy, Workload(length=8, label_tokens=n)) for n in (4, 8))
+    assert short.blocks[:4] == long.blocks[:4]
+    assert all(a.total < b.total for a, b in zip(short.blocks[4:], long.blocks[4:], strict=True))
+
+
+def test_ratios() -> None:
+    anatomy = find_anatomy(small("llama"))
+    workload = Workload(rows=100, batch=8, epochs=3)
+    plans = named_plans(anatomy)
+    assert flops_ratio(plans["all"], anatomy, workload) == 1
+    ratios = [flops_ratio(plans[name], anatomy, workload) for name in ("all", "bot25", "bot50", "bot75", "head")]
+    assert ratios == sorted(ratios, reverse=True)
+    assert run_flops_ratio(plans["bot50"], anatomy, workload) == pytest.approx(ratios[2])
+    step = step_flops(plans["bot50"], anatomy, workload).total
+    assert run_flops(plans["bot50"], anatomy, workload) == pytest.approx(step * 100 * 3 / 8)
