@@ -23,9 +23,9 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM
 
-from frostline.engine import apply
+from frostline.engine import _apply as apply
 from frostline.run.demo import MODEL_DIR
-from frostline.run.versions import versions
+from frostline.run._versions import versions
 from frostline.strategies import make_plan
 
 STRATEGIES = ("all", "bot25", "bot50", "bot75", "top50", "int50", "random50", "lora", "head")

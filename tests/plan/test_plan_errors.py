@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from frostline.core.errors import UserError
-from frostline.plan import Frozen, Full, Lora, Partial, Plan, first_error, from_text
+from frostline.core.settings import first_error
+from frostline.plan import Frozen, Full, Lora, Partial, Plan, from_text
 
 KEYS = "blocks, embeddings, final_norm, head, strategy, untie, version"
 

@@ -75,7 +75,7 @@ def test_one_cell_for_every_block(plan: Plan) -> None:
 
 def test_every_mode_has_a_symbol_and_a_colour_of_its_own() -> None:
     modes = [member.model_fields["mode"].default for member in get_args(get_args(BlockMode)[0])]
-    from frostline.plan.strip import CELLS
+    from frostline.plan._strip import CELLS
 
     assert set(CELLS) == set(modes)
     assert len({symbol for symbol, _ in CELLS.values()}) == len({colour for _, colour in CELLS.values()}) == len(CELLS)

@@ -28,11 +28,11 @@ def test_overrides_are_read_as_yaml() -> None:
 @pytest.mark.parametrize(
     ("text", "overrides", "message"),
     [
-        ("model: a\ntask: b\nlr: 3\n", [], "lr: no such key"),
+        ("model: a\ntask: b\nlr: 3\n", [], "unknown key 'lr'"),
         ("task: b\n", [], "model: this key is missing"),
         ("model: a\ntask: b\nsteps: 0\n", [], "steps: it should be greater than 0"),
         ("model: a\ntask: b\nprecision: half\n", [], "precision: it should be 'auto', 'float32' or 'bfloat16'"),
-        ("model: a\ntask: b\n", ["data.rows=3"], "data.rows: no such key"),
+        ("model: a\ntask: b\n", ["data.rows=3"], "data: unknown key 'rows'"),
         ("model: a\ntask: b\n", ["learning_rate=fast"], "learning_rate: it should be a valid number"),
         ("model: a\ntask: b\n", ["model.name=x"], "model is not a group of settings"),
         ("- a\n", [], "a run config is a mapping with at least the keys model and task"),

@@ -51,7 +51,7 @@ def test_models_of_one_name_get_folders_of_their_own(tmp_path: Path) -> None:
         ({"strategies": ["all", "loar"]}, "did you mean 'lora'"),
         ({"strategies": ["all", "plans/absent.yaml"]}, "plan file not found"),
         ({"config": {"learning_rat": 1}}, "learning_rat"),
-        ({"strategies": ["all", {"name": "lora", "r": 4}]}, "r: "),
+        ({"strategies": ["all", {"name": "lora", "r": 4}]}, "unknown key 'r'"),
         ({"config": {"seed": 1}}, "config: 'seed' is set by the grid"),
         ({"strategies": ["all", {"name": "lora", "out": "x"}]}, "strategy 'lora': 'out' is set by the grid"),
     ],

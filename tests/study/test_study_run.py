@@ -16,7 +16,7 @@ from rich.console import Console
 
 from frostline.core.errors import UserError
 from frostline.study import read_study, run_study
-from frostline.study.runner import Result
+from frostline.study._runner import Result
 from tiny_files import write_model, write_task
 
 

@@ -1,7 +1,7 @@
 """What is added to a model's own tensors: LoRA, through PEFT."""
 
-from frostline.adapters.lora import add_lora, load_lora_state, lora_state, merge_lora
-from frostline.adapters.targets import LoraTarget, lora_parameters, lora_targets
+from frostline.adapters._lora import add_lora, load_lora_state, lora_state, merge_lora
+from frostline.adapters._targets import LoraTarget, lora_parameters, lora_targets
 
 __all__ = [
     "LoraTarget",

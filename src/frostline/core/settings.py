@@ -9,9 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from frostline.core.errors import UserError
+from frostline.core.errors import UserError, unknown_name
 from frostline.core.files import read_text
+
+
+class Options(BaseModel):
+    """Base of everything a user writes: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, value: Any) -> Any:
+        for key in value if isinstance(value, dict) else ():
+            if key not in cls.model_fields:
+                raise ValueError(unknown_name("key", str(key), cls.model_fields))
+        return value
 
 
 def parse_yaml(text: str, where: str) -> Any:
@@ -52,3 +67,29 @@ def lay_over(document: dict[str, Any], overrides: Sequence[str]) -> None:
             if not isinstance(place, dict):
                 raise UserError(f"'{override}': {group} is not a group of settings")
         place[key] = parse_yaml(text, f"'{override}'")
+
+
+def first_error(error: ValidationError) -> str:
+    """The first of pydantic's errors as one line: place, what is wrong, what would be right."""
+    first = error.errors(include_url=False)[0]
+    place = ".".join(str(piece) for piece in first["loc"])
+    message = str(first["msg"]).removeprefix("Value error, ").replace("Input should", "it should")
+    if first["type"] in _MESSAGES:
+        message = _MESSAGES[first["type"]].format_map(first.get("ctx", {}))
+    given = first.get("input")
+    shown = f" (given: {given!r})" if isinstance(given, (str, int, float, bool)) else ""
+    line = f"{place}: {message}{shown}" if place else message
+    return " ".join(line.split())
+
+
+_MESSAGES = {
+    "extra_forbidden": "no such key",
+    "missing": "this key is missing",
+    "union_tag_invalid": "unknown mode '{tag}', it should be one of {expected_tags}",
+    "union_tag_not_found": "the key 'mode' is missing",
+    "model_attributes_type": "it should be a mapping",
+    "model_type": "it should be a mapping",
+    "dict_type": "it should be a mapping",
+    "tuple_type": "it should be a list",
+    "too_short": "it should have at least {min_length} of them",
+}

@@ -1,13 +1,13 @@
 """Apply a schedule and train: what a plan does to a model, the trainer, the delta, merge."""
 
+from frostline.engine._apply import Applied, applied_to, apply, to_plain
+from frostline.engine._delta import DeltaCard, load_delta, read_card, save_delta, trained_tensors
 from frostline.engine._fingerprint import fingerprint, tensor_hashes
-from frostline.engine.apply import Applied, applied_to, apply, to_plain
-from frostline.engine.delta import DeltaCard, load_delta, read_card, save_delta, trained_tensors
-from frostline.engine.merge import load, merge
-from frostline.engine.meter import MemoryMeter, StepMeter
-from frostline.engine.models import class_called, load_config, load_tokenizer, load_weights
-from frostline.engine.progress import ProgressBar
-from frostline.engine.trainer import Trainer
+from frostline.engine._merge import load, merge
+from frostline.engine._meter import MemoryMeter, StepMeter
+from frostline.engine._models import class_called, load_config, load_tokenizer, load_weights
+from frostline.engine._progress import ProgressBar
+from frostline.engine._trainer import Trainer
 
 __all__ = [
     "Applied",

@@ -1,6 +1,6 @@
 """The run record: versioned JSON, written whole. Imports no torch."""
 
-from frostline.records.record import (
+from frostline.records._record import (
     RECORD_FILE,
     DataFacts,
     Measured,

@@ -1,6 +1,6 @@
 """Tables from run records. Reads records only and imports no torch."""
 
-from frostline.report.format import (
+from frostline.report._format import (
     bytes_text,
     count_text,
     mean_text,
@@ -9,9 +9,9 @@ from frostline.report.format import (
     share_text,
     short_count_text,
 )
-from frostline.report.render import document, markdown, view
-from frostline.report.runs import Run, collect, named, study_baseline
-from frostline.report.table import Failure, Group, Mean, Row, Table, tabulate
+from frostline.report._render import document, markdown, view
+from frostline.report._runs import Run, collect, named, study_baseline
+from frostline.report._table import Failure, Group, Mean, Row, Table, tabulate
 
 __all__ = [
     "Failure",

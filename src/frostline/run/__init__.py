@@ -1,9 +1,9 @@
 """One run end to end: config -> model, data, schedule, trainer, record; and what is done with a run after."""
 
-from frostline.run.config import RunConfig, read_config
-from frostline.run.setup import anatomy_of, class_for, load_model
-from frostline.run.training import train
-from frostline.run.using import (
+from frostline.run._config import RunConfig, read_config
+from frostline.run._setup import anatomy_of, class_for, load_model
+from frostline.run._training import train
+from frostline.run._using import (
     PlannedModel,
     evaluate_target,
     generate_target,

@@ -1,7 +1,7 @@
 """Strategies choose a schedule. Each is a function in one file and one line of the table."""
 
-from frostline.strategies.base import Situation, Strategy, fixed, freeze_blocks, task_head
-from frostline.strategies.table import STRATEGIES, choose_schedule, known_names, make_plan, parse_name
+from frostline.strategies._base import Situation, Strategy, fixed, freeze_blocks, task_head
+from frostline.strategies._table import STRATEGIES, choose_schedule, known_names, make_plan, parse_name
 
 __all__ = [
     "STRATEGIES",

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
+from frostline.core.settings import Options
 from frostline.tasks._task import TaskKind
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
-class Columns(BaseModel):
+class Columns(Options):
     """Which column plays which role. A role that is not given is looked for under its own name."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     text: str | None = None
     pair: str | None = None
@@ -29,7 +28,7 @@ class Columns(BaseModel):
         return self.model_dump(exclude_none=True)
 
 
-class TaskOptions(BaseModel):
+class TaskOptions(Options):
     """How a task is read. Every field has a default; a built-in task takes those of the second group only.
 
     Attributes:
@@ -46,8 +45,6 @@ class TaskOptions(BaseModel):
         train_on_prompt: let the loss count the prompt too, not the completion alone.
         generate_rows: generate for this many distinct evaluation prompts; 0 for none.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: TaskKind | None = None
     columns: Columns = Columns()

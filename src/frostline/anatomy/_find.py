@@ -1,0 +1,127 @@
+"""Find the anatomy of a transformers text model by its structure."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from frostline.anatomy._matrices import matrices
+from frostline.anatomy._model import Anatomy, Block, Linear, Part, Tensor
+from frostline.anatomy._places import Place, places, shared_weights
+from frostline.anatomy._stacks import Stack, find_stacks
+from frostline.core.errors import UserError
+
+
+def find_anatomy(model: nn.Module) -> Anatomy:
+    """Where `model` keeps its embeddings, ordered blocks, final norm and head.
+
+    Embeddings are the embedding tables and whatever else runs before the first block; final norm is every
+    norm of the trunk (`model.base_model`) after that; head is the rest. The weights may lie on any device,
+    the meta device included; they are neither read nor changed.
+
+    Raises `UserError` when `model` is not a transformers text model of attention blocks, when its blocks
+    share weights, or when it already carries PEFT adapters.
+    """
+    text_model = _text_model(model)
+    stacks = find_stacks(text_model)
+    where = places(text_model, stacks)
+    tensors = list(_tensors(text_model, where))
+    linears = list(_linears(text_model, where))
+    config = text_model.config.get_text_config()
+    embedding, output = text_model.get_input_embeddings(), text_model.get_output_embeddings()
+    return Anatomy(
+        model_class=type(text_model).__name__,
+        model_type=text_model.config.model_type,
+        hidden_size=config.hidden_size,
+        vocab_size=embedding.num_embeddings,
+        num_heads=getattr(config, "num_attention_heads", 1),
+        blocks=_blocks(text_model, stacks, tensors, linears),
+        embeddings=tuple(tensor for tensor in tensors if tensor.part is Part.EMBEDDINGS),
+        final_norm=tuple(tensor for tensor in tensors if tensor.part is Part.FINAL_NORM),
+        head=tuple(tensor for tensor in tensors if tensor.part is Part.HEAD),
+        embedding_linears=tuple(linear for linear in linears if linear.part is Part.EMBEDDINGS),
+        head_linears=tuple(linear for linear in linears if linear.part is Part.HEAD),
+        tied=output is not None and output.weight is embedding.weight,
+        encoder_decoder=len(stacks) == 2,
+    )
+
+
+def get_block(model: nn.Module, anatomy: Anatomy, index: int) -> nn.Module:
+    """The module of block `index`."""
+    return model.get_submodule(anatomy.blocks[index].name)
+
+
+def _text_model(model: nn.Module) -> Any:
+    name = type(model).__name__
+    if any(type(module).__module__.startswith("peft.") for module in model.modules()):
+        raise UserError(f"{name} carries PEFT adapters: give the bare model, before adapters are added")
+    if not isinstance(model, PreTrainedModel):
+        raise UserError(f"{name} is not a transformers model: give a text model that transformers loads")
+    try:
+        embedding = model.get_input_embeddings()
+    except NotImplementedError:
+        embedding = None
+    if not isinstance(embedding, nn.Embedding):
+        raise UserError(f"{name} has no token embedding: give a text model")
+    return model
+
+
+def _tensors(model: nn.Module, where: dict[nn.Module, Place]) -> Iterator[Tensor]:
+    holders: dict[nn.Parameter, list[nn.Module]] = defaultdict(list)
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            holders[parameter].append(module)
+    for name, parameter in model.named_parameters():
+        place = _common_place(model, [where[holder] for holder in holders[parameter]])
+        table = any(isinstance(holder, nn.Embedding) for holder in holders[parameter])
+        is_bias = "bias" in name.rpartition(".")[2] and not table
+        yield Tensor(name, tuple(parameter.shape), place.part, place.block, place.role, is_bias)
+
+
+def _common_place(model: nn.Module, candidates: list[Place]) -> Place:
+    """Where a tensor lies that several modules hold: a tied one is the embeddings'."""
+    for place in candidates:
+        if place.part is Part.EMBEDDINGS:
+            return place
+    blocks = [place.block for place in candidates if place.block is not None]
+    if len(set(blocks)) > 1:
+        raise shared_weights(model, min(blocks), max(blocks))
+    return candidates[0]
+
+
+def _linears(model: nn.Module, where: dict[nn.Module, Place]) -> Iterator[Linear]:
+    names: dict[object, str] = {parameter: name for name, parameter in model.named_parameters()}
+    for matrix in matrices(model):
+        place = where[matrix.holder]
+        yield Linear(
+            name=matrix.name,
+            weight=names[matrix.weight],
+            in_features=matrix.in_features,
+            out_features=matrix.out_features,
+            part=place.part,
+            block=place.block,
+            role=place.role,
+            active=matrix.active,
+            copies=matrix.copies,
+        )
+
+
+def _blocks(
+    model: nn.Module, stacks: tuple[Stack, ...], tensors: list[Tensor], linears: list[Linear]
+) -> tuple[Block, ...]:
+    paths = {module: path for path, module in model.named_modules()}
+    kinds = [(block, stack.kind) for stack in stacks for block in stack.blocks]
+    return tuple(
+        Block(
+            index=index,
+            name=paths[block],
+            stack=kind,
+            tensors=tuple(tensor for tensor in tensors if tensor.block == index),
+            linears=tuple(linear for linear in linears if linear.block == index),
+        )
+        for index, (block, kind) in enumerate(kinds)
+    )

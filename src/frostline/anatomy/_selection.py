@@ -1,0 +1,115 @@
+"""A plan meets an anatomy: which of the model's own tensors train, and how much of each."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from frostline.anatomy._model import Anatomy, Block, Role, Tensor
+from frostline.anatomy._untie import untied
+from frostline.core.errors import UserError
+from frostline.plan import Full, Lora, Partial, Plan
+
+_ROLES = {"attention": Role.ATTENTION, "feed_forward": Role.FEED_FORWARD}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One trained tensor of the model: its learning-rate scale, and the share of its rows that trains."""
+
+    tensor: Tensor
+    lr_scale: float = 1.0
+    rows: float = 1.0
+    rows_seed: int = 0
+
+    @property
+    def trained_rows(self) -> int:
+        """How many rows (entries of the first dimension) train; at least one."""
+        return max(1, math.floor(self.rows * self.tensor.shape[0] + 0.5))
+
+    @property
+    def parameters(self) -> int:
+        return self.tensor.numel * self.trained_rows // self.tensor.shape[0] if self.tensor.shape else 1
+
+
+def select(plan: Plan, anatomy: Anatomy) -> tuple[Trained, ...]:
+    """The model's own tensors that train under `plan`, in the model's order (adapters come on top).
+
+    `anatomy` is that of the model before the plan touched it. Raises `UserError` when the plan has
+    another number of blocks, when it would train one side of a tied tensor, when a partial block names
+    tensors that the architecture does not have, or when nothing of this model would train.
+    """
+    _check(plan, anatomy)
+    if plan.untie:
+        anatomy = untied(anatomy)
+    trained: list[Trained] = []
+    for part, tensors in (
+        (plan.embeddings, anatomy.embeddings),
+        (plan.final_norm, anatomy.final_norm),
+        (plan.head, anatomy.head),
+    ):
+        if isinstance(part, Full):
+            trained += [Trained(tensor, part.lr_scale) for tensor in tensors]
+    for mode, block in zip(plan.blocks, anatomy.blocks, strict=True):
+        if isinstance(mode, Full):
+            trained += [Trained(tensor, mode.lr_scale) for tensor in block.tensors]
+        elif isinstance(mode, Partial):
+            trained += _partial(mode, block)
+    if not trained and not any(isinstance(mode, Lora) for mode in plan.blocks):
+        named = [part for part in ("embeddings", "final_norm", "head") if getattr(plan, part).mode != "frozen"]
+        raise UserError(
+            f"the plan '{plan.strategy}' trains only {' and '.join(named)}, of which {anatomy.model_class} has no "
+            "tensor: give a block a mode other than frozen"
+        )
+    order = {tensor.name: position for position, tensor in enumerate(anatomy.tensors)}
+    return tuple(sorted(trained, key=lambda item: order[item.tensor.name]))
+
+
+def notices(plan: Plan, anatomy: Anatomy) -> list[str]:
+    """What the plan does to this model that its reader might not expect, a line each."""
+    if anatomy.tied and not plan.untie and plan.embeddings.mode == "frozen":
+        return [
+            "tied embeddings: the head is the frozen embedding's tensor, so it is frozen too "
+            f"(untie: true trains a copy of it, +{_copied(anatomy):,} parameters)"
+        ]
+    return []
+
+
+def _check(plan: Plan, anatomy: Anatomy) -> None:
+    if len(plan.blocks) != len(anatomy.blocks):
+        raise UserError(
+            f"the plan '{plan.strategy}' has {len(plan.blocks)} blocks and {anatomy.model_class} has "
+            f"{len(anatomy.blocks)}: give a mode for blocks 0-{len(anatomy.blocks) - 1}"
+        )
+    if anatomy.tied and not plan.untie and plan.embeddings.mode != plan.head.mode:
+        raise UserError(
+            f"embeddings: {plan.embeddings.mode} beside head: {plan.head.mode}, but {anatomy.model_class} ties "
+            "them into one tensor: give both the same mode, or untie: true for a head of its own"
+        )
+
+
+def _copied(anatomy: Anatomy) -> int:
+    return untied(anatomy).total_parameters - anatomy.total_parameters
+
+
+def _partial(mode: Partial, block: Block) -> list[Trained]:
+    chosen = [tensor for tensor in block.tensors if _named(mode.train, tensor)]
+    if not chosen:
+        there = sorted({str(tensor.role) for tensor in block.tensors})
+        raise UserError(
+            f"block {block.index}: partial with train: {mode.train} matches no tensor of {block.name}, "
+            f"which has {', '.join(there)} and {'some' if any(t.is_bias for t in block.tensors) else 'no'} biases"
+        )
+    return [
+        Trained(tensor, mode.lr_scale, mode.rows if len(tensor.shape) > 1 else 1.0, mode.rows_seed) for tensor in chosen
+    ]
+
+
+def _named(train: str, tensor: Tensor) -> bool:
+    if train == "all":
+        return True
+    if train == "biases":
+        return tensor.is_bias
+    if train == "norms_and_biases":
+        return tensor.is_bias or tensor.role is Role.NORM
+    return tensor.role is _ROLES[train]

@@ -1,0 +1,69 @@
+"""Which modules run before the blocks: seen by running the model up to its first block.
+
+No rule on names or on the order of registration tells a norm after the embeddings from a norm after the
+blocks in every model, but the model's own forward does. Its weights are not read: every tensor is replaced by
+one zero on the CPU, seen through strides of 0 at the tensor's shape. So this takes no memory and no time to
+speak of, and works the same for weights on the meta device or on an accelerator.
+"""
+
+from __future__ import annotations
+
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from frostline.anatomy._stacks import Stack
+from frostline.core.errors import UserError
+
+
+class _BlockReached(Exception):
+    """Ends the run."""
+
+
+def modules_before_blocks(stack: Stack) -> set[nn.Module]:
+    """The modules of `stack` whose forward starts before that of the first block.
+
+    Leaves weights, hooks, training mode and random state as they were. Raises `UserError` when the stack does
+    not reach a block from token ids alone.
+    """
+    blocks = set(stack.blocks)
+    ran: set[nn.Module] = set()
+
+    def note(module: nn.Module, _inputs: Any) -> None:
+        if module in blocks:
+            raise _BlockReached
+        ran.add(module)
+
+    hooks = [module.register_forward_pre_hook(note) for module in stack.module.modules()]
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            functional_call(stack.module, _hollow(stack.module), (), _inputs(stack))
+    except _BlockReached:
+        return ran
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    else:
+        reason = "no block ran"
+    finally:
+        for hook in hooks:
+            hook.remove()
+    raise UserError(
+        f"{type(stack.module).__name__} does not run from token ids to its first block ({reason}): give a text model"
+    )
+
+
+def _inputs(stack: Stack) -> dict[str, Tensor]:
+    ids = torch.zeros(1, 2, dtype=torch.long)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if stack.after_encoder:
+        inputs["encoder_hidden_states"] = torch.zeros(1, 2, stack.config.hidden_size)
+    return inputs
+
+
+def _hollow(module: nn.Module) -> dict[str, Tensor]:
+    """Zeros in the shape of every parameter and buffer, each one element large."""
+    named = chain(module.named_parameters(), module.named_buffers())
+    return {name: torch.zeros((), dtype=tensor.dtype).expand(tensor.shape) for name, tensor in named}

@@ -1,0 +1,147 @@
+"""The delta: a checkpoint that holds what training changed, and knows the base that it changes.
+
+A delta's folder holds `delta.safetensors` (the trained tensors by name), `delta.json` (the plan, the class and
+a hash of every tensor of the base) and the base's `config.json`. No pickle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from frostline.anatomy import find_anatomy
+from frostline.core.errors import UserError
+from frostline.core.files import atomic_file, read_json, write_json
+from frostline.engine._apply import Applied, applied_to, apply
+from frostline.engine._fingerprint import fingerprint, tensor_hashes
+from frostline.plan import Plan, document
+
+TENSORS_FILE = "delta.safetensors"
+CARD_FILE = "delta.json"
+
+
+class DeltaCard(BaseModel):
+    """What a delta changes. `base_name` is where the base came from: a hub id or a folder."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    version: int = 1
+    base_name: str
+    base_dtype: str
+    base_fingerprint: str
+    base_tensors: dict[str, str]
+    model_class: str
+    seed: int
+    plan: dict[str, Any]
+
+
+def trained_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The trained tensors of a model that carries a plan, by name, on the CPU."""
+    names = _applied(model).lr_scales
+    return {name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if name in names}
+
+
+def save_delta(model: Any, folder: Path) -> None:
+    """Write what `model` learned into `folder`. Raises `UserError` when the model carries no plan."""
+    applied = _applied(model)
+    folder.mkdir(parents=True, exist_ok=True)
+    card = DeltaCard(
+        base_name=str(getattr(model.config, "_name_or_path", "") or ""),
+        base_dtype=applied.base_dtype,
+        base_fingerprint=fingerprint(applied.base),
+        base_tensors=dict(applied.base),
+        model_class=applied.anatomy.model_class,
+        seed=applied.seed,
+        plan=document(applied.plan),
+    )
+    with atomic_file(folder / TENSORS_FILE) as path:
+        save_file(trained_tensors(model), path, metadata={"format": "pt"})
+    applied.config.save_pretrained(folder)
+    write_json(folder / CARD_FILE, card.model_dump(mode="json"))
+
+
+def read_card(folder: Path) -> DeltaCard:
+    """The card of the delta in `folder`. Raises `UserError` when there is none."""
+    path = folder / CARD_FILE
+    if not path.is_file():
+        raise UserError(f"{folder} holds no delta: {CARD_FILE} is missing")
+    return DeltaCard.model_validate(read_json(path, "delta card"))
+
+
+def load_delta(model: Any, folder: Path) -> Applied:
+    """Turn a base into the trained model, in place: apply the delta's plan and put its tensors in.
+
+    A model that already carries the same plan only takes the tensors. Raises `UserError` when `model` is
+    not the delta's own base, or the file is torn.
+    """
+    card = read_card(folder)
+    applied = applied_to(model)
+    tensors = _read_tensors(folder / TENSORS_FILE)
+    plan = Plan.read(card.plan, str(folder / CARD_FILE))
+    anatomy = applied.anatomy if applied else find_anatomy(model)
+    replaced = {tensor.name for tensor in anatomy.head} & set(tensors)
+    _check_base(applied.base if applied else tensor_hashes(model), card, replaced, folder)
+    if applied is None:
+        applied = apply(plan, model, seed=card.seed)
+    elif applied.plan != plan:
+        raise UserError(
+            f"{folder} was trained under the plan '{plan.strategy}', and the model carries '{applied.plan.strategy}'"
+        )
+    put_tensors(model, tensors, str(folder))
+    return applied
+
+
+def put_tensors(model: torch.nn.Module, tensors: dict[str, torch.Tensor], where: str) -> None:
+    """Copy the trained tensors in. Raises `UserError` when names or shapes are not the model's."""
+    names = _applied(model).lr_scales
+    if set(tensors) != set(names):
+        odd = sorted(set(tensors) ^ set(names))
+        raise UserError(f"{where} does not hold the tensors that its plan trains (first difference: {odd[0]})")
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            parameter = model.get_parameter(name)
+            if parameter.shape != tensor.shape:
+                raise UserError(
+                    f"{where}: {name} has shape {tuple(tensor.shape)}, the model's has {tuple(parameter.shape)}"
+                )
+            parameter.copy_(tensor)
+
+
+def _check_base(hashes: Mapping[str, str], card: DeltaCard, replaced: set[str], folder: Path) -> None:
+    if dict(hashes) == card.base_tensors:
+        return
+    if set(hashes) != set(card.base_tensors):
+        odd = sorted(set(hashes) ^ set(card.base_tensors))
+        raise UserError(
+            f"the delta in {folder} belongs to another base ({card.base_name or 'in memory'}): "
+            f"their tensors differ in name, first {odd[0]}"
+        )
+    differing = {name for name, value in hashes.items() if value != card.base_tensors[name]}
+    # A task head that no checkpoint holds is drawn anew at every load, and the delta replaces it.
+    differing -= replaced
+    if differing:
+        raise UserError(
+            f"the delta in {folder} belongs to another base ({card.base_name or 'in memory'}, "
+            f"{card.base_dtype}): {len(differing)} of {len(hashes)} tensors differ, first {min(differing)}"
+        )
+
+
+def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        tensors: dict[str, torch.Tensor] = load_file(path)
+        return tensors
+    except (SafetensorError, FileNotFoundError, OSError) as error:
+        raise UserError(f"delta file cannot be read: {path}: {error}") from None
+
+
+def _applied(model: torch.nn.Module) -> Applied:
+    applied = applied_to(model)
+    if applied is None:
+        raise UserError("the model carries no plan: call frostline.apply(plan, model) first")
+    return applied

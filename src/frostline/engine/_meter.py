@@ -1,0 +1,121 @@
+"""What a run costs while it runs: time per step, peak memory."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import statistics
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from transformers import TrainerCallback
+
+
+class MemoryMeter:
+    """The peak of this process's private anonymous memory above that at the start, in bytes.
+
+    On CUDA it is the allocator's peak. On a CPU a thread reads the figure every `interval` seconds: mapped
+    files (weights, stores) do not count, but memory that the allocator keeps after use does, so a fair
+    comparison starts a fresh process for each run.
+    """
+
+    def __init__(self, interval: float = 0.02) -> None:
+        self._interval = interval
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._start = 0
+        self._peak = 0
+
+    def __enter__(self) -> MemoryMeter:
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+            self._start = torch.cuda.memory_allocated()
+            return self
+        _give_back_free_memory()
+        self._start = self._peak = private_memory()
+        self._stop.clear()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._thread is not None:
+            self._stop.set()
+            self._thread.join()
+            self._thread = None
+
+    def restart_peak(self) -> None:
+        """Forget the peak so far (of loading, of an evaluation); the start stays."""
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+            return
+        _give_back_free_memory()
+        self._peak = private_memory()
+
+    @property
+    def peak_bytes(self) -> int:
+        """The peak so far above the start."""
+        if torch.cuda.is_available():
+            return torch.cuda.max_memory_allocated() - self._start
+        self._peak = max(self._peak, private_memory())
+        return max(0, self._peak - self._start)
+
+    def _watch(self) -> None:
+        while not self._stop.wait(self._interval):
+            self._peak = max(self._peak, private_memory())
+
+
+def _give_back_free_memory() -> None:
+    # glibc keeps freed memory resident, which would count what an earlier phase used.
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def private_memory() -> int:
+    """This process's resident anonymous memory, in bytes (where the system does not tell: its unique set)."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text().splitlines():
+            if line.startswith("RssAnon:"):
+                return int(line.split()[1]) * 1024
+    return int(psutil.Process().memory_full_info().uss)
+
+
+class StepMeter(TrainerCallback):
+    """Wall and processor time of every optimizer step, evaluation and saving left out; seconds."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self.cpu_seconds: list[float] = []
+        self._begun = (0.0, 0.0)
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        self._begun = (time.perf_counter(), time.process_time())
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        wall, cpu = self._begun
+        self.seconds.append(time.perf_counter() - wall)
+        self.cpu_seconds.append(time.process_time() - cpu)
+
+    @property
+    def median(self) -> float | None:
+        """The median wall time of the steps after the first, which warms caches up."""
+        return _median(self.seconds)
+
+    @property
+    def cpu_median(self) -> float | None:
+        """Likewise the processor time, of all threads together; None on an accelerator."""
+        return None if torch.accelerator.is_available() else _median(self.cpu_seconds)
+
+
+def _median(seconds: list[float]) -> float | None:
+    return statistics.median(seconds[1:] or seconds) if seconds else None

@@ -1,0 +1,209 @@
+"""`transformers.Trainer` under a plan: what it adds is the schedule, the delta and exact resume."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import transformers
+from torch import nn
+from transformers import TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
+
+from frostline.core.errors import TrainingError, UserError
+from frostline.core.files import disk_errors, read_json, write_json
+from frostline.engine import _state
+from frostline.engine._apply import Applied, applied_to, apply
+from frostline.engine._delta import load_delta, save_delta
+from frostline.plan import FixedSchedule, Plan, Schedule
+
+SCHEDULE_FILE = "schedule.json"
+
+
+class Trainer(transformers.Trainer):
+    """A `transformers.Trainer` that trains what a plan (or a schedule of plans) says.
+
+    Everything that `transformers.Trainer` takes works: callbacks, logging, mixed precision, accelerate. A
+    checkpoint holds the delta, the optimizer's state by parameter name and the generators' states, all
+    without pickle, and is whole or absent; training resumed from it ends with the same weights as if it had
+    never stopped.
+
+    `plan` or `schedule` may be left out when `frostline.apply` was called on the model before. Raises
+    `UserError` when the plan does not fit, and `TrainingError` when the loss is not a number.
+    """
+
+    optimizer: Any
+
+    def __init__(
+        self,
+        model: Any = None,
+        args: TrainingArguments | None = None,
+        *positional: Any,
+        plan: Plan | None = None,
+        schedule: Schedule | None = None,
+        **options: Any,
+    ) -> None:
+        self.applied, self.schedule = _settle(model, plan, schedule, args.seed if args else 0)
+        if args is not None and args.activation_checkpointing:
+            args.activation_checkpointing_kwargs = _non_reentrant(args.activation_checkpointing_kwargs)
+        self.last_loss = math.nan
+        self._staging: str | None = None
+        super().__init__(model, args, *positional, **options)
+
+    # Optimizer: one group for each pair of weight decay and learning-rate scale.
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The optimizer of `args`, over the trained parameters alone, at each one's learning-rate scale."""
+        if self.optimizer is None:
+            trained = cast(nn.Module, self.model if model is None else model)
+            chosen, options = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args, trained)
+            self.optimizer = chosen(self._parameter_groups(trained), **options)
+        return cast(torch.optim.Optimizer, self.optimizer)
+
+    def _parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        decayed = set(self.get_decay_parameter_names(model))
+        groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                scale = self.applied.lr_scales.get(name, 1.0)
+                groups.setdefault((name in decayed, scale), []).append(parameter)
+        return [
+            {
+                "params": parameters,
+                "weight_decay": self.args.weight_decay if decays else 0.0,
+                "lr": self.args.learning_rate * scale,
+            }
+            for (decays, scale), parameters in groups.items()
+        ]
+
+    # One step.
+
+    def training_step(self, model: nn.Module, *inputs: Any, **options: Any) -> torch.Tensor:
+        if self.state.global_step and self.schedule.next(self.state.global_step, {}) is not None:
+            raise UserError(
+                f"this schedule changes the plan at step {self.state.global_step}, which the trainer cannot do yet"
+            )
+        loss: torch.Tensor = super().training_step(model, *inputs, **options)
+        self.last_loss = loss.item()
+        if not math.isfinite(self.last_loss):
+            raise TrainingError(
+                f"the loss is {self.last_loss} at step {self.state.global_step + 1}: lower the learning rate or look "
+                f"at the data{self._last_checkpoint_hint()}"
+            )
+        return loss
+
+    # Checkpoints: written beside their place, then moved into it.
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return self._staging or cast(str, super()._get_output_dir(trial))
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        run_folder = Path(super()._get_output_dir(trial))
+        name = f"checkpoint-{self.state.global_step}"
+        run_folder.mkdir(parents=True, exist_ok=True)
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        with tempfile.TemporaryDirectory(prefix=".saving-", dir=run_folder) as staging:
+            try:
+                self._staging = staging
+                with disk_errors(run_folder / name):
+                    super()._save_checkpoint(model, trial)
+                    self._point_best_checkpoint_to(run_folder, Path(staging) / name)
+                    if self.args.should_save:
+                        (Path(staging) / name).replace(run_folder / name)
+            finally:
+                self._staging = None
+                self.args.save_total_limit = limit
+        if self.args.should_save:
+            rotate_checkpoints(
+                output_dir=str(run_folder),
+                save_total_limit=limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+                use_mtime=False,
+            )
+
+    def _point_best_checkpoint_to(self, run_folder: Path, staged: Path) -> None:
+        if self.state.best_global_step:
+            self.state.best_model_checkpoint = str(run_folder / f"checkpoint-{self.state.best_global_step}")
+            self.state.save_to_json(str(staged / "trainer_state.json"))
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        save_delta(self.model, folder)
+        write_json(folder / SCHEDULE_FILE, self.schedule.state_dict())
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(folder)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        _state.save_optimizer(self._bare_optimizer(), self._names(), Path(output_dir))
+        _state.save_scheduler(self.lr_scheduler, Path(output_dir))
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        write_json(Path(output_dir) / self._rng_file(), _state.random_state())
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        folder = Path(resume_from_checkpoint)
+        load_delta(self.model if model is None else model, folder)
+        self.schedule.load_state_dict(read_json(folder / SCHEDULE_FILE, "schedule state"))
+
+    def _load_best_model(self) -> None:
+        load_delta(self.model, Path(cast(str, self.state.best_model_checkpoint)))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None and (Path(checkpoint) / _state.OPTIMIZER_FILE).is_file():
+            _state.load_optimizer(self._bare_optimizer(), self._names(), Path(checkpoint))
+            _state.load_scheduler(self.lr_scheduler, Path(checkpoint))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None and (Path(checkpoint) / self._rng_file()).is_file():
+            _state.set_random_state(read_json(Path(checkpoint) / self._rng_file(), "generator state"))
+
+    def _rng_file(self) -> str:
+        return "rng.json" if self.args.world_size <= 1 else f"rng_{self.args.process_index}.json"
+
+    def _bare_optimizer(self) -> torch.optim.Optimizer:
+        return cast(torch.optim.Optimizer, getattr(self.optimizer, "optimizer", self.optimizer))
+
+    def _names(self) -> dict[int, str]:
+        return {id(parameter): name for name, parameter in self.model.named_parameters()}
+
+    def _last_checkpoint_hint(self) -> str:
+        last = get_last_checkpoint(self.args.output_dir) if Path(self.args.output_dir).is_dir() else None
+        return f"; the last checkpoint is {last}" if last else ""
+
+
+def _settle(model: Any, plan: Plan | None, schedule: Schedule | None, seed: int) -> tuple[Applied, Schedule]:
+    """Apply the plan that training starts with, and give the schedule that goes on from it."""
+    if not isinstance(model, nn.Module):
+        raise UserError("frostline.Trainer wants the model itself (model=...), so that it can apply the plan")
+    already = applied_to(model)
+    if plan is not None and schedule is not None:
+        raise UserError("give plan or schedule, not both: a plan is the schedule that never changes")
+    if plan is None and schedule is None:
+        if already is None:
+            raise UserError("give plan=... or schedule=...: frostline.make_plan(model, 'bot50') makes a plan")
+        return already, FixedSchedule(already.plan)
+    chosen = schedule or FixedSchedule(cast(Plan, plan))
+    if chosen.observes:
+        raise UserError(
+            f"this schedule watches {', '.join(sorted(chosen.observes))} while training, which the trainer "
+            "does not measure yet: give a schedule that observes nothing"
+        )
+    start = chosen.next(0, {})
+    if start is None:
+        raise UserError("the schedule gives no plan for step 0")
+    if already is not None and already.plan == start:
+        return already, chosen
+    return apply(start, model, seed=seed), chosen
+
+
+def _non_reentrant(options: dict[str, Any] | None) -> dict[str, Any]:
+    options = dict(options or {})
+    if options.setdefault("use_reentrant", False):
+        raise UserError(
+            "use_reentrant: true would train nothing above a frozen bottom: leave it out (non-reentrant "
+            "checkpointing is used)"
+        )
+    return options

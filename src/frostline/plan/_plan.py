@@ -1,0 +1,131 @@
+"""The plan: a mode for every block, the embeddings, the final norm and the head."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from frostline.core.errors import UserError
+from frostline.core.settings import Options, first_error
+from frostline.plan._modes import BlockMode, Frozen, Full, PartMode
+
+
+class Plan(Options):
+    """Which parts of a model train, and how. Pure data: it names blocks by number and holds no tensor.
+
+    `blocks[i]` is the mode of block i, counted from the input. `untie` gives a tied head its own copy of
+    the embedding, so that the head can train while the embeddings stay frozen.
+    """
+
+    version: Literal[1] = 1
+    strategy: str = "custom"
+    embeddings: PartMode = Frozen()
+    blocks: tuple[BlockMode, ...] = Field(min_length=1)
+    final_norm: PartMode = Full()
+    head: PartMode = Full()
+    untie: bool = False
+
+    @field_validator("embeddings", "final_norm", "head", mode="before")
+    @classmethod
+    def _word_for_mode(cls, value: Any) -> Any:
+        return _word_to_mode(value)
+
+    @field_validator("blocks", mode="before")
+    @classmethod
+    def _expand_ranges(cls, value: Any) -> Any:
+        return expand_blocks(value) if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def _trains_something(self) -> Plan:
+        parts = (self.embeddings, *self.blocks, self.final_norm, self.head)
+        if all(part.mode == "frozen" for part in parts):
+            raise ValueError("nothing trains: give at least one block or the head a mode other than frozen")
+        return self
+
+    @property
+    def boundary(self) -> int:
+        """The lowest block that trains; below it no backward runs. 0 when the embeddings train, the number
+        of blocks when none does."""
+        if self.embeddings.mode != "frozen":
+            return 0
+        trained = (i for i, block in enumerate(self.blocks) if block.mode != "frozen")
+        return next(trained, len(self.blocks))
+
+    @classmethod
+    def read(cls, document: Any, where: str = "plan") -> Plan:
+        """A plan from a parsed document (YAML or JSON).
+
+        Raises `UserError` with one line that says what is wrong, where, and what would be right.
+        """
+        if not isinstance(document, dict):
+            raise UserError(f"{where}: a plan is a mapping with the key 'blocks', not {_kind(document)}")
+        try:
+            return cls.model_validate(document)
+        except ValidationError as error:
+            raise UserError(f"{where}: {first_error(error)}") from None
+
+
+def expand_blocks(entries: Sequence[Any]) -> list[Any]:
+    """One mode document per block from entries such as ``{index: 0-7, mode: frozen}``, in any order.
+
+    Every block from 0 to the highest named has to be there exactly once. Raises `ValueError` otherwise.
+    """
+    found: dict[int, Any] = {}
+    for position, entry in enumerate(entries):
+        options, index = _word_to_mode(entry), position
+        if isinstance(options, dict):
+            index = options.get("index", position)
+            options = {key: value for key, value in options.items() if key != "index"}
+        for block in _indices(index):
+            if block in found:
+                raise ValueError(f"block {block} is given twice")
+            found[block] = options
+    missing = sorted(set(range(max(found, default=-1) + 1)) - set(found))
+    if missing:
+        raise ValueError(f"no mode is given for block {_ranges(missing)}: every block needs one")
+    return [found[index] for index in sorted(found)]
+
+
+def block_ranges(modes: Iterable[Options]) -> list[tuple[str, Options]]:
+    """Runs of equal neighbouring modes, as ("0-7", mode)."""
+    runs: list[tuple[int, int, Options]] = []
+    for index, mode in enumerate(modes):
+        if runs and runs[-1][2] == mode:
+            runs[-1] = (runs[-1][0], index, mode)
+        else:
+            runs.append((index, index, mode))
+    return [(str(a) if a == b else f"{a}-{b}", mode) for a, b, mode in runs]
+
+
+_INDEX = re.compile(r"(\d{1,4})(?:-(\d{1,4}))?", re.ASCII)
+
+
+def _indices(index: Any) -> range:
+    match = _INDEX.fullmatch(str(index))
+    if match is None:
+        raise ValueError(f"block index {index!r} is not a number from 0 to 9999 or a range such as 0-7")
+    first, last = int(match[1]), int(match[2] or match[1])
+    if last < first:
+        raise ValueError(f"block index {index!r} runs backwards: the lowest comes first")
+    return range(first, last + 1)
+
+
+def _word_to_mode(value: Any) -> Any:
+    return {"mode": value} if isinstance(value, str) else value
+
+
+def _ranges(indices: Sequence[int]) -> str:
+    runs: list[list[int]] = []
+    for index in indices:
+        if runs and runs[-1][-1] == index - 1:
+            runs[-1].append(index)
+        else:
+            runs.append([index])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def _kind(value: Any) -> str:
+    return "nothing" if value is None else f"a value of type {type(value).__name__}"

@@ -1,0 +1,68 @@
+"""Plans as text: YAML for people (runs of equal blocks in one line), JSON for programs (a line per block).
+
+Both forms read back to the same plan, and the same plan always gives the same text.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from frostline.core.files import read_text, write_text
+from frostline.core.settings import Options, parse_yaml
+from frostline.plan._plan import Plan, block_ranges
+
+
+def document(plan: Plan) -> dict[str, Any]:
+    """The plan as plain data with one entry per block, each with its number and every option."""
+    blocks = [{"index": index, **mode.model_dump(mode="json")} for index, mode in enumerate(plan.blocks)]
+    return {**plan.model_dump(mode="json"), "blocks": blocks}
+
+
+def to_json(plan: Plan) -> str:
+    """The plan as indented JSON."""
+    return json.dumps(document(plan), indent=2, ensure_ascii=False) + "\n"
+
+
+def to_yaml(plan: Plan) -> str:
+    """The plan as YAML: short words where no option is set, runs of equal blocks in one line."""
+    lines = [f"version: {plan.version}", f"strategy: {_flow(plan.strategy)}"]
+    lines += [f"embeddings: {_flow(_short(plan.embeddings))}", "blocks:"]
+    for index, mode in block_ranges(plan.blocks):
+        lines.append("- " + _flow({"index": int(index) if index.isdigit() else index, **_changed(mode)}))
+    lines += [f"final_norm: {_flow(_short(plan.final_norm))}", f"head: {_flow(_short(plan.head))}"]
+    if plan.untie:
+        lines.append("untie: true")
+    return "\n".join(lines) + "\n"
+
+
+def from_text(text: str, where: str = "plan") -> Plan:
+    """A plan from YAML or JSON text. Raises `UserError` with the place of the fault."""
+    return Plan.read(parse_yaml(text, where), where)
+
+
+def load_plan(path: Path) -> Plan:
+    """The plan in a .yaml or .json file."""
+    return from_text(read_text(path, "plan file"), str(path))
+
+
+def save_plan(plan: Plan, path: Path) -> None:
+    """Write the plan, as JSON if the path ends in .json, else as YAML."""
+    write_text(path, to_json(plan) if path.suffix == ".json" else to_yaml(plan))
+
+
+def _changed(mode: Options) -> dict[str, Any]:
+    return {"mode": getattr(mode, "mode", None), **mode.model_dump(mode="json", exclude_defaults=True)}
+
+
+def _short(mode: Options) -> Any:
+    options = _changed(mode)
+    return options["mode"] if len(options) == 1 else options
+
+
+def _flow(value: Any) -> str:
+    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=float("inf"))
+    return text.removesuffix("\n").removesuffix("\n...")

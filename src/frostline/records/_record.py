@@ -1,0 +1,128 @@
+"""The record of one run: what was asked, what was done, what it cost and how good it became.
+
+One JSON file, `run.json`, in the run's folder. It is written when the run starts (status `running`) and
+again when it ends, always whole.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from frostline.core.errors import UserError
+from frostline.core.files import read_json, write_text
+
+RECORD_FILE = "run.json"
+
+Metrics = dict[str, float]
+
+
+class _Data(BaseModel):
+    # JSON knows no NaN: one is written as the string "NaN", which reads back as the number.
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+
+
+class ModelFacts(_Data):
+    """Which model was tuned. `fingerprint` is over every tensor of the base (name, shape, dtype, bytes)."""
+
+    name: str
+    model_class: str
+    model_type: str
+    dtype: str
+    blocks: int
+    fingerprint: str
+
+
+class DataFacts(_Data):
+    """Which data. `fingerprint` is over the content and order of the examples of both splits."""
+
+    task: str
+    kind: str
+    source: str
+    train_rows: int
+    eval_rows: int
+    truncated_rows: int
+    mean_length: float
+    metric: str
+    majority_share: float | None
+    fingerprint: str
+
+
+class Measured(_Data):
+    """What the run cost. Times in seconds, on the machine named in `versions`; memory in bytes.
+
+    `peak_memory_bytes` is the peak of private anonymous memory above that before the model was loaded, on
+    a CPU, and the allocator's peak on CUDA; `seconds_per_step` is the median over the steps after the first.
+    `cpu_seconds_per_step` is likewise the median processor time of all threads (none on an accelerator): on a
+    machine that others use too it says more than wall time.
+    A resumed run counts the time of its last process, from the checkpoint on.
+    """
+
+    train_seconds: float
+    seconds_per_step: float | None
+    cold_pass_seconds: float
+    peak_memory_bytes: int
+    steps: int
+    tokens_per_second: float | None = None
+    cpu_seconds_per_step: float | None = None
+
+
+class RunMetrics(_Data):
+    """Quality before the first step and after the last, by metric; `history` is the trainer's log."""
+
+    before: Metrics
+    after: Metrics
+    history: tuple[dict[str, float], ...] = ()
+
+
+class RunRecord(_Data):
+    """Everything about one run. The keys are stable; `version` grows when they change."""
+
+    version: Literal[1] = 1
+    status: Literal["running", "finished", "failed"]
+    started: str
+    finished: str | None = None
+    error: str | None = None
+    config: dict[str, Any]
+    plan: dict[str, Any]
+    model: ModelFacts
+    data: DataFacts
+    seed: int
+    versions: dict[str, str]
+    trainable_parameters: int
+    total_parameters: int
+    predicted: dict[str, Any]
+    measured: Measured | None = None
+    metrics: RunMetrics | None = None
+    notices: tuple[str, ...] = ()
+
+
+def write_record(record: RunRecord, folder: Path) -> None:
+    """Write `run.json` in `folder`, atomically."""
+    write_text(folder / RECORD_FILE, record.model_dump_json(indent=2) + "\n")
+
+
+def read_record(folder: Path) -> RunRecord:
+    """The record in `folder`. Raises `UserError` when there is none or it is not a record."""
+    path = folder / RECORD_FILE if folder.is_dir() else folder
+    if not path.is_file():
+        raise UserError(f"{folder} is not a run: it holds no {RECORD_FILE}")
+    try:
+        return RunRecord.model_validate(read_json(path, "run record"))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(piece) for piece in first["loc"])
+        raise UserError(f"{path}: not a run record of version 1: {place}: {first['msg']}") from None
+
+
+def find_records(folder: Path) -> list[tuple[Path, RunRecord]]:
+    """Every run below `folder` with its record, in the order of their paths."""
+    return [(path.parent, read_record(path.parent)) for path in sorted(folder.rglob(RECORD_FILE))]
+
+
+def now() -> str:
+    """The time as ISO 8601 in UTC, to the second."""
+    return datetime.now(UTC).replace(microsecond=0).isoformat()

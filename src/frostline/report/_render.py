@@ -1,0 +1,131 @@
+"""A table for the terminal, as Markdown, and as a JSON document. All three show the same figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import RenderableType
+from rich.markup import escape
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from frostline.report._format import bytes_text, mean_text, ratio_text, seconds_text, share_text, short_count_text
+from frostline.report._table import Failure, Group, Mean, Row, Table
+
+# As in Markdown, and as in the terminal, where a table should fit into 80 columns.
+HEADINGS = {
+    "trained": "trained",
+    "share": "share",
+    "CPU/step ×": "CPU ×",
+    "time": "time",
+    "time ×": "×",
+    "FLOPs (predicted)": "FLOPs",
+    "memory": "memory",
+    "memory ×": "×",
+    "memory (predicted)": "pred.",
+}
+
+
+def document(table: Table) -> dict[str, Any]:
+    """The table as plain data for JSON: every figure of every row, rounded nowhere."""
+    return asdict(table)
+
+
+def view(table: Table, metrics: Sequence[str] = ()) -> list[RenderableType]:
+    """The table for the terminal: one per model and task, then a line for each run without a result.
+
+    `metrics` are shown beside the headline one.
+    """
+    shown: list[RenderableType] = []
+    for group in table.groups:
+        drawn = RichTable(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
+        header, rows = _cells(group, metrics)
+        for heading in header:
+            # Only a mean and its deviation may be broken in two, when the terminal is narrow.
+            breaks = heading in (group.metric, *metrics)
+            drawn.add_column(
+                HEADINGS.get(heading, heading),
+                justify="right" if drawn.columns else "left",
+                no_wrap=not breaks,
+                min_width=max(len(heading), len("± 0.000")) if breaks else None,
+            )
+        for cells in rows:
+            drawn.add_row(*map(escape, cells))
+        shown += [Text(_title(group), style="bold"), drawn, Text(_caption(group), style="dim"), Text()]
+    shown += [Text(_failure(failure), style="red") for failure in table.failures]
+    return shown
+
+
+def markdown(table: Table, metrics: Sequence[str] = ()) -> str:
+    """The table as Markdown."""
+    parts = []
+    for group in table.groups:
+        header, rows = _cells(group, metrics)
+        lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+        drawn = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+        parts.append(f"**{_title(group)}**\n\n{drawn}\n\n{_caption(group)}")
+    parts += [f"- {_failure(failure)}" for failure in table.failures]
+    return "\n\n".join(parts) + "\n"
+
+
+def _cells(group: Group, metrics: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    names = list(dict.fromkeys((group.metric, *metrics)))
+    runs = [] if _runs_of_each(group) else ["runs"]
+    return ["strategy", *runs, *names, *HEADINGS], [_row(row, names, bool(runs)) for row in group.rows]
+
+
+def _row(row: Row, metrics: Sequence[str], show_runs: bool) -> list[str]:
+    return [
+        row.strategy,
+        *([str(len(row.seeds))] if show_runs else []),
+        *(_spread(row.metrics.get(name)) for name in metrics),
+        short_count_text(row.trainable_parameters),
+        share_text(row.trainable_share),
+        ratio_text(_mean(row.cpu_ratio)),
+        seconds_text(_mean(row.train_seconds)),
+        ratio_text(_mean(row.time_ratio)),
+        ratio_text(row.predicted_flops_ratio),
+        bytes_text(_mean(row.peak_memory_bytes)),
+        ratio_text(_mean(row.memory_ratio)),
+        ratio_text(row.predicted_memory_ratio),
+    ]
+
+
+def _title(group: Group) -> str:
+    facts = []
+    if group.majority_share is not None:
+        facts.append(f"majority class {mean_text(group.majority_share)}")
+    if group.before is not None:
+        facts.append(f"before training {mean_text(group.before.mean)}")
+    return f"{group.model} on {group.task}: {group.metric}" + (f" ({', '.join(facts)})" if facts else "")
+
+
+def _caption(group: Group) -> str:
+    runs = _runs_of_each(group)
+    if runs == 1:
+        spread = "One run each"
+    else:
+        spread = f"Mean ± sample standard deviation over {f'{runs} runs' if runs else 'runs'}"
+    measured = f"×: measured, to {group.baseline} with the same seed" if group.baseline else "×: no baseline run"
+    return f"{spread}. {measured}. FLOPs and pred.: predicted, to full fine-tuning."
+
+
+def _runs_of_each(group: Group) -> int | None:
+    """How many runs each row has, if all have as many."""
+    counts = {len(row.seeds) for row in group.rows}
+    return counts.pop() if len(counts) == 1 else None
+
+
+def _failure(failure: Failure) -> str:
+    place = f"{failure.model} on {failure.task}, {failure.strategy}, seed {failure.seed}"
+    return f"no result: {place}: {failure.error}"
+
+
+def _mean(value: Mean | None) -> float | None:
+    return value.mean if value else None
+
+
+def _spread(value: Mean | None) -> str:
+    return mean_text(value.mean, value.std) if value else mean_text(None)

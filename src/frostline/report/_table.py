@@ -1,0 +1,200 @@
+"""From runs to the figures of a table: means over seeds, ratios to a baseline. Pure functions."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+from frostline.records import Measured, RunRecord
+from frostline.report._runs import Run, named
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over `n` runs with the sample standard deviation (n - 1), None for a single run."""
+
+    mean: float
+    std: float | None
+    n: int
+
+    @classmethod
+    def of(cls, values: Iterable[float | None]) -> Mean | None:
+        """The mean of the values that are there; None when none is."""
+        known = [value for value in values if value is not None]
+        if not known:
+            return None
+        return cls(statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None, len(known))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One strategy on one model and task, over its seeds.
+
+    `folders` are those of its runs, in the order of `seeds`. `metrics` are those after training.
+    `step_ratio`, `cpu_ratio` (processor time per step), `time_ratio` and `memory_ratio` are measured, to the
+    group's baseline: the mean over the seeds that both have of this run's figure over the baseline's.
+    `predicted_*` are the records' own, to full fine-tuning. Times in seconds, memory in bytes.
+    """
+
+    strategy: str
+    seeds: tuple[int, ...]
+    folders: tuple[str, ...]
+    metrics: dict[str, Mean]
+    trainable_parameters: float
+    trainable_share: float
+    seconds_per_step: Mean | None
+    train_seconds: Mean | None
+    peak_memory_bytes: Mean | None
+    step_ratio: Mean | None
+    cpu_ratio: Mean | None
+    time_ratio: Mean | None
+    memory_ratio: Mean | None
+    predicted_flops_ratio: float | None
+    predicted_memory_ratio: float | None
+
+
+@dataclass(frozen=True)
+class Group:
+    """The strategies on one model and task.
+
+    `metric` is the task's headline; `before` is its mean before training; `majority_share` is what always
+    answering the most common label scores. `baseline` is None when no run of the group carries its label.
+    """
+
+    model: str
+    task: str
+    metric: str
+    majority_share: float | None
+    before: Mean | None
+    baseline: str | None
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A run without a result: it failed, or never reached its end."""
+
+    model: str
+    task: str
+    strategy: str
+    seed: int
+    error: str
+
+
+@dataclass(frozen=True)
+class Table:
+    groups: tuple[Group, ...]
+    failures: tuple[Failure, ...]
+
+
+def tabulate(runs: Sequence[Run], baseline: str | None = "all") -> Table:
+    """The table of `runs`: a group for each model and task, in it a row for each label, the baseline's first.
+
+    Otherwise groups and rows keep the order of the runs. Runs of one label that were set up differently become
+    rows of their own (`named`). Ratios stay None where a figure or a run of the baseline is missing.
+    """
+    names = _short_names({run.record.model.name for run in runs})
+    groups: dict[tuple[str, str, str], list[Run]] = {}
+    failures = []
+    for run in named(runs):
+        record = run.record
+        if record.status == "finished":
+            groups.setdefault(run.cell, []).append(run)
+        else:
+            error = record.error or ("interrupted" if record.status == "running" else "failed")
+            failures.append(Failure(names[record.model.name], record.data.task, run.label, record.seed, error))
+    return Table(tuple(_group(names, members, baseline) for members in groups.values()), tuple(failures))
+
+
+def _group(names: dict[str, str], runs: Sequence[Run], baseline: str | None) -> Group:
+    labels: dict[str, list[Run]] = {}
+    for run in runs:
+        labels.setdefault(run.label, []).append(run)
+    present = baseline if baseline in labels else None
+    reference = {run.record.seed: run.record for run in labels.get(baseline or "", [])}
+    ordered = sorted(labels, key=lambda label: label != baseline)
+    first = runs[0].record
+    before = (run.record.metrics.before.get(first.data.metric) for run in runs if run.record.metrics)
+    return Group(
+        model=names[first.model.name],
+        task=first.data.task,
+        metric=first.data.metric,
+        majority_share=first.data.majority_share,
+        before=Mean.of(before),
+        baseline=present,
+        rows=tuple(_row(label, labels[label], reference) for label in ordered),
+    )
+
+
+def _row(label: str, runs: Sequence[Run], reference: dict[int, RunRecord]) -> Row:
+    records = [run.record for run in runs]
+
+    def measured(read: Callable[[Measured], float | None]) -> Mean | None:
+        return Mean.of(_measured(record, read) for record in records)
+
+    def ratio(read: Callable[[Measured], float | None]) -> Mean | None:
+        return Mean.of(_ratio(record, reference.get(record.seed), read) for record in records)
+
+    def predicted(key: str) -> float | None:
+        mean = Mean.of(_number(record.predicted.get(key)) for record in records)
+        return mean.mean if mean else None
+
+    after = [record.metrics.after for record in records if record.metrics]
+    metrics = {name: Mean.of(values.get(name) for values in after) for name in chain.from_iterable(after)}
+    return Row(
+        strategy=label,
+        seeds=tuple(record.seed for record in records),
+        folders=tuple(str(run.folder) for run in runs),
+        metrics={name: mean for name, mean in metrics.items() if mean},
+        trainable_parameters=statistics.fmean(record.trainable_parameters for record in records),
+        trainable_share=statistics.fmean(record.trainable_parameters / record.total_parameters for record in records),
+        seconds_per_step=measured(_seconds_per_step),
+        train_seconds=measured(_train_seconds),
+        peak_memory_bytes=measured(_peak_memory),
+        step_ratio=ratio(_seconds_per_step),
+        cpu_ratio=ratio(_cpu_seconds_per_step),
+        time_ratio=ratio(_train_seconds),
+        memory_ratio=ratio(_peak_memory),
+        predicted_flops_ratio=predicted("flops_ratio"),
+        predicted_memory_ratio=predicted("memory_ratio"),
+    )
+
+
+def _seconds_per_step(measured: Measured) -> float | None:
+    return measured.seconds_per_step
+
+
+def _cpu_seconds_per_step(measured: Measured) -> float | None:
+    return measured.cpu_seconds_per_step
+
+
+def _train_seconds(measured: Measured) -> float:
+    return measured.train_seconds
+
+
+def _peak_memory(measured: Measured) -> float:
+    return measured.peak_memory_bytes
+
+
+def _measured(record: RunRecord | None, read: Callable[[Measured], float | None]) -> float | None:
+    return read(record.measured) if record and record.measured else None
+
+
+def _ratio(record: RunRecord, reference: RunRecord | None, read: Callable[[Measured], float | None]) -> float | None:
+    own, base = _measured(record, read), _measured(reference, read)
+    return own / base if own is not None and base else None
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, (int, float)) else None
+
+
+def _short_names(names: Iterable[str]) -> dict[str, str]:
+    """Each model's last path component, or its full name where two share that."""
+    names = list(names)
+    last = {name: name.rstrip("/").rpartition("/")[2] for name in names}
+    shared = {short for short in last.values() if list(last.values()).count(short) > 1}
+    return {name: name if short in shared else short for name, short in last.items()}

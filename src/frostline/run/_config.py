@@ -1,0 +1,90 @@
+"""What a user writes for one run: a YAML file, options, `key=value`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, PositiveInt, ValidationError
+
+from frostline.core.errors import UserError
+from frostline.core.settings import Options, first_error, lay_over, read_mapping
+from frostline.tasks import TaskOptions
+
+
+class RunConfig(Options):
+    """One training run.
+
+    Attributes:
+        model: a hub id or a folder.
+        task: a built-in name, a file, a folder or a hub data set.
+        strategy: a strategy's name (`bot50`, `lora`, ...) or the path of a plan file.
+        out: the run's folder; by default `runs/<model>-<task>-<strategy>-<seed>`.
+        data: how the task's rows are read.
+        seed: of everything drawn at random: head, adapters, batches, dropout.
+        steps: optimizer steps; `epochs` counts when it is not given.
+        batch_size: rows per forward pass; an optimizer step takes `gradient_accumulation` of them.
+        max_length: tokens; longer rows are cut. `pad_to_max_length` pads every batch to it.
+        precision: `bfloat16` is autocast over float32 trained tensors; `auto` takes it where the hardware has it.
+        checkpointing: recompute the activations of trained blocks in the backward pass.
+        eval_every, save_every: optimizer steps between evaluations on the loss, and between checkpoints; none
+            by default. Quality before and after training is always measured.
+        keep_checkpoints: how many checkpoints stay.
+        report_to: loggers that transformers knows: tensorboard, wandb, trackio, ...
+        threads: CPU threads of torch; all by default.
+        generate_rows, max_new_tokens: of the generated part of an evaluation.
+    """
+
+    model: str
+    task: str
+    strategy: str = "bot50"
+    out: str | None = None
+    data: TaskOptions = TaskOptions()
+    seed: int = Field(42, ge=0)
+    steps: PositiveInt | None = None
+    epochs: float = Field(3.0, gt=0)
+    batch_size: PositiveInt = 32
+    gradient_accumulation: PositiveInt = 1
+    max_length: PositiveInt = 128
+    pad_to_max_length: bool = False
+    learning_rate: float = Field(5e-5, gt=0)
+    lr_schedule: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
+    warmup_steps: int = Field(0, ge=0)
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, ge=0)
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    checkpointing: bool = False
+    eval_every: PositiveInt | None = None
+    save_every: PositiveInt | None = None
+    keep_checkpoints: PositiveInt = 2
+    log_every: PositiveInt = 10
+    report_to: tuple[str, ...] = ()
+    threads: PositiveInt | None = None
+    eval_batch_size: PositiveInt = 32
+    generate_rows: int | None = Field(None, ge=0)
+    max_new_tokens: PositiveInt = 64
+
+    @property
+    def folder(self) -> Path:
+        """Where the run is recorded."""
+        if self.out is not None:
+            return Path(self.out)
+        names = (Path(self.model).name, Path(self.task).stem, Path(self.strategy).stem, str(self.seed))
+        return Path("runs") / "-".join(names)
+
+
+def read_config(path: Path | None, overrides: Sequence[str] = (), **given: Any) -> RunConfig:
+    """A run's config: the YAML file, over it the options that are given, over them each `key=value`.
+
+    Keys may be dotted (`data.max_train_rows=100`). Raises `UserError` with the key at fault.
+    """
+    document = {} if path is None else read_mapping(path, "run config", "at least the keys model and task")
+    document |= {key: value for key, value in given.items() if value is not None}
+    lay_over(document, overrides)
+    try:
+        return RunConfig.model_validate(document)
+    except ValidationError as error:
+        where = str(path) if path is not None else "run config"
+        raise UserError(f"{where}: {first_error(error)}") from None

@@ -1,0 +1,161 @@
+"""What a run needs, loaded: its rows, then its model under the strategy's schedule in a trainer."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
+from transformers.trainer_callback import PrinterCallback
+from transformers.utils import logging as transformers_logging
+
+from frostline.core.errors import UserError
+from frostline.engine import StepMeter, Trainer, load_tokenizer
+from frostline.run._config import RunConfig
+from frostline.run._setup import config_for, load_model
+from frostline.strategies import Situation, choose_schedule
+from frostline.tasks import Collator, Encoded, Task, encode, load_task, model_kind, prepare_tokenizer
+
+
+@dataclass(frozen=True)
+class Data:
+    """A task as the model will read it. `rows` is the training split."""
+
+    task: Task
+    tokenizer: Any
+    rows: Encoded
+    eval_rows: Encoded
+
+    def mean_length(self, config: RunConfig) -> float:
+        """Tokens of a training batch, padding included, divided by its rows: the expected length of the
+        longest of `batch_size` rows."""
+        if config.pad_to_max_length:
+            return config.max_length
+        lengths = sorted(self.rows.lengths)
+        count, total, below = len(lengths), 0.0, 0.0
+        for position, length in enumerate(lengths, start=1):
+            upto = (position / count) ** config.batch_size
+            total += length * (upto - below)
+            below = upto
+        return total
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that is ready to train."""
+
+    config: RunConfig
+    data: Data
+    model: Any
+    trainer: Trainer
+    steps: StepMeter
+
+
+def read_data(config: RunConfig) -> Data:
+    """The task's rows, encoded for the model. Raises `UserError` for bad input."""
+    task = load_task(config.task, config.data)
+    model_config = config_for(config.model, task)
+    _check_length(config, model_config)
+    _check_loggers(config.report_to)
+    tokenizer = prepare_tokenizer(load_tokenizer(config.model))
+    kind = model_kind(model_config)
+    rows, eval_rows = (encode(task, split, tokenizer, config.max_length, kind) for split in ("train", "eval"))
+    return Data(task, tokenizer, rows, eval_rows)
+
+
+def prepare(config: RunConfig, data: Data) -> Prepared:
+    """Load the model and put it in a trainer. Raises `UserError` for a strategy that does not fit it."""
+    with _quiet_libraries():
+        model = load_model(config.model, data.task, seed=config.seed)
+        prepare_tokenizer(data.tokenizer, model)
+        steps = StepMeter()
+        trainer = Trainer(
+            model,
+            _arguments(config),
+            schedule=choose_schedule(config.strategy, Situation.of(model, config.seed)),
+            train_dataset=data.rows,
+            eval_dataset=data.eval_rows,
+            data_collator=Collator(data.tokenizer, pad_to=config.max_length if config.pad_to_max_length else None),
+            processing_class=data.tokenizer,
+            callbacks=[steps],
+        )
+        trainer.remove_callback(PrinterCallback)
+    return Prepared(config, data, model, trainer, steps)
+
+
+def uses_bfloat16(precision: str) -> bool:
+    """Whether a run of this `precision` runs under bfloat16 autocast on this machine."""
+    return precision == "bfloat16" or (precision == "auto" and _bfloat16_is_fast())
+
+
+def autocast(precision: str) -> Any:
+    """The autocast under which a run of this `precision` computes, on this machine's device."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.autocast(device, dtype=torch.bfloat16, enabled=uses_bfloat16(precision))
+
+
+def _bfloat16_is_fast() -> bool:
+    """Whether this machine multiplies matrices in bfloat16 by hardware."""
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def _check_length(config: RunConfig, model_config: Any) -> None:
+    positions = getattr(model_config, "max_position_embeddings", None)
+    if positions is not None and positions > 0 and config.max_length > positions:
+        raise UserError(f"max_length: {config.max_length} is more than the {positions} positions of {config.model}")
+
+
+def _check_loggers(names: Sequence[str]) -> None:
+    known = get_available_reporting_integrations()
+    for name in names:
+        if name not in known:
+            raise UserError(
+                f"report_to: '{name}' is not installed or not known to transformers; here: {', '.join(known) or 'none'}"
+            )
+
+
+def _arguments(config: RunConfig) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(config.folder),
+        use_cpu=not torch.accelerator.is_available(),
+        seed=config.seed,
+        max_steps=config.steps or -1,
+        num_train_epochs=config.epochs,
+        per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=config.eval_batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=config.lr_schedule,
+        warmup_steps=config.warmup_steps,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        optim="adamw_torch" if config.optimizer == "adamw" else "sgd",
+        bf16=uses_bfloat16(config.precision),
+        activation_checkpointing=config.checkpointing,
+        eval_strategy="steps" if config.eval_every else "no",
+        eval_steps=config.eval_every,
+        save_strategy="steps" if config.save_every else "no",
+        save_steps=config.save_every or 500,
+        save_total_limit=config.keep_checkpoints,
+        logging_steps=config.log_every,
+        report_to=list(config.report_to) or "none",
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        disable_tqdm=True,
+    )
+
+
+@contextlib.contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)

@@ -1,0 +1,160 @@
+"""One run end to end: config -> model, data, schedule, trainer, record."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from transformers.trainer_utils import get_last_checkpoint
+
+from frostline.core.errors import FrostlineError, UserError
+from frostline.core.files import read_json, write_json, write_text
+from frostline.engine import MemoryMeter, ProgressBar, Trainer, save_delta
+from frostline.plan import Plan, save_plan
+from frostline.records import RECORD_FILE, Measured, RunMetrics, RunRecord, now, read_record, write_record
+from frostline.run._config import RunConfig
+from frostline.run._opening import opening_record
+from frostline.run._prepare import Prepared, autocast, prepare, read_data
+from frostline.tasks import Evaluation, evaluate
+
+PLAN_FILE = "plan.yaml"
+BEFORE_FILE = "before.json"
+PREDICTIONS_FILE = "predictions.jsonl"
+
+
+def train(config: RunConfig, *, resume: bool = False, console: Console | None = None) -> RunRecord:
+    """Train what `config` says and record it in its folder: `run.json`, the plan, the delta, the answers.
+
+    With `resume` training goes on from the folder's last checkpoint, and ends with the weights of a run that
+    was never stopped; without one, it starts again. Progress goes to `console`.
+
+    Raises `UserError` for bad input (before anything is written) and `TrainingError` when the loss is not a
+    number; what was saved before stays whole.
+    """
+    console = console or Console(stderr=True, quiet=True)
+    folder = config.folder
+    checkpoint = _check_folder(folder, config, resume)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    data = read_data(config)
+    with MemoryMeter() as memory:
+        prepared = prepare(config, data)
+        record = opening_record(prepared)
+        for notice in record.notices:
+            console.print(f"note: {notice}")
+        write_record(record, folder)
+        save_plan(Plan.read(record.plan), folder / PLAN_FILE)
+        try:
+            return _run(prepared, record, folder, checkpoint, memory, console)
+        except BaseException as error:
+            failed = record.model_copy(update={"status": "failed", "error": _one_line(error), "finished": now()})
+            with contextlib.suppress(FrostlineError, OSError):
+                write_record(failed, folder)
+            raise
+
+
+def _run(
+    prepared: Prepared, record: RunRecord, folder: Path, checkpoint: str | None, memory: MemoryMeter, console: Console
+) -> RunRecord:
+    config, trainer = prepared.config, prepared.trainer
+    before = _before(prepared, folder, checkpoint, console)
+    bar = ProgressBar(console, config.strategy, memory, prepared.steps, lambda: trainer.last_loss)
+    trainer.add_callback(bar)
+    memory.restart_peak()
+    try:
+        begun = time.perf_counter()
+        trainer.train(resume_from_checkpoint=checkpoint)
+        seconds = time.perf_counter() - begun
+    finally:
+        bar.close()
+    peak = memory.peak_bytes
+    save_delta(prepared.model, folder)
+    prepared.data.tokenizer.save_pretrained(folder)
+    after = _measure(prepared, console)
+    _write_predictions(after, folder)
+    median = prepared.steps.median
+    tokens = config.batch_size * config.gradient_accumulation * prepared.data.mean_length(config)
+    finished = record.model_copy(
+        update={
+            "status": "finished",
+            "finished": now(),
+            "measured": Measured(
+                train_seconds=seconds,
+                seconds_per_step=median,
+                cold_pass_seconds=0.0,
+                peak_memory_bytes=peak,
+                steps=trainer.state.global_step,
+                tokens_per_second=tokens / median if median else None,
+                cpu_seconds_per_step=prepared.steps.cpu_median,
+            ),
+            "metrics": RunMetrics(before=before, after=after.metrics, history=_history(trainer)),
+        }
+    )
+    write_record(finished, folder)
+    return finished
+
+
+def _check_folder(folder: Path, config: RunConfig, resume: bool) -> str | None:
+    """The checkpoint to go on from. Raises `UserError` when the folder holds another run."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"out: {folder} is a file, a folder is wanted")
+    if not (folder / RECORD_FILE).is_file():
+        if resume:
+            raise UserError(f"{folder} holds no run to resume: leave --resume out")
+        return None
+    record = read_record(folder)
+    if not resume:
+        raise UserError(f"{folder} already holds a {record.status} run: give another out, or --resume to go on with it")
+    if record.status == "finished":
+        raise UserError(f"the run in {folder} is finished: there is nothing to resume")
+    wanted = config.model_dump(mode="json")
+    for key in wanted:
+        if key not in ("out", "threads") and record.config.get(key) != wanted[key]:
+            raise UserError(f"cannot resume {folder}: {key} was {record.config.get(key)!r}, now {wanted[key]!r}")
+    last: str | None = get_last_checkpoint(str(folder))
+    return last
+
+
+def _before(prepared: Prepared, folder: Path, checkpoint: str | None, console: Console) -> dict[str, float]:
+    """Quality before the first step; read back when the run is resumed, whose model has moved on."""
+    path = folder / BEFORE_FILE
+    if checkpoint is not None and path.is_file():
+        return dict(read_json(path, "quality before training"))
+    metrics = _measure(prepared, console).metrics
+    write_json(path, metrics)
+    return metrics
+
+
+def _measure(prepared: Prepared, console: Console) -> Evaluation:
+    config = prepared.config
+    with console.status("evaluating"), autocast(config.precision):
+        return evaluate(
+            prepared.model,
+            prepared.data.tokenizer,
+            prepared.data.task,
+            batch_size=config.eval_batch_size,
+            max_length=config.max_length,
+            generate_rows=config.generate_rows,
+            max_new_tokens=config.max_new_tokens,
+        )
+
+
+def _history(trainer: Trainer) -> tuple[dict[str, float], ...]:
+    return tuple({key: float(value) for key, value in entry.items()} for entry in trainer.state.log_history)
+
+
+def _write_predictions(evaluation: Evaluation, folder: Path) -> None:
+    lines = (json.dumps(dataclasses.asdict(item), ensure_ascii=False) + "\n" for item in evaluation.predictions)
+    write_text(folder / PREDICTIONS_FILE, "".join(lines))
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    text = str(error).strip().splitlines()
+    return text[0] if text else type(error).__name__

@@ -1,0 +1,81 @@
+"""Strategies that look at positions only (methods.md 1), and the baselines they are compared with."""
+
+from __future__ import annotations
+
+import math
+import random
+
+from frostline.core.errors import UserError
+from frostline.core.seeding import derive_seed
+from frostline.plan import Frozen, Full, Lora, Partial, Plan, Schedule
+from frostline.strategies._base import Situation, fixed, freeze_blocks, task_head
+
+INTERVALS = {25: 4, 33: 3, 50: 2}
+
+
+def frozen_count(percent: int, blocks: int) -> int:
+    """How many of `blocks` a percentage freezes: floor(P L / 100 + 0.5), at least 1, at most L - 1.
+
+    Raises `UserError` for a model of one block, which leaves nothing to choose.
+    """
+    if blocks < 2:
+        raise UserError("a model of one block leaves nothing to freeze in part: use all, head or lora")
+    return min(max(math.floor(percent * blocks / 100 + 0.5), 1), blocks - 1)
+
+
+def all_layers(situation: Situation, percent: int) -> Schedule:
+    """Full fine-tuning: everything trains, the embeddings too."""
+    return fixed(Plan(strategy="all", embeddings=Full(), blocks=(Full(),) * situation.blocks))
+
+
+def head_only(situation: Situation, percent: int) -> Schedule:
+    """Only the head trains (a linear probe). A head tied to the embedding gets a copy of its own."""
+    return fixed(
+        Plan(
+            strategy="head",
+            blocks=(Frozen(),) * situation.blocks,
+            final_norm=Frozen(),
+            untie=situation.anatomy.tied,
+        )
+    )
+
+
+def bottom(situation: Situation, percent: int) -> Schedule:
+    """BOT: the lowest P percent of the blocks are frozen."""
+    count = frozen_count(percent, situation.blocks)
+    return fixed(freeze_blocks(situation, set(range(count)), f"bot{percent}"))
+
+
+def top(situation: Situation, percent: int) -> Schedule:
+    """TOP: the highest P percent of the blocks are frozen; final norm and head train."""
+    count = frozen_count(percent, situation.blocks)
+    frozen = set(range(situation.blocks - count, situation.blocks))
+    return fixed(freeze_blocks(situation, frozen, f"top{percent}"))
+
+
+def interval(situation: Situation, percent: int) -> Schedule:
+    """INT: every n-th block is frozen (25, 33, 50 percent: n = 4, 3, 2)."""
+    n = INTERVALS[percent]
+    frozen = {index for index in range(situation.blocks) if (index + 1) % n == 0}
+    if not frozen:
+        raise UserError(f"int{percent} freezes every {n}th block, and the model has {situation.blocks}")
+    return fixed(freeze_blocks(situation, frozen, f"int{percent}"))
+
+
+def at_random(situation: Situation, percent: int) -> Schedule:
+    """P percent of the blocks, drawn with the run's seed, are frozen: the honest baseline of any choice."""
+    count = frozen_count(percent, situation.blocks)
+    draw = random.Random(derive_seed(situation.seed, "strategy", "random"))
+    return fixed(freeze_blocks(situation, set(draw.sample(range(situation.blocks), count)), f"random{percent}"))
+
+
+def bitfit(situation: Situation, percent: int) -> Schedule:
+    """BitFit (Ben Zaken et al. 2022): the biases of every block, and a task head."""
+    blocks = (Partial(train="biases"),) * situation.blocks
+    return fixed(Plan(strategy="bitfit", blocks=blocks, final_norm=Frozen(), head=task_head(situation)))
+
+
+def lora(situation: Situation, percent: int) -> Schedule:
+    """LoRA on every block (r 8, alpha 32, dropout 0.1: the paper's baseline), and a task head."""
+    blocks = (Lora(),) * situation.blocks
+    return fixed(Plan(strategy="lora", blocks=blocks, final_norm=Frozen(), head=task_head(situation)))

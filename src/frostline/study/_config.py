@@ -1,0 +1,110 @@
+"""What a user writes for a study."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, field_validator, model_validator
+
+from frostline.core.errors import UserError
+from frostline.core.settings import Options, first_error, lay_over, read_mapping
+
+
+class Choice(BaseModel):
+    """One strategy of a study. Every further key is a setting of its runs, over the study's `config`.
+
+    `label` names its row and folder; by default it is the strategy's name, or that of its plan file.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str = Field(min_length=1)
+    label: str = Field("", pattern=r"^[\w.+-]*$")
+
+    @property
+    def row(self) -> str:
+        """The name of its row and folder."""
+        return self.label or Path(self.name).stem
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings of its runs that differ from the study's."""
+        return dict(self.model_extra or {})
+
+
+class StudyConfig(Options):
+    """A grid of runs.
+
+    Attributes:
+        models: hub ids or folders.
+        tasks: as a run's `task`.
+        strategies: names, plan files, or mappings with `name`, `label` and settings of their own.
+        seeds: each cell is run once with each.
+        config: settings that all runs share, as in a run's config.
+        baseline: the strategy (its label) that the others' cost is a ratio to; null for none.
+    """
+
+    models: tuple[str, ...] = Field(min_length=1)
+    tasks: tuple[str, ...] = Field(min_length=1)
+    strategies: tuple[Choice, ...] = Field(min_length=1)
+    seeds: tuple[NonNegativeInt, ...] = Field((42,), min_length=1)
+    config: dict[str, Any] = Field(default_factory=dict)
+    baseline: str | None = "all"
+
+    @field_validator("strategies", mode="before")
+    @classmethod
+    def _name_alone(cls, value: Any) -> Any:
+        if not isinstance(value, (list, tuple)):
+            return value
+        return [{"name": entry} if isinstance(entry, str) else entry for entry in value]
+
+    @field_validator("models", "tasks", "seeds")
+    @classmethod
+    def _no_twins(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
+        _refuse_twins(value)
+        return value
+
+    @model_validator(mode="after")
+    def _rows_are_told_apart(self) -> StudyConfig:
+        rows = [choice.row for choice in self.strategies]
+        _refuse_twins(rows, "strategies: ", "; give each a label of its own")
+        if self.baseline is not None and self.baseline not in rows:
+            raise ValueError(
+                f"baseline '{self.baseline}' is not among the strategies ({', '.join(rows)}): add it, name one of "
+                "them, or write baseline: null"
+            )
+        return self
+
+    @classmethod
+    def read(cls, document: Any, where: str = "study") -> StudyConfig:
+        """A study from a parsed document. Raises `UserError` with the key at fault."""
+        if not isinstance(document, dict):
+            raise UserError(f"{where}: a study is a mapping with the keys models, tasks and strategies")
+        try:
+            return cls.model_validate(document)
+        except ValidationError as error:
+            raise UserError(f"{where}: {first_error(error)}") from None
+
+    def to_yaml(self) -> str:
+        """The study as YAML that `read_study` reads back."""
+        return yaml.safe_dump(self.model_dump(mode="json", exclude_unset=True), sort_keys=False)
+
+
+def read_study(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
+    """The study in a YAML file, over it each `key=value` (`seeds=[42]`, `config.steps=10`).
+
+    Raises `UserError` with the file and the key or line at fault.
+    """
+    document = read_mapping(path, "study", "the keys models, tasks and strategies")
+    lay_over(document, overrides)
+    return StudyConfig.read(document, str(path))
+
+
+def _refuse_twins(values: Sequence[Any], prefix: str = "", advice: str = "") -> None:
+    value, count = Counter(values).most_common(1)[0]
+    if count > 1:
+        raise ValueError(f"{prefix}'{value}' is given twice{advice}")

@@ -1,0 +1,102 @@
+"""From a study to the runs that it asks for."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from frostline.core.errors import UserError
+from frostline.plan import load_plan
+from frostline.run import RunConfig, read_config
+from frostline.strategies import parse_name
+from frostline.study._config import Choice, StudyConfig
+
+SET_BY_THE_GRID = ("model", "task", "strategy", "seed", "out")
+DATA_SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
+PLAN_SUFFIXES = (".yaml", ".yml", ".json")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a study, and the label of its row."""
+
+    label: str
+    config: RunConfig
+
+    @property
+    def folder(self) -> Path:
+        return self.config.folder
+
+
+def cells(study: StudyConfig, out: Path) -> list[Cell]:
+    """Every run of the study, with its folder `<out>/<model>/<task>/<label>/seed<seed>`.
+
+    All strategies of one seed come before the next seed, so that a study cut short still compares like with
+    like. Raises `UserError` for an unknown strategy or setting.
+    """
+    for choice in study.strategies:
+        _check_strategy(choice.name)
+    models, tasks = _folder_names(study.models), _folder_names(study.tasks)
+    grid = product(study.models, study.tasks, study.seeds, study.strategies)
+    return [
+        Cell(
+            choice.row,
+            read_config(
+                None,
+                **_settings(study, choice),
+                model=model,
+                task=task,
+                strategy=choice.name,
+                seed=seed,
+                out=str(out / models[model] / tasks[task] / choice.row / f"seed{seed}"),
+            ),
+        )
+        for model, task, seed, choice in grid
+    ]
+
+
+def _check_strategy(name: str) -> None:
+    if name.endswith(PLAN_SUFFIXES):
+        load_plan(Path(name))
+    else:
+        parse_name(name)
+
+
+def _settings(study: StudyConfig, choice: Choice) -> dict[str, Any]:
+    for where, given in (("config", study.config), (f"strategy '{choice.row}'", choice.settings)):
+        for key in SET_BY_THE_GRID:
+            if key in given:
+                raise UserError(f"study: {where}: '{key}' is set by the grid, leave it out")
+    return _over(study.config, choice.settings)
+
+
+def _over(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
+    """`upper` laid over `lower`, group by group."""
+    merged = dict(lower)
+    for key, value in upper.items():
+        below = merged.get(key)
+        merged[key] = _over(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _folder_names(names: Sequence[str]) -> dict[str, str]:
+    """A folder's name for each: its last path component, or all of it where two share that.
+
+    Raises `UserError` when two cannot be told apart even so.
+    """
+    shared = {last for last, count in Counter(map(_last, names)).items() if count > 1}
+    chosen = {name: name if _last(name) in shared else _last(name) for name in names}
+    folders = {name: re.sub(r"[^\w.-]+", "-", text).strip("-.") for name, text in chosen.items()}
+    if len(set(folders.values())) < len(names):
+        raise UserError(f"study: {', '.join(names)} would share a folder: rename one")
+    return folders
+
+
+def _last(name: str) -> str:
+    path = Path(name)
+    return path.stem if path.suffix in DATA_SUFFIXES else path.name

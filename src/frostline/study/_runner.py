@@ -1,0 +1,97 @@
+"""Run a study: skip what is recorded, resume what was cut short, go on when a run fails."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from pydantic import ValidationError
+from rich.console import Console
+
+from frostline.core.errors import UserError
+from frostline.core.files import write_text
+from frostline.records import RECORD_FILE, RunRecord, read_record
+from frostline.run import RunConfig
+from frostline.study._config import StudyConfig
+from frostline.study._grid import Cell, cells
+from frostline.study.lifeline import Child
+
+STUDY_FILE = "study.yaml"
+CONFIG_FILE = "config.yaml"
+MAY_DIFFER = ("out", "threads")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of one run: its record, or why there is none."""
+
+    cell: Cell
+    record: RunRecord | None
+    error: str | None = None
+
+
+def run_study(study: StudyConfig, out: Path, console: Console | None = None) -> list[Result]:
+    """Run the study's cells one after another, each in a fresh process, and give what became of each.
+
+    A recorded cell is skipped; one that was cut short goes on from its last checkpoint; one that fails does not
+    stop the others. Killed at any point and called again, it goes on where it was. Progress goes to `console`.
+
+    Raises `UserError` before anything runs: for an unknown strategy or setting, and when `out` holds a run of
+    one of the cells that was set up differently.
+    """
+    console = console or Console(stderr=True, quiet=True)
+    grid = cells(study, out)
+    recorded = [_recorded(cell) for cell in grid]
+    done = sum(record is not None and record.status == "finished" for record in recorded)
+    console.print(
+        f"study in {out}: {done} of {len(grid)} runs recorded already", highlight=False, markup=False, soft_wrap=True
+    )
+    write_text(out / STUDY_FILE, study.to_yaml())
+    return [
+        _settle(cell, record, f"[{number}/{len(grid)}]", console)
+        for number, (cell, record) in enumerate(zip(grid, recorded, strict=True), start=1)
+    ]
+
+
+def _settle(cell: Cell, record: RunRecord | None, position: str, console: Console) -> Result:
+    def say(text: str, style: str = "") -> None:
+        console.print(f"{position} {cell.folder}: {text}", style=style, highlight=False, markup=False, soft_wrap=True)
+
+    if record is not None and record.status == "finished":
+        say("already recorded")
+        return Result(cell, record)
+    say("training" if record is None else "going on with a run that was cut short")
+    config = cell.config.model_dump(mode="json", exclude_unset=True)
+    write_text(cell.folder / CONFIG_FILE, yaml.safe_dump(config, sort_keys=False))
+    error = Child(_command(cell.folder / CONFIG_FILE, resume=record is not None)).wait()
+    if error is not None:
+        say(f"failed: {error}", style="red")
+        return Result(cell, None, error)
+    return Result(cell, read_record(cell.folder))
+
+
+def _command(config: Path, *, resume: bool) -> Sequence[str]:
+    # -P: modules that happen to lie in the working folder are not imported.
+    return [sys.executable, "-P", "-m", "frostline", "train", str(config), *(["--resume"] if resume else [])]
+
+
+def _recorded(cell: Cell) -> RunRecord | None:
+    """The cell's record, if there is one. Raises `UserError` when it is of a run that was set up differently."""
+    if not (cell.folder / RECORD_FILE).is_file():
+        return None
+    record = read_record(cell.folder)
+    try:
+        found = RunConfig.model_validate(record.config).model_dump(mode="json")
+    except ValidationError:
+        found = record.config
+    wanted = cell.config.model_dump(mode="json")
+    for key, value in wanted.items():
+        if key not in MAY_DIFFER and found.get(key) != value:
+            raise UserError(
+                f"{cell.folder} holds a {record.status} run with {key} {found.get(key)!r}, and the study wants "
+                f"{value!r}: remove that folder, or give the study another --out"
+            )
+    return record
