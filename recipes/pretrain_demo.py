@@ -33,13 +33,6 @@ from frostline.core.seeding import derive_seed
 
 CONTEXT = 256
 VOCABULARY = 2048
-SHAPE = {
-    "hidden_size": 192,
-    "intermediate_size": 352,
-    "num_hidden_layers": 8,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-}
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
 
 
@@ -71,11 +64,9 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
+    alphabet, special = pre_tokenizers.ByteLevel.alphabet(), list(SPECIAL.values())
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=list(SPECIAL.values()),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
+        vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -157,14 +148,17 @@ def main() -> None:
     tokenizer = train_tokenizer(texts[held:] + articles(args.data))
     documents = encode(tokenizer, texts[held:] + articles(args.data))
     validation = pack(encode(tokenizer, texts[:held]))
-    tokens = sum(map(len, documents))
-    print(f"{len(documents)} documents, {tokens:,} tokens; held out {validation.numel():,}", flush=True)
+    print(f"{sum(map(len, documents)):,} tokens; held out {validation.numel():,}", flush=True)
 
     torch.manual_seed(derive_seed(args.seed, "weights"))
     model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=VOCABULARY,
-            **SHAPE,
+            hidden_size=192,
+            intermediate_size=352,
+            num_hidden_layers=8,
+            num_attention_heads=6,
+            num_key_value_heads=2,
             max_position_embeddings=CONTEXT,
             tie_word_embeddings=True,
             bos_token_id=tokenizer.bos_token_id,
@@ -173,15 +167,12 @@ def main() -> None:
         )
     )
     print(f"{model.num_parameters():,} parameters; held-out loss {held_out_loss(model, validation):.4f}", flush=True)
-    matrices = [p for p in model.parameters() if p.ndim == 2]
+    matrices = {"params": [p for p in model.parameters() if p.ndim == 2], "weight_decay": 0.1}
     norms = {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0}
-    optimizer = torch.optim.AdamW(
-        [{"params": matrices}, norms], lr=args.lr, betas=(0.9, 0.95), weight_decay=0.1, fused=True
-    )
+    optimizer = torch.optim.AdamW([matrices, norms], lr=args.lr, betas=(0.9, 0.95), fused=True)
     stream = batches(documents, args.batch, random.Random(derive_seed(args.seed, "rows")))
 
-    best = math.inf
-    started = time.perf_counter()
+    best, started = math.inf, time.perf_counter()
     for step in range(args.steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, args.steps, args.lr)

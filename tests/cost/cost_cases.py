@@ -62,14 +62,14 @@ def minilm(models_dir: Path, attention: str = "eager", dtype: torch.dtype = torc
 
 
 def small(family: str, attention: str = "eager") -> PreTrainedModel:
-    """A tiny model whose attention is counted, and whose experts run one by one."""
+    """A tiny model."""
     model = tiny(family)
     model.set_attn_implementation(attention)
-    model.config._experts_implementation = "eager"
     return model
 
 
 def whole_batch(model: PreTrainedModel, batch: int, length: int) -> dict[str, torch.Tensor]:
-    """A batch without padding."""
+    """A batch without padding. As in training by transformers, keys and values are not cached."""
+    model.config.use_cache = False
     inputs = batch_for(model, batch, length)
     return {**inputs, "attention_mask": torch.ones_like(inputs["attention_mask"])}

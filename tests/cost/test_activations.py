@@ -11,6 +11,7 @@ from cost_cases import base16, minilm, named_plans, small, whole_batch
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import PreTrainedModel
 
+from architectures import tiny
 from frostline.anatomy import find_anatomy
 from frostline.cost import Workload, flow, has_dropout, saved
 from frostline.engine import apply
@@ -99,9 +100,7 @@ def test_nothing_is_kept_below_the_boundary() -> None:
 
 
 def test_a_llama_in_float32_keeps_83_and_57_times_its_width() -> None:
-    """The figures of a real Llama's block, per token: trained, and frozen above the boundary."""
-    from architectures import tiny
-
+    """Per token, of a block of a Llama's proportions: trained, and frozen above the boundary."""
     wide = {"hidden_size": 512, "intermediate_size": 1376, "num_attention_heads": 8, "num_key_value_heads": 8}
     anatomy = find_anatomy(tiny("llama", **wide))
     workload = Workload(batch=16, length=128)

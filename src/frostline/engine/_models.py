@@ -73,10 +73,10 @@ def _clear_errors(name: str, what: str = "model") -> Iterator[None]:
     except UserError:
         raise
     except (OSError, ValueError, KeyError, HFValidationError, HfHubHTTPError, SafetensorError) as error:
-        raise UserError(f"{what} '{name}': {_reason(name, error)}") from error
+        raise UserError(f"{what} '{name}': {_reason(what, local_copy(name), error)}") from error
 
 
-def _reason(name: str, error: Exception) -> str:
+def _reason(what: str, name: str, error: Exception) -> str:
     folder = Path(name)
     looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
     if not folder.exists():
@@ -85,6 +85,8 @@ def _reason(name: str, error: Exception) -> str:
         return "no such folder here, and the hub has no such model or cannot be reached"
     if folder.is_dir() and not (folder / "config.json").is_file():
         return "the folder has no config.json: give the folder that save_pretrained wrote"
+    if what == "tokenizer" and not any(folder.glob("*token*")):
+        return "the folder has no tokenizer: save one there with its save_pretrained"
     if "safetensors" in str(error) and not any(folder.glob("*.safetensors")):
         return "the folder has no weights as safetensors (only those are read, never a pickle)"
     lines = str(error).strip().splitlines()
