@@ -24,8 +24,8 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM
 
 from frostline.engine import _apply as apply
-from frostline.run.demo import MODEL_DIR
 from frostline.run._versions import versions
+from frostline.run.demo import MODEL_DIR
 from frostline.strategies import make_plan
 
 STRATEGIES = ("all", "bot25", "bot50", "bot75", "top50", "int50", "random50", "lora", "head")

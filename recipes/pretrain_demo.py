@@ -1,6 +1,6 @@
-"""Pretrain the small decoder that ships inside the package (src/frostline/run/demo/model).
+"""Pretrain the small decoder that ships inside the package (src/frostline/run/demo/storyteller).
 
-    python recipes/pretrain_demo.py --data DATA --out src/frostline/run/demo/model
+    python recipes/pretrain_demo.py --data DATA --out src/frostline/run/demo/storyteller
 
 DATA (or $FROSTLINE_DATA) holds text/tinystories_5k.jsonl and text/wikitext-2.{valid,test}.txt: 1.29 million tokens of a
 2048-token byte-level BPE, the first 2% of the stories held out. A Llama of 8 blocks and 2,804,928 parameters reads

@@ -6,7 +6,7 @@ import pytest
 from cost_cases import small
 
 from frostline.anatomy import find_anatomy
-from frostline.cost.structure import structures
+from frostline.cost._structure import structures
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,12 @@
 """What a plan costs, from a model's anatomy and a workload alone: parameters, operations, memory."""
 
-from frostline.cost.activations import Saved, SavedByPart, saved
-from frostline.cost.flops import Flops, StepFlops, flops_ratio, run_flops, run_flops_ratio, step_flops
-from frostline.cost.flow import Flow, flow
-from frostline.cost.memory import Memory, memory
-from frostline.cost.parameters import full_plan, total_parameters, trainable_parameters
-from frostline.cost.predict import Prediction, predict
-from frostline.cost.workload import Workload, has_dropout
+from frostline.cost._activations import Saved, SavedByPart, saved
+from frostline.cost._flops import Flops, StepFlops, flops_ratio, run_flops, run_flops_ratio, step_flops
+from frostline.cost._flow import Flow, flow
+from frostline.cost._memory import Memory, memory
+from frostline.cost._parameters import full_plan, total_parameters, trainable_parameters
+from frostline.cost._predict import Prediction, predict
+from frostline.cost._workload import Workload, has_dropout, storage_dtype
 
 __all__ = [
     "Flops",
@@ -27,6 +27,7 @@ __all__ = [
     "run_flops_ratio",
     "saved",
     "step_flops",
+    "storage_dtype",
     "total_parameters",
     "trainable_parameters",
 ]

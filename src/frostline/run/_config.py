@@ -27,6 +27,7 @@ class RunConfig(Options):
         batch_size: rows per forward pass; an optimizer step takes `gradient_accumulation` of them.
         max_length: tokens; longer rows are cut. `pad_to_max_length` pads every batch to it.
         precision: `bfloat16` is autocast over float32 trained tensors; `auto` takes it where the hardware has it.
+        frozen_dtype: what frozen tensors are kept in; `auto` keeps the checkpoint's. Trained ones are float32.
         checkpointing: recompute the activations of trained blocks in the backward pass.
         eval_every, save_every: optimizer steps between evaluations on the loss, and between checkpoints; none
             by default. Quality before and after training is always measured.
@@ -55,6 +56,7 @@ class RunConfig(Options):
     max_grad_norm: float = Field(1.0, ge=0)
     optimizer: Literal["adamw", "sgd"] = "adamw"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    frozen_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     checkpointing: bool = False
     eval_every: PositiveInt | None = None
     save_every: PositiveInt | None = None

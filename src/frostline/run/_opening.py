@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from frostline.cost import Workload, has_dropout, predict
+from frostline.cost import Workload, has_dropout, predict, storage_dtype
 from frostline.engine import fingerprint
 from frostline.plan import document
 from frostline.records import DataFacts, ModelFacts, RunRecord, now
@@ -44,7 +44,7 @@ def opening_record(prepared: Prepared) -> RunRecord:
         seed=config.seed,
         versions=versions(),
         trainable_parameters=sum(p.numel() for p in prepared.model.parameters() if p.requires_grad),
-        total_parameters=sum(p.numel() for p in prepared.model.parameters()),
+        total_parameters=prediction.total_parameters,
         predicted={**prediction.document(), "assumes": dict(prediction.assumes)},
         notices=(*applied.notices, *_cut_notice(prepared)),
     )
@@ -59,6 +59,7 @@ def workload_of(prepared: Prepared) -> Workload:
         rows=rows,
         length=round(data.mean_length(config)),
         batch=config.batch_size,
+        accumulation=config.gradient_accumulation,
         epochs=passes,
         dtype="bfloat16" if uses_bfloat16(config.precision) else "float32",
         optimizer=config.optimizer,
@@ -66,7 +67,7 @@ def workload_of(prepared: Prepared) -> Workload:
         checkpointing=config.checkpointing,
         dropout=has_dropout(applied.config),
         label_tokens=_target_length(data) if applied.anatomy.encoder_decoder else None,
-        frozen_dtype=applied.base_dtype,
+        frozen_dtype=storage_dtype(applied.base_dtype),
     )
 
 

@@ -70,7 +70,7 @@ def read_data(config: RunConfig) -> Data:
 def prepare(config: RunConfig, data: Data) -> Prepared:
     """Load the model and put it in a trainer. Raises `UserError` for a strategy that does not fit it."""
     with _quiet_libraries():
-        model = load_model(config.model, data.task, seed=config.seed)
+        model = load_model(config.model, data.task, seed=config.seed, dtype=config.frozen_dtype)
         prepare_tokenizer(data.tokenizer, model)
         steps = StepMeter()
         trainer = Trainer(

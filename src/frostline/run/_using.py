@@ -11,7 +11,7 @@ import transformers
 
 from frostline.anatomy import Anatomy, notices
 from frostline.core.errors import UserError
-from frostline.cost import Prediction, Workload, has_dropout, predict
+from frostline.cost import Prediction, Workload, has_dropout, predict, storage_dtype
 from frostline.engine import load, load_config, load_tokenizer, load_weights
 from frostline.plan import Plan, document
 from frostline.records import RECORD_FILE, read_record
@@ -62,7 +62,7 @@ def plan_model(
 
 def _as_the_model_is(workload: Workload, config: Any) -> Workload:
     """The workload, with what it leaves open read from the model's config: its dtype, whether it drops out."""
-    own = {"frozen_dtype": str(config.dtype or "float32").removeprefix("torch."), "dropout": has_dropout(config)}
+    own = {"frozen_dtype": storage_dtype(config.dtype), "dropout": has_dropout(config)}
     open_ = {key: value for key, value in own.items() if key not in workload.model_fields_set}
     return Workload.model_validate({**workload.model_dump(), **open_})
 

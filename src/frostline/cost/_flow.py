@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from frostline.adapters import lora_targets
 from frostline.anatomy import Anatomy, Block, Linear, Role, select, untied
-from frostline.cost.structure import Attention, Structure, sides, structures
+from frostline.cost._structure import Attention, Structure, sides, structures
 from frostline.plan import Full, Lora, Plan
 
 

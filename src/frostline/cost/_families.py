@@ -11,16 +11,18 @@ class Family:
 
     `post_norm`: attention reads the block's input itself, norms come after. `parallel`: attention and
     feed-forward both read the block's input. `rotary`: queries and keys are rotated, so they are tensors of
-    their own. `unfused`: attention is eager whatever is asked for. `softcap`: scores and logits pass a tanh.
-    `layer_norm`: norms centre their input although they have no bias. `activation_tensors`: how many tensors
-    of the feed-forward's width the activation function keeps. `keeps_output`: what it keeps is its output
-    (relu), which the next matrix keeps as well.
+    their own. `unfused`: attention is eager whatever is asked for. `output_copied`: what fused attention
+    returns is copied for the next matrix (where only a part of queries and keys is rotated). `softcap`:
+    scores and logits pass a tanh. `layer_norm`: norms centre their input although they have no bias.
+    `activation_tensors`: how many tensors of the feed-forward's width the activation function keeps.
+    `keeps_output`: what it keeps is its output (relu), which the next matrix keeps as well.
     """
 
     post_norm: bool = False
     parallel: bool = False
     rotary: bool = True
     unfused: bool = False
+    output_copied: bool = False
     softcap: bool = False
     layer_norm: bool = False
     activation_tensors: int = 1
@@ -46,8 +48,9 @@ _FAMILIES = {
     "gpt_neo": Family(activation_tensors=_GELU_NEW),
     "gptj": Family(parallel=True, unfused=True, activation_tensors=_GELU_NEW),
     "codegen": Family(parallel=True, unfused=True, activation_tensors=_GELU_NEW),
-    "phi": Family(parallel=True, activation_tensors=_GELU_NEW),
-    "gpt_neox": Family(parallel=True),
+    "phi": Family(parallel=True, output_copied=True, activation_tensors=_GELU_NEW),
+    "phi3": Family(output_copied=True),
+    "gpt_neox": Family(parallel=True, output_copied=True),
     "falcon": Family(parallel=True),
     "cohere": Family(parallel=True, layer_norm=True),
     "gemma2": Family(softcap=True),

@@ -14,7 +14,7 @@ from functools import lru_cache
 from itertools import groupby
 
 from frostline.anatomy import Anatomy, Block, Linear, Role
-from frostline.cost.families import Family, family
+from frostline.cost._families import Family, family
 
 
 @dataclass(frozen=True)

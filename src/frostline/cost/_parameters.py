@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from frostline.adapters import lora_parameters, lora_targets
 from frostline.anatomy import Anatomy, select
-from frostline.cost.flow import as_trained
+from frostline.cost._flow import as_trained
 from frostline.plan import Full, Plan
 
 

@@ -4,7 +4,7 @@
                   the checkpoint's type; of a matrix that trains in part, the trained rows beside the whole
     gradients     float32, of everything that trains
     optimizer     AdamW: two float32 numbers for each trained one; SGD without momentum: none
-    activations   what autograd keeps until backward, copies of weights included (`activations`)
+    activations   what autograd keeps until backward, copies of weights included (`_activations`)
     logits        of a loss over tokens: the log-probabilities, their gradient and the logits' gradient, 12
                   bytes per logit, alive together when backward begins
 
@@ -29,9 +29,9 @@ from dataclasses import dataclass
 
 from frostline.adapters import lora_parameters, lora_targets
 from frostline.anatomy import Anatomy, Part, select
-from frostline.cost.activations import FLOAT, SavedByPart, saved, weight_bytes
-from frostline.cost.flow import Flow, flow
-from frostline.cost.workload import Optimizer, Workload
+from frostline.cost._activations import FLOAT, SavedByPart, saved, weight_bytes
+from frostline.cost._flow import Flow, flow
+from frostline.cost._workload import Optimizer, Workload
 from frostline.plan import Plan
 
 _STATE_TENSORS: Mapping[Optimizer, int] = {"adamw": 2, "sgd": 0}

@@ -62,6 +62,12 @@ class Workload(BaseModel):
         return self.batch * self.row_tokens(stack, anatomy)
 
 
+def storage_dtype(dtype: Any) -> Dtype:
+    """A torch dtype, or its name, as a workload's `frozen_dtype`; any other than these counts as float32."""
+    name = str(dtype).removeprefix("torch.")
+    return next((known for known in BYTES if known == name), "float32")
+
+
 def has_dropout(config: Any) -> bool:
     """Whether a transformers config asks for dropout within the blocks."""
     return any(

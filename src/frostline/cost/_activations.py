@@ -1,6 +1,6 @@
 """What autograd keeps from the forward pass for the backward pass, in bytes.
 
-Per token, with widths as in `structure` (d hidden, f inner, q k v a of attention), h heads, u keys that a
+Per token, with widths as in `_structure` (d hidden, f inner, q k v a of attention), h heads, u keys that a
 token attends, and bytes per number: w of the block's weights and hidden states, c of its matrix products (2
 under autocast, else w), 4 where torch computes in float32 whatever the rest is. A term is kept only under its
 condition; a tensor "carries" a gradient if something that trains lies before it.
@@ -26,10 +26,11 @@ position table (under it attention is never fused), and what lives only within a
 is taken to compute its softmax in float32. Dropout is as torch has it on a CPU: masks as wide as the data
 (CUDA: one byte), and fused attention with dropout keeps its probabilities (CUDA: not).
 
-Compared with what `torch.autograd.graph.saved_tensors_hooks` sees (distinct storages, parameters left out):
-a 16-block Llama and a 6-block BERT are within 2% for `all`, botP, topP, intP, LoRA and partial blocks, in
-float32 and under autocast (5-8% too much for BERT with eager attention under autocast, whose softmax is
-narrow); tiny Llama, Qwen3, Gemma 2, GPT-2, GPT-NeoX, OPT, Phi, Mixtral, OLMo 2 and ModernBERT within 8%.
+Compared with what `torch.autograd.graph.saved_tensors_hooks` sees (distinct storages, parameters left out): a
+16-block Llama and a 6-block BERT are within 0.2% for `all`, botP, topP, intP, LoRA and partial blocks, in
+float32 and under autocast; within 4% where the frozen blocks are bfloat16 (what is converted between blocks
+is not counted), and 4-8% too high for BERT with eager attention under autocast, whose softmax is narrow. Tiny
+Llama, Qwen3, Gemma 2, GPT-2, GPT-NeoX, OPT, Phi, Mixtral and OLMo 2 are within 5% in float32.
 """
 
 from __future__ import annotations
@@ -38,9 +39,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from frostline.anatomy import Tensor
-from frostline.cost.flow import AttentionFlow, BlockFlow, Flow, Matrix
-from frostline.cost.structure import Norm
-from frostline.cost.workload import BYTES, Workload
+from frostline.cost._flow import AttentionFlow, BlockFlow, Flow, Matrix
+from frostline.cost._structure import Norm
+from frostline.cost._workload import BYTES, Workload
 
 FLOAT = 4
 
@@ -147,7 +148,8 @@ class _Block:
             if attention.fused:  # values stay a part of what one matrix made of all three
                 made = attention.fused + (attention.q + attention.k) * self.shape.family.rotary
             total += flow.passes * (self.c * (made + attention.a) + FLOAT * self.anatomy.num_heads)
-            return total + self._inputs([flow.output], attention.a, self.c, kept_already=flow.passes)
+            kept_already = flow.passes and not self.shape.family.output_copied
+            return total + self._inputs([flow.output], attention.a, self.c, kept_already)
         c = FLOAT if fused else self.c  # with dropout, torch's own attention leaves autocast
         total += c * attention.q * (flow.query + flow.key) + c * attention.a * flow.scores
         keys = self.workload.row_tokens("encoder" if attention.cross else self.block.stack, self.anatomy)

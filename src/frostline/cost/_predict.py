@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from frostline.anatomy import Anatomy
-from frostline.cost.flops import flops_ratio, run_flops_ratio
-from frostline.cost.memory import Memory, memory
-from frostline.cost.parameters import full_plan, total_parameters, trainable_parameters
-from frostline.cost.workload import Workload
+from frostline.cost._flops import flops_ratio, run_flops_ratio
+from frostline.cost._memory import Memory, memory
+from frostline.cost._parameters import full_plan, total_parameters, trainable_parameters
+from frostline.cost._workload import Workload
 from frostline.plan import Plan
 
 
@@ -51,7 +51,7 @@ def predict(plan: Plan, anatomy: Anatomy, workload: Workload) -> Prediction:
     """The cost of training `anatomy`'s model under `plan` on `workload`.
 
     Needs no weights: the anatomy of a model on the meta device will do. Formulas and what they leave out are
-    in `flops`, `activations` and `memory`. Raises `UserError` when the plan does not fit the anatomy.
+    in `_flops`, `_activations` and `_memory`. Raises `UserError` when the plan does not fit the anatomy.
     """
     own = memory(plan, anatomy, workload)
     full = memory(full_plan(anatomy), anatomy, workload)

@@ -5,7 +5,7 @@
     u   keys that a token attends    a   width of attention's output, all heads together
 
 Counted are the matrix products, 2 m n k each: a matrix [out, in] over n tokens takes 2 n in out, and as much
-again for the gradient of its input and for that of its weight, where autograd computes them (`flow`). LoRA
+again for the gradient of its input and for that of its weight, where autograd computes them (`_flow`). LoRA
 adds two products of 2 n r in and 2 n r out. Attention multiplies queries by keys (2 n u q) and
 probabilities by values (2 n u a); each has a gradient product per operand that carries a gradient.
 
@@ -23,9 +23,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from frostline.anatomy import Anatomy
-from frostline.cost.flow import AttentionFlow, BlockFlow, Flow, Matrix, flow
-from frostline.cost.parameters import full_plan
-from frostline.cost.workload import Workload
+from frostline.cost._flow import AttentionFlow, BlockFlow, Flow, Matrix, flow
+from frostline.cost._parameters import full_plan
+from frostline.cost._workload import Workload
 from frostline.plan import Plan
 
 
