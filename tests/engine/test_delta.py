@@ -13,11 +13,11 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BertForSequenceClassification
 
 from architectures import batch_for, tiny
 from frostline.core.errors import UserError
-from frostline.engine import apply, load, load_delta, merge, save_delta
+from frostline.engine import apply, load, load_config, load_delta, load_weights, merge, save_delta
 from frostline.plan import Frozen, Full, Lora, Partial, Plan
 from frostline.strategies import make_plan
 
@@ -167,6 +167,55 @@ def test_a_new_task_head_drawn_otherwise_is_no_other_base(tmp_path: Path) -> Non
     torch.nn.init.normal_(fresh.classifier.weight)
     load_delta(fresh, run)
     assert torch.equal(fresh.classifier.weight, model.classifier.weight)
+
+
+def test_a_new_task_head_that_stays_frozen_is_drawn_again(tmp_path: Path) -> None:
+    tiny("bert", task="masked").save_pretrained(tmp_path / "base")
+    torch.manual_seed(5)
+    model = BertForSequenceClassification.from_pretrained(tmp_path / "base")
+    apply(Plan(blocks=(Frozen(), Frozen(), Frozen(), Full()), head=Frozen()), model, seed=5)
+    train(model)
+    save_delta(model, tmp_path / "run")
+    state = torch.get_rng_state()
+    again = load(tmp_path / "run")
+    assert all(torch.equal(tensor, again.get_parameter(name)) for name, tensor in model.named_parameters())
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_a_base_that_has_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, base, run = trained_run(tmp_path, "bot50")
+    (tmp_path / "elsewhere").mkdir()
+    moved = base.rename(tmp_path / "elsewhere" / "base")
+    monkeypatch.setenv("FROSTLINE_MODELS", str(moved.parent))
+    with pytest.raises(UserError, match=r"base of .*run: .*no such folder.*if it has moved"):
+        load(run)
+    assert load(run, base=str(moved)).config.model_type == "llama"
+    assert load(run, base="owner/base").config.model_type == "llama"
+
+
+def test_a_folder_without_a_delta_of_its_own_points_to_its_checkpoint(tmp_path: Path) -> None:
+    _, _, run = trained_run(tmp_path, "bot50")
+    run.rename(tmp_path / "checkpoint-7")
+    with pytest.raises(UserError, match=r"holds no delta.*last checkpoint does: .*checkpoint-7"):
+        load(tmp_path)
+    (tmp_path / "checkpoint-7" / "delta.json").write_text('{"version": 1}')
+    with pytest.raises(UserError, match=r"not a delta card of version 1: base_name: this key is missing$"):
+        load(tmp_path / "checkpoint-7")
+
+
+def test_a_delta_is_no_model_to_train(tmp_path: Path) -> None:
+    _, _, run = trained_run(tmp_path, "bot50")
+    with pytest.raises(UserError, match="a run's delta, not a model: frostline merge"):
+        load_weights(str(run), AutoModelForCausalLM, load_config(str(run)))
+
+
+def test_a_head_of_another_size_is_refused(tmp_path: Path) -> None:
+    tiny("bert").save_pretrained(tmp_path / "base")
+    with pytest.raises(UserError, match="as many labels as that head was made for") as caught:
+        load_weights(
+            str(tmp_path / "base"), BertForSequenceClassification, load_config(str(tmp_path / "base"), num_labels=5)
+        )
+    assert "\n" not in str(caught.value)
 
 
 def test_torn_and_foreign_deltas(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainingArguments
 
 import frostline.engine._state as state
@@ -93,6 +94,49 @@ def test_resume_on_other_architectures_with_accumulation(tmp_path: Path, name: s
     assert all(torch.equal(tensor, got[name]) for name, tensor in trained_tensors(whole.model).items())
 
 
+def test_resumed_from_its_last_checkpoint_takes_no_further_step(tmp_path: Path) -> None:
+    options = {"max_steps": 6, "lr_scheduler_type": "constant"}
+    whole = trainer(tmp_path, "bot50", **options)
+    whole.train()
+    (tmp_path / ".saving-killed").mkdir()
+    resumed = trainer(tmp_path, "bot50", **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    assert resumed.state.global_step == 6
+    got = trained_tensors(resumed.model)
+    assert all(torch.equal(tensor, got[name]) for name, tensor in trained_tensors(whole.model).items())
+    assert not (tmp_path / ".saving-killed").exists()
+
+
+def test_a_new_run_in_an_old_folder_replaces_its_checkpoints(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        made = trainer(tmp_path, "lora", seed=seed, max_steps=3)
+        made.train()
+        assert (tmp_path / "checkpoint-3" / "delta.json").stat().st_mode & 0o777 == 0o644
+    saved = load_file(tmp_path / "checkpoint-3" / "delta.safetensors")
+    assert all(torch.equal(tensor, saved[name]) for name, tensor in trained_tensors(made.model).items())
+
+
+def test_the_last_loss_is_that_of_the_whole_step_and_the_schedule_is_asked_once(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    class Counting(FixedSchedule):
+        def next(self, step: int, observations: Any) -> Plan | None:
+            asked.append(step)
+            return super().next(step, observations)
+
+    losses = {}
+    for batch, accumulation in ((8, 1), (2, 4)):
+        model = tiny("llama")
+        options = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation, "max_steps": 3}
+        schedule = Counting(make_plan(model, "bot50"))
+        made = Trainer(model, arguments(tmp_path, **options), schedule=schedule, train_dataset=rows(model))
+        asked.clear()
+        made.train()
+        losses[accumulation] = made.last_loss
+        assert asked == [1, 2]
+    assert losses[4] == pytest.approx(losses[1], rel=1e-4)
+
+
 def test_gives_the_weights_of_a_plain_loop(tmp_path: Path) -> None:
     ours = trainer(tmp_path, "bot50", max_steps=5, save_strategy="no", lr_scheduler_type="constant")
     ours.model.config.attention_dropout = 0.0
@@ -164,6 +208,9 @@ def test_a_full_disk_while_saving_leaves_earlier_checkpoints_whole(
     resumed = trainer(tmp_path, "bot50")
     resumed.train(resume_from_checkpoint=True)
     assert resumed.state.global_step == 8
+    (tmp_path / "checkpoint-6" / "optimizer.safetensors").write_bytes(b"torn")
+    with pytest.raises(UserError, match="optimizer state cannot be read"):
+        trainer(tmp_path, "bot50").train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
 
 
 def test_old_checkpoints_are_removed_and_the_best_is_found(tmp_path: Path) -> None:

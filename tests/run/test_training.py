@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from frostline.core.errors import TrainingError, UserError
-from frostline.engine import load, read_card
+from frostline.engine import load, merge, read_card
 from frostline.records import read_record
 from frostline.run import RunConfig, evaluate_target, generate_target, read_config, train
 
@@ -85,6 +85,30 @@ def test_a_run_is_evaluated_and_generated_with_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("places")
+def test_a_run_and_its_checkpoints_are_used_as_it_was_trained(tmp_path: Path) -> None:
+    wanted = config(tmp_path, "save_every=3", "max_length=12", strategy="lora")
+    record = train(wanted)
+    assert record.metrics is not None
+    last = wanted.folder / "checkpoint-6"
+    for target in (wanted.folder, last):
+        assert evaluate_target(str(target)).metrics == pytest.approx(record.metrics.after, rel=1e-5)
+    other = evaluate_target(str(wanted.folder / "checkpoint-3"), max_length=24)
+    assert other.metrics["loss"] != pytest.approx(record.metrics.after["loss"], rel=1e-5)
+    merge(last, tmp_path / "merged")
+    assert evaluate_target(str(tmp_path / "merged"), wanted.task, max_length=12, precision="float32").metrics[
+        "loss"
+    ] == pytest.approx(record.metrics.after["loss"], rel=1e-4)
+    with pytest.raises(UserError, match="writes no text"):
+        generate_target(str(last), ["Tom"])
+    with pytest.raises(UserError, match="1000 is more than the 512 positions"):
+        evaluate_target(str(wanted.folder), max_length=1000)
+    with pytest.raises(UserError, match="tells 2 labels apart, and task 'cb' has 3"):
+        evaluate_target(str(wanted.folder), "cb")
+    with pytest.raises(UserError, match="an empty prompt"):
+        generate_target("stories260K", [""])
+
+
+@pytest.mark.usefixtures("places")
 def test_the_same_seed_gives_the_same_run_and_another_another(tmp_path: Path) -> None:
     runs = {}
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
@@ -131,6 +155,16 @@ def test_what_a_run_refuses(tmp_path: Path) -> None:
         train(config(tmp_path, "max_length=600"))
     with pytest.raises(UserError, match="take a decoder"):
         train(config(tmp_path, model="all-MiniLM-L6-v2", task="webnlg"))
+    with pytest.raises(UserError, match="no such folder"):
+        train(config(tmp_path, model="/nowhere/stories260K"))
+    with pytest.raises(UserError, match="seed: it should be less than 4294967296"):
+        config(tmp_path, "seed=4294967296")
+    (tmp_path / "one.jsonl").write_text('{"text": "a", "label": "good"}\n' * 20)
+    with pytest.raises(UserError, match="all rows have the label 'good'"):
+        train(config(tmp_path, task=str(tmp_path / "one.jsonl")))
+    (tmp_path / "plain.jsonl").write_text("".join(f'{{"text": "a dog {i}"}}\n' for i in range(20)))
+    with pytest.raises(UserError, match="max_length: 1 tokens leave nothing to predict"):
+        train(config(tmp_path, "max_length=1", task=str(tmp_path / "plain.jsonl")))
     assert not (tmp_path / "run").exists(), "nothing is written before the input is known to be right"
     train(config(tmp_path, "steps=1"))
     with pytest.raises(UserError, match="already holds a finished run"):

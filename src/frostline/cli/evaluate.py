@@ -22,16 +22,23 @@ def command(
         ),
     ] = None,
     task: Annotated[str | None, typer.Option(help="The task; for a run, its own by default.")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Rows per forward pass.")] = 32,
-    max_length: Annotated[int, typer.Option(min=1, help="Tokens; longer rows are cut.")] = 128,
+    batch: Annotated[int | None, typer.Option(min=1, help="Rows per forward pass.", show_default="32")] = None,
+    max_length: Annotated[
+        int | None, typer.Option(min=1, help="Tokens; longer rows are cut.", show_default="the run's own, or 128")
+    ] = None,
     generate_rows: Annotated[
         int | None, typer.Option(min=0, help="Prompts to generate for; the task's own number by default.")
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate at most.")] = 64,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens to generate at most.", show_default="the run's own, or 64")
+    ] = None,
     precision: Annotated[
-        Literal["auto", "float32", "bfloat16"], typer.Option(help="auto: bfloat16 where the hardware has it.")
-    ] = "auto",
-    seed: Annotated[int, typer.Option(help="Of a head that the model lacks.")] = 42,
+        Literal["auto", "float32", "bfloat16"] | None,
+        typer.Option(
+            help="auto: bfloat16 where the hardware has it.", show_default="the run's own, or auto", case_sensitive=True
+        ),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of a head that the model lacks.", show_default="42")] = None,
     as_json: Json = False,
 ) -> Answer:
     """How good a run's model, or a pretrained one, is at a task."""

@@ -19,7 +19,7 @@ def command(
     temperature: Annotated[
         float, typer.Option(min=0, help="Of sampling; 0 takes the most likely token each time.")
     ] = 0.0,
-    seed: Annotated[int, typer.Option(help="Of sampling.")] = 42,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of sampling.")] = 42,
     as_json: Json = False,
 ) -> Answer:
     """What a run's model, or a pretrained one, writes after a prompt."""

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors.torch import save_file
+from transformers.trainer_utils import get_last_checkpoint
 
 from frostline.anatomy import find_anatomy
 from frostline.core.errors import UserError
 from frostline.core.files import atomic_file, read_json, write_json
+from frostline.core.settings import first_error
 from frostline.engine._apply import Applied, applied_to, apply
 from frostline.engine._fingerprint import fingerprint, tensor_hashes
+from frostline.engine._tensors import read_tensors
 from frostline.plan import Plan, document
 
 TENSORS_FILE = "delta.safetensors"
@@ -31,7 +33,7 @@ class DeltaCard(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    version: int = 1
+    version: Literal[1] = 1
     base_name: str
     base_dtype: str
     base_fingerprint: str
@@ -67,11 +69,16 @@ def save_delta(model: Any, folder: Path) -> None:
 
 
 def read_card(folder: Path) -> DeltaCard:
-    """The card of the delta in `folder`. Raises `UserError` when there is none."""
+    """The card of the delta in `folder`. Raises `UserError` when there is none, or it is not a card."""
     path = folder / CARD_FILE
     if not path.is_file():
-        raise UserError(f"{folder} holds no delta: {CARD_FILE} is missing")
-    return DeltaCard.model_validate(read_json(path, "delta card"))
+        last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+        hint = f"; the run's last checkpoint does: {last}" if last else ""
+        raise UserError(f"{folder} holds no delta: {CARD_FILE} is missing{hint}")
+    try:
+        return DeltaCard.model_validate(read_json(path, "delta card"))
+    except ValidationError as error:
+        raise UserError(f"{path}: not a delta card of version 1: {first_error(error)}") from None
 
 
 def load_delta(model: Any, folder: Path) -> Applied:
@@ -82,7 +89,7 @@ def load_delta(model: Any, folder: Path) -> Applied:
     """
     card = read_card(folder)
     applied = applied_to(model)
-    tensors = _read_tensors(folder / TENSORS_FILE)
+    tensors = read_tensors(folder / TENSORS_FILE, "delta file")
     plan = Plan.read(card.plan, str(folder / CARD_FILE))
     anatomy = applied.anatomy if applied else find_anatomy(model)
     replaced = {tensor.name for tensor in anatomy.head} & set(tensors)
@@ -130,14 +137,6 @@ def _check_base(hashes: Mapping[str, str], card: DeltaCard, replaced: set[str], 
             f"the delta in {folder} belongs to another base ({card.base_name or 'in memory'}, "
             f"{card.base_dtype}): {len(differing)} of {len(hashes)} tensors differ, first {min(differing)}"
         )
-
-
-def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        tensors: dict[str, torch.Tensor] = load_file(path)
-        return tensors
-    except (SafetensorError, FileNotFoundError, OSError) as error:
-        raise UserError(f"delta file cannot be read: {path}: {error}") from None
 
 
 def _applied(model: torch.nn.Module) -> Applied:

@@ -10,7 +10,7 @@ import torch
 from frostline.core.errors import UserError
 from frostline.core.files import atomic_folder
 from frostline.engine._apply import to_plain
-from frostline.engine._delta import load_delta, read_card
+from frostline.engine._delta import DeltaCard, load_delta, read_card
 from frostline.engine._models import class_called, load_config, load_tokenizer, load_weights
 
 
@@ -26,7 +26,9 @@ def load(folder: str | Path, *, base: str | None = None) -> Any:
     if not name:
         raise UserError(f"{folder} was trained on a model made in memory: give base=..., where it is saved")
     config = load_config(str(folder))
-    model = load_weights(name, class_called(card.model_class), config, dtype=card.base_dtype)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(card.seed)  # a new head that the plan froze is drawn as for the run
+        model = _load_base(name, card, config, folder, moved=base is None)
     load_delta(model, folder)
     return model.eval()
 
@@ -36,17 +38,27 @@ def merge(folder: str | Path, out: str | Path, *, base: str | None = None, dtype
 
     LoRA is merged as PEFT merges it; every other tensor is bit-equal to the trained one. Where trained
     (float32) and frozen tensors differ in dtype all are written in float32, which rounds nothing; `dtype`
-    ("bfloat16", "float16", "float32") rounds to another. Raises `UserError` when `out` exists and is not empty.
+    ("bfloat16", "float16", "float32") rounds to another. The run's tokenizer goes along, or else the base's.
+    Raises `UserError` when `out` exists and is not empty, and as `load` does.
     """
-    out = Path(out)
+    out, chosen = Path(out), _dtype(dtype) if dtype else None
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is not empty: give a new folder")
     model = to_plain(load(folder, base=base))
-    model = model.to(_dtype(dtype) if dtype else _common_dtype(model))
+    model = model.to(chosen or _common_dtype(model))
     with atomic_folder(out) as staging:
         model.save_pretrained(staging)
         _copy_tokenizer(Path(folder), str(base or read_card(Path(folder)).base_name), staging)
     return out
+
+
+def _load_base(name: str, card: DeltaCard, config: Any, folder: Path, *, moved: bool) -> Any:
+    try:
+        return load_weights(name, class_called(card.model_class), config, dtype=card.base_dtype)
+    except UserError as error:
+        if moved:
+            raise UserError(f"the base of {folder}: {error}; if it has moved, give its place as base") from None
+        raise
 
 
 def _common_dtype(model: Any) -> torch.dtype:

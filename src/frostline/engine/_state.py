@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from frostline.core.errors import UserError
 from frostline.core.files import read_json, write_json
+from frostline.engine._tensors import read_tensors
 
 OPTIMIZER_TENSORS = "optimizer.safetensors"
 OPTIMIZER_FILE = "optimizer.json"
@@ -40,10 +41,14 @@ def save_optimizer(optimizer: torch.optim.Optimizer, names: dict[int, str], fold
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, names: dict[int, str], folder: Path) -> None:
-    """Restore the optimizer's state by parameter name. Raises `UserError` when the trained sets differ."""
+    """Restore the optimizer's state by parameter name.
+
+    Raises `UserError` when the trained sets differ, or the file is torn.
+    """
     saved = read_json(folder / OPTIMIZER_FILE, "optimizer state")
     entries: dict[str, dict[str, Any]] = {}
-    for key, value in {**load_file(folder / OPTIMIZER_TENSORS), **saved["numbers"]}.items():
+    tensors = read_tensors(folder / OPTIMIZER_TENSORS, "optimizer state")
+    for key, value in {**tensors, **saved["numbers"]}.items():
         name, _, field = key.rpartition("|")
         entries.setdefault(name, {})[field] = value
     options = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any, cast
@@ -14,13 +15,14 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
 from frostline.core.errors import TrainingError, UserError
-from frostline.core.files import disk_errors, read_json, write_json
+from frostline.core.files import atomic_folder, disk_errors, read_json, write_json
 from frostline.engine import _state
 from frostline.engine._apply import Applied, applied_to, apply
 from frostline.engine._delta import load_delta, save_delta
 from frostline.plan import FixedSchedule, Plan, Schedule
 
 SCHEDULE_FILE = "schedule.json"
+STAGING = ".saving-"
 
 
 class Trainer(transformers.Trainer):
@@ -31,8 +33,9 @@ class Trainer(transformers.Trainer):
     without pickle, and is whole or absent; training resumed from it ends with the same weights as if it had
     never stopped.
 
-    `plan` or `schedule` may be left out when `frostline.apply` was called on the model before. Raises
-    `UserError` when the plan does not fit, and `TrainingError` when the loss is not a number.
+    `plan` or `schedule` may be left out when `frostline.apply` was called on the model before. `last_loss` is
+    the loss of the last optimizer step, over all the batches that it accumulated. Raises `UserError` when the
+    plan does not fit, and `TrainingError` when the loss is not a number.
     """
 
     optimizer: Any
@@ -50,6 +53,7 @@ class Trainer(transformers.Trainer):
         if args is not None and args.activation_checkpointing:
             args.activation_checkpointing_kwargs = _non_reentrant(args.activation_checkpointing_kwargs)
         self.last_loss = math.nan
+        self._step = -1
         self._staging: str | None = None
         super().__init__(model, args, *positional, **options)
 
@@ -82,18 +86,28 @@ class Trainer(transformers.Trainer):
     # One step.
 
     def training_step(self, model: nn.Module, *inputs: Any, **options: Any) -> torch.Tensor:
-        if self.state.global_step and self.schedule.next(self.state.global_step, {}) is not None:
-            raise UserError(
-                f"this schedule changes the plan at step {self.state.global_step}, which the trainer cannot do yet"
-            )
+        if self.state.global_step != self._step:
+            self._begin_step(self.state.global_step)
         loss: torch.Tensor = super().training_step(model, *inputs, **options)
-        self.last_loss = loss.item()
+        self.last_loss += loss.item()
         if not math.isfinite(self.last_loss):
             raise TrainingError(
                 f"the loss is {self.last_loss} at step {self.state.global_step + 1}: lower the learning rate or look "
                 f"at the data{self._last_checkpoint_hint()}"
             )
         return loss
+
+    def _begin_step(self, step: int) -> None:
+        """Before the first batch of an optimizer step; each batch gives its share of the step's loss."""
+        self._step, self.last_loss = step, 0.0
+        if step and self.schedule.next(step, {}) is not None:
+            raise UserError(f"this schedule changes the plan at step {step}, which the trainer cannot do yet")
+
+    def _init_training_state(self, max_steps: int, steps_per_epoch: int, epochs: int, *rest: Any) -> tuple[int, int]:
+        self._step = -1
+        trained: tuple[int, int] = super()._init_training_state(max_steps, steps_per_epoch, epochs, *rest)
+        # transformers would take one step more when the checkpoint is the last and in the middle of an epoch.
+        return (epochs, 0) if self.state.global_step >= max_steps else trained
 
     # Checkpoints: written beside their place, then moved into it.
 
@@ -105,14 +119,15 @@ class Trainer(transformers.Trainer):
         name = f"checkpoint-{self.state.global_step}"
         run_folder.mkdir(parents=True, exist_ok=True)
         limit, self.args.save_total_limit = self.args.save_total_limit, None
-        with tempfile.TemporaryDirectory(prefix=".saving-", dir=run_folder) as staging:
+        with tempfile.TemporaryDirectory(prefix=STAGING, dir=run_folder) as staging:
             try:
                 self._staging = staging
                 with disk_errors(run_folder / name):
                     super()._save_checkpoint(model, trial)
                     self._point_best_checkpoint_to(run_folder, Path(staging) / name)
                     if self.args.should_save:
-                        (Path(staging) / name).replace(run_folder / name)
+                        with atomic_folder(run_folder / name) as place:
+                            (Path(staging) / name).replace(place)
             finally:
                 self._staging = None
                 self.args.save_total_limit = limit
@@ -145,6 +160,8 @@ class Trainer(transformers.Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder = Path(resume_from_checkpoint)
+        for left in folder.parent.glob(f"{STAGING}*"):  # by a process that was killed while it saved
+            shutil.rmtree(left, ignore_errors=True)
         load_delta(self.model if model is None else model, folder)
         self.schedule.load_state_dict(read_json(folder / SCHEDULE_FILE, "schedule state"))
 

@@ -42,7 +42,7 @@ class RunConfig(Options):
     strategy: str = "bot50"
     out: str | None = None
     data: TaskOptions = TaskOptions()
-    seed: int = Field(42, ge=0)
+    seed: int = Field(42, ge=0, lt=2**32)
     steps: PositiveInt | None = None
     epochs: float = Field(3.0, gt=0)
     batch_size: PositiveInt = 32

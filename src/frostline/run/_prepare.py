@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,14 +10,13 @@ import torch
 from transformers import TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_callback import PrinterCallback
-from transformers.utils import logging as transformers_logging
 
 from frostline.core.errors import UserError
-from frostline.engine import StepMeter, Trainer, load_tokenizer
+from frostline.engine import StepMeter, Trainer, load_tokenizer, quiet_libraries
 from frostline.run._config import RunConfig
-from frostline.run._setup import config_for, load_model
+from frostline.run._setup import check_length, config_for, load_model
 from frostline.strategies import Situation, choose_schedule
-from frostline.tasks import Collator, Encoded, Task, encode, load_task, model_kind, prepare_tokenizer
+from frostline.tasks import IGNORED, Collator, Encoded, Task, encode, load_task, model_kind, prepare_tokenizer
 
 
 @dataclass(frozen=True)
@@ -59,17 +57,19 @@ def read_data(config: RunConfig) -> Data:
     """The task's rows, encoded for the model. Raises `UserError` for bad input."""
     task = load_task(config.task, config.data)
     model_config = config_for(config.model, task)
-    _check_length(config, model_config)
+    check_length(config.max_length, model_config, config.model)
     _check_loggers(config.report_to)
     tokenizer = prepare_tokenizer(load_tokenizer(config.model))
     kind = model_kind(model_config)
     rows, eval_rows = (encode(task, split, tokenizer, config.max_length, kind) for split in ("train", "eval"))
+    for split in (rows, eval_rows):
+        _check_something_to_learn(split, config.max_length, shifted=kind == "decoder")
     return Data(task, tokenizer, rows, eval_rows)
 
 
 def prepare(config: RunConfig, data: Data) -> Prepared:
     """Load the model and put it in a trainer. Raises `UserError` for a strategy that does not fit it."""
-    with _quiet_libraries():
+    with quiet_libraries():
         model = load_model(config.model, data.task, seed=config.seed, dtype=config.frozen_dtype)
         prepare_tokenizer(data.tokenizer, model)
         steps = StepMeter()
@@ -94,8 +94,12 @@ def uses_bfloat16(precision: str) -> bool:
 
 def autocast(precision: str) -> Any:
     """The autocast under which a run of this `precision` computes, on this machine's device."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.autocast(device, dtype=torch.bfloat16, enabled=uses_bfloat16(precision))
+    return torch.autocast(device().type, dtype=torch.bfloat16, enabled=uses_bfloat16(precision))
+
+
+def device() -> torch.device:
+    """Where models compute on this machine: its accelerator, else the CPU."""
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 def _bfloat16_is_fast() -> bool:
@@ -105,10 +109,11 @@ def _bfloat16_is_fast() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def _check_length(config: RunConfig, model_config: Any) -> None:
-    positions = getattr(model_config, "max_position_embeddings", None)
-    if positions is not None and positions > 0 and config.max_length > positions:
-        raise UserError(f"max_length: {config.max_length} is more than the {positions} positions of {config.model}")
+def _check_something_to_learn(rows: Encoded, max_length: int, *, shifted: bool) -> None:
+    # A decoder predicts each token from those before it, so that the first one's label does not count.
+    targets = [row["labels"][1 if shifted else 0 :] for row in rows if isinstance(row["labels"], list)]
+    if targets and all(label == IGNORED for labels in targets for label in labels):
+        raise UserError(f"max_length: {max_length} tokens leave nothing to predict in any row: allow more")
 
 
 def _check_loggers(names: Sequence[str]) -> None:
@@ -121,6 +126,8 @@ def _check_loggers(names: Sequence[str]) -> None:
 
 
 def _arguments(config: RunConfig) -> TrainingArguments:
+    if config.precision == "bfloat16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
+        raise UserError("precision: this GPU has no bfloat16: take float32")
     return TrainingArguments(
         output_dir=str(config.folder),
         use_cpu=not torch.accelerator.is_available(),
@@ -149,13 +156,3 @@ def _arguments(config: RunConfig) -> TrainingArguments:
         dataloader_pin_memory=torch.cuda.is_available(),
         disable_tqdm=True,
     )
-
-
-@contextlib.contextmanager
-def _quiet_libraries() -> Iterator[None]:
-    before = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(before)

@@ -29,11 +29,23 @@ def class_for(config: Any, kind: TaskKind) -> Any:
 
 
 def config_for(name: str, task: Task | None) -> Any:
-    """The config of the model at `name`, with the task's labels."""
+    """The config of the model at `name`, with the task's labels.
+
+    Raises `UserError` when there is no such model, or the task has a single label.
+    """
     config = load_config(name)
     if task is not None and task.kind is TaskKind.CLASSIFICATION:
+        if len(task.labels) < 2:
+            raise UserError(f"task '{task.name}': all rows have the label '{task.labels[0]}', nothing to tell apart")
         config = with_labels(config, task.labels)
     return config
+
+
+def check_length(max_length: int, config: Any, name: str) -> None:
+    """Raise `UserError` when `max_length` tokens are more than the model's positions."""
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and 0 < positions < max_length:
+        raise UserError(f"max_length: {max_length} is more than the {positions} positions of {name}")
 
 
 def with_labels(config: Any, labels: tuple[str, ...]) -> Any:

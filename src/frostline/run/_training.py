@@ -13,8 +13,8 @@ from rich.console import Console
 from transformers.trainer_utils import get_last_checkpoint
 
 from frostline.core.errors import FrostlineError, UserError
-from frostline.core.files import read_json, write_json, write_text
-from frostline.engine import MemoryMeter, ProgressBar, Trainer, save_delta
+from frostline.core.files import disk_errors, read_json, write_json, write_text
+from frostline.engine import MemoryMeter, ProgressBar, Trainer, quiet_libraries, save_delta
 from frostline.plan import Plan, save_plan
 from frostline.records import RECORD_FILE, Measured, RunMetrics, RunRecord, now, read_record, write_record
 from frostline.run._config import RunConfig
@@ -68,13 +68,15 @@ def _run(
     memory.restart_peak()
     try:
         begun = time.perf_counter()
-        trainer.train(resume_from_checkpoint=checkpoint)
+        with quiet_libraries():
+            trainer.train(resume_from_checkpoint=checkpoint)
         seconds = time.perf_counter() - begun
     finally:
         bar.close()
     peak = memory.peak_bytes
-    save_delta(prepared.model, folder)
-    prepared.data.tokenizer.save_pretrained(folder)
+    with disk_errors(folder):
+        prepared.data.tokenizer.save_pretrained(folder)
+        save_delta(prepared.model, folder)
     after = _measure(prepared, console)
     _write_predictions(after, folder)
     median = prepared.steps.median

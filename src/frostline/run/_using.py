@@ -12,12 +12,12 @@ import transformers
 from frostline.anatomy import Anatomy, notices
 from frostline.core.errors import UserError
 from frostline.cost import Prediction, Workload, has_dropout, predict, storage_dtype
-from frostline.engine import load, load_config, load_tokenizer, load_weights
+from frostline.engine import CARD_FILE, load, load_config, load_tokenizer, load_weights
 from frostline.plan import Plan, document
 from frostline.records import RECORD_FILE, read_record
-from frostline.run._config import RunConfig
-from frostline.run._prepare import autocast
-from frostline.run._setup import anatomy_of, class_for, load_model
+from frostline.run._config import RunConfig, read_config
+from frostline.run._prepare import autocast, device
+from frostline.run._setup import anatomy_of, check_length, class_for, load_model
 from frostline.strategies import Situation, choose_schedule
 from frostline.tasks import Evaluation, TaskKind, TaskOptions, evaluate, generate_texts, load_task, prepare_tokenizer
 
@@ -77,51 +77,78 @@ def evaluate_target(
     task: str | None = None,
     *,
     options: TaskOptions | None = None,
-    batch_size: int = 32,
-    max_length: int = 128,
+    batch_size: int | None = None,
+    max_length: int | None = None,
     generate_rows: int | None = None,
-    max_new_tokens: int = 64,
-    precision: str = "auto",
-    seed: int = 42,
+    max_new_tokens: int | None = None,
+    precision: str | None = None,
+    seed: int | None = None,
 ) -> Evaluation:
-    """Score a run's trained model, or a pretrained one, on a task's evaluation split.
+    """Score a run's trained model (or a checkpoint's), or a pretrained one, on a task's evaluation split.
 
-    For a run, the task and how its rows are read are the run's own unless given. Raises `UserError` when the
-    target is neither, or the task is not one the model was trained for.
+    What is not given is as the run had it, or else as `RunConfig` has it; how rows are read belongs to the
+    run's own task. Raises `UserError` when the target is neither, or the task is not one that the model was
+    trained for.
     """
     folder = Path(target)
+    config = _settings(
+        folder,
+        task,
+        data=options,
+        eval_batch_size=batch_size,
+        max_length=max_length,
+        generate_rows=generate_rows,
+        max_new_tokens=max_new_tokens,
+        precision=precision,
+        seed=seed,
+    )
+    loaded = load_task(config.task, config.data)
     if is_run(folder):
-        config = RunConfig.model_validate(read_record(folder).config)
-        loaded = load_task(task or config.task, options or (config.data if task in (None, config.task) else None))
         model = load(folder)
         if loaded.kind is TaskKind.CLASSIFICATION and model.config.num_labels != len(loaded.labels):
             raise UserError(
                 f"{target} tells {model.config.num_labels} labels apart, and task '{loaded.name}' has "
                 f"{len(loaded.labels)}"
             )
-    elif task is None:
-        raise UserError(f"{target} is no run, so say what to evaluate it on: --task")
     else:
-        loaded = load_task(task, options)
-        model = load_model(target, loaded, seed=seed)
+        model = load_model(target, loaded, seed=config.seed)
+    check_length(config.max_length, model.config, target)
     tokenizer = prepare_tokenizer(load_tokenizer(target), model)
-    with autocast(precision):
+    with autocast(config.precision):
         return evaluate(
-            model,
+            model.to(device()),
             tokenizer,
             loaded,
-            batch_size=batch_size,
-            max_length=max_length,
-            generate_rows=generate_rows,
-            max_new_tokens=max_new_tokens,
+            batch_size=config.eval_batch_size,
+            max_length=config.max_length,
+            generate_rows=config.generate_rows,
+            max_new_tokens=config.max_new_tokens,
         )
 
 
-def generate_target(target: str, prompts: Sequence[str], *, max_new_tokens: int = 64, **decoding: Any) -> list[str]:
-    """What a run's trained model, or a pretrained one, writes after each prompt; greedy by default.
+def _settings(folder: Path, task: str | None, **given: Any) -> RunConfig:
+    """The config of the run (of the checkpoint) in `folder` with what is given over it; for a model, a new one."""
+    own: dict[str, Any] = {"model": str(folder)}
+    for place in (folder, folder.parent):
+        if is_run(folder) and (place / RECORD_FILE).is_file():
+            own = read_record(place).config
+            break
+    task = task or own.get("task")
+    if task is None:
+        raise UserError(f"{folder} is no run, so say what to evaluate it on: --task")
+    if task != own.get("task"):
+        own = {key: value for key, value in own.items() if key not in ("data", "generate_rows")}
+    return read_config(None, **{**own, "task": task, **{k: v for k, v in given.items() if v is not None}})
 
-    `decoding` are keywords of transformers' `generate`. Raises `UserError` for a model that writes no text.
+
+def generate_target(target: str, prompts: Sequence[str], *, max_new_tokens: int = 64, **decoding: Any) -> list[str]:
+    """What a run's trained model (or a checkpoint's), or a pretrained one, writes after each prompt.
+
+    Greedy by default; `decoding` are keywords of transformers' `generate`, and `seed`. Raises `UserError` for a
+    model that writes no text, and for an empty prompt.
     """
+    if "" in prompts:
+        raise UserError("an empty prompt gives the model nothing to go on from: give some text")
     folder = Path(target)
     if is_run(folder):
         model = load(folder)
@@ -132,9 +159,13 @@ def generate_target(target: str, prompts: Sequence[str], *, max_new_tokens: int 
         raise UserError(f"{target} is a {type(model).__name__}, which writes no text: give a language model")
     transformers.set_seed(decoding.pop("seed", 42))
     tokenizer = prepare_tokenizer(load_tokenizer(target), model)
-    return generate_texts(model, tokenizer, prompts, max_new_tokens=max_new_tokens, **decoding)
+    return generate_texts(model.to(device()), tokenizer, prompts, max_new_tokens=max_new_tokens, **decoding)
 
 
 def is_run(folder: Path) -> bool:
     """Whether a folder holds a run (a record) or a checkpoint of one (a delta)."""
-    return (folder / RECORD_FILE).is_file()
+    return (folder / RECORD_FILE).is_file() or _holds_delta(folder)
+
+
+def _holds_delta(folder: Path) -> bool:
+    return (folder / CARD_FILE).is_file()
