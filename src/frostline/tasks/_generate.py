@@ -21,9 +21,12 @@ def generate_texts(
     max_new_tokens: int = 128,
     max_length: int | None = None,
     device: torch.device | str | None = None,
+    strip: bool = True,
     **decoding: Any,
 ) -> list[str]:
     """A text for every prompt, in the prompts' order, without the prompt and without special tokens.
+
+    White space around it goes too, unless `strip` is false: then prompt and text join to one.
 
     Greedy unless `decoding` (keywords of transformers' `generate`) says otherwise. Decoders are padded on the
     left. A prompt of more than `max_length` tokens keeps its end; so does one that would leave no room for
@@ -58,9 +61,8 @@ def generate_texts(
             if decoder:
                 output = output[:, batch["input_ids"].shape[1] :]
             for i, sequence in zip(members, output, strict=True):
-                texts[i] = tokenizer.decode(
-                    sequence, skip_special_tokens=True, clean_up_tokenization_spaces=False
-                ).strip()
+                text = tokenizer.decode(sequence, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+                texts[i] = text.strip() if strip else text
     return texts
 
 
