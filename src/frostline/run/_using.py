@@ -159,7 +159,9 @@ def generate_target(target: str, prompts: Sequence[str], *, max_new_tokens: int 
         raise UserError(f"{target} is a {type(model).__name__}, which writes no text: give a language model")
     transformers.set_seed(decoding.pop("seed", 42))
     tokenizer = prepare_tokenizer(load_tokenizer(target), model)
-    return generate_texts(model.to(device()), tokenizer, prompts, max_new_tokens=max_new_tokens, strip=False, **decoding)
+    return generate_texts(
+        model.to(device()), tokenizer, prompts, max_new_tokens=max_new_tokens, strip=False, **decoding
+    )
 
 
 def is_run(folder: Path) -> bool:
