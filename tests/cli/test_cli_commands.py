@@ -181,7 +181,10 @@ def test_report(place: Path, trained: Ended) -> None:
     row = ended.document["groups"][0]["rows"][0]
     assert (row["strategy"], row["seeds"], row["folders"]) == ("bot50", [7], [str(place / "run")])
     assert row["metrics"]["accuracy"]["mean"] == trained.document["metrics"]["after"]["accuracy"]
-    assert "| bot50 |" in frostline("report", place, "--markdown").out
+    rows = [line for line in frostline("report", place, "--markdown").out.splitlines() if line.startswith("|")]
+    assert rows[-1].startswith("| bot50 |") and all(row.count("|") == rows[0].count("|") for row in rows), (
+        "no line breaks"
+    )
     assert "macro_f1" in frostline("report", place, "--metric", "macro_f1").out
 
 

@@ -39,7 +39,11 @@ class Answer:
 
         console = Console(highlight=False)
         for part in self.view():
-            console.print(part)
+            # What is written as plain text goes out as it is, for pipes and files: never broken into lines.
+            if isinstance(part, str):
+                print(part)
+            else:
+                console.print(part)
         sys.stdout.flush()
 
 

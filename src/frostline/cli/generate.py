@@ -9,7 +9,7 @@ import typer
 from frostline.cli.answer import Answer, Json
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    pass
 
 
 def command(
@@ -28,10 +28,6 @@ def command(
     sampling: dict[str, Any] = {"do_sample": True, "temperature": temperature} if temperature > 0 else {}
     texts = generate_target(target, prompt, max_new_tokens=max_new_tokens, seed=seed, **sampling)
     written = [{"prompt": asked, "text": text} for asked, text in zip(prompt, texts, strict=True)]
-    return Answer({"target": target, "generated": written}, lambda: _view(written), as_json)
-
-
-def _view(written: list[dict[str, str]]) -> list[RenderableType]:
-    from rich.text import Text
-
-    return [Text.assemble((pair["prompt"], "dim"), pair["text"]) for pair in written]
+    return Answer(
+        {"target": target, "generated": written}, lambda: [pair["prompt"] + pair["text"] for pair in written], as_json
+    )

@@ -34,8 +34,6 @@ def command(
 
 
 def _view(table: Table, metrics: list[str], as_markdown: bool) -> list[RenderableType]:
-    from rich.text import Text
-
     from frostline.report import markdown, view
 
-    return [Text(markdown(table, metrics))] if as_markdown else view(table, metrics)
+    return [markdown(table, metrics)] if as_markdown else view(table, metrics)
