@@ -1,0 +1,34 @@
+"""Every study and plan that is shipped can be read and run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from frostline.plan import load_plan
+from frostline.run.demo import STUDY
+from frostline.study import StudyConfig, cells, read_study
+
+ROOT = Path(__file__).resolve().parents[2]
+STUDIES = sorted((ROOT / "recipes").glob("*.yaml"))
+PLANS = sorted((ROOT / "recipes" / "plans").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_a_shipped_study_has_cells(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    study = read_study(path)
+    grid = cells(study, tmp_path)
+    assert len(grid) == len(study.models) * len(study.tasks) * len(study.strategies) * len(study.seeds)
+    assert all(cell.config.steps == 100 and cell.config.max_length == 128 for cell in grid)
+
+
+@pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
+def test_a_shipped_plan_is_read(path: Path) -> None:
+    assert load_plan(path).blocks
+
+
+def test_the_demo_is_a_study(tmp_path: Path) -> None:
+    study = StudyConfig.read({**STUDY, "models": ["m"], "tasks": ["t.jsonl"], "seeds": [0]})
+    assert [cell.label for cell in cells(study, tmp_path)] == ["all", "bot50", "lora", "head"]
