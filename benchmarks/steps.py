@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM
 
-from frostline.engine import _apply as apply
+from frostline.engine import apply
 from frostline.run._versions import versions
 from frostline.run.demo import MODEL_DIR
 from frostline.strategies import make_plan
