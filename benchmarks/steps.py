@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM
 
-from frostline.engine import apply
+from frostline.engine import apply, load_config, load_weights
 from frostline.run._versions import versions
 from frostline.run.demo import MODEL_DIR
 from frostline.strategies import make_plan
@@ -36,7 +36,7 @@ class Contender:
 
     def __init__(self, model: str, strategy: str, bfloat16: bool) -> None:
         self.name, self.bfloat16 = strategy, bfloat16
-        self.model: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        self.model: Any = load_weights(model, AutoModelForCausalLM, load_config(model), "float32")
         apply(make_plan(self.model, strategy), self.model)
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.trained = sum(parameter.numel() for parameter in trained)
