@@ -65,7 +65,8 @@ def test_a_closed_pipe_is_quiet(tmp_path: Path, arguments: list[str]) -> None:
         assert process.wait() == 1
 
 
-def test_ctrl_c_while_training(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_while_training(tmp_path: Path, stop: signal.Signals) -> None:
     model, task, out = write_model(tmp_path / "model"), write_task(tmp_path / "days"), tmp_path / "run"
     # A test runner in the background ignores SIGINT, and its children would too.
     code = """
@@ -80,7 +81,7 @@ sys.exit(main())
     deadline = time.monotonic() + 60
     while not (out / "checkpoint-5").exists() and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(stop)
     stdout, stderr = process.communicate(timeout=30)
     assert (process.returncode, stdout) == (1, "")
     last = stderr.splitlines()[-1]

@@ -19,6 +19,7 @@ from frostline.core.errors import TrainingError, UserError
 from frostline.engine import load, merge, read_card
 from frostline.records import read_record
 from frostline.run import RunConfig, evaluate_target, generate_target, read_config, train
+from frostline.tasks import TaskOptions
 
 
 @pytest.fixture
@@ -95,9 +96,9 @@ def test_a_run_and_its_checkpoints_are_used_as_it_was_trained(tmp_path: Path) ->
     other = evaluate_target(str(wanted.folder / "checkpoint-3"), max_length=24)
     assert other.metrics["loss"] != pytest.approx(record.metrics.after["loss"], rel=1e-5)
     merge(last, tmp_path / "merged")
-    assert evaluate_target(str(tmp_path / "merged"), wanted.task, max_length=12, precision="float32").metrics[
-        "loss"
-    ] == pytest.approx(record.metrics.after["loss"], rel=1e-4)
+    assert evaluate_target(
+        str(tmp_path / "merged"), wanted.task, options=TaskOptions(eval_share=0.1), max_length=12, precision="float32"
+    ).metrics["loss"] == pytest.approx(record.metrics.after["loss"], rel=1e-4)
     with pytest.raises(UserError, match="writes no text"):
         generate_target(str(last), ["Tom"])
     with pytest.raises(UserError, match="1000 is more than the 512 positions"):
@@ -120,6 +121,22 @@ def test_the_same_seed_gives_the_same_run_and_another_another(tmp_path: Path) ->
 
 
 @pytest.mark.usefixtures("places")
+def test_a_file_named_to_be_scored_is_scored_whole(tmp_path: Path) -> None:
+    wanted = config(tmp_path, "steps=1")
+    train(wanted)
+    assert evaluate_target(str(wanted.folder)).rows == 4
+    other = moods(tmp_path / "other.jsonl", 20)
+    assert evaluate_target(str(wanted.folder), str(other)).rows == 20
+    assert evaluate_target(str(wanted.folder), str(other), options=TaskOptions(eval_share=0.5)).rows == 10
+
+
+@pytest.mark.usefixtures("places")
+def test_what_is_written_joins_the_prompt() -> None:
+    [text] = generate_target("stories260K", ["Once"], max_new_tokens=3)
+    assert text.startswith(" upon a"), "a tokenizer that marks the beginnings of words keeps its space"
+
+
+@pytest.mark.usefixtures("places")
 def test_a_killed_process_resumes_to_the_same_weights(tmp_path: Path) -> None:
     common = ["save_every=5", "steps=40", "strategy=bot50", "log_every=1"]
     whole = config(tmp_path, *common, out=str(tmp_path / "whole"))
@@ -138,6 +155,7 @@ def test_a_killed_process_resumes_to_the_same_weights(tmp_path: Path) -> None:
     assert read_record(killed.folder).status == "running"
     record = train(killed, resume=True)
     assert record.status == "finished"
+    assert record.measured is not None and 10 <= record.measured.resumed_at_step < 40
     expected, got = (load_file(run.folder / "delta.safetensors") for run in (whole, killed))
     assert all(torch.equal(tensor, got[name]) for name, tensor in expected.items())
     first, second = read_record(whole.folder).metrics, record.metrics

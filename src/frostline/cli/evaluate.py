@@ -60,7 +60,7 @@ def command(
         precision=precision,
         seed=seed,
     )
-    document = {"target": target, "task": evaluation.task, "metrics": evaluation.metrics}
+    document = {"target": target, "task": evaluation.task, "rows": evaluation.rows, "metrics": evaluation.metrics}
     return Answer(document, lambda: _view(evaluation.metrics), as_json)
 
 

@@ -6,7 +6,9 @@ Exit status: 0 done, 2 the user's input is wrong, 1 anything else.
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 
@@ -24,6 +26,7 @@ WRONG_PATH = (PermissionError, NotADirectoryError, IsADirectoryError, FileExists
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (that of the process by default) and give the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    _end_as_if_interrupted_by(signal.SIGTERM)
     try:
         if LIFELINE in os.environ:
             from frostline.study import lifeline
@@ -54,6 +57,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         about = f"{type(error).__name__}: {error}".rstrip(": ")
         advice = f"this is a fault of frostline; {TRACEBACK}=1 shows where"
         return _fail(f"{about} ({advice})", 1)
+
+
+def _end_as_if_interrupted_by(signal_number: int) -> None:
+    # What schedulers send: the run's record then says so, as after Ctrl-C. Only a main thread may listen.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal_number, signal.default_int_handler)
 
 
 def _run(arguments: Sequence[str]) -> int:

@@ -82,6 +82,8 @@ def _view(record: RunRecord, folder: Path) -> list[RenderableType]:
     cost = Table("cost", "measured", "predicted", "to full fine-tuning (predicted)", box=None, pad_edge=False)
     if measured is not None:
         steps = f"{seconds_text(measured.seconds_per_step)} per step, {measured.steps} steps"
+        if measured.resumed_at_step:
+            steps += f", from step {measured.resumed_at_step} on"
         cost.add_row("training time", f"{seconds_text(measured.train_seconds)} ({steps})", "", "")
         cost.add_row(
             "peak memory",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from peft import PeftModel
@@ -31,14 +31,14 @@ class Applied:
 
     plan: Plan
     seed: int
-    anatomy: Anatomy
-    base: Mapping[str, str]
+    anatomy: Anatomy = field(repr=False)
+    base: Mapping[str, str] = field(repr=False)
     base_dtype: str
-    config: Any
-    lr_scales: Mapping[str, float]
+    config: Any = field(repr=False)
+    lr_scales: Mapping[str, float] = field(repr=False)
     notices: tuple[str, ...]
-    peft_model: PeftModel | None
-    hooks: tuple[RemovableHandle, ...]
+    peft_model: PeftModel | None = field(repr=False)
+    hooks: tuple[RemovableHandle, ...] = field(repr=False)
 
 
 _ATTRIBUTE = "_frostline"

@@ -11,7 +11,7 @@ from frostline.core.errors import UserError
 from frostline.core.files import atomic_folder
 from frostline.engine._apply import to_plain
 from frostline.engine._delta import DeltaCard, load_delta, read_card
-from frostline.engine._models import class_called, load_config, load_tokenizer, load_weights
+from frostline.engine._models import class_called, load_config, load_tokenizer, load_weights, quiet_libraries
 
 
 def load(folder: str | Path, *, base: str | None = None) -> Any:
@@ -46,7 +46,7 @@ def merge(folder: str | Path, out: str | Path, *, base: str | None = None, dtype
         raise UserError(f"{out} exists and is not empty: give a new folder")
     model = to_plain(load(folder, base=base))
     model = model.to(chosen or _common_dtype(model))
-    with atomic_folder(out) as staging:
+    with atomic_folder(out) as staging, quiet_libraries():
         model.save_pretrained(staging)
         _copy_tokenizer(Path(folder), str(base or read_card(Path(folder)).base_name), staging)
     return out

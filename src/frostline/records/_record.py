@@ -58,7 +58,7 @@ class Measured(_Data):
     a CPU, and the allocator's peak on CUDA; `seconds_per_step` is the median over the steps after the first.
     `cpu_seconds_per_step` is likewise the median processor time of all threads (none on an accelerator): on a
     machine that others use too it says more than wall time.
-    A resumed run counts the time of its last process, from the checkpoint on.
+    A run that was resumed counts the time of its last process, from `resumed_at_step` on.
     """
 
     train_seconds: float
@@ -68,6 +68,7 @@ class Measured(_Data):
     steps: int
     tokens_per_second: float | None = None
     cpu_seconds_per_step: float | None = None
+    resumed_at_step: int = 0
 
 
 class RunMetrics(_Data):

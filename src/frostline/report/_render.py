@@ -18,12 +18,12 @@ from frostline.report._table import Failure, Group, Mean, Row, Table
 HEADINGS = {
     "trained": "trained",
     "share": "share",
-    "CPU/step ×": "CPU ×",
+    "CPU/step ×": "CPU×",
     "time": "time",
-    "time ×": "×",
+    "time ×": "time×",
     "FLOPs (predicted)": "FLOPs",
     "memory": "memory",
-    "memory ×": "×",
+    "memory ×": "mem×",
     "memory (predicted)": "pred.",
 }
 
@@ -109,7 +109,7 @@ def _caption(group: Group) -> str:
     else:
         spread = f"Mean ± sample standard deviation over {f'{runs} runs' if runs else 'runs'}"
     measured = f"×: measured, to {group.baseline} with the same seed" if group.baseline else "×: no baseline run"
-    return f"{spread}. {measured}. FLOPs and pred.: predicted, to full fine-tuning."
+    return f"{spread}. {measured}. FLOPs, pred. (memory): predicted, to full fine-tuning."
 
 
 def _runs_of_each(group: Group) -> int | None:

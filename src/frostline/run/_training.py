@@ -93,6 +93,7 @@ def _run(
                 steps=trainer.state.global_step,
                 tokens_per_second=tokens / median if median else None,
                 cpu_seconds_per_step=prepared.steps.cpu_median,
+                resumed_at_step=trainer.state.global_step - len(prepared.steps.seconds),
             ),
             "metrics": RunMetrics(before=before, after=after.metrics, history=_history(trainer)),
         }

@@ -138,6 +138,10 @@ def _settings(folder: Path, task: str | None, **given: Any) -> RunConfig:
         raise UserError(f"{folder} is no run, so say what to evaluate it on: --task")
     if task != own.get("task"):
         own = {key: value for key, value in own.items() if key not in ("data", "generate_rows")}
+        data = given.get("data") or TaskOptions()
+        if Path(task).is_file() and not data.model_fields_set & {"eval", "eval_share"}:
+            # A file that is named to be scored is scored whole, unless a share of it is asked for.
+            given["data"] = data.model_copy(update={"eval": task})
     return read_config(None, **{**own, "task": task, **{k: v for k, v in given.items() if v is not None}})
 
 

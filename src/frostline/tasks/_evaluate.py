@@ -34,6 +34,7 @@ class Evaluation:
     """Metric names to values on a task, and the answers behind them (none for plain text and chats)."""
 
     task: str
+    rows: int
     metrics: dict[str, float]
     predictions: tuple[Prediction, ...]
 
@@ -74,7 +75,7 @@ def evaluate(
     metrics = {"loss": loss, "perplexity": perplexity(loss)}
     rows = task.generate_rows if generate_rows is None else generate_rows
     if task.kind is not TaskKind.GENERATION or not rows:
-        return Evaluation(task.name, metrics, ())
+        return Evaluation(task.name, len(task.split(split)), metrics, ())
     examples = generation_examples(task.split(split), rows)
     texts = generate_texts(
         model,
@@ -87,7 +88,7 @@ def evaluate(
     )
     scores = task.score(texts, [example.references for example in examples])
     predictions = tuple(Prediction(e.id, text, e.references) for e, text in zip(examples, texts, strict=True))
-    return Evaluation(task.name, metrics | scores, predictions)
+    return Evaluation(task.name, len(task.split(split)), metrics | scores, predictions)
 
 
 def generation_examples(examples: Sequence[Example], count: int) -> list[Example]:
@@ -136,7 +137,7 @@ def _classify(model: Any, task: Task, split: Split, batches: Iterator[dict[str, 
         Prediction(example.id, task.labels[answer], (task.labels[label],))
         for example, answer, label in zip(examples, answers, truth, strict=True)
     )
-    return Evaluation(task.name, metrics, tuple(predictions))
+    return Evaluation(task.name, len(task.split(split)), metrics, tuple(predictions))
 
 
 def _token_loss(model: Any, batches: Iterator[dict[str, Any]], kind: ModelKind) -> float:

@@ -58,12 +58,21 @@ def generate_texts(
                 return_tensors="pt",
             ).to(device)
             output = model.generate(**batch, **options)
-            if decoder:
-                output = output[:, batch["input_ids"].shape[1] :]
+            width = batch["input_ids"].shape[1] if decoder else 0
             for i, sequence in zip(members, output, strict=True):
-                text = tokenizer.decode(sequence, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+                text = _written(tokenizer, sequence, width)
                 texts[i] = text.strip() if strip else text
     return texts
+
+
+def _written(tokenizer: Any, sequence: torch.Tensor, width: int) -> str:
+    """The text after the first `width` tokens, the prompt's. Both are decoded together, because a tokenizer
+    that marks the beginnings of words drops the first word's space."""
+    options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+    prompt, whole = (tokenizer.decode(ids, **options) for ids in (sequence[:width], sequence))
+    if whole.startswith(prompt):
+        return str(whole[len(prompt) :])
+    return str(tokenizer.decode(sequence[width:], **options))
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> list[int] | None:
