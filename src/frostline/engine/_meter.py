@@ -28,6 +28,7 @@ class MemoryMeter:
         self._interval = interval
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
         self._start = 0
         self._peak = 0
 
@@ -57,18 +58,23 @@ class MemoryMeter:
             torch.cuda.reset_peak_memory_stats()
             return
         _give_back_free_memory()
-        self._peak = private_memory()
+        with self._lock:
+            self._peak = private_memory()
 
     @property
     def peak_bytes(self) -> int:
         """The peak so far above the start."""
         if torch.cuda.is_available():
             return torch.cuda.max_memory_allocated() - self._start
-        self._peak = max(self._peak, private_memory())
+        self._look()
         return max(0, self._peak - self._start)
 
     def _watch(self) -> None:
         while not self._stop.wait(self._interval):
+            self._look()
+
+    def _look(self) -> None:
+        with self._lock:
             self._peak = max(self._peak, private_memory())
 
 
