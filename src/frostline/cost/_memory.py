@@ -15,10 +15,10 @@ of its activations again. A block below the boundary keeps nothing, but while it
 the hidden width and two of the feed-forward's (three if gated).
 
 Left out: the framework itself, the batch, buffers, what a single operation needs while it runs, and what an
-allocator keeps of what was freed. Against the private memory of fresh processes on a CPU this is 1-10% low for
-a 16-block Llama and a 6-block BERT (`all`, botP, top50, LoRA, head; float32, autocast, checkpointing) when
-glibc returns what is freed (a fixed M_MMAP_THRESHOLD); by default it keeps much of it, and the same runs take
-25-65% more.
+allocator keeps of what was freed. Against what torch's allocator holds at its peak, on the 16-block base16 under
+`all`, bot50, LoRA and head, this is right to 0.2% (tests/cost/test_memory.py), with checkpointing to 5%. Against
+the private memory of a fresh process it is 1-10% low when glibc returns what is freed (a fixed
+M_MMAP_THRESHOLD); by default glibc keeps much of it, and the same runs take 25-65% more.
 """
 
 from __future__ import annotations
