@@ -30,6 +30,12 @@ def data_dir() -> Path:
     return _place("FROSTLINE_DATA", "data")
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cold stores of a test go with it."""
+    monkeypatch.setenv("FROSTLINE_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
     import torch

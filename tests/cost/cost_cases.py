@@ -6,12 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 from transformers import logging as transformers_logging
 
 from architectures import batch_for, tiny
 from frostline.anatomy import Anatomy
 from frostline.cost import full_plan
+from frostline.engine import apply
 from frostline.plan import BlockMode, Frozen, Full, Lora, Partial, Plan
 
 
@@ -41,6 +43,7 @@ def named_plans(anatomy: Anatomy) -> dict[str, Plan]:
     }
     if anatomy.tied:
         plans["untied bot50"] = bottom_frozen(50, Full()).model_copy(update={"head": Full(), "untie": True})
+        plans["untied bot75"] = bottom_frozen(75, Full()).model_copy(update={"head": Full(), "untie": True})
     return plans
 
 
@@ -73,3 +76,25 @@ def whole_batch(model: PreTrainedModel, batch: int, length: int) -> dict[str, to
     model.config.use_cache = False
     inputs = batch_for(model, batch, length)
     return {**inputs, "attention_mask": torch.ones_like(inputs["attention_mask"])}
+
+
+def remove_bottom(model: PreTrainedModel, anatomy: Anatomy, count: int) -> None:
+    """Take its first `count` blocks out of a model (not of an encoder-decoder)."""
+    if count:
+        where, _, _ = anatomy.blocks[0].name.rpartition(".")
+        del model.get_submodule(where)[:count]
+
+
+def counted(
+    model: PreTrainedModel, plan: Plan, batch: int, length: int, checkpointing: bool = False, without: int = 0
+) -> int:
+    """Operations of a real step under `plan`, as torch counts them, in the model without its first blocks."""
+    remove_bottom(model, apply(plan, model).anatomy, without)
+    model.train()
+    # The counter does not see the products of experts that are computed together.
+    model.config._experts_implementation = "eager"
+    if checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    with FlopCounterMode(display=False) as counter:
+        model(**whole_batch(model, batch, length)).loss.backward()
+    return counter.get_total_flops()

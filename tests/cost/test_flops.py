@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from cost_cases import base16, minilm, named_plans, small, whole_batch
-from torch.utils.flop_counter import FlopCounterMode
-from transformers import PreTrainedModel
+from cost_cases import base16, counted, minilm, named_plans, small
 
 from architectures import tiny
 from frostline.anatomy import find_anatomy
@@ -20,26 +18,12 @@ from frostline.cost import (
     run_flops_ratio,
     step_flops,
 )
-from frostline.engine import apply
-from frostline.plan import Plan
 
 PAPER = ["all", "bot25", "bot50", "bot75", "top50", "int50", "lora"]
 FAMILIES = [
     *("llama", "gemma2", "gpt2", "gpt_neox", "gptj", "minicpm3", "mixtral", "olmo2", "opt", "phi", "phi3"),
     *("qwen3_moe", "bert", "distilbert", "modernbert", "t5"),
 ]
-
-
-def counted(model: PreTrainedModel, plan: Plan, batch: int, length: int, checkpointing: bool = False) -> int:
-    apply(plan, model)
-    model.train()
-    # The counter does not see the products of experts that are computed together.
-    model.config._experts_implementation = "eager"
-    if checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
-    with FlopCounterMode(display=False) as counter:
-        model(**whole_batch(model, batch, length)).loss.backward()
-    return counter.get_total_flops()
 
 
 @pytest.mark.parametrize("name", PAPER)

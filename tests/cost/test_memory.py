@@ -1,18 +1,22 @@
-"""Peak memory: exact parts against the model's own tensors, the whole against a fresh process."""
+"""Peak memory: exact parts against the model's own tensors, the whole against torch's allocator."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from itertools import accumulate
+from collections.abc import Callable, Container
 from pathlib import Path
 
 import pytest
 import torch
-from cost_cases import base16, named_plans, small, whole_batch
+from cost_cases import base16, named_plans, remove_bottom, small, whole_batch
+from transformers import PreTrainedModel
 
+from allocator import live_bytes_at_peak
+from architectures import tiny
 from frostline.anatomy import find_anatomy
 from frostline.cost import Workload, memory
 from frostline.engine import apply
+from frostline.engine.reads import read_only_what_counts
+from frostline.plan import Frozen, Full, Plan
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -70,13 +74,89 @@ def test_less_trained_takes_less() -> None:
     assert peaks == sorted(peaks, reverse=True)
 
 
-def live_bytes_at_peak(step: Callable[[], None]) -> int:
-    """The most that torch's allocator holds while `step` runs, above what it held before."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        step()
-    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
-    events.sort(key=lambda event: event.start_ns())
-    return max(accumulate(event.nbytes() for event in events))
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "opt"])
+def test_a_cold_store_takes_the_bottom_out_of_memory(family: str) -> None:
+    anatomy = find_anatomy(small(family))
+    plain, cold = Workload(), Workload(cold_store=True)
+    for name in ("bot25", "bot75", "untied bot50"):
+        plan = named_plans(anatomy).get(name)
+        if plan is None:
+            continue
+        below = [tensor for block in anatomy.blocks[: plan.boundary] for tensor in block.tensors]
+        shared = anatomy.tied and not plan.untie
+        embeddings = [t for t in anatomy.embeddings if not (shared and t.shape[0] == anatomy.vocab_size)]
+        freed = memory(plan, anatomy, plain).weights - memory(plan, anatomy, cold).weights
+        assert freed == 4 * sum(tensor.numel for tensor in (*below, *embeddings)) > 0, name
+        assert memory(plan, anatomy, cold).activations == memory(plan, anatomy, plain).activations
+
+
+def test_what_the_top_still_reads_stays() -> None:
+    anatomy = find_anatomy(small("t5"))
+    cold = Workload(cold_store=True)
+
+    def freed(plan: Plan) -> int:
+        return (memory(plan, anatomy, cold.plain).weights - memory(plan, anatomy, cold).weights) // 4
+
+    sizes = [block.parameters for block in anatomy.blocks]
+    encoder = Plan(blocks=(*[Frozen()] * 2, *[Full()] * 5), final_norm=Frozen(), head=Frozen())
+    assert freed(encoder) == sizes[1]  # block 0 makes the position bias; the decoder embeds
+    decoder = Plan(blocks=(*[Frozen()] * 6, Full()), final_norm=Frozen(), head=Frozen())
+    assert freed(decoder) == sum(sizes[1:4]) + sizes[5]  # the head shares the embedding
+    untied = find_anatomy(tiny("t5", tied=False))
+    assert memory(decoder, untied, cold.plain).weights - memory(decoder, untied, cold).weights == 4 * (
+        sum(sizes[1:4]) + sizes[5] + untied.vocab_size * untied.hidden_size
+    )
+
+
+@pytest.mark.parametrize(
+    ("dtype", "frozen", "bytes_a_number"),
+    [("float32", "float32", 8), ("float32", "bfloat16", 4), ("bfloat16", "bfloat16", 4), ("bfloat16", "float32", 8)],
+)
+def test_states_are_read_ahead(dtype: str, frozen: str, bytes_a_number: int) -> None:
+    """Two batches of them; under autocast, from float32 blocks, two in bfloat16 and the one in use in float32."""
+    work = {"batch": 4, "length": 16, "dtype": dtype, "frozen_dtype": frozen, "cold_store": True}
+    anatomy = find_anatomy(small("llama"))
+    assert memory(named_plans(anatomy)["bot50"], anatomy, Workload(**work)).read_ahead == 4 * 16 * 32 * bytes_a_number
+    assert memory(named_plans(anatomy)["top50"], anatomy, Workload(**work)).read_ahead == 0
+    pair = find_anatomy(small("t5"))
+    both = Plan(blocks=(*[Frozen()] * 6, Full()), final_norm=Frozen(), head=Frozen())
+    assert memory(both, pair, Workload(**work, label_tokens=6)).read_ahead == 4 * (16 + 6) * 32 * bytes_a_number
+
+
+def test_logits_are_those_of_one_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    anatomy = find_anatomy(small("llama"))
+    plan = named_plans(anatomy)["all"]
+    reads = Workload(batch=4, length=16, label_share=0.25, reads_only=True)
+    assert memory(plan, anatomy, reads.plain).logits == 12 * 4 * 16 * anatomy.vocab_size
+    assert memory(plan, anatomy, reads).logits == 12 * 4 * 4 * anatomy.vocab_size
+    monkeypatch.setattr("frostline.cost._reads.CHUNK_BYTES", 10 * 4 * anatomy.vocab_size)
+    assert memory(plan, anatomy, reads).logits == 12 * 10 * anatomy.vocab_size
+
+
+def measured(
+    model: PreTrainedModel, step: Callable[[], None], optimizer: torch.optim.Optimizer, gone: Container[str] = ()
+) -> int:
+    """Bytes at the peak of a `step`: what it makes, the weights but those that are `gone`, the optimizer's state."""
+    step()  # the optimizer's state is there from the first step on
+    kept = [parameter for name, parameter in model.named_parameters() if name not in gone]
+    kept += [item for state in optimizer.state.values() for item in state.values()]
+    return live_bytes_at_peak(step) + sum(tensor.numel() * tensor.element_size() for tensor in kept)
+
+
+def training(
+    model: PreTrainedModel, batch: Callable[[], dict[str, torch.Tensor]]
+) -> tuple[Callable[[], None], torch.optim.Optimizer]:
+    """A training step of the model, and its optimizer."""
+    model.train()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, fused=True)
+
+    def step() -> None:
+        model(**batch()).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step, optimizer
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -86,19 +166,43 @@ def test_against_the_allocator(models_dir: Path, name: str, checkpointing: bool)
     anatomy = find_anatomy(model)
     plan = named_plans(anatomy)[name]
     apply(plan, model)
-    model.train()
     if checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, fused=True)
-
-    def step() -> None:
-        model(**whole_batch(model, 8, 128)).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    step()  # the optimizer's state is there from the first step on
-    kept = [*model.parameters(), *(item for state in optimizer.state.values() for item in state.values())]
-    measured = live_bytes_at_peak(step) + sum(tensor.numel() * tensor.element_size() for tensor in kept)
+    step, optimizer = training(model, lambda: whole_batch(model, 8, 128))
     predicted = memory(plan, anatomy, Workload(batch=8, length=128, checkpointing=checkpointing)).peak
-    assert predicted == pytest.approx(measured, rel=0.05 if checkpointing else 0.002)
+    assert predicted == pytest.approx(measured(model, step, optimizer), rel=0.05 if checkpointing else 0.002)
+
+
+@pytest.mark.parametrize("name", ["bot50", "untied bot75"])
+def test_from_a_cold_store_against_the_allocator(models_dir: Path, name: str) -> None:
+    """The model without its bottom, fed boundary states that lie in memory, the next batch's beside them."""
+    model = base16(models_dir, "sdpa")
+    anatomy = find_anatomy(model)
+    plan = named_plans(anatomy)[name]
+    apply(plan, model)
+    remove_bottom(model, anatomy, plan.boundary)
+    batch = whole_batch(model, 8, 128)
+    labels, states = batch["labels"], [torch.randn(8, 128, anatomy.hidden_size) for _ in range(2)]
+    step, optimizer = training(model, lambda: {"inputs_embeds": states[0], "labels": labels})
+    gone = {"model.embed_tokens.weight"} if plan.untie else set()
+    found = measured(model, step, optimizer, gone) + sum(state.nbytes for state in states)
+    predicted = memory(plan, anatomy, Workload(batch=8, length=128, cold_store=True))
+    assert predicted.peak == pytest.approx(found, rel=0.002)
+    assert predicted.read_ahead == sum(state.nbytes for state in states)
+
+
+@pytest.mark.parametrize(("name", "chunk"), [("bot50", 256), ("untied bot75", 128)], ids=["one chunk", "two chunks"])
+def test_reads_only_against_the_allocator(
+    models_dir: Path, monkeypatch: pytest.MonkeyPatch, name: str, chunk: int
+) -> None:
+    model = base16(models_dir, "sdpa")
+    anatomy = find_anatomy(model)
+    plan = named_plans(anatomy)[name]
+    apply(plan, model)
+    batch = whole_batch(model, 8, 128)
+    batch["labels"] = torch.where(torch.arange(128) < 96, -100, batch["input_ids"])
+    monkeypatch.setattr("frostline.cost._reads.CHUNK_BYTES", chunk * 4 * anatomy.vocab_size)
+    read_only_what_counts(model, anatomy, whole_batch(model, 2, 8), chunk=chunk)
+    step, optimizer = training(model, lambda: batch)
+    workload = Workload(batch=8, length=128, reads_only=True, label_share=0.25)
+    assert memory(plan, anatomy, workload).peak == pytest.approx(measured(model, step, optimizer), rel=0.005)

@@ -31,6 +31,20 @@ def test_full_fine_tuning_is_the_yardstick() -> None:
         assert prediction.trainable_parameters == prediction.total_parameters == anatomy.total_parameters
 
 
+def test_the_yardstick_computes_everything_in_every_step() -> None:
+    anatomy = find_anatomy(tiny("llama"))
+    plan = named_plans(anatomy)["bot75"]
+    plain = Workload(epochs=3)
+    cheap = Workload(epochs=3, cold_store=True, reads_only=True, label_share=0.25)
+    assert cheap.plain == Workload(epochs=3, label_share=0.25)
+    whole, less = (predict(plan, anatomy, workload) for workload in (plain, cheap))
+    assert less.flops_ratio < less.run_flops_ratio < whole.run_flops_ratio == pytest.approx(whole.flops_ratio)
+    full = memory(full_plan(anatomy), anatomy, plain).peak
+    assert (less.memory_ratio, whole.memory_ratio) == (less.memory.peak / full, whole.memory.peak / full)
+    assert less.memory_ratio < whole.memory_ratio
+    assert Workload.model_validate(less.assumes) == cheap
+
+
 def test_document_is_plain_data_with_the_promised_keys() -> None:
     anatomy = find_anatomy(tiny("bert"))
     workload = Workload(rows=10, batch=2)
@@ -48,7 +62,11 @@ def test_document_is_plain_data_with_the_promised_keys() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"batch": 0}, {"length": -1}, {"epochs": 0}, {"dtype": "float16"}, {"optimizer": "adam"}, {"lenght": 128}]
+    "wrong",
+    [
+        *({"batch": 0}, {"length": -1}, {"epochs": 0}, {"dtype": "float16"}, {"optimizer": "adam"}, {"lenght": 128}),
+        *({"label_share": 0}, {"label_share": 1.1}, {"stored_share": -0.1}, {"cold_store": "auto"}),
+    ],
 )
 def test_a_workload_is_validated(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError, match=next(iter(wrong))):

@@ -1,24 +1,40 @@
 """The anatomy of a transformers text model: its embeddings, ordered blocks, final norm and head."""
 
+from frostline.anatomy._attention import (
+    AttentionHandle,
+    AttentionHook,
+    NotHookable,
+    attention_implementation,
+    hook_attention,
+    uses_attention_function,
+)
 from frostline.anatomy._find import find_anatomy, get_block
 from frostline.anatomy._model import Anatomy, Block, Linear, Part, Role, Tensor
 from frostline.anatomy._selection import Trained, notices, select
 from frostline.anatomy._skeleton import skeleton
+from frostline.anatomy._trace import hollow
 from frostline.anatomy._untie import untie, untied
 
 __all__ = [
     "Anatomy",
+    "AttentionHandle",
+    "AttentionHook",
     "Block",
     "Linear",
+    "NotHookable",
     "Part",
     "Role",
     "Tensor",
     "Trained",
+    "attention_implementation",
     "find_anatomy",
     "get_block",
+    "hollow",
+    "hook_attention",
     "notices",
     "select",
     "skeleton",
     "untie",
     "untied",
+    "uses_attention_function",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -10,17 +11,19 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from frostline.core.errors import UserError
 
 
-def skeleton(config: PreTrainedConfig, auto_class: Any) -> PreTrainedModel:
+def skeleton(config: PreTrainedConfig, model_class: Any) -> PreTrainedModel:
     """The model of `config` with every tensor on the meta device, where it takes no memory.
 
-    `auto_class` is one of transformers' (`AutoModelForCausalLM`, ...). Code that comes with a checkpoint is
-    not run. Raises `UserError` when the class cannot build a model from this config.
+    `model_class` is one of transformers', an auto class (`AutoModelForCausalLM`, ...) or a model's own. Code that
+    comes with a checkpoint is not run. Raises `UserError` when the class cannot build a model from this config.
     """
     try:
         with torch.device("meta"):
-            return auto_class.from_config(config, trust_remote_code=False)
+            if hasattr(model_class, "from_config"):
+                return model_class.from_config(config, trust_remote_code=False)
+            return model_class._from_config(copy.deepcopy(config))
     except ValueError as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"{auto_class.__name__} cannot build a model of type '{config.model_type}': {reason}"
+            f"{model_class.__name__} cannot build a model of type '{config.model_type}': {reason}"
         ) from error

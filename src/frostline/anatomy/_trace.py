@@ -40,7 +40,7 @@ def modules_before_blocks(stack: Stack) -> set[nn.Module]:
     hooks = [module.register_forward_pre_hook(note) for module in stack.module.modules()]
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            functional_call(stack.module, _hollow(stack.module), (), _inputs(stack))
+            functional_call(stack.module, hollow(stack.module), (), _inputs(stack))
     except _BlockReached:
         return ran
     except Exception as error:
@@ -63,7 +63,20 @@ def _inputs(stack: Stack) -> dict[str, Tensor]:
     return inputs
 
 
-def _hollow(module: nn.Module) -> dict[str, Tensor]:
-    """Zeros in the shape of every parameter and buffer, each one element large."""
+def hollow(module: nn.Module) -> dict[str, Tensor]:
+    """Zeros in the shape of every parameter and buffer of `module`, each one element large.
+
+    Stacked experts are whole zeros, one for all tensors of a shape: grouped products refuse strides of 0.
+    """
+    whole: dict[tuple[torch.Size, torch.dtype], Tensor] = {}
     named = chain(module.named_parameters(), module.named_buffers())
-    return {name: torch.zeros((), dtype=tensor.dtype).expand(tensor.shape) for name, tensor in named}
+    return {name: _hollow(tensor, whole) for name, tensor in named}
+
+
+def _hollow(tensor: Tensor, whole: dict[tuple[torch.Size, torch.dtype], Tensor]) -> Tensor:
+    if tensor.dim() < 3:
+        return torch.zeros((), dtype=tensor.dtype).expand(tensor.shape)
+    key = (tensor.shape, tensor.dtype)
+    if key not in whole:
+        whole[key] = torch.zeros(tensor.shape, dtype=tensor.dtype)
+    return whole[key]

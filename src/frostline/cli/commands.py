@@ -16,12 +16,13 @@ from typer.core import TyperGroup
 from frostline.cli.answer import Answer
 from frostline.core.errors import unknown_name
 
-NAMES = ("demo", "inspect", "plan", "train", "evaluate", "generate", "merge", "study", "report")
+NAMES = ("demo", "inspect", "plan", "train", "evaluate", "generate", "merge", "study", "report", "cache")
 
 
 class Commands(TyperGroup):
     """The command `name` is the function `command` of the module `frostline.cli.<name>`.
 
+    A module of several commands has them in `COMMANDS`, by name, and says in `HELP` what they are about.
     These modules import nothing heavy at their top, so that `--help` is quick.
     """
 
@@ -31,9 +32,24 @@ class Commands(TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in NAMES:
             raise unknown_name("command", cmd_name, NAMES)
-        app = typer.Typer(add_completion=False)
-        app.command(cmd_name)(_without_stdout(import_module(f"frostline.cli.{cmd_name}").command))
+        module = import_module(f"frostline.cli.{cmd_name}")
+        if not hasattr(module, "COMMANDS"):
+            app = typer.Typer(add_completion=False)
+            app.command(cmd_name)(_without_stdout(module.command))
+        else:
+            app = typer.Typer(add_completion=False, cls=Subcommands, help=module.HELP)
+            for name, command in module.COMMANDS.items():
+                app.command(name)(_without_stdout(command))
         return typer.main.get_command(app)
+
+
+class Subcommands(TyperGroup):
+    """The commands of one module."""
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in self.commands:
+            raise unknown_name(f"{ctx.info_name} command", cmd_name, self.commands)
+        return super().get_command(ctx, cmd_name)
 
 
 root = typer.Typer(cls=Commands, add_completion=False)

@@ -36,6 +36,18 @@ def command(
     checkpointing: Annotated[
         bool, typer.Option("--checkpointing", help="Recompute activations.", rich_help_panel=WORKLOAD)
     ] = False,
+    cold_store: Annotated[
+        bool, typer.Option("--cold-store", help="The frozen bottom runs once.", rich_help_panel=WORKLOAD)
+    ] = False,
+    stored_share: Annotated[
+        float, typer.Option(min=0, max=1, help="Rows that the store has already.", rich_help_panel=WORKLOAD)
+    ] = 0.0,
+    reads_only: Annotated[
+        bool, typer.Option("--reads-only", help="Compute what the loss reads, no more.", rich_help_panel=WORKLOAD)
+    ] = False,
+    label_share: Annotated[
+        float, typer.Option(min=0, max=1, help="Tokens that carry a label.", rich_help_panel=WORKLOAD)
+    ] = 1.0,
     as_json: Json = False,
 ) -> Answer:
     """What a strategy would train on a model, and what that is predicted to cost."""
@@ -46,6 +58,8 @@ def command(
 
     if epochs <= 0:
         raise UserError(f"--epochs is more than 0 (given: {epochs:g})")
+    if label_share <= 0:
+        raise UserError(f"--label-share is more than 0 and at most 1 (given: {label_share:g})")
     workload = Workload(
         rows=rows,
         length=length,
@@ -54,6 +68,10 @@ def command(
         dtype=dtype,
         optimizer=optimizer,
         checkpointing=checkpointing,
+        cold_store=cold_store,
+        stored_share=stored_share,
+        reads_only=reads_only,
+        label_share=label_share,
     )
     planned = plan_model(model, strategy, task=task, workload=workload, seed=seed)
     if out is not None:
@@ -65,6 +83,7 @@ def _view(planned: PlannedModel, out: Path | None) -> list[RenderableType]:
     from rich.table import Table
     from rich.text import Text
 
+    from frostline.cost import Workload, cold_store_estimate
     from frostline.plan import strip
     from frostline.report import bytes_text, count_text, ratio_text, share_text
 
@@ -74,7 +93,13 @@ def _view(planned: PlannedModel, out: Path | None) -> list[RenderableType]:
     facts = Table.grid(padding=(0, 2))
     facts.add_row("boundary", f"block {planned.plan.boundary} of {len(planned.plan.blocks)}: below it no backward runs")
     facts.add_row("trained", f"{count_text(trained)} of {count_text(total)} parameters ({share_text(trained / total)})")
-    facts.add_row("FLOPs", f"{ratio_text(predicted['flops_ratio'])} of full fine-tuning per step")
+    facts.add_row(
+        "FLOPs",
+        f"{ratio_text(predicted['flops_ratio'])} of full fine-tuning per step, "
+        f"{ratio_text(predicted['run_flops_ratio'])} for the whole run",
+    )
+    workload = Workload.model_validate(assumed)
+    facts.add_row("cold store", str(cold_store_estimate(planned.plan, planned.anatomy, workload)))
     facts.add_row(
         "peak memory",
         f"{bytes_text(predicted['peak_memory_bytes'])}, {ratio_text(predicted['memory_ratio'])} of full fine-tuning",

@@ -85,6 +85,9 @@ def _view(record: RunRecord, folder: Path) -> list[RenderableType]:
         if measured.resumed_at_step:
             steps += f", from step {measured.resumed_at_step} on"
         cost.add_row("training time", f"{seconds_text(measured.train_seconds)} ({steps})", "", "")
+        if measured.cold_pass_peak_memory_bytes is not None:
+            peak = bytes_text(measured.cold_pass_peak_memory_bytes)
+            cost.add_row("cold pass", f"{seconds_text(measured.cold_pass_seconds)} of it, peak memory {peak}", "", "")
         cost.add_row(
             "peak memory",
             bytes_text(measured.peak_memory_bytes),

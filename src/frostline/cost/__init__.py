@@ -1,7 +1,17 @@
 """What a plan costs, from a model's anatomy and a workload alone: parameters, operations, memory."""
 
 from frostline.cost._activations import Saved, SavedByPart, saved
-from frostline.cost._flops import Flops, StepFlops, flops_ratio, run_flops, run_flops_ratio, step_flops
+from frostline.cost._cold_store import Estimate, cold_store_estimate, cold_store_pays
+from frostline.cost._flops import (
+    Flops,
+    StepFlops,
+    bottom_flops,
+    cold_pass_flops,
+    flops_ratio,
+    run_flops,
+    run_flops_ratio,
+    step_flops,
+)
 from frostline.cost._flow import Flow, flow
 from frostline.cost._memory import Memory, memory
 from frostline.cost._parameters import full_plan, total_parameters, trainable_parameters
@@ -9,6 +19,7 @@ from frostline.cost._predict import Prediction, predict
 from frostline.cost._workload import Workload, has_dropout, storage_dtype
 
 __all__ = [
+    "Estimate",
     "Flops",
     "Flow",
     "Memory",
@@ -17,6 +28,10 @@ __all__ = [
     "SavedByPart",
     "StepFlops",
     "Workload",
+    "bottom_flops",
+    "cold_pass_flops",
+    "cold_store_estimate",
+    "cold_store_pays",
     "flops_ratio",
     "flow",
     "full_plan",

@@ -21,6 +21,11 @@ condition; a tensor "carries" a gradient if something that trains lies before it
 
 Embeddings, final norm and head follow the same rules; a loss over tokens keeps 4 bytes per logit.
 
+Where only what the loss reads is computed, the last block keeps keys and values, and what makes them, of all
+positions, and all else of the read ones; what comes before both (the first norm, a matrix that makes all three)
+it keeps of both. The head keeps the final norm's output, at label positions once more with its gradient, and the
+logits of one chunk.
+
 Left out: rotary tables, masks, token ids, router statistics, DeBERTa's relative positions, T5's trained
 position table (under it attention is never fused), and what lives only within an operation. Eager attention
 is taken to compute its softmax in float32. Dropout is as torch has it on a CPU: masks as wide as the data
@@ -30,17 +35,20 @@ Compared with what `torch.autograd.graph.saved_tensors_hooks` sees (distinct sto
 16-block Llama and a 6-block BERT are within 0.2% for `all`, botP, topP, intP, LoRA and partial blocks, in
 float32 and under autocast; within 4% where the frozen blocks are bfloat16 (what is converted between blocks
 is not counted), and 4-8% too high for BERT with eager attention under autocast, whose softmax is narrow. Tiny
-Llama, Qwen3, Gemma 2, GPT-2, GPT-NeoX, OPT, Phi, Mixtral and OLMo 2 are within 5% in float32.
+Llama, Qwen3, Gemma 2, GPT-2, GPT-NeoX, OPT, Phi, Mixtral and OLMo 2 are within 5% in float32; so are classifiers
+whose last block is read at one position, under autocast too.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from frostline.anatomy import Tensor
 from frostline.cost._flow import AttentionFlow, BlockFlow, Flow, Matrix
-from frostline.cost._structure import Norm
+from frostline.cost._reads import block_positions, chunked, head_positions, logit_positions
+from frostline.cost._structure import Norm, sides
 from frostline.cost._workload import BYTES, Workload
 
 FLOAT = 4
@@ -93,6 +101,7 @@ class _Block:
 
     def __init__(self, block: BlockFlow, step: Flow, workload: Workload) -> None:
         self.block = block
+        self.step = step
         self.shape = block.structure
         self.workload = workload
         self.anatomy = step.anatomy
@@ -105,7 +114,41 @@ class _Block:
         per_token = self._norms() + self._feed_forward() + self._experts() + self._dropout()
         per_token += sum(map(self._attention, self.block.attentions))
         weights = sum(_weights(matrix, self.w, self.workload) for matrix in self.block.matrices)
-        return Saved(self.workload.step_tokens(self.block.stack, self.anatomy) * per_token, weights)
+        n = self.workload.step_tokens(self.block.stack, self.anatomy)
+        read = block_positions(self.block, self.step, self.workload)
+        if read == n:
+            return Saved(n * per_token, weights)
+        everywhere, of_them_once = self._keys_and_values()
+        return Saved(n * everywhere + read * (per_token - of_them_once), weights)
+
+    def _keys_and_values(self) -> tuple[float, float]:
+        """What keys and values keep together with what makes them, and how much of that queries do without."""
+        flow = self.block.attentions[0]
+        attention = flow.attention
+        makers = [m for m in flow.inputs if set(sides(m.linear) or "qkv") & set("kv")]
+        of_queries = [m for m in flow.inputs if "q" in (sides(m.linear) or "qkv")]
+        norms = sum(
+            _norm(norm, flow.key, self.block.norms_train, self.w) for norm in self.shape.norms if norm.side == "k"
+        )
+        if self._fuses and not self.drops:
+            rotated = attention.k * (self.shape.family.rotary or not attention.fused)
+            made = flow.passes * self.c * (rotated + (attention.fused or attention.v))
+            alone = flow.passes * self.c * (rotated + (0 if attention.fused else attention.v))
+        else:
+            c = FLOAT if self._fuses else self.c
+            made = alone = c * attention.q * flow.query + c * attention.a * flow.scores
+        everywhere = self._first_norm() + norms + self._sources(makers) + made
+        return everywhere, norms + self._sources(flow.inputs) - self._sources(of_queries) + alone
+
+    @property
+    def _fuses(self) -> bool:
+        return self.workload.attention == "sdpa" and not self.shape.family.unfused
+
+    def _first_norm(self) -> float:
+        if not self.shape.normed_first:
+            return 0.0
+        first = next(norm for norm in self.shape.norms if not norm.side)
+        return _norm(first, self.block.enters, self.block.norms_train, self.w)
 
     def _inputs(self, matrices: Sequence[Matrix], width: float, held: int, kept_already: bool = False) -> float:
         return _inputs(matrices, width, held, self.c, self.workload, kept_already)
@@ -131,30 +174,29 @@ class _Block:
 
     def _attention(self, flow: AttentionFlow) -> float:
         attention = flow.attention
-        total = 0.0
-        together = []
-        for matrix in flow.inputs:
-            if matrix in flow.from_encoder:
-                # Without autocast every decoder block keeps one and the same tensor, the encoder's output.
-                total += self._inputs([matrix], self.hidden, self.w, kept_already=not self.workload.autocast)
-            elif matrix.linear.in_features != self.hidden:
-                total += self._inputs([matrix], matrix.linear.in_features, self.w)
-            else:
-                together.append(matrix)
-        total += self._inputs(together, self.hidden, self.w)
-        fused = self.workload.attention == "sdpa" and not self.shape.family.unfused
-        if fused and not self.drops:
+        total = self._sources([matrix for matrix in flow.inputs if matrix not in flow.from_encoder])
+        for matrix in flow.from_encoder:
+            # Without autocast every decoder block keeps one and the same tensor, the encoder's output.
+            total += self._inputs([matrix], self.hidden, self.w, kept_already=not self.workload.autocast)
+        if self._fuses and not self.drops:
             made = attention.q + attention.k + attention.v
             if attention.fused:  # values stay a part of what one matrix made of all three
                 made = attention.fused + (attention.q + attention.k) * self.shape.family.rotary
             total += flow.passes * (self.c * (made + attention.a) + FLOAT * self.anatomy.num_heads)
             kept_already = flow.passes and not self.shape.family.output_copied
             return total + self._inputs([flow.output], attention.a, self.c, kept_already)
-        c = FLOAT if fused else self.c  # with dropout, torch's own attention leaves autocast
+        c = FLOAT if self._fuses else self.c  # with dropout, torch's own attention leaves autocast
         total += c * attention.q * (flow.query + flow.key) + c * attention.a * flow.scores
         keys = self.workload.row_tokens("encoder" if attention.cross else self.block.stack, self.anatomy)
         total += self.anatomy.num_heads * keys * self._probabilities(flow, c)
         return total + self._inputs([flow.output], attention.a, self.c)
+
+    def _sources(self, matrices: Sequence[Matrix]) -> float:
+        """Of what the matrices multiply that make queries, keys and values: hidden states, or latent vectors."""
+        together = [matrix for matrix in matrices if matrix.linear.in_features == self.hidden]
+        latent = [matrix for matrix in matrices if matrix.linear.in_features != self.hidden]
+        total = sum(self._inputs([matrix], matrix.linear.in_features, self.w) for matrix in latent)
+        return total + self._inputs(together, self.hidden, self.w)
 
     def _probabilities(self, flow: AttentionFlow, c: int) -> int:
         """Per head and key, of unfused attention."""
@@ -211,14 +253,19 @@ def _head(step: Flow, workload: Workload) -> Saved:
     norms = _norms_among(step.anatomy.final_norm)
     total = n * sum(_norm(norm, carries, trains, weight_bytes(trains, workload)) for norm in norms)
     weights = 0.0
+    chunks = chunked(step, workload)
     for position, item in enumerate(step.head):
         w = weight_bytes(item.matrix.trained, workload)
         # Without autocast a pooled token is a view that keeps the states of all tokens.
         whole = not item.pooled or (position == 0 and not workload.autocast)
         c = 2 if workload.autocast else w
         per_token = _inputs([item.matrix], item.matrix.linear.in_features, w, c, workload)
-        total += (n if whole else workload.batch) * per_token
+        if not chunks:
+            total += (n if whole else workload.batch) * per_token
         weights += _weights(item.matrix, w, workload)
+    if chunks:
+        read = head_positions(step.head[-1], step, workload)
+        total += (n + 2 * read) * weight_bytes(trains, workload) * step.anatomy.hidden_size
     return Saved(total, weights)
 
 
@@ -229,7 +276,7 @@ def _logits(step: Flow, workload: Workload) -> float:
     last = step.head[-1].matrix
     narrow = 2 if workload.autocast else weight_bytes(last.trained, workload)
     per_logit = FLOAT + narrow * step.blocks[-1].structure.family.softcap
-    return float(workload.step_tokens("decoder", step.anatomy) * per_logit * last.linear.out_features)
+    return logit_positions(step, workload) * per_logit * last.linear.out_features
 
 
 def _norm(norm: Norm, carries: bool, trains: bool, w: int) -> float:
@@ -277,7 +324,7 @@ def _weights(matrix: Matrix, w: int, workload: Workload) -> float:
 
 def _norms_among(tensors: Sequence[Tensor]) -> list[Norm]:
     """The norms among tensors outside the blocks."""
-    named = {t.name: t for t in tensors if "norm" in t.name.lower() and len(t.shape) == 1}
+    named = {t.name: t for t in tensors if re.search(r"norm|\bln_", t.name.lower()) and len(t.shape) == 1}
     return [
         Norm(tensor.shape[0], 1, "", name.removesuffix("weight") + "bias" in named)
         for name, tensor in named.items()

@@ -16,6 +16,9 @@ class Family:
     scores and logits pass a tanh. `layer_norm`: norms centre their input although they have no bias.
     `activation_tensors`: how many tensors of the feed-forward's width the activation function keeps.
     `keeps_output`: what it keeps is its output (relu), which the next matrix keeps as well.
+    `splits`: queries can be computed at fewer positions than keys and values; not where attention is the
+    module's own instead of transformers' registered functions. `first_runs`: the first block of each stack makes
+    what the others read (T5's position bias), so that it runs even where its states are stored.
     """
 
     post_norm: bool = False
@@ -27,6 +30,8 @@ class Family:
     layer_norm: bool = False
     activation_tensors: int = 1
     keeps_output: bool = False
+    splits: bool = True
+    first_runs: bool = False
 
 
 # transformers writes gelu_new out in elementary steps; each keeps its operands.
@@ -37,25 +42,25 @@ _FAMILIES = {
     "roberta": Family(post_norm=True),
     "xlm-roberta": Family(post_norm=True),
     "electra": Family(post_norm=True),
-    "deberta": Family(post_norm=True, unfused=True),
-    "deberta-v2": Family(post_norm=True, unfused=True),
+    "deberta": Family(post_norm=True, unfused=True, splits=False),
+    "deberta-v2": Family(post_norm=True, unfused=True, splits=False),
     "distilbert": Family(post_norm=True),
     "bart": Family(post_norm=True),
     "olmo2": Family(post_norm=True),
     "modernbert": Family(layer_norm=True),
     "gpt2": Family(rotary=False, activation_tensors=_GELU_NEW),
     "gpt_bigcode": Family(rotary=False),
-    "gpt_neo": Family(activation_tensors=_GELU_NEW),
-    "gptj": Family(parallel=True, unfused=True, activation_tensors=_GELU_NEW),
-    "codegen": Family(parallel=True, unfused=True, activation_tensors=_GELU_NEW),
+    "gpt_neo": Family(activation_tensors=_GELU_NEW, splits=False),
+    "gptj": Family(parallel=True, unfused=True, activation_tensors=_GELU_NEW, splits=False),
+    "codegen": Family(parallel=True, unfused=True, activation_tensors=_GELU_NEW, splits=False),
     "phi": Family(parallel=True, output_copied=True, activation_tensors=_GELU_NEW),
     "phi3": Family(output_copied=True),
     "gpt_neox": Family(parallel=True, output_copied=True),
-    "falcon": Family(parallel=True),
+    "falcon": Family(parallel=True, splits=False),
     "cohere": Family(parallel=True, layer_norm=True),
     "gemma2": Family(softcap=True),
     "opt": Family(keeps_output=True),
-    "t5": Family(keeps_output=True),
+    "t5": Family(keeps_output=True, first_runs=True),
 }
 
 

@@ -15,6 +15,16 @@ products. Every query attends all u = t keys: the half that a causal mask or a s
 computed too, as eager attention does. A fused attention recomputes its scores on the way back, which is not
 counted, so that plans compare alike under every attention. A matrix of which some rows train has its whole
 weight gradient computed.
+
+From a cold store the blocks below the boundary, and embeddings that only they read, cost nothing in a step; the
+run begins with their forward pass over the rows that are not stored, each once, as long as a training row is on
+average. Left out: rows for evaluation, which are stored too.
+
+Where only what the loss reads is computed, the last block's queries, attention's output and feed-forward run at
+the read positions m of its n: keys and values are computed at all n, and attention takes 2 m u q and 2 m u a. A
+matrix that makes queries, keys and values at once runs at all n positions and again at the m. The head runs at
+the label positions. Left out: that the last block pads each row's m to the batch's largest, and the few positions
+that a decoder's shift spares.
 """
 
 from __future__ import annotations
@@ -23,8 +33,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from frostline.anatomy import Anatomy
+from frostline.cost._bottom import embeddings_run, replaced
 from frostline.cost._flow import AttentionFlow, BlockFlow, Flow, Matrix, flow
 from frostline.cost._parameters import full_plan
+from frostline.cost._reads import block_positions, head_positions
+from frostline.cost._structure import sides
 from frostline.cost._workload import Workload
 from frostline.plan import Plan
 
@@ -67,51 +80,82 @@ class StepFlops:
 
 
 def step_flops(plan: Plan, anatomy: Anatomy, workload: Workload) -> StepFlops:
-    """Operations of one training step of `workload.batch` rows under `plan`."""
+    """Operations of one training step of `workload.batch` rows under `plan`; with a cold store, of a step after
+    the cold pass."""
     step = flow(plan, anatomy)
+    gone = replaced(step, workload)
     return StepFlops(
-        embeddings=_sum(_matrix(matrix, workload.step_tokens("encoder", step.anatomy)) for matrix in step.embeddings),
-        blocks=tuple(_block(block, step, workload) for block in step.blocks),
-        head=_sum(
-            _matrix(item.matrix, workload.batch if item.pooled else workload.step_tokens("decoder", step.anatomy))
-            for item in step.head
-        ),
+        embeddings=_embeddings(step, workload) if embeddings_run(step, workload) else Flops(),
+        blocks=tuple(Flops() if block.index in gone else _block(block, step, workload) for block in step.blocks),
+        head=_sum(_matrix(item.matrix, head_positions(item, step, workload)) for item in step.head),
     )
 
 
+def bottom_flops(plan: Plan, anatomy: Anatomy, workload: Workload) -> float:
+    """Operations of one epoch in the blocks below the boundary and the embeddings before them, forward: what a
+    cold store spares."""
+    step = flow(plan, anatomy)
+    if step.bottom == 0:
+        return 0.0
+    below = [_embeddings(step, workload), *(_block(b, step, workload.plain) for b in step.blocks[: step.bottom])]
+    return _sum(below).forward * workload.rows / workload.batch
+
+
+def cold_pass_flops(plan: Plan, anatomy: Anatomy, workload: Workload) -> float:
+    """Operations of the cold pass: every row that is not stored yet goes through the frozen bottom once."""
+    if not workload.cold_store:
+        return 0.0
+    return (1 - workload.stored_share) * bottom_flops(plan, anatomy, workload)
+
+
 def run_flops(plan: Plan, anatomy: Anatomy, workload: Workload) -> float:
-    """Operations of all steps of all epochs."""
-    return step_flops(plan, anatomy, workload).total * workload.steps
+    """Operations of the cold pass, if there is one, and of all steps of all epochs."""
+    steps = step_flops(plan, anatomy, workload).total * workload.steps
+    return cold_pass_flops(plan, anatomy, workload) + steps
 
 
 def flops_ratio(plan: Plan, anatomy: Anatomy, workload: Workload) -> float:
-    """Operations of a step relative to full fine-tuning's."""
-    full = step_flops(full_plan(anatomy), anatomy, workload)
+    """Operations of a step relative to those of full fine-tuning, which computes all of it in every step."""
+    full = step_flops(full_plan(anatomy), anatomy, workload.plain)
     return step_flops(plan, anatomy, workload).total / full.total
 
 
 def run_flops_ratio(plan: Plan, anatomy: Anatomy, workload: Workload) -> float:
-    """Operations of the whole run relative to full fine-tuning's."""
-    return run_flops(plan, anatomy, workload) / run_flops(full_plan(anatomy), anatomy, workload)
+    """Operations of the whole run, cold pass included, relative to full fine-tuning's."""
+    return run_flops(plan, anatomy, workload) / run_flops(full_plan(anatomy), anatomy, workload.plain)
+
+
+def _embeddings(step: Flow, workload: Workload) -> Flops:
+    return _sum(_matrix(matrix, workload.step_tokens("encoder", step.anatomy)) for matrix in step.embeddings)
 
 
 def _block(block: BlockFlow, step: Flow, workload: Workload) -> Flops:
     n = workload.step_tokens(block.stack, step.anatomy)
+    read = block_positions(block, step, workload)
     encoded = workload.step_tokens("encoder", step.anatomy)
-    parts = [_matrix(matrix, n) for matrix in (*block.entering, *block.leaving)]
+    parts = [_matrix(matrix, read) for matrix in (*block.entering, *block.leaving)]
     for attention in block.attentions:
         cross = attention.attention.cross
-        for matrix in (*attention.inputs, attention.output):
-            from_encoder = cross and matrix in attention.from_encoder
-            parts.append(_matrix(matrix, encoded if from_encoder else n))
-        parts.append(_products(attention, n, (encoded if cross else n) / workload.batch))
+        for matrix in attention.inputs:
+            positions = encoded if matrix in attention.from_encoder else _positions(matrix, n, read)
+            parts.append(_matrix(matrix, positions))
+        parts.append(_matrix(attention.output, read))
+        parts.append(_products(attention, read, (encoded if cross else n) / workload.batch))
     done = _sum(parts)
     if not (workload.checkpointing and block.trains):
         return done
     # Recomputing stops at the last matrix, whose output nobody keeps, unless something comes after it.
-    last = block.structure.ends_in_norm or workload.dropout
-    spared = 0.0 if last else _sum(_matrix(matrix, n) for matrix in block.leaving).forward
+    last = block.structure.ends_in_norm or workload.dropout or read < n
+    spared = 0.0 if last else _sum(_matrix(matrix, read) for matrix in block.leaving).forward
     return done + Flops(forward=done.forward - spared)
+
+
+def _positions(matrix: Matrix, n: float, read: float) -> float:
+    """Where a matrix that makes queries, keys or values runs, when queries are wanted at `read` of `n` positions."""
+    made = sides(matrix.linear) or "qkv"
+    if read == n or "q" not in made:
+        return n
+    return read if made == "q" else n + read
 
 
 def _matrix(matrix: Matrix, n: float) -> Flops:

@@ -106,6 +106,20 @@ class Flow:
     final_norm_trains: bool
     head: tuple[HeadMatrix, ...]
 
+    @property
+    def bottom(self) -> int:
+        """How many blocks, from the input, nothing that trains reaches: they compute the same in every step.
+
+        The plan's boundary, but in an encoder-decoder whose encoder's final norm trains: that norm lies below
+        every decoder block.
+        """
+        return next((block.index for block in self.blocks if block.trains or block.leaves), len(self.blocks))
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the loss reads one position of each row."""
+        return self.anatomy.model_class.endswith("ForSequenceClassification")
+
 
 def as_trained(plan: Plan, anatomy: Anatomy) -> Anatomy:
     """The anatomy of the model as the plan trains it: with a head of its own if it unties."""

@@ -16,7 +16,8 @@ from frostline.plan import Plan
 
 @dataclass(frozen=True)
 class Prediction:
-    """The predicted cost of a plan. Ratios are to full fine-tuning of the same model on the same workload.
+    """The predicted cost of a plan. Ratios are to full fine-tuning of the same model on the same workload, without
+    a cold store and with every position computed. `run_flops_ratio` includes the cold pass, if there is one.
 
     Parameters are exact. `time_ratio` is None until speed has been calibrated on this machine. `memory` is
     in bytes by part; `assumes` is the workload.
@@ -54,7 +55,7 @@ def predict(plan: Plan, anatomy: Anatomy, workload: Workload) -> Prediction:
     in `_flops`, `_activations` and `_memory`. Raises `UserError` when the plan does not fit the anatomy.
     """
     own = memory(plan, anatomy, workload)
-    full = memory(full_plan(anatomy), anatomy, workload)
+    full = memory(full_plan(anatomy), anatomy, workload.plain)
     return Prediction(
         trainable_parameters=trainable_parameters(plan, anatomy),
         total_parameters=total_parameters(plan, anatomy),

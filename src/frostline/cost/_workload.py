@@ -26,6 +26,11 @@ class Workload(BaseModel):
     are kept in, the checkpoint's; trained ones are always float32. `attention` is transformers'
     `attn_implementation`. `checkpointing` recomputes the activations of trained blocks. `dropout` says that
     trained blocks have active dropout (`has_dropout` reads it from a config).
+
+    `cold_store`: what lies below the boundary runs once, before training, and its weights leave memory; the
+    store holds `stored_share` of the rows already. `reads_only`: the head and the loss run at label positions
+    alone, `label_share` of all, in chunks, and the last block computes keys and values everywhere but all else
+    at label positions (a classifier's: at one position of each row), unless it has dropout.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -42,6 +47,15 @@ class Workload(BaseModel):
     dropout: bool = False
     label_tokens: int | None = Field(None, gt=0)
     frozen_dtype: Dtype = "float32"
+    cold_store: bool = False
+    stored_share: float = Field(0.0, ge=0, le=1)
+    label_share: float = Field(1.0, gt=0, le=1)
+    reads_only: bool = False
+
+    @property
+    def plain(self) -> Workload:
+        """The same work, done in full in every step: no cold store, every position computed."""
+        return self.model_copy(update={"cold_store": False, "stored_share": 0.0, "reads_only": False})
 
     @property
     def steps(self) -> float:

@@ -84,8 +84,8 @@ def read_card(folder: Path) -> DeltaCard:
 def load_delta(model: Any, folder: Path) -> Applied:
     """Turn a base into the trained model, in place: apply the delta's plan and put its tensors in.
 
-    A model that already carries the same plan only takes the tensors. Raises `UserError` when `model` is
-    not the delta's own base, or the file is torn.
+    A model that already carries the same plan only takes the tensors. Of a model that lies partly on the meta device
+    the rest is turned. Raises `UserError` when `model` is not the delta's own base, or the file is torn.
     """
     card = read_card(folder)
     applied = applied_to(model)
@@ -93,7 +93,12 @@ def load_delta(model: Any, folder: Path) -> Applied:
     plan = Plan.read(card.plan, str(folder / CARD_FILE))
     anatomy = applied.anatomy if applied else find_anatomy(model)
     replaced = {tensor.name for tensor in anatomy.head} & set(tensors)
-    _check_base(applied.base if applied else tensor_hashes(model), card, replaced, folder)
+    if applied:
+        _check_base(applied.base, card.base_tensors, replaced, card, folder)
+    else:
+        absent = {name for name, parameter in model.named_parameters() if parameter.is_meta}
+        own = {name: value for name, value in card.base_tensors.items() if name not in absent}
+        _check_base(tensor_hashes(model), own, replaced, card, folder)
     if applied is None:
         applied = apply(plan, model, seed=card.seed)
     elif applied.plan != plan:
@@ -120,16 +125,19 @@ def put_tensors(model: torch.nn.Module, tensors: dict[str, torch.Tensor], where:
             parameter.copy_(tensor)
 
 
-def _check_base(hashes: Mapping[str, str], card: DeltaCard, replaced: set[str], folder: Path) -> None:
-    if dict(hashes) == card.base_tensors:
+def _check_base(
+    hashes: Mapping[str, str], own: Mapping[str, str], replaced: set[str], card: DeltaCard, folder: Path
+) -> None:
+    """Check that a model's `hashes` are those of the delta's `own` base, but for a `replaced` head."""
+    if dict(hashes) == dict(own):
         return
-    if set(hashes) != set(card.base_tensors):
-        odd = sorted(set(hashes) ^ set(card.base_tensors))
+    if set(hashes) != set(own):
+        odd = sorted(set(hashes) ^ set(own))
         raise UserError(
             f"the delta in {folder} belongs to another base ({card.base_name or 'in memory'}): "
             f"their tensors differ in name, first {odd[0]}"
         )
-    differing = {name for name, value in hashes.items() if value != card.base_tensors[name]}
+    differing = {name for name, value in hashes.items() if value != own[name]}
     # A task head that no checkpoint holds is drawn anew at every load, and the delta replaces it.
     differing -= replaced
     if differing:

@@ -7,11 +7,21 @@ from typing import Any
 
 import torch
 
+from frostline.anatomy import find_anatomy, skeleton
+from frostline.bottom import give_back_free_memory
 from frostline.core.errors import UserError
 from frostline.core.files import atomic_folder
 from frostline.engine._apply import to_plain
-from frostline.engine._delta import DeltaCard, load_delta, read_card
-from frostline.engine._models import class_called, load_config, load_tokenizer, load_weights, quiet_libraries
+from frostline.engine._delta import load_delta, read_card
+from frostline.engine._models import (
+    class_called,
+    load_config,
+    load_part,
+    load_tokenizer,
+    load_weights,
+    quiet_libraries,
+)
+from frostline.engine._parts import Shards, parts_of
 
 
 def load(folder: str | Path, *, base: str | None = None) -> Any:
@@ -20,22 +30,13 @@ def load(folder: str | Path, *, base: str | None = None) -> Any:
     `base` is where the base lies now, if it has moved. Raises `UserError` when `folder` holds no delta or the
     base is not the delta's own.
     """
-    folder = Path(folder)
-    card = read_card(folder)
-    name = base or card.base_name
-    if not name:
-        raise UserError(f"{folder} was trained on a model made in memory: give base=..., where it is saved")
-    config = load_config(str(folder))
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(card.seed)  # a new head that the plan froze is drawn as for the run
-        model = _load_base(name, card, config, folder, moved=base is None)
-    load_delta(model, folder)
-    return model.eval()
+    return _load(Path(folder), base).eval()
 
 
 def merge(folder: str | Path, out: str | Path, *, base: str | None = None, dtype: str | None = None) -> Path:
     """Write the trained model of a run as an ordinary checkpoint that transformers alone loads.
 
+    It is made part by part, and a large one written in several shards: no more than one part is in memory.
     LoRA is merged as PEFT merges it; every other tensor is bit-equal to the trained one. Where trained
     (float32) and frozen tensors differ in dtype all are written in float32, which rounds nothing; `dtype`
     ("bfloat16", "float16", "float32") rounds to another. The run's tokenizer goes along, or else the base's.
@@ -44,21 +45,43 @@ def merge(folder: str | Path, out: str | Path, *, base: str | None = None, dtype
     out, chosen = Path(out), _dtype(dtype) if dtype else None
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is not empty: give a new folder")
-    model = to_plain(load(folder, base=base))
-    model = model.to(chosen or _common_dtype(model))
+    folder = Path(folder)
+    card = read_card(folder)
+    anatomy = find_anatomy(skeleton(load_config(str(folder)), class_called(card.model_class)))
     with atomic_folder(out) as staging, quiet_libraries():
-        model.save_pretrained(staging)
-        _copy_tokenizer(Path(folder), str(base or read_card(Path(folder)).base_name), staging)
+        shards = Shards(staging)
+        parts = list(parts_of(anatomy))
+        for part in parts:
+            if part is not parts[0]:
+                give_back_free_memory()  # of the part before
+            model = to_plain(_load(folder, base, part if len(parts) > 1 else None))
+            shards.add(model.to(chosen or _common_dtype(model)))
+            del model
+        shards.finish()
+        _copy_tokenizer(folder, str(base or card.base_name), staging)
     return out
 
 
-def _load_base(name: str, card: DeltaCard, config: Any, folder: Path, *, moved: bool) -> Any:
-    try:
-        return load_weights(name, class_called(card.model_class), config, dtype=card.base_dtype)
-    except UserError as error:
-        if moved:
-            raise UserError(f"the base of {folder}: {error}; if it has moved, give its place as base") from None
-        raise
+def _load(folder: Path, base: str | None, part: frozenset[str] | None = None) -> Any:
+    """The trained model, or with only the tensors of one `part` in memory, the others on the meta device."""
+    card = read_card(folder)
+    name = base or card.base_name
+    if not name:
+        raise UserError(f"{folder} was trained on a model made in memory: give base=..., where it is saved")
+    config, model_class = load_config(str(folder)), class_called(card.model_class)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(card.seed)  # a new head that the plan froze is drawn as for the run
+        try:
+            if part is None:
+                model = load_weights(name, model_class, config, card.base_dtype)
+            else:
+                model = load_part(name, model_class, config, part, card.base_dtype)
+        except UserError as error:
+            if base is None:
+                raise UserError(f"the base of {folder}: {error}; if it has moved, give its place as base") from None
+            raise
+    load_delta(model, folder)
+    return model
 
 
 def _common_dtype(model: Any) -> torch.dtype:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterator
+import warnings
+from collections import defaultdict
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
+from accelerate.hooks import remove_hook_from_module
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from frostline.anatomy import find_anatomy, skeleton
+from frostline.bottom import Load, names_above
 from frostline.core.errors import UserError
 
 
@@ -55,6 +63,59 @@ def load_weights(name: str, model_class: Any, config: Any, dtype: str = "auto") 
         )
     model.config._name_or_path = name
     return model
+
+
+def load_part(name: str, model_class: Any, config: Any, wanted: Container[str], dtype: str = "auto") -> Any:
+    """As `load_weights`, with only the `wanted` parameters in memory; the others lie on the meta device.
+
+    What loading does to a checkpoint's tensors (renaming, stacking experts) is done to these alone. Raises
+    `UserError` as `load_weights` does.
+    """
+    bare = skeleton(config, model_class)
+    places = {path: "cpu" if path in wanted else "meta" for path, _ in bare.named_parameters(remove_duplicate=False)}
+    for paths in _tied(bare):  # several names of one tensor share its place
+        if any(path in wanted for path in paths):
+            places |= dict.fromkeys(paths, "cpu")
+    places |= {path: "cpu" for path, _ in bare.named_buffers()}
+    with _clear_errors(name), _right_shapes(name), quiet_libraries(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The following device_map keys do not match any submodules")
+        model = model_class.from_pretrained(
+            local_copy(name),
+            config=config,
+            dtype=dtype,
+            device_map=places,
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+    remove_hook_from_module(model, recurse=True)
+    vars(model).pop("hf_device_map", None)
+    model.config._name_or_path = name
+    return model
+
+
+def load_above(name: str, model_class: Any, config: Any, boundary: int, dtype: str = "auto") -> tuple[Any, Load]:
+    """The model at `name` with only what stays in memory while it trains above block `boundary` from a cold store,
+    and a function that reads other tensors of it by name, for `Trainer(load_bottom=...)`.
+
+    Raises `UserError` as `load_weights` does, and `CannotCut` when the model's bottom cannot be replaced.
+    """
+    bare = skeleton(config, model_class)
+
+    def load(names: Iterable[str]) -> dict[str, Tensor]:
+        wanted = set(names)
+        with torch.random.fork_rng(devices=[]):  # a head that the checkpoint lacks is drawn at every reading
+            part = load_part(name, model_class, config, wanted, dtype) if wanted else bare
+        return {path: part.get_parameter(path).detach() for path in wanted}
+
+    above = names_above(bare, find_anatomy(bare), boundary)
+    return load_part(name, model_class, config, above, dtype), load
+
+
+def _tied(model: Any) -> list[list[str]]:
+    paths: dict[Any, list[str]] = defaultdict(list)
+    for path, parameter in model.named_parameters(remove_duplicate=False):
+        paths[parameter].append(path)
+    return [several for several in paths.values() if len(several) > 1]
 
 
 def load_tokenizer(name: str) -> Any:
@@ -119,9 +180,13 @@ def quiet_libraries() -> Iterator[None]:
     transformers_logging.set_verbosity_error()
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
+    parts = logging.getLogger("accelerate.big_modeling")  # tells of every part that is loaded alone
+    level = parts.level
+    parts.setLevel(logging.ERROR)
     try:
         yield
     finally:
+        parts.setLevel(level)
         transformers_logging.set_verbosity(before)
         if bars:
             transformers_logging.enable_progress_bar()

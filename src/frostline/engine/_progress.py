@@ -1,8 +1,9 @@
-"""The progress bar of training: step, loss, speed, memory."""
+"""Progress bars: of the cold pass, and of training with step, loss, speed and memory."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -50,3 +51,22 @@ class ProgressBar(TrainerCallback):
     def close(self) -> None:
         """Leave the terminal as it was, also after an error."""
         self._progress.stop()
+
+
+@contextmanager
+def pass_bar(console: Console, title: str) -> Iterator[Callable[[int, int], None]]:
+    """Inside, what is yielded takes how much is done, and of how much; the bar appears with the first call."""
+    columns = (TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn())
+    progress = Progress(*columns, TimeRemainingColumn(), console=console, transient=True)
+    tasks: list[TaskID] = []
+
+    def show(done: int, total: int) -> None:
+        if not tasks:
+            progress.start()
+            tasks.append(progress.add_task(title, total=total))
+        progress.update(tasks[0], completed=done, total=total)
+
+    try:
+        yield show
+    finally:
+        progress.stop()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import tempfile
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,13 +13,19 @@ import torch
 import transformers
 from torch import nn
 from transformers import TrainingArguments
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
+from frostline.bottom import Load, Streaming
 from frostline.core.errors import TrainingError, UserError
 from frostline.core.files import atomic_folder, disk_errors, read_json, write_json
 from frostline.engine import _state
 from frostline.engine._apply import Applied, applied_to, apply
+from frostline.engine._cold import ColdBottom, Mode
 from frostline.engine._delta import load_delta, save_delta
+from frostline.engine._in_backward import check_in_backward, step_in_backward
+from frostline.engine._sampler import GroupedByLength
+from frostline.engine.reads import Reads, read_only_what_counts
 from frostline.plan import FixedSchedule, Plan, Schedule
 
 SCHEDULE_FILE = "schedule.json"
@@ -32,6 +39,9 @@ class Trainer(transformers.Trainer):
     checkpoint holds the delta, the optimizer's state by parameter name and the generators' states, all
     without pickle, and is whole or absent; training resumed from it ends with the same weights as if it had
     never stopped.
+
+    With `optimizer_in_backward` each parameter is stepped as soon as the backward pass has its gradient, which
+    is then freed; it gives the same weights, and goes without clipping, accumulation and other processes.
 
     `plan` or `schedule` may be left out when `frostline.apply` was called on the model before. `last_loss` is
     the loss of the last optimizer step, over all the batches that it accumulated. Raises `UserError` when the
@@ -47,15 +57,65 @@ class Trainer(transformers.Trainer):
         *positional: Any,
         plan: Plan | None = None,
         schedule: Schedule | None = None,
+        optimizer_in_backward: bool = False,
+        cold_store: Mode = "auto",
+        cold_store_limit: int | None = None,
+        load_bottom: Load | None = None,
+        only_what_is_read: bool = True,
         **options: Any,
     ) -> None:
+        if optimizer_in_backward and args is not None:
+            check_in_backward(args)
+        self.optimizer_in_backward = optimizer_in_backward
+        self._gradient_norms: list[torch.Tensor] = []
         self.applied, self.schedule = _settle(model, plan, schedule, args.seed if args else 0)
         if args is not None and args.activation_checkpointing:
             args.activation_checkpointing_kwargs = _non_reentrant(args.activation_checkpointing_kwargs)
+        self.only_what_is_read = only_what_is_read
+        self.reads: Reads | None = None
         self.last_loss = math.nan
         self._step = -1
         self._staging: str | None = None
         super().__init__(model, args, *positional, **options)
+        self.cold = ColdBottom(self, cold_store, cold_store_limit, _streaming(model, self.applied, load_bottom))
+
+    def train(self, *positional: Any, **options: Any) -> Any:
+        """As `transformers.Trainer.train`; the cold store is used where it is right and pays (`cold.report`)."""
+        try:
+            self.cold.begin()
+            self.reads = self._read_less()
+            return super().train(*positional, **options)
+        finally:
+            if self.reads is not None:
+                self.reads.remove()
+            self.cold.end()
+
+    def whole_model(self) -> AbstractContextManager[None]:
+        """Inside, the model runs on any input also while it trains from the cold store."""
+        return self.cold.whole_model()
+
+    def _read_less(self) -> Reads | None:
+        custom = self.label_smoother is not None or self.compute_loss_func is not None
+        rows: Any = self.train_dataset
+        if not self.only_what_is_read or custom or not hasattr(rows, "__len__") or self.is_fsdp_enabled:
+            return None
+        collate = self._get_collator_with_removed_columns(self.data_collator)
+        batch = dict(collate([rows[index] for index in range(min(3, len(rows)))]))
+        with self.cold.feeding(batch), self.accelerator.autocast():
+            return read_only_what_counts(self.model, self.applied.anatomy, self._prepare_inputs(batch), exact=False)
+
+    def evaluate(self, eval_dataset: Any = None, *positional: Any, **options: Any) -> dict[str, float]:
+        with nullcontext() if self.cold.holds(eval_dataset) else self.whole_model():
+            return cast(dict[str, float], super().evaluate(eval_dataset, *positional, **options))
+
+    def predict(self, test_dataset: Any, *positional: Any, **options: Any) -> Any:
+        with nullcontext() if self.cold.holds(test_dataset) else self.whole_model():
+            return super().predict(test_dataset, *positional, **options)
+
+    def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
+        for tensor in (*model.parameters(), *model.buffers()):
+            if not tensor.is_meta:  # a bottom that is read block by block comes later, to where the rest is
+                tensor.data = tensor.data.to(device)
 
     # Optimizer: one group for each pair of weight decay and learning-rate scale.
 
@@ -83,19 +143,47 @@ class Trainer(transformers.Trainer):
             for (decays, scale), parameters in groups.items()
         ]
 
+    # Batches.
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        sampler = super()._get_train_sampler(train_dataset)
+        if isinstance(sampler, LengthGroupedSampler):
+            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+            return GroupedByLength(sampler.batch_size, sampler.lengths, seed)
+        return sampler
+
     # One step.
 
     def training_step(self, model: nn.Module, *inputs: Any, **options: Any) -> torch.Tensor:
         if self.state.global_step != self._step:
             self._begin_step(self.state.global_step)
-        loss: torch.Tensor = super().training_step(model, *inputs, **options)
+        with self._stepping() as self._gradient_norms:
+            loss: torch.Tensor = super().training_step(model, *inputs, **options)
         self.last_loss += loss.item()
-        if not math.isfinite(self.last_loss):
+        self._check_loss(self.last_loss)
+        return loss
+
+    def _stepping(self) -> AbstractContextManager[list[torch.Tensor]]:
+        return step_in_backward(self._bare_optimizer()) if self.optimizer_in_backward else nullcontext([])
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *positional: Any, **options: Any) -> Any:
+        with self.cold.feeding(inputs):
+            loss = super().compute_loss(model, inputs, *positional, **options)
+        if self.optimizer_in_backward and model.training:  # no later check comes before a step
+            self._check_loss(loss.item())
+        return loss
+
+    def _check_loss(self, loss: float) -> None:
+        if not math.isfinite(loss):
             raise TrainingError(
-                f"the loss is {self.last_loss} at step {self.state.global_step + 1}: lower the learning rate or look "
+                f"the loss is {loss} at step {self.state.global_step + 1}: lower the learning rate or look "
                 f"at the data{self._last_checkpoint_hint()}"
             )
-        return loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        if self._gradient_norms:
+            grad_norm = torch.linalg.vector_norm(torch.stack(self._gradient_norms))
+        return super()._get_grad_norm(model, grad_norm=grad_norm)
 
     def _begin_step(self, step: int) -> None:
         """Before the first batch of an optimizer step; each batch gives its share of the step's loss."""
@@ -214,6 +302,15 @@ def _settle(model: Any, plan: Plan | None, schedule: Schedule | None, seed: int)
     if already is not None and already.plan == start:
         return already, chosen
     return apply(start, model, seed=seed), chosen
+
+
+def _streaming(model: Any, applied: Applied, load: Load | None) -> Streaming | None:
+    if load is None:
+        return None
+    streaming = Streaming(model, applied.anatomy, load)
+    streaming.read_hashes(applied.plan.boundary)
+    cast(dict[str, str], applied.base).update(streaming.hashes)
+    return streaming
 
 
 def _non_reentrant(options: dict[str, Any] | None) -> dict[str, Any]:

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, PositiveInt, ValidationError
+from pydantic import Field, PositiveInt, ValidationError, field_validator
 
 from frostline.core.errors import UserError
 from frostline.core.settings import Options, first_error, lay_over, read_mapping
+from frostline.core.sizes import parse_size
 from frostline.tasks import TaskOptions
 
 
@@ -25,9 +26,19 @@ class RunConfig(Options):
         seed: of everything drawn at random: head, adapters, batches, dropout.
         steps: optimizer steps; `epochs` counts when it is not given.
         batch_size: rows per forward pass; an optimizer step takes `gradient_accumulation` of them.
+        batching: how rows become batches: `random`; `grouped` by length, which leaves little padding; `packed`
+            one after the other in one sequence without padding, which keep to themselves (decoders that learn
+            to write only).
         max_length: tokens; longer rows are cut. `pad_to_max_length` pads every batch to it.
+        optimizer_in_backward: step each parameter as soon as its gradient is there, and free the gradient; wants
+            `max_grad_norm: 0` and no accumulation.
         precision: `bfloat16` is autocast over float32 trained tensors; `auto` takes it where the hardware has it.
         frozen_dtype: what frozen tensors are kept in; `auto` keeps the checkpoint's. Trained ones are float32.
+        frozen_bits: hold the frozen matrices of the blocks in 8 or 4 bits while training (QLoRA); there is no cold
+            store then.
+        cold_store: run the frozen blocks below the lowest trained one once for all, and train from what they gave:
+            `auto` where that is right and pays. `cold_store_limit` is what all stores may take on disk, such as 20GB.
+        streaming: read those frozen blocks one at a time, so that the whole model is never in memory.
         checkpointing: recompute the activations of trained blocks in the backward pass.
         eval_every, save_every: optimizer steps between evaluations on the loss, and between checkpoints; none
             by default. Quality before and after training is always measured.
@@ -47,6 +58,7 @@ class RunConfig(Options):
     epochs: float = Field(3.0, gt=0)
     batch_size: PositiveInt = 32
     gradient_accumulation: PositiveInt = 1
+    batching: Literal["random", "grouped", "packed"] = "random"
     max_length: PositiveInt = 128
     pad_to_max_length: bool = False
     learning_rate: float = Field(5e-5, gt=0)
@@ -55,8 +67,13 @@ class RunConfig(Options):
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, ge=0)
     optimizer: Literal["adamw", "sgd"] = "adamw"
+    optimizer_in_backward: bool = False
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     frozen_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    frozen_bits: Literal[4, 8] | None = None
+    cold_store: Literal["auto", "on", "off"] = "auto"
+    cold_store_limit: str | None = None
+    streaming: bool = False
     checkpointing: bool = False
     eval_every: PositiveInt | None = None
     save_every: PositiveInt | None = None
@@ -67,6 +84,25 @@ class RunConfig(Options):
     eval_batch_size: PositiveInt = 32
     generate_rows: int | None = Field(None, ge=0)
     max_new_tokens: PositiveInt = 64
+
+    @field_validator("cold_store", mode="before")
+    @classmethod
+    def _not_yaml_s(cls, value: Any) -> Any:
+        """YAML reads a bare `on` or `off` as true or false."""
+        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+    @field_validator("cold_store_limit", mode="before")
+    @classmethod
+    def _a_size(cls, value: Any) -> Any:
+        if isinstance(value, str | int) and not isinstance(value, bool):
+            value = str(value)
+            parse_size(value, "cold_store_limit")
+        return value
+
+    @property
+    def cold_store_bytes(self) -> int | None:
+        """`cold_store_limit` in bytes."""
+        return None if self.cold_store_limit is None else parse_size(self.cold_store_limit, "cold_store_limit")
 
     @property
     def folder(self) -> Path:

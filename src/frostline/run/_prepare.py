@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +12,36 @@ from transformers import TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_callback import PrinterCallback
 
+from frostline.bottom import Load
 from frostline.core.errors import UserError
-from frostline.engine import StepMeter, Trainer, load_tokenizer, quiet_libraries
+from frostline.engine import (
+    GroupedByLength,
+    Quantised,
+    StepMeter,
+    Trainer,
+    load_tokenizer,
+    pack_rows,
+    quantise_frozen,
+    quiet_libraries,
+)
+from frostline.plan import Schedule
 from frostline.run._config import RunConfig
 from frostline.run._setup import check_length, config_for, load_model
+from frostline.run._streaming import load_streaming
 from frostline.strategies import Situation, choose_schedule
-from frostline.tasks import IGNORED, Collator, Encoded, Task, encode, load_task, model_kind, prepare_tokenizer
+from frostline.tasks import (
+    IGNORED,
+    Collator,
+    Encoded,
+    ModelKind,
+    PackingCollator,
+    Task,
+    TaskKind,
+    encode,
+    load_task,
+    model_kind,
+    prepare_tokenizer,
+)
 
 
 @dataclass(frozen=True)
@@ -29,17 +54,17 @@ class Data:
     eval_rows: Encoded
 
     def mean_length(self, config: RunConfig) -> float:
-        """Tokens of a training batch, padding included, divided by its rows: the expected length of the
-        longest of `batch_size` rows."""
+        """Tokens of a training batch, padding included, divided by its rows."""
+        lengths, size = self.rows.lengths, config.batch_size
         if config.pad_to_max_length:
             return config.max_length
-        lengths = sorted(self.rows.lengths)
-        count, total, below = len(lengths), 0.0, 0.0
-        for position, length in enumerate(lengths, start=1):
-            upto = (position / count) ** config.batch_size
-            total += length * (upto - below)
-            below = upto
-        return total
+        if config.batching == "packed":
+            return sum(lengths) / len(lengths)
+        if config.batching == "grouped":
+            order = list(GroupedByLength(size * config.gradient_accumulation, lengths, config.seed))
+            longest = [max(lengths[row] for row in order[i : i + size]) for i in range(0, len(order), size)]
+            return sum(longest) / len(longest)
+        return _expected_longest(lengths, size)
 
 
 @dataclass(frozen=True)
@@ -51,6 +76,7 @@ class Prepared:
     model: Any
     trainer: Trainer
     steps: StepMeter
+    quantised: Quantised | None = None
 
 
 def read_data(config: RunConfig) -> Data:
@@ -61,6 +87,12 @@ def read_data(config: RunConfig) -> Data:
     _check_loggers(config.report_to)
     tokenizer = prepare_tokenizer(load_tokenizer(config.model))
     kind = model_kind(model_config)
+    if config.batching == "packed":
+        _check_packable(config, task, kind)
+    if config.frozen_bits and (config.cold_store == "on" or config.streaming):
+        raise UserError(
+            "frozen_bits: rounded blocks stay in memory, a cold store takes them out: leave one of them out"
+        )
     rows, eval_rows = (encode(task, split, tokenizer, config.max_length, kind) for split in ("train", "eval"))
     for split in (rows, eval_rows):
         _check_something_to_learn(split, config.max_length, shifted=kind == "decoder")
@@ -68,23 +100,60 @@ def read_data(config: RunConfig) -> Data:
 
 
 def prepare(config: RunConfig, data: Data) -> Prepared:
-    """Load the model and put it in a trainer. Raises `UserError` for a strategy that does not fit it."""
+    """Load the model, put it in a trainer, and decide on the cold store.
+
+    Raises `UserError` for a strategy that does not fit the model, and for a cold store or streaming that cannot be.
+    """
     with quiet_libraries():
-        model = load_model(config.model, data.task, seed=config.seed, dtype=config.frozen_dtype)
+        model, schedule, load_bottom = _load(config, data.task)
         prepare_tokenizer(data.tokenizer, model)
         steps = StepMeter()
         trainer = Trainer(
             model,
             _arguments(config),
-            schedule=choose_schedule(config.strategy, Situation.of(model, config.seed)),
+            schedule=schedule,
+            optimizer_in_backward=config.optimizer_in_backward,
+            cold_store="off" if config.frozen_bits else config.cold_store,
+            cold_store_limit=config.cold_store_bytes,
+            load_bottom=load_bottom,
             train_dataset=data.rows,
             eval_dataset=data.eval_rows,
-            data_collator=Collator(data.tokenizer, pad_to=config.max_length if config.pad_to_max_length else None),
+            data_collator=_collator(config, data),
             processing_class=data.tokenizer,
             callbacks=[steps],
         )
         trainer.remove_callback(PrinterCallback)
-    return Prepared(config, data, model, trainer, steps)
+        with suppress(OSError):  # transformers makes it, and what comes next may refuse; a folder in use stays
+            config.folder.rmdir()
+        bits = config.frozen_bits
+        quantised = quantise_frozen(model, trainer.applied.anatomy, bits) if bits else None
+        if config.batching == "packed":
+            pack_rows(model, data.rows)
+        trainer.cold.decide()
+    return Prepared(config, data, model, trainer, steps, quantised)
+
+
+def _load(config: RunConfig, task: Task) -> tuple[Any, Schedule, Load | None]:
+    if config.streaming:
+        return load_streaming(config, task)
+    model = load_model(config.model, task, seed=config.seed, dtype=config.frozen_dtype)
+    return model, choose_schedule(config.strategy, Situation.of(model, config.seed)), None
+
+
+def _collator(config: RunConfig, data: Data) -> Collator | PackingCollator:
+    if config.batching == "packed":
+        return PackingCollator()
+    return Collator(data.tokenizer, pad_to=config.max_length if config.pad_to_max_length else None)
+
+
+def _expected_longest(lengths: Sequence[int], count: int) -> float:
+    """The expected longest of `count` rows drawn at random."""
+    total, below = 0.0, 0.0
+    for position, length in enumerate(sorted(lengths), start=1):
+        upto = (position / len(lengths)) ** count
+        total += length * (upto - below)
+        below = upto
+    return total
 
 
 def uses_bfloat16(precision: str) -> bool:
@@ -107,6 +176,15 @@ def _bfloat16_is_fast() -> bool:
     if torch.cuda.is_available():
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def _check_packable(config: RunConfig, task: Task, kind: ModelKind) -> None:
+    if kind != "decoder" or task.kind is TaskKind.CLASSIFICATION:
+        raise UserError(
+            f"batching: packed is for decoders that learn to write, not a {kind} on a {task.kind} task: take grouped"
+        )
+    if config.pad_to_max_length:
+        raise UserError("pad_to_max_length: packed batches have no padding: leave one of the two out")
 
 
 def _check_something_to_learn(rows: Encoded, max_length: int, *, shifted: bool) -> None:
@@ -132,6 +210,7 @@ def _arguments(config: RunConfig) -> TrainingArguments:
         output_dir=str(config.folder),
         use_cpu=not torch.accelerator.is_available(),
         seed=config.seed,
+        train_sampling_strategy="group_by_length" if config.batching == "grouped" else "random",
         max_steps=config.steps or -1,
         num_train_epochs=config.epochs,
         per_device_train_batch_size=config.batch_size,
@@ -142,7 +221,7 @@ def _arguments(config: RunConfig) -> TrainingArguments:
         warmup_steps=config.warmup_steps,
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
-        optim="adamw_torch" if config.optimizer == "adamw" else "sgd",
+        optim="adamw_torch_fused" if config.optimizer == "adamw" else "sgd",
         bf16=uses_bfloat16(config.precision),
         activation_checkpointing=config.checkpointing,
         eval_strategy="steps" if config.eval_every else "no",

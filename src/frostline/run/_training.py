@@ -14,11 +14,12 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from frostline.core.errors import FrostlineError, UserError
 from frostline.core.files import disk_errors, read_json, write_json, write_text
-from frostline.engine import MemoryMeter, ProgressBar, Trainer, quiet_libraries, save_delta
+from frostline.core.sizes import size_text
+from frostline.engine import MemoryMeter, ProgressBar, Trainer, pass_bar, quiet_libraries, save_delta
 from frostline.plan import Plan, save_plan
 from frostline.records import RECORD_FILE, Measured, RunMetrics, RunRecord, now, read_record, write_record
 from frostline.run._config import RunConfig
-from frostline.run._opening import opening_record
+from frostline.run._opening import opening_record, predicted_cost
 from frostline.run._prepare import Prepared, autocast, prepare, read_data
 from frostline.tasks import Evaluation, evaluate
 
@@ -62,7 +63,12 @@ def _run(
     prepared: Prepared, record: RunRecord, folder: Path, checkpoint: str | None, memory: MemoryMeter, console: Console
 ) -> RunRecord:
     config, trainer = prepared.config, prepared.trainer
-    before = _before(prepared, folder, checkpoint, console)
+    before = {} if config.streaming else _before(prepared, folder, checkpoint, console)
+    memory.restart_peak()
+    record = _cold_pass(prepared, record, console)
+    cold_peak = memory.peak_bytes
+    if config.streaming:  # only what passed the bottom can be evaluated
+        before = _before(prepared, folder, checkpoint, console)
     bar = ProgressBar(console, config.strategy, memory, prepared.steps, lambda: trainer.last_loss)
     trainer.add_callback(bar)
     memory.restart_peak()
@@ -70,7 +76,7 @@ def _run(
         begun = time.perf_counter()
         with quiet_libraries():
             trainer.train(resume_from_checkpoint=checkpoint)
-        seconds = time.perf_counter() - begun
+        seconds = time.perf_counter() - begun + trainer.cold.report.seconds
     finally:
         bar.close()
     peak = memory.peak_bytes
@@ -88,18 +94,35 @@ def _run(
             "measured": Measured(
                 train_seconds=seconds,
                 seconds_per_step=median,
-                cold_pass_seconds=0.0,
+                cold_pass_seconds=trainer.cold.report.seconds,
                 peak_memory_bytes=peak,
                 steps=trainer.state.global_step,
                 tokens_per_second=tokens / median if median else None,
                 cpu_seconds_per_step=prepared.steps.cpu_median,
                 resumed_at_step=trainer.state.global_step - len(prepared.steps.seconds),
+                cold_pass_peak_memory_bytes=cold_peak if trainer.cold.report.used else None,
             ),
             "metrics": RunMetrics(before=before, after=after.metrics, history=_history(trainer)),
         }
     )
     write_record(finished, folder)
     return finished
+
+
+def _cold_pass(prepared: Prepared, record: RunRecord, console: Console) -> RunRecord:
+    """Fill the cold store, if one is to be used; the record then says what became of it."""
+    cold = prepared.trainer.cold
+    if not cold.report.used:
+        return record
+    with quiet_libraries(), pass_bar(console, "cold pass") as cold.progress:
+        cold.begin()
+    freed = f", {size_text(cold.report.freed_bytes)} of weights left memory" if cold.report.freed_bytes else ""
+    notice = f"cold store {cold.report.reason}{freed}"
+    console.print(f"note: {notice}")
+    # The store is off after all when the first batch is not the same with it.
+    return record.model_copy(
+        update={"notices": (*record.notices, notice), "predicted": predicted_cost(prepared)},
+    )
 
 
 def _check_folder(folder: Path, config: RunConfig, resume: bool) -> str | None:
@@ -142,7 +165,7 @@ def _measure(prepared: Prepared, console: Console) -> Evaluation:
             prepared.data.task,
             batch_size=config.eval_batch_size,
             max_length=config.max_length,
-            generate_rows=config.generate_rows,
+            generate_rows=0 if config.streaming else config.generate_rows,
             max_new_tokens=config.max_new_tokens,
         )
 

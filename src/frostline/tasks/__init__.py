@@ -10,6 +10,7 @@ from frostline.tasks._generate import generate_texts
 from frostline.tasks._load import load_task
 from frostline.tasks._metrics import accuracy, bleu, exact_match, macro_f1, perplexity, rouge, text_scores
 from frostline.tasks._options import Columns, TaskOptions
+from frostline.tasks._packing import PackingCollator
 from frostline.tasks._task import Example, Message, Task, TaskKind, majority_share
 from frostline.tasks._tokenize import ModelKind, model_kind, prepare_tokenizer
 
@@ -23,6 +24,7 @@ __all__ = [
     "Example",
     "Message",
     "ModelKind",
+    "PackingCollator",
     "Prediction",
     "Task",
     "TaskKind",

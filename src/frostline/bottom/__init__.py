@@ -1,0 +1,51 @@
+"""The frozen bottom: it runs once, and its boundary states are kept in a cold store."""
+
+from frostline.bottom._capture import capture, crossing, observe
+from frostline.bottom._cold_pass import Passage, cold_pass
+from frostline.bottom._cut import CannotCut, Cut, find_cut
+from frostline.bottom._feed import COLD_ROWS, ColdCollator, ColdRows, ReadAhead, cold_rows, rows_of
+from frostline.bottom._identity import hashes_of, identity, names_below, tensor_hash
+from frostline.bottom._rows import AlteredRow, find_spans, row_key, row_length
+from frostline.bottom._shards import Stream, row_bytes
+from frostline.bottom._standins import StandIns
+from frostline.bottom._store import ColdStore, check_room
+from frostline.bottom._streaming import Load, Streaming, names_above
+from frostline.bottom._weights import come_back, give_back_free_memory, leave_memory
+from frostline.core.cache import default_root
+
+__all__ = [
+    "COLD_ROWS",
+    "AlteredRow",
+    "CannotCut",
+    "ColdCollator",
+    "ColdRows",
+    "ColdStore",
+    "Cut",
+    "Load",
+    "Passage",
+    "ReadAhead",
+    "StandIns",
+    "Stream",
+    "Streaming",
+    "capture",
+    "check_room",
+    "cold_pass",
+    "cold_rows",
+    "come_back",
+    "crossing",
+    "default_root",
+    "find_cut",
+    "find_spans",
+    "give_back_free_memory",
+    "hashes_of",
+    "identity",
+    "leave_memory",
+    "names_above",
+    "names_below",
+    "observe",
+    "row_bytes",
+    "row_key",
+    "row_length",
+    "rows_of",
+    "tensor_hash",
+]

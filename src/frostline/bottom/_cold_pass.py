@@ -1,0 +1,99 @@
+"""The cold pass: every example goes through the frozen bottom once, and its boundary states to the store."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from frostline.bottom._capture import capture
+from frostline.bottom._rows import Features, cut_out, find_spans, row_length
+from frostline.bottom._store import ColdStore
+
+BATCH_TOKENS = 4096
+SHARD_BYTES = 64 * 2**20
+SHARD_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Passage:
+    """How a batch goes through the bottom.
+
+    `names` says for each stream which feature its tokens are, `dtypes` what its states are stored in; `collate`
+    makes a batch of rows, `context` is the autocast under which training computes.
+    """
+
+    names: Mapping[str, str]
+    dtypes: Mapping[str, torch.dtype]
+    collate: Callable[[Sequence[Features]], Mapping[str, Any]]
+    context: Callable[[], AbstractContextManager[Any]]
+    device: torch.device
+
+    def batch(self, rows: Sequence[Features]) -> dict[str, Any]:
+        """A collated batch on the device."""
+        made = self.collate(rows)
+        return {key: value.to(self.device) if isinstance(value, Tensor) else value for key, value in made.items()}
+
+    def length(self, features: Features) -> int:
+        """Tokens of an example, the longest stream's."""
+        return max(row_length(features, name) for name in set(self.names.values()))
+
+
+def cold_pass(
+    model: nn.Module,
+    places: Mapping[str, str],
+    passage: Passage,
+    rows: Mapping[str, Features],
+    store: ColdStore,
+    *,
+    feed: Callable[[Sequence[str], Mapping[str, Any]], None] | None = None,
+    progress: Callable[[int], None] = lambda rows: None,
+) -> None:
+    """Put the states of `rows` (key -> features) that leave the blocks in `places` into `store`.
+
+    Rows go through in batches of similar length. Shards are written as they fill, so that a pass that is killed
+    goes on where it stopped. `feed` is called with a batch's keys before it runs (to replay what lies below
+    already), `progress` with the rows done so far. The model is left in eval mode.
+    """
+    model.eval()
+    done, held, held_bytes, since = 0, {}, 0, time.monotonic()
+    for keys in _batches(rows, passage):
+        features = [rows[key] for key in keys]
+        batch = passage.batch(features)
+        spans = {stream: find_spans(batch, features, name) for stream, name in passage.names.items()}
+        if feed is not None:
+            feed(keys, batch)
+        with passage.context():
+            states = capture(model, places, batch)
+        parts = {
+            stream: cut_out(hidden.to("cpu", passage.dtypes[stream]), spans[stream])
+            for stream, hidden in states.items()
+        }
+        for position, key in enumerate(keys):
+            held[key] = {stream: own[position].clone() for stream, own in parts.items()}
+            held_bytes += sum(state.nbytes for state in held[key].values())
+        done += len(keys)
+        if held_bytes >= SHARD_BYTES or time.monotonic() - since > SHARD_SECONDS:
+            store.write(held)
+            held, held_bytes, since = {}, 0, time.monotonic()
+        progress(done)
+    if held:
+        store.write(held)
+
+
+def _batches(rows: Mapping[str, Features], passage: Passage) -> Iterator[list[str]]:
+    """Keys in batches of about `BATCH_TOKENS` padded tokens, the longest rows first."""
+    lengths = {key: passage.length(features) for key, features in rows.items()}
+    batch: list[str] = []
+    for key in sorted(rows, key=lambda key: lengths[key], reverse=True):
+        if batch and (len(batch) + 1) * lengths[batch[0]] > BATCH_TOKENS:
+            yield batch
+            batch = []
+        batch.append(key)
+    if batch:
+        yield batch

@@ -1,0 +1,120 @@
+"""From the store to the step: batches know their rows, and a worker reads ahead.
+
+B batch rows, T tokens, d hidden width
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import get_worker_info
+
+from frostline.bottom._rows import AlteredRow, Features, find_spans, packed_starts, place, row_key
+from frostline.bottom._store import ColdStore
+from frostline.core.errors import UserError
+
+COLD_ROWS = "cold_rows"
+IGNORED = -100
+
+
+@dataclass(eq=False)
+class ColdRows:
+    """The rows of a batch: their keys, and for each stream where they lie in [B, T]."""
+
+    keys: tuple[str, ...]
+    spans: Mapping[str, Tensor]
+    shapes: Mapping[str, tuple[int, int]]
+    coming: Future[dict[str, Tensor]] | None = field(default=None, repr=False)
+
+
+class ColdCollator:
+    """Collates as `collate` does and adds which stored rows the batch holds, under `COLD_ROWS`.
+
+    The read starts here, in a thread: a loader collates a batch before the one in front of it is trained on.
+    """
+
+    def __init__(
+        self,
+        collate: Callable[[Sequence[Features]], Mapping[str, Any]],
+        names: Mapping[str, str],
+        inputs: Sequence[str],
+        reader: ReadAhead,
+    ) -> None:
+        self.collate, self.names, self.inputs, self.reader = collate, names, inputs, reader
+
+    def __call__(self, rows: Sequence[Features]) -> dict[str, Any]:
+        keys = tuple(row_key(row, self.inputs) for row in rows)
+        self.reader.check(keys)
+        batch = dict(self.collate(rows))
+        try:
+            cold = cold_rows(keys, batch, rows, self.names)
+        except AlteredRow as error:
+            raise UserError(f"{error}: take cold_store: off") from None
+        if get_worker_info() is None:
+            self.reader.request(cold)
+        return batch | {COLD_ROWS: cold}
+
+
+def cold_rows(keys: Sequence[str], batch: Mapping[str, Any], rows: Sequence[Features], names: Any) -> ColdRows:
+    """Where the rows called `keys` lie in the collated `batch`."""
+    spans = {stream: find_spans(batch, rows, name) for stream, name in names.items()}
+    shapes = {stream: (batch[name].shape[0], batch[name].shape[1]) for stream, name in names.items()}
+    return ColdRows(tuple(keys), spans, shapes)
+
+
+def rows_of(batch: Mapping[str, Any], inputs: Sequence[str]) -> list[dict[str, Tensor]]:
+    """The examples of a batch without their padding, or of a packed one: the features named in `inputs` of each."""
+    ids = batch["input_ids"]
+    names = [n for n in inputs if n != "labels" and isinstance(batch.get(n), Tensor) and batch[n].shape == ids.shape]
+    if (starts := packed_starts(batch)) is not None:
+        ends = [*starts[1:], ids.shape[1]]
+        names.remove("position_ids")
+        return [{name: batch[name][0, a:b].cpu() for name in names} for a, b in zip(starts, ends, strict=True)]
+    mask = batch["attention_mask"] if "attention_mask" in names else torch.ones_like(ids)
+    rows = [{name: batch[name][i][mask[i].bool()].cpu() for name in names} for i in range(len(ids))]
+    if "labels" in inputs and "labels" in batch:
+        for row, labels in zip(rows, batch["labels"], strict=True):
+            row["labels"] = labels[labels != IGNORED].cpu()
+    return rows
+
+
+class ReadAhead:
+    """Reads the states of batches from a store, in a thread, before they are asked for."""
+
+    def __init__(self, store: ColdStore, pinned: bool = False) -> None:
+        self.store, self.pinned = store, pinned
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="cold-store")
+
+    def check(self, keys: Sequence[str]) -> None:
+        """Raises `UserError` when the store lacks one of the rows called `keys`."""
+        for key in keys:
+            if key not in self.store:
+                raise UserError(
+                    "an example is not the one that went through the cold pass: a data set whose examples change "
+                    "while training needs cold_store: off"
+                )
+
+    def request(self, rows: ColdRows) -> None:
+        """Begin to read the states of `rows`, which the store has."""
+        rows.coming = self._pool.submit(self.read, rows)
+
+    def take(self, rows: ColdRows) -> dict[str, Tensor]:
+        """The states of `rows`, stream -> [B, T, d] on the CPU."""
+        coming, rows.coming = rows.coming, None
+        return self.read(rows) if coming is None else coming.result()
+
+    def read(self, rows: ColdRows) -> dict[str, Tensor]:
+        found = [self.store.read(key) for key in rows.keys]
+        states = {
+            stream: place([own[stream] for own in found], spans, rows.shapes[stream])
+            for stream, spans in rows.spans.items()
+        }
+        return {stream: value.pin_memory() for stream, value in states.items()} if self.pinned else states
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,80 @@
+"""What stored states depend on besides the example: the identity of a cold store."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from frostline.anatomy import Anatomy
+from frostline.bottom._cut import Cut
+
+# What a config says of where it came from and of the head, but not of what the bottom computes.
+_BESIDE = (
+    "_name_or_path",
+    "transformers_version",
+    "architectures",
+    "id2label",
+    "label2id",
+    "num_labels",
+    "problem_type",
+    "use_cache",
+    "dtype",
+)
+
+
+def tensor_hash(tensor: Tensor) -> str:
+    """SHA-256 over a tensor's dtype, shape and bytes."""
+    digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def names_below(anatomy: Anatomy, cut: Cut) -> tuple[str, ...]:
+    """The tensors that the states at `cut` depend on: the embeddings', those of the blocks below, and in an
+    encoder-decoder cut in its decoder the norm at the encoder's end."""
+    tensors = [*anatomy.embeddings, *(t for block in anatomy.blocks[: cut.boundary] for t in block.tensors)]
+    if len(cut.stacks) > 1:
+        tensors += anatomy.final_norm
+    return tuple(tensor.name for tensor in tensors)
+
+
+def hashes_of(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
+    """Name -> hash of the named parameters as they are now."""
+    return {name: tensor_hash(model.get_parameter(name)) for name in names}
+
+
+def identity(
+    model: Any,
+    cut: Cut,
+    hashes: Mapping[str, str],
+    *,
+    inputs: Sequence[str],
+    autocast: torch.dtype | None,
+    device: str,
+) -> dict[str, Any]:
+    """Everything but the example that the boundary states of `model` at `cut` depend on, as plain data.
+
+    `hashes` are those of the tensors below, `inputs` the features that the forward takes, `autocast` its dtype
+    (None: none), `device` the type of device. Two identities are equal when the states are.
+    """
+    config = {key: value for key, value in model.config.to_dict().items() if key not in _BESIDE}
+    digest = hashlib.sha256("".join(f"{name} {hashes[name]}\n" for name in sorted(hashes)).encode())
+    return {
+        "model": str(getattr(model.config, "_name_or_path", "")).rpartition("/")[2],
+        "boundary": cut.boundary,
+        "weights": digest.hexdigest(),
+        "trunk": type(model.base_model).__name__,
+        "config": config,
+        "attention": str(model.config._attn_implementation),
+        "inputs": sorted(inputs),
+        "autocast": None if autocast is None else str(autocast).removeprefix("torch."),
+        "device": device,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }

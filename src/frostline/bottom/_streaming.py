@@ -1,0 +1,165 @@
+"""The streaming cold pass: one block of the frozen bottom in memory at a time, the whole data set through each.
+
+For a model that does not fit in memory. The weights below the boundary lie on the meta device; each block's are
+read, hashed and dropped to know the store's identity, and where rows are missing they are read once more to let
+the rows through. The states between two blocks are a cold store of their own, removed when the next is whole, so
+that a pass that is killed goes on at the block where it stopped.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from frostline.anatomy import Anatomy
+from frostline.bottom._capture import crossing
+from frostline.bottom._cold_pass import Passage, cold_pass
+from frostline.bottom._cut import Cut, find_cut
+from frostline.bottom._feed import ReadAhead, cold_rows
+from frostline.bottom._identity import tensor_hash
+from frostline.bottom._rows import Features
+from frostline.bottom._standins import StandIns
+from frostline.bottom._store import ColdStore
+
+Load = Callable[[Iterable[str]], Mapping[str, Tensor]]
+"""Reads the named tensors from where the model came from."""
+
+
+@dataclass
+class Streaming:
+    """A model whose bottom is read block by block. `load` reads tensors by name.
+
+    `hashes` fills as blocks are read: name -> hash of each tensor below the boundary.
+    """
+
+    model: Any
+    anatomy: Anatomy
+    load: Load
+    hashes: dict[str, str] = field(default_factory=dict)
+
+    def read_hashes(self, boundary: int) -> None:
+        """Hash every tensor below block `boundary`, one block in memory at a time."""
+        for index in range(boundary):
+            for name, tensor in self.load(self._names(index)).items():
+                self.hashes[name] = tensor_hash(tensor)
+        below = (t for block in self.anatomy.blocks[:boundary] for t in block.tensors)
+        for held in (*self.anatomy.embeddings, *below, *self.anatomy.final_norm):
+            if held.name not in self.hashes:  # in memory all the time
+                self.hashes[held.name] = tensor_hash(self.model.get_parameter(held.name))
+
+    def cold_pass(
+        self,
+        cut: Cut,
+        rows: Mapping[str, Features],
+        passage_at: Callable[[Cut], Passage],
+        store_at: Callable[[Cut], ColdStore],
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> None:
+        """Put the boundary states of `rows` (key -> features) into the store at `cut`.
+
+        `progress` is called with how many passages of a row through a block are done, and of how many.
+        """
+        cuts = [find_cut(self.model, self.anatomy, index, weightless=True) for index in range(1, cut.boundary)]
+        cuts.append(cut)
+        level = self._begin(cuts, rows, store_at)
+        total = (cut.boundary - level) * len(rows)
+        for index in range(level, cut.boundary):
+            below = cuts[index - 1] if index else None
+            before = (index - level) * len(rows)
+            self._through(index, below, cuts[index], rows, passage_at, store_at, _Offset(progress, before, total))
+            if below is not None:
+                shutil.rmtree(store_at(below).folder, ignore_errors=True)
+
+    def _begin(self, cuts: list[Cut], rows: Mapping[str, Features], store_at: Callable[[Cut], ColdStore]) -> int:
+        """The first block that rows have to pass: an earlier pass may have left the states after a lower one."""
+        return next((i for i in range(len(cuts) - 1, 0, -1) if not store_at(cuts[i - 1]).missing(rows)), 0)
+
+    def _through(
+        self,
+        index: int,
+        below: Cut | None,
+        cut: Cut,
+        rows: Mapping[str, Features],
+        passage_at: Callable[[Cut], Passage],
+        store_at: Callable[[Cut], ColdStore],
+        progress: Callable[[int], None],
+    ) -> None:
+        store = store_at(cut)
+        missing = {key: rows[key] for key in store.missing(rows)}
+        names = self._names(index)
+        put_tensors(self.model, self.load(names))
+        standins = reader = feed = None
+        if below is not None:
+            standins, reader = StandIns(self.model, below), ReadAhead(store_at(below))
+            feed = _feeder(standins, reader, passage_at(below), missing)
+        try:
+            cold_pass(self.model, crossing(cut), passage_at(cut), missing, store, feed=feed, progress=progress)
+        finally:
+            if standins is not None and reader is not None:
+                standins.remove()
+                reader.close()
+            drop_tensors(self.model, names)
+
+    def _names(self, index: int) -> tuple[str, ...]:
+        """The tensors that block `index` needs and are not in memory; the embeddings' come with the first."""
+        tensors = [*self.anatomy.blocks[index].tensors, *(self.anatomy.embeddings if index == 0 else ())]
+        return tuple(tensor.name for tensor in tensors if self.model.get_parameter(tensor.name).is_meta)
+
+
+@dataclass(frozen=True)
+class _Offset:
+    """Tells of the passages through one block as a part of all."""
+
+    progress: Callable[[int, int], None]
+    before: int
+    total: int
+
+    def __call__(self, done: int) -> None:
+        self.progress(self.before + done, self.total)
+
+
+def names_above(model: Any, anatomy: Anatomy, boundary: int) -> frozenset[str]:
+    """The parameters of `model` that stay while it trains above block `boundary` from a cold store.
+
+    The weights may lie on the meta device. Raises `CannotCut`.
+    """
+    cut = find_cut(model, anatomy, boundary, weightless=True)
+    standins = StandIns(model, cut)
+    staying = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    standins.remove()
+    running = tuple(f"{name}." for name in cut.running)
+    staying |= {name for name, _ in model.named_parameters() if name.startswith(running)}
+    return frozenset(staying)
+
+
+def put_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Make the named parameters of `model` frozen ones that hold `tensors`."""
+    for name, tensor in tensors.items():
+        _replace(model, name, nn.Parameter(tensor, requires_grad=False))
+
+
+def drop_tensors(model: nn.Module, names: Iterable[str]) -> None:
+    """Put the named parameters on the meta device: their memory is free."""
+    for name in names:
+        _replace(model, name, nn.Parameter(torch.empty_like(model.get_parameter(name), device="meta"), False))
+
+
+def _replace(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    old = model.get_parameter(name)
+    for module in model.modules():  # a tied tensor has several places
+        for leaf, held in module._parameters.items():
+            if held is old:
+                module._parameters[leaf] = parameter
+
+
+def _feeder(standins: StandIns, reader: ReadAhead, passage: Passage, rows: Mapping[str, Features]) -> Any:
+    def feed(keys: Any, batch: Mapping[str, Any]) -> None:
+        states = reader.read(cold_rows(keys, batch, [rows[key] for key in keys], passage.names))
+        standins.feed({stream: value.to(passage.device) for stream, value in states.items()})
+
+    return feed

@@ -1,0 +1,156 @@
+"""`frostline cache`: the cold stores in `$FROSTLINE_CACHE` or `~/.cache/frostline`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from frostline.cli.answer import Answer, Json
+from frostline.core import cache
+from frostline.core.errors import UserError, unknown_name
+from frostline.core.sizes import parse_duration, parse_size, size_text
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+def list_stores(as_json: Json = False) -> Answer:
+    """Show the cold stores, the one used last first."""
+    root = cache.default_root()
+    entries = cache.entries(root)
+    document = {"root": str(root), "stores": [_document(entry) for entry in entries]}
+    return Answer(document, lambda: _view(root, entries), as_json)
+
+
+def verify(as_json: Json = False) -> Answer:
+    """Read every shard and remove the damaged ones, whose rows will be computed again; status 1 if there were any."""
+    root = cache.default_root()
+    checked = 0
+    damaged = []
+    for folder in cache.store_folders(root):
+        cache.sweep(folder)
+        for shard in cache.shards(folder):
+            with suppress(FileNotFoundError):  # removed meanwhile
+                fault = cache.fault(shard)
+                checked += 1
+                if fault is not None:
+                    cache.drop(shard)
+                    damaged.append({"store": folder.name, "shard": shard.name, "fault": fault})
+    lines = [f"removed {found['shard']} of {found['store']}: {found['fault']}" for found in damaged]
+    lines.append(f"{checked} shards read, {len(damaged)} of them damaged")
+    document = {"root": str(root), "shards": checked, "damaged": damaged}
+    return Answer(document, lambda: lines, as_json, status=1 if damaged else 0)
+
+
+def prune(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="NAME", help="Stores to remove, as `frostline cache list` names them.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Remove every store.")] = False,
+    older_than: Annotated[str | None, typer.Option(help="Remove what was not used for so long: 12h, 30d.")] = None,
+    max_size: Annotated[
+        str | None, typer.Option(help="Remove what was used least recently, until all take at most this: 20GB.")
+    ] = None,
+    as_json: Json = False,
+) -> Answer:
+    """Remove cold stores. One that a running process is filling is kept."""
+    if (bool(names), everything, bool(older_than or max_size)).count(True) != 1:
+        raise UserError(
+            "what is to be removed? give names (see: frostline cache list), or --all, or --older-than 30d and/or "
+            "--max-size 20GB"
+        )
+    age = parse_duration(older_than, "--older-than") if older_than else None
+    size = parse_size(max_size, "--max-size") if max_size else None
+    root = cache.default_root()
+    entries = cache.entries(root)
+    chosen = _named(entries, names) if names else entries if everything else _unused(entries, age)
+    swept = sum(cache.sweep(folder) for folder in (root / "cold", *cache.store_folders(root)))
+    removed, in_use = _remove(entries, chosen, size)
+    freed = swept + sum(entry.bytes for entry in removed)
+    left = sum(entry.bytes for entry in entries if entry not in removed)
+    lines = [f"removed {entry.name}: {size_text(entry.bytes)}" for entry in removed]
+    lines += [f"kept {entry.name}: a running process holds its lock" for entry in in_use]
+    lines.append(f"freed {size_text(freed)}; {size_text(left)} left in {root}")
+    document = {
+        "root": str(root),
+        "removed": [_document(entry) for entry in removed],
+        "in_use": [_document(entry) for entry in in_use],
+        "freed_bytes": freed,
+        "left_bytes": left,
+    }
+    return Answer(document, lambda: lines, as_json, status=1 if in_use else 0)
+
+
+HELP = "The cold stores on this machine: show, verify, remove."
+COMMANDS = {"list": list_stores, "verify": verify, "prune": prune}
+
+
+def _named(entries: Sequence[cache.Entry], names: Sequence[str]) -> list[cache.Entry]:
+    """The entries that `names`, or beginnings of names, stand for. Raises `UserError` for none or several."""
+    chosen: list[cache.Entry] = []
+    for name in names:
+        found = [entry for entry in entries if entry.folder.name.startswith(name)]
+        if not found:
+            raise unknown_name("cold store", name, [entry.name for entry in entries])
+        if len(found) > 1:
+            raise UserError(f"'{name}' is the beginning of several cold stores: {', '.join(e.name for e in found)}")
+        chosen += [entry for entry in found if entry not in chosen]
+    return chosen
+
+
+def _unused(entries: Sequence[cache.Entry], age: float | None) -> list[cache.Entry]:
+    return [] if age is None else [entry for entry in entries if time.time() - entry.last_used > age]
+
+
+def _remove(
+    entries: Sequence[cache.Entry], chosen: Sequence[cache.Entry], size: int | None
+) -> tuple[list[cache.Entry], list[cache.Entry]]:
+    """Remove the `chosen` entries, then those used least recently until all take at most `size` bytes.
+
+    Gives the entries that were removed, and those that could not be because a process holds their lock.
+    """
+    removed: list[cache.Entry] = []
+    in_use: list[cache.Entry] = []
+    left = sum(entry.bytes for entry in entries)
+    for entry in [*chosen, *(entry for entry in reversed(entries) if entry not in chosen)]:
+        if entry not in chosen and (size is None or left <= size):
+            break
+        if cache.remove(entry.folder):
+            removed.append(entry)
+            left -= entry.bytes
+        else:
+            in_use.append(entry)
+    return removed, in_use
+
+
+def _document(entry: cache.Entry) -> dict[str, Any]:
+    return {
+        "name": entry.name,
+        "folder": str(entry.folder),
+        "identity": entry.identity,
+        "rows": entry.rows,
+        "bytes": entry.bytes,
+        "last_used": datetime.fromtimestamp(entry.last_used, UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _view(root: Path, entries: Sequence[cache.Entry]) -> list[RenderableType]:
+    from rich.table import Table
+    from rich.text import Text
+
+    if not entries:
+        return [f"no cold stores in {root}"]
+    table = Table("store", "model", box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
+    for heading in ("boundary", "rows", "size", "last used"):
+        table.add_column(heading, justify="right")
+    for entry in entries:
+        model, boundary = (str(entry.identity.get(key, "")) for key in ("model", "boundary"))
+        used = f"{datetime.fromtimestamp(entry.last_used):%Y-%m-%d %H:%M}"
+        table.add_row(entry.name, Text(model), boundary, f"{entry.rows:,}", size_text(entry.bytes), used)
+    return [table, f"{size_text(sum(entry.bytes for entry in entries))} in {root}"]

@@ -1,0 +1,221 @@
+"""Cold stores as folders and files: names, checksums, locks, removal. No tensor is read here, and no torch.
+
+ROOT/cold/<digest of the identity>/
+    identity.json             what the boundary states depend on, but for the row; its time is that of the last use
+    <sha256>.safetensors      a shard, named by the checksum of all its bytes
+    lock                      held around a cold pass
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from frostline.core.files import sha256, write_json
+
+IDENTITY = "identity.json"
+HEADER = "rows"
+"""The entry of a shard's metadata that names its store, and its rows with their lengths."""
+SHARDS = "*.safetensors"
+UNFINISHED = ".unfinished."
+"""How the names of a shard being written and of a store being removed begin."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One cold store as it lies on disk. `rows` is what its shards say; their content has not been verified."""
+
+    folder: Path
+    identity: Mapping[str, Any]
+    rows: int
+    bytes: int
+    last_used: float
+
+    @property
+    def name(self) -> str:
+        return self.folder.name[:12]
+
+
+def default_root() -> Path:
+    """`$FROSTLINE_CACHE`, or `~/.cache/frostline`."""
+    given = os.environ.get("FROSTLINE_CACHE")
+    return Path(given).expanduser() if given else Path.home() / ".cache" / "frostline"
+
+
+def store_folder(root: Path, description: Mapping[str, Any]) -> Path:
+    """The folder of the store that `description`, a JSON value, describes in full."""
+    canonical = json.dumps(description, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return root / "cold" / hashlib.sha256(canonical.encode()).hexdigest()[:32]
+
+
+def describe(folder: Path, description: Mapping[str, Any]) -> None:
+    """Make the store's folder if need be, and note that it is used now."""
+    path = folder / IDENTITY
+    if _read(path) != json.loads(json.dumps(description)):
+        write_json(path, description)
+    with suppress(PermissionError):  # a store that others own can be read all the same
+        os.utime(path)
+
+
+def entries(root: Path) -> list[Entry]:
+    """The cold stores below `root`, the one used last first."""
+    found = []
+    for folder in store_folders(root):
+        with suppress(FileNotFoundError):  # removed meanwhile
+            found.append(_entry(folder))
+    return sorted(found, key=lambda entry: -entry.last_used)
+
+
+def store_folders(root: Path) -> list[Path]:
+    """The folders of the cold stores below `root`."""
+    place = root / "cold"
+    return sorted(path for path in place.iterdir() if _is_store(path)) if place.is_dir() else []
+
+
+def shards(folder: Path) -> list[Path]:
+    """The finished shards in a store's folder, in the order of their names."""
+    return sorted(folder.glob(SHARDS))
+
+
+def bytes_on_disk(folder: Path) -> int:
+    """The size of a store's shards."""
+    return sum(_size(path) for path in shards(folder))
+
+
+def fault(shard: Path) -> str | None:
+    """What is wrong with a shard, all of whose bytes are read; None for a sound one."""
+    if sha256(shard) != shard.stem:
+        return "its content does not have the checksum that it is named by"
+    if _header(shard).get("store") != shard.parent.name:
+        return "it was not written for this store"
+    return None
+
+
+def drop(shard: Path) -> None:
+    """Remove a shard that has a fault. Where that is not allowed it stays, and is never used."""
+    with suppress(PermissionError):
+        shard.unlink(missing_ok=True)
+
+
+@contextmanager
+def unfinished(folder: Path) -> Iterator[Path]:
+    """Yield a folder inside `folder` for a file that is to be renamed into it; it is removed in the end."""
+    with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=folder) as place:
+        yield Path(place)
+
+
+def sweep(folder: Path, older_than: float = 3600.0) -> int:
+    """Remove what killed processes left unfinished in `folder` more than `older_than` seconds ago: bytes freed."""
+    freed = 0
+    for path in folder.glob(f"{UNFINISHED}*"):
+        with suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > older_than:
+                freed += sum(_size(inner) for inner in path.rglob("*"))
+                shutil.rmtree(path, ignore_errors=True)
+    return freed
+
+
+@contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Hold the store for this process alone; wait for it if need be. The system frees it when the process ends."""
+    file = _lock(folder, wait=False)
+    if file is None:
+        log.warning("waiting for another process that fills the cold store %s", folder.name[:12])
+        file = _lock(folder, wait=True)
+        assert file is not None
+    with _held(file):
+        yield
+
+
+def remove(folder: Path) -> bool:
+    """Remove a store, unless a process holds its lock: whether it was removed.
+
+    A process that has its shards mapped goes on reading them.
+    """
+    file = _lock(folder, wait=False)
+    if file is None:
+        return False
+    with _held(file):
+        # Renamed first: nobody finds half a store, and a new one can begin in its place at once.
+        aside = folder.with_name(f"{UNFINISHED}{folder.name}.{os.getpid()}")
+        folder.replace(aside)
+        with suppress(FileNotFoundError):  # another process sweeps too
+            shutil.rmtree(aside)
+    return True
+
+
+def _lock(folder: Path, wait: bool) -> IO[bytes] | None:
+    path = folder / "lock"
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = path.open("ab")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            return None
+        # The folder may have been removed, and made anew, since the file was opened.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        file.close()
+
+
+@contextmanager
+def _held(file: IO[bytes]) -> Iterator[None]:
+    with file:
+        try:
+            yield
+        finally:
+            # Closing would not do: a forked reader may have the file open too.
+            fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def _entry(folder: Path) -> Entry:
+    description = _read(folder / IDENTITY)
+    identity = description.get("identity") if isinstance(description, dict) else None
+    keys = {key for shard in shards(folder) for key in _header(shard).get("keys", ())}
+    used = folder / IDENTITY if description is not None else folder
+    size = bytes_on_disk(folder)
+    return Entry(folder, identity if isinstance(identity, dict) else {}, len(keys), size, used.stat().st_mtime)
+
+
+def _header(shard: Path) -> dict[str, Any]:
+    # A safetensors file begins with the length of its header, which is JSON.
+    try:
+        with shard.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(min(length, _size(shard))))
+        return dict(json.loads(header["__metadata__"][HEADER]))
+    except (ValueError, LookupError, TypeError):
+        return {}
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _is_store(path: Path) -> bool:
+    return path.is_dir() and not path.name.startswith(".")
+
+
+def _size(path: Path) -> int:
+    with suppress(FileNotFoundError):
+        return path.stat().st_size
+    return 0

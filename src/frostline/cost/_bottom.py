@@ -1,0 +1,65 @@
+"""What leaves the model while it trains from the cold store, and what comes in its place."""
+
+from __future__ import annotations
+
+from frostline.anatomy import Part, Tensor
+from frostline.cost._flow import Flow
+from frostline.cost._workload import BYTES, Workload
+
+BATCHES_AHEAD = 2
+"""Batches whose states are in memory: the one in use and the one that is being read."""
+
+
+def replaced(step: Flow, workload: Workload) -> frozenset[int]:
+    """The blocks that do not run while training, since the cold store gives what they would: none without one."""
+    if not workload.cold_store:
+        return frozenset()
+    below = step.blocks[: step.bottom]
+    stacks = [block.stack for block in below]
+    kept = {stacks.index(block.stack) for block in below if block.structure.family.first_runs}
+    return frozenset(range(step.bottom)) - kept
+
+
+def embeddings_run(step: Flow, workload: Workload) -> bool:
+    """Whether token ids are embedded while training: not if every stack begins with stored states."""
+    first = {block.stack: block.index for block in reversed(step.blocks)}
+    return not workload.cold_store or any(index >= step.bottom for index in first.values())
+
+
+def resident(tensor: Tensor, step: Flow, workload: Workload) -> bool:
+    """Whether a tensor is in memory while training.
+
+    What stays of embeddings that no longer run: a weight that the head shares, and tables of relative positions,
+    which the blocks read.
+    """
+    if tensor.block is not None:
+        return tensor.block not in replaced(step, workload)
+    if embeddings_run(step, workload) or tensor.part is not Part.EMBEDDINGS:
+        return True
+    shared = any(linear.weight == tensor.name for linear in step.anatomy.head_linears)
+    return shared or any(piece.startswith("rel") for piece in tensor.name.split("."))
+
+
+def row_state_bytes(step: Flow, workload: Workload) -> int:
+    """Bytes of one row's boundary states in the store: [tokens, hidden] for each stack with blocks below the
+    boundary, in the type that those compute in."""
+    return _row_states(step, workload) * _stored_bytes(workload)
+
+
+def read_ahead(step: Flow, workload: Workload) -> int:
+    """Bytes of the states in memory while training; those in use are there in the frozen blocks' own type too,
+    where autocast stores them in another."""
+    if not workload.cold_store:
+        return 0
+    stored, own = _stored_bytes(workload), BYTES[workload.frozen_dtype]
+    each = BATCHES_AHEAD * stored + (own if own != stored else 0)
+    return workload.batch * _row_states(step, workload) * each
+
+
+def _row_states(step: Flow, workload: Workload) -> int:
+    stacks = {block.stack for block in step.blocks[: step.bottom]}
+    return sum(workload.row_tokens(stack, step.anatomy) for stack in stacks) * step.anatomy.hidden_size
+
+
+def _stored_bytes(workload: Workload) -> int:
+    return BYTES["bfloat16" if workload.autocast else workload.frozen_dtype]

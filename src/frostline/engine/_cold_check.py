@@ -1,0 +1,125 @@
+"""Before the first step: one batch's loss and gradients, with the cold store and without.
+
+Compared twice. First the model's own boundary states are given back to the model with its bottom replaced: the
+same operations on the same numbers, so any difference is something else that crosses the boundary (a router loss,
+a position bias). Then the stored states take their place, which differ by their rounding alone. In between another
+row passes the bottom, so that a block above cannot read what one below left of the batch, and what the row has
+beside it in a batch is seen to change nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from frostline.bottom import (
+    ColdStore,
+    Cut,
+    Passage,
+    ReadAhead,
+    StandIns,
+    capture,
+    cold_rows,
+    crossing,
+    find_spans,
+    observe,
+)
+
+EXACT = 1e-4
+LOSS_BOUND = {torch.float32: 1e-4}
+ROUNDED_LOSS = 2e-2
+GRADIENT_BOUND = {torch.float32: 1e-3}
+ROUNDED_GRADIENT = 0.1
+
+
+def mismatch(trainer: Any, cut: Cut, passage: Passage, store: ColdStore, rows: Mapping[str, Any]) -> str | None:
+    """What differs, in one line, when the trainer's model computes `rows` from the store; None when nothing does.
+
+    `rows` (key -> features) are the longest, the shortest and maybe others; no more than a training batch of them
+    are computed at once.
+    Weights, gradients, generators and the training mode are left as they were.
+    """
+    model, training = trainer.model, trainer.model.training
+    keys = list(rows)[: trainer.args.train_batch_size]
+    features = [rows[key] for key in keys]
+    batch = passage.batch(features)
+    reader = ReadAhead(store)
+    try:
+        with observe(model, crossing(cut)) as own_states:
+            own = _loss_and_gradients(trainer, passage, batch)
+        shortest = list(rows)[:2][-1]
+        if not _same_alone(model, cut, passage, rows[shortest], store.read(shortest)):
+            return "what the blocks below the boundary make of an example changes with the padding beside it"
+        stored = reader.read(cold_rows(keys, batch, features, passage.names))
+        standins = StandIns(model, cut)
+        try:
+            standins.feed(own_states)
+            replayed = _loss_and_gradients(trainer, passage, batch)
+            if (found := _difference(own, replayed, EXACT, EXACT)) is not None:
+                return f"something beside the hidden states crosses the boundary: {found}"
+            standins.feed({name: value.to(trainer.args.device) for name, value in stored.items()})
+            kept_in = next(iter(passage.dtypes.values()))
+            bounds = (LOSS_BOUND.get(kept_in, ROUNDED_LOSS), GRADIENT_BOUND.get(kept_in, ROUNDED_GRADIENT))
+            found = _difference(own, _loss_and_gradients(trainer, passage, batch), *bounds)
+            return None if found is None else f"the stored states are not the model's own: {found}"
+        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+            reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
+            return f"the model does not run without the blocks below its boundary ({reason[0]})"
+        finally:
+            standins.remove()
+    finally:
+        reader.close()
+        model.train(training)
+
+
+def _same_alone(model: Any, cut: Cut, passage: Passage, features: Any, stored: Mapping[str, Tensor]) -> bool:
+    """Whether `features`, alone in a batch and so without padding, have the `stored` states [n, d] per stream.
+
+    They had padding beside them in the cold pass or have it among the other rows that are compared.
+    """
+    batch = passage.batch([features])
+    model.eval()
+    with passage.context():
+        states = capture(model, crossing(cut), batch)
+    for stream, name in passage.names.items():
+        ((line, start, length),) = find_spans(batch, [features], name).tolist()
+        alone = states[stream][line, start : start + length].float().cpu()
+        kept = stored[stream].float()
+        bound = GRADIENT_BOUND.get(stored[stream].dtype, ROUNDED_GRADIENT)
+        if not (alone - kept).norm() <= bound * kept.norm():
+            return False
+    return True
+
+
+Step = tuple[float, list[Tensor | None]]
+
+
+def _loss_and_gradients(trainer: Any, passage: Passage, batch: dict[str, Any]) -> Step:
+    model = trainer.model
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    device = trainer.args.device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), passage.context():
+        torch.manual_seed(0)
+        model.train()
+        loss = trainer.compute_loss(model, dict(batch))
+    return loss.item(), list(torch.autograd.grad(loss, trained, allow_unused=True))
+
+
+def _difference(own: Step, other: Step, loss_bound: float, gradient_bound: float) -> str | None:
+    if not abs(own[0] - other[0]) <= loss_bound * max(1.0, abs(own[0])):
+        return f"the loss of the first rows is {own[0]:.6g} without the store and {other[0]:.6g} with it"
+    apart, norm = 0.0, 0.0
+    for mine, its in zip(own[1], other[1], strict=True):
+        if mine is not None or its is not None:
+            first = torch.zeros_like(its) if mine is None and its is not None else mine
+            second = torch.zeros_like(mine) if its is None and mine is not None else its
+            assert first is not None and second is not None
+            apart += float((first - second).float().square().sum())
+            norm += float(first.float().square().sum())
+    relative = (apart / norm) ** 0.5 if norm else float(apart > 0)
+    if not relative <= gradient_bound:
+        return f"the gradients of the first rows differ by {100 * relative:.2g}%"
+    return None

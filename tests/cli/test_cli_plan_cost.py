@@ -1,0 +1,46 @@
+"""`frostline plan`: what a cold store and label positions change in the predicted cost."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from frostline.cli.main import main
+from tiny_files import write_model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("plan") / "model")
+
+
+def planned(capsys: pytest.CaptureFixture[str], model: Path, *options: str) -> Any:
+    assert main(["plan", str(model), "--strategy", "bot50", "--json", *options]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_flags_become_the_workload(capsys: pytest.CaptureFixture[str], model: Path) -> None:
+    plain = planned(capsys, model)
+    given = planned(capsys, model, "--cold-store", "--stored-share", "0.5", "--reads-only", "--label-share", "0.25")
+    assert (
+        plain["assumes"] | {"cold_store": True, "stored_share": 0.5, "reads_only": True, "label_share": 0.25}
+        == (given["assumes"])
+    )
+    assert (plain["assumes"]["cold_store"], plain["assumes"]["reads_only"]) == (False, False)
+    for ratio in ("flops_ratio", "run_flops_ratio", "memory_ratio", "peak_memory_bytes"):
+        assert given["predicted"][ratio] < plain["predicted"][ratio]
+    assert given["predicted"].keys() == plain["predicted"].keys()
+
+
+def test_the_estimate_is_shown(capsys: pytest.CaptureFixture[str], model: Path) -> None:
+    assert main(["plan", str(model), "--strategy", "bot50", "--epochs", "1"]) == 0
+    assert "it saves nothing at one epoch" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("wrong", [("--label-share", "0"), ("--label-share", "1.5"), ("--stored-share", "-1")])
+def test_shares_are_shares(capsys: pytest.CaptureFixture[str], model: Path, wrong: tuple[str, str]) -> None:
+    assert main(["plan", str(model), "--strategy", "bot50", *wrong]) == 2
+    assert wrong[0] in capsys.readouterr().err

@@ -1,0 +1,152 @@
+"""Small trainings with a frozen bottom, for the tests of the cold store."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainingArguments
+
+from architectures import AUTO_CLASSES, natural_task, tiny
+from frostline.anatomy import find_anatomy
+from frostline.engine import Trainer, load_above, load_config, trained_tensors
+from frostline.plan import Frozen, Full, Plan
+
+Row = dict[str, Any]
+
+
+def bottom_plan(model: Any, boundary: int, top: Any = None, norm: Any = None) -> Plan:
+    """Blocks from `boundary` on train; what is tied or read below stays frozen."""
+    anatomy = find_anatomy(model)
+    return Plan(
+        blocks=(Frozen(),) * boundary + (top or Full(),) * (len(anatomy.blocks) - boundary),
+        final_norm=norm or Full(),
+        head=Frozen() if anatomy.tied else Full(),
+    )
+
+
+def rows_for(model: Any, count: int = 12, seed: int = 1) -> list[Row]:
+    """Rows of 4 to 9 tokens without padding; in half of a language model's tokens no label."""
+    random = torch.Generator().manual_seed(seed)
+    rows: list[Row] = []
+    for i in range(count):
+        length = 4 + i % 6
+        ids = torch.randint(3, model.config.vocab_size, (length,), generator=random).tolist()
+        row: Row = {"input_ids": ids, "attention_mask": [1] * length}
+        if "Classification" in type(model).__name__:
+            row["labels"] = i % model.config.num_labels
+        elif model.config.is_encoder_decoder:
+            row["labels"] = torch.randint(3, model.config.vocab_size, (3 + i % 4,), generator=random).tolist()
+        else:
+            row["labels"] = [-100] * (length // 2) + ids[length // 2 :]
+        rows.append(row)
+    return rows
+
+
+def collate(rows: Sequence[Row], on_the_left: bool = False) -> dict[str, torch.Tensor]:
+    """Padded on the right."""
+    filled: dict[str, torch.Tensor] = {}
+    for name in rows[0]:
+        values = [row[name] for row in rows]
+        if isinstance(values[0], list):
+            longest = max(map(len, values))
+            pads = [[-100 if name == "labels" else 0] * (longest - len(value)) for value in values]
+            values = [pad + value if on_the_left else value + pad for pad, value in zip(pads, values, strict=True)]
+        filled[name] = torch.tensor(values)
+    return filled
+
+
+def collate_on_the_left(rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+    return collate(rows, on_the_left=True)
+
+
+def arguments(folder: Path, **options: Any) -> TrainingArguments:
+    given: dict[str, Any] = {
+        "num_train_epochs": 3,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-3,
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+    }
+    return TrainingArguments(output_dir=str(folder), **given | options)
+
+
+def cold_trainer(
+    folder: Path,
+    model: Any,
+    store: Any = "on",
+    boundary: int = 2,
+    *,
+    plan: Plan | None = None,
+    rows: Any = None,
+    collator: Any = collate,
+    limit: int | None = None,
+    only_what_is_read: bool = True,
+    **options: Any,
+) -> Trainer:
+    """A trainer of `model` above `boundary`; `options` are those of transformers."""
+    return Trainer(
+        model,
+        arguments(folder, **options),
+        plan=plan or bottom_plan(model, boundary),
+        train_dataset=rows_for(model) if rows is None else rows,
+        eval_dataset=rows_for(model, 5, seed=2),
+        data_collator=collator,
+        cold_store=store,
+        cold_store_limit=limit,
+        only_what_is_read=only_what_is_read,
+    )
+
+
+def train(*given: Any, **options: Any) -> Trainer:
+    """`cold_trainer`, trained."""
+    gc.freeze()  # a training collects garbage three times, and would look for it in all of transformers
+    trainer = cold_trainer(*given, **options)
+    trainer.train()
+    return trainer
+
+
+def trained(folder: Path, name: str, store: str, boundary: int = 2, top: Any = None, **options: Any) -> Trainer:
+    """A tiny model of an architecture, trained."""
+    model = tiny(name, options.pop("task", None))
+    return train(folder, model, store, plan=bottom_plan(model, boundary, top), **options)
+
+
+def streaming_trainer(folder: Path, model: Any, boundary: int, **options: Any) -> Trainer:
+    """A trainer as `cold_trainer`'s, of a checkpoint whose bottom is read block by block."""
+    place = str(folder / "base")
+    model.save_pretrained(place)
+    model_class = AUTO_CLASSES[natural_task(model.config.model_type)]
+    part, load = load_above(place, model_class, load_config(place), boundary)
+    return Trainer(
+        part,
+        arguments(folder, **options),
+        plan=bottom_plan(model, boundary),
+        train_dataset=rows_for(model),
+        eval_dataset=rows_for(model, 5, seed=2),
+        data_collator=collate,
+        load_bottom=load,
+    )
+
+
+def losses(trainer: Trainer, name: str = "loss") -> list[float]:
+    return [entry[name] for entry in trainer.state.log_history if name in entry]
+
+
+def assert_same_training(with_it: Trainer, without: Trainer, bf16: bool = False) -> None:
+    """The store was used, and gave the losses and, in float32, the weights of training without it."""
+    assert with_it.cold.report.used, with_it.cold.report.reason
+    assert not without.cold.report.used
+    assert losses(with_it) == pytest.approx(losses(without), abs=2e-2 if bf16 else 1e-4)
+    if not bf16:
+        got = trained_tensors(with_it.model)
+        for key, tensor in trained_tensors(without.model).items():
+            torch.testing.assert_close(got[key], tensor, atol=2e-4, rtol=0, msg=key)

@@ -1,0 +1,327 @@
+"""What may go wrong with a cold store: a kill, damage, a full disk, company, and inputs that are not what they were."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import frostline.bottom._shards as shards
+import frostline.bottom._weights as weights
+from architectures import tiny
+from cold_cases import assert_same_training, bottom_plan, cold_trainer, losses, rows_for, streaming_trainer, train
+from frostline.core import cache
+from frostline.core.errors import FrostlineError, UserError
+from frostline.engine import Trainer, load_config, load_weights
+from frostline.plan import Lora
+
+TESTS = Path(__file__).resolve().parents[1]
+
+
+def llama(folder: Path, store: str = "on", **options: Any) -> Trainer:
+    return train(folder, tiny("llama"), store, **options)
+
+
+def stored(folder: Path) -> list[Path]:
+    """The shards of all stores of this test."""
+    return [path for store in cache.store_folders(folder / "cache") for path in cache.shards(store)]
+
+
+def written(folder: Path) -> set[str]:
+    """Every file of all stores but what a store is described and locked by."""
+    return {path.name for path in (folder / "cache").rglob("*") if path.is_file()} - {"identity.json", "lock"}
+
+
+# Another process, which may be killed. Each row is a shard, and takes its time.
+SLOW = """
+    import json, sys, time
+    from pathlib import Path
+    import torch
+    import frostline.bottom._cold_pass as cold_pass
+    from architectures import tiny
+    from cold_cases import cold_trainer, losses
+
+    torch.set_num_threads(1)
+    cold_pass.SHARD_BYTES, cold_pass.BATCH_TOKENS = 1, 1
+    folder, seconds = Path(sys.argv[1]), float(sys.argv[2])
+    trainer = cold_trainer(folder, tiny("llama"), "on")
+    trainer.cold.progress = lambda done, rows: time.sleep(seconds)
+    (folder / "ready").touch()
+    while not (folder.parent / "go").exists():
+        time.sleep(0.01)
+    trainer.train()
+    report = trainer.cold.report
+    found = {"losses": losses(trainer), "used": report.used, "rows": report.rows, "found": report.found}
+    (folder / "found.json").write_text(json.dumps(found))
+"""
+
+
+def another_process(folder: Path, seconds: float) -> subprocess.Popen[bytes]:
+    """A process that trains in `folder`, once there is a file `go` beside it."""
+    folder.mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", textwrap.dedent(SLOW), str(folder), str(seconds)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+
+
+def wait_until(true: Any, process: subprocess.Popen[bytes]) -> None:
+    end = time.monotonic() + 120
+    while not true():
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_a_killed_pass_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    process = another_process(tmp_path / "killed", 0.3)
+    (tmp_path / "go").touch()
+    wait_until(lambda: len(stored(tmp_path)) >= 3, process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = len(stored(tmp_path))
+    assert 3 <= kept < 12
+    after = llama(tmp_path)
+    assert (after.cold.report.found, after.cold.report.rows) == (kept, 12 - kept)
+    assert_same_training(after, llama(tmp_path, "off"))
+
+
+def test_two_processes_at_once_pass_each_row_once(tmp_path: Path) -> None:
+    folders = [tmp_path / "first", tmp_path / "second"]
+    processes = [another_process(folder, 0.05) for folder in folders]
+    for folder, process in zip(folders, processes, strict=True):
+        wait_until((folder / "ready").exists, process)
+    (tmp_path / "go").touch()
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    found = [json.loads((folder / "found.json").read_text()) for folder in folders]
+    assert all(own["used"] for own in found)
+    assert sorted((own["rows"], own["found"]) for own in found) == [(0, 12), (12, 0)]
+    assert len(stored(tmp_path)) == 12
+    assert found[0]["losses"] == found[1]["losses"] == pytest.approx(losses(llama(tmp_path, "off")), abs=1e-4)
+
+
+def test_a_killed_streaming_pass_goes_on_at_its_block(tmp_path: Path) -> None:
+    passages: list[tuple[int, int]] = []
+
+    def stop(done: int, total: int) -> None:
+        if done > 17:  # 12 rows and 5 to evaluate
+            raise KeyboardInterrupt
+
+    killed = streaming_trainer(tmp_path, tiny("llama"), 3)
+    killed.cold.progress = stop
+    with pytest.raises(KeyboardInterrupt):
+        killed.train()
+    after = streaming_trainer(tmp_path, tiny("llama"), 3)
+    after.cold.progress = lambda done, total: passages.append((done, total))
+    after.train()
+    assert passages[-1] == (34, 34)  # the first of three blocks was done
+    assert losses(after) == pytest.approx(losses(llama(tmp_path, "off", boundary=3)), abs=1e-4)
+    assert len(cache.store_folders(tmp_path / "cache")) == 1
+
+
+@pytest.mark.parametrize("damage", ["a flipped byte", "truncated", "empty", "swapped"])
+def test_a_damaged_shard_is_made_anew(tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
+    before = llama(tmp_path)
+    (shard,) = stored(tmp_path)
+    content = bytearray(shard.read_bytes())
+    if damage == "a flipped byte":
+        content[-5] ^= 1
+    elif damage == "truncated":
+        del content[len(content) // 2 :]
+    elif damage == "empty":
+        content.clear()
+    else:
+        other = llama(tmp_path, rows=rows_for(tiny("llama"), seed=5))
+        assert other.cold.report.rows == 12
+        (another,) = set(stored(tmp_path)) - {shard}
+        content[:] = another.read_bytes()
+        another.unlink()
+    shard.write_bytes(content)
+    after = llama(tmp_path)
+    assert (after.cold.report.rows, after.cold.report.found) == (12, 0)
+    assert losses(after) == losses(before)
+    assert "removed the shard" in caplog.text
+    assert shard.read_bytes() != content
+
+
+def test_one_damaged_shard_among_sound_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("frostline.bottom._cold_pass.SHARD_BYTES", 1)
+    monkeypatch.setattr("frostline.bottom._cold_pass.BATCH_TOKENS", 18)
+    before = llama(tmp_path)
+    found = stored(tmp_path)
+    assert len(found) > 3
+    content = found[1].read_bytes()
+    found[1].write_bytes(content[:-1] + bytes([content[-1] ^ 128]))
+    after = llama(tmp_path)
+    assert 0 < after.cold.report.rows <= 4
+    assert after.cold.report.rows + after.cold.report.found == 12
+    assert losses(after) == losses(before)
+
+
+@pytest.mark.parametrize("where", ["store", "weights"])
+def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    def full(tensors: Any, path: Path, **_: Any) -> None:
+        Path(path).write_bytes(b"torn")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shards if where == "store" else weights, "save_file", full)
+    model = tiny("llama")
+    modules, state = dict(model.named_modules()), {key: value.clone() for key, value in model.state_dict().items()}
+    trainer = cold_trainer(tmp_path, model, "on")
+    with pytest.raises(FrostlineError, match=r"^no space left while writing [^\n]*$"):
+        trainer.train()
+    assert len(stored(tmp_path)) == (0 if where == "store" else 1)
+    assert written(tmp_path) == {path.name for path in stored(tmp_path)}
+    assert all(modules[name] is module for name, module in model.named_modules())
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    assert not trainer.cold.active
+    monkeypatch.undo()
+    monkeypatch.setenv("FROSTLINE_CACHE", str(tmp_path / "cache"))
+    trainer.train()
+    assert trainer.cold.report.used
+    assert losses(trainer) == pytest.approx(losses(llama(tmp_path, "off")), abs=1e-4)
+
+
+@pytest.mark.parametrize("store", ["on", "auto"])
+def test_too_small_a_budget(tmp_path: Path, store: str) -> None:
+    with pytest.raises(UserError, match=r"^the cold store needs 9\.75 KiB, 8\.79 KiB are allowed .*limit"):
+        llama(tmp_path, store, limit=9_000)
+    assert not list((tmp_path / "cache").rglob("*"))
+    assert llama(tmp_path, store, limit=10_000).cold.report.bytes == 78 * 32 * 4
+
+
+def saved_model(folder: Path, seed: int) -> Any:
+    tiny("llama", seed=seed).save_pretrained(folder)
+    config = load_config(str(folder))
+    return load_weights(str(folder), type(tiny("llama")), config)
+
+
+def test_a_changed_model_file_of_the_same_name_is_another_model(tmp_path: Path) -> None:
+    first = train(tmp_path, saved_model(tmp_path / "model", 0), "on")
+    again = train(tmp_path, saved_model(tmp_path / "model", 0), "on")
+    assert (first.cold.report.rows, again.cold.report.rows, again.cold.report.found) == (12, 0, 12)
+    changed = train(tmp_path, saved_model(tmp_path / "model", 1), "on")
+    assert (changed.cold.report.rows, changed.cold.report.found) == (12, 0)
+    assert_same_training(changed, train(tmp_path, saved_model(tmp_path / "model", 1), "off"))
+    assert len(cache.store_folders(tmp_path / "cache")) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "above"), [("model.layers.1.mlp.up_proj.weight", False), ("model.layers.2.mlp.up_proj.weight", True)]
+)
+def test_one_changed_weight(tmp_path: Path, name: str, above: bool) -> None:
+    llama(tmp_path)
+    model = tiny("llama")
+    with torch.no_grad():
+        model.get_parameter(name)[0, 0] += 1e-3
+    assert train(tmp_path, model, "on").cold.report.found == (12 if above else 0)
+
+
+def test_only_a_changed_row_passes(tmp_path: Path) -> None:
+    llama(tmp_path)
+    rows = rows_for(tiny("llama"))
+    rows[3]["input_ids"][2] = 5
+    changed = llama(tmp_path, rows=rows)
+    assert (changed.cold.report.rows, changed.cold.report.found) == (1, 11)
+    assert_same_training(changed, llama(tmp_path, "off", rows=rows))
+    for row in rows:
+        row["labels"] = row["input_ids"]  # which nothing below the boundary reads
+    assert llama(tmp_path, rows=rows).cold.report.rows == 0
+
+
+class Changing(list[Any]):
+    """Rows of which one becomes another after it has been read `times` times."""
+
+    def __init__(self, rows: Any, times: int) -> None:
+        super().__init__(rows)
+        self.left = times
+
+    def __getitem__(self, index: Any) -> Any:
+        row = super().__getitem__(index)
+        if index != 3:
+            return row
+        self.left -= 1
+        return row if self.left >= 0 else row | {"input_ids": row["input_ids"][::-1]}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_row_that_changes_while_training_ends_it(tmp_path: Path, workers: int) -> None:
+    rows = Changing(rows_for(tiny("llama")), times=1)
+    trainer = cold_trainer(tmp_path, tiny("llama"), "on", rows=rows, dataloader_num_workers=workers)
+    with pytest.raises(UserError, match=r"not the one that went through the cold pass: .* needs cold_store: off"):
+        trainer.train()
+    assert not trainer.cold.active
+    assert trainer.evaluate()["eval_loss"] > 0
+
+
+def test_the_same_bottom_is_found_again(tmp_path: Path) -> None:
+    model = tiny("llama")
+    assert llama(tmp_path, seed=1).cold.report.rows == 12
+    others = [
+        llama(tmp_path, seed=2, learning_rate=5e-5, per_device_train_batch_size=3),
+        llama(tmp_path, plan=bottom_plan(model, 2, Lora(r=2))),
+        llama(tmp_path, rows=rows_for(model)[5:], optim="sgd", gradient_accumulation_steps=2),
+    ]
+    for other in others:
+        assert other.cold.report.rows == 0
+        assert other.cold.report.found == len(other.train_dataset)
+        assert "0 of them passed" in other.cold.report.reason
+    assert llama(tmp_path, boundary=3).cold.report.found == 0
+    assert llama(tmp_path, bf16=True).cold.report.found == 0
+
+
+class ScaledGradient(torch.autograd.Function):
+    """The states as they are, and their gradient times `scale`."""
+
+    @staticmethod
+    def forward(context: Any, states: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        context.save_for_backward(scale)
+        return states.clone()
+
+    @staticmethod
+    def backward(context: Any, gradient: torch.Tensor) -> Any:
+        return gradient * context.saved_tensors[0], None
+
+
+def leaking(how: str) -> Any:
+    """A model whose third block reads what the first was given: past the boundary."""
+    model = tiny("llama")
+    first, third = model.model.layers[0], model.model.layers[2]
+    left: dict[str, torch.Tensor] = {}
+    first.register_forward_pre_hook(lambda _module, inputs: left.__setitem__("here", inputs[0]))
+    real = third.forward
+
+    def forward(hidden_states: torch.Tensor, *args: Any, **options: Any) -> Any:
+        read = left["here"] if how == "shape" else left["here"].abs().sum()
+        if how == "gradient":
+            return ScaledGradient.apply(real(hidden_states, *args, **options), read)
+        return real(hidden_states + read, *args, **options)
+
+    third.forward = forward
+    return model
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        ("value", "crosses the boundary: the loss"),
+        ("gradient", "crosses the boundary: the gradients"),
+        ("shape", "does not run without the blocks below"),
+    ],
+)
+def test_a_model_that_reads_past_its_boundary(tmp_path: Path, how: str, reason: str, batch: int) -> None:
+    options: dict[str, Any] = {"per_device_train_batch_size": batch, "only_what_is_read": False}
+    with_it, without = (train(tmp_path, leaking(how), store, **options) for store in ("on", "off"))
+    assert not with_it.cold.report.used
+    assert reason in with_it.cold.report.reason
+    assert losses(with_it) == losses(without)
+    assert all(p.device.type == "cpu" and p.abs().sum() > 0 for p in with_it.model.model.layers[0].parameters())

@@ -1,0 +1,53 @@
+"""Training from the cold store is the same training, on every architecture, or it is refused with a reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from architectures import ARCHITECTURES, tiny
+from cold_cases import assert_same_training, losses, streaming_trainer, trained
+
+LONG = (
+    "llama",
+    "gemma2",
+    "mistral",
+    "qwen3",
+    "gpt2",
+    "gptj",
+    "gpt_neox",
+    "mixtral",
+    "bert",
+    "deberta-v2",
+    "modernbert",
+    "t5",
+)
+SHORT = [name for name in ARCHITECTURES if name not in LONG]
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("name", LONG)
+def test_fifty_steps_are_the_same(tmp_path: Path, name: str, bf16: bool) -> None:
+    options: dict[str, Any] = {"max_steps": 50, "bf16": bf16}
+    with_it, without = (trained(tmp_path, name, store, **options) for store in ("on", "off"))
+    assert len(losses(with_it)) == 50
+    assert_same_training(with_it, without, bf16)
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_same_training(tmp_path: Path, name: str) -> None:
+    bf16 = SHORT.index(name) % 3 == 0
+    with_it, without = (trained(tmp_path, name, store, bf16=bf16) for store in ("on", "off"))
+    assert_same_training(with_it, without, bf16)
+
+
+@pytest.mark.parametrize("name", ["llama", "mixtral", "gpt2", "bert", "t5", "gpt_neox", "deberta-v2"])
+def test_streaming_is_the_same_training(tmp_path: Path, name: str) -> None:
+    without = trained(tmp_path, name, "off", boundary=3)
+    streaming = streaming_trainer(tmp_path, tiny(name), 3)
+    streaming.train()
+    assert losses(streaming) == pytest.approx(losses(without), abs=1e-4)
+    assert streaming.applied.base == without.applied.base
+    assert streaming.evaluate()["eval_loss"] == pytest.approx(without.evaluate()["eval_loss"], abs=1e-4)

@@ -1,0 +1,206 @@
+"""Runs that train from the cold store, and runs whose model is never whole in memory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from frostline.core.errors import UserError
+from frostline.engine import Trainer, load, merge, read_card
+from frostline.plan import FixedSchedule
+from frostline.records import RunRecord, read_record
+from frostline.run import RunConfig, read_config, train
+from tiny_files import WORDS, write_model, write_task
+
+STREAMED = {
+    "llama": ("lines", "bot50"),
+    "llama-classifier": ("moods", "bot75"),
+    "gpt2": ("pairs", "bot75"),
+    "gpt_neox": ("lines", "bot75"),
+    "mixtral": ("lines", "bot75"),
+    "bert": ("moods", "bot50"),
+    "t5": ("pairs", "bot50"),
+    "t5-decoder": ("pairs", "bot75"),
+}
+
+
+def task(folder: Path, kind: str) -> str:
+    """A file of one kind of rows: with labels, as text alone, or as prompt and completion."""
+    if kind == "moods":
+        return str(write_task(folder / "moods"))
+    texts = [f"the {WORDS[i % 2]} {WORDS[4 + i // 2 % 2]} is w{i} a w{i // 3}" for i in range(20)]
+    rows = [{"text": t} if kind == "lines" else {"prompt": t[:12], "completion": t[12:]} for t in texts]
+    path = folder / f"{kind}.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def config(folder: Path, *overrides: str, kind: str = "moods", model: str = "llama", out: str = "run") -> RunConfig:
+    base = folder / f"base-{model}"
+    if not base.exists():
+        write_model(base, model)
+    defaults = ["epochs=3", "batch_size=4", "max_length=24", "precision=float32", "learning_rate=1e-2", "log_every=1"]
+    options = {"model": str(base), "task": task(folder, kind), "out": str(folder / out)}
+    return read_config(None, [*defaults, *overrides], **options)
+
+
+def delta(run: RunConfig) -> dict[str, torch.Tensor]:
+    return load_file(run.folder / "delta.safetensors")
+
+
+def assumes(record: RunRecord) -> tuple[bool, float]:
+    assumed = record.predicted["assumes"]
+    return assumed["cold_store"], assumed["stored_share"]
+
+
+def test_a_run_fills_the_store_and_the_next_one_finds_it(tmp_path: Path) -> None:
+    off = train(config(tmp_path, "cold_store=off", out="off"))
+    assert off.measured is not None
+    assert (off.measured.cold_pass_seconds, off.measured.cold_pass_peak_memory_bytes) == (0.0, None)
+    assert not any("cold" in notice for notice in off.notices) and assumes(off) == (False, 0.0)
+
+    first = train(config(tmp_path, out="first"))
+    assert first.measured is not None
+    assert 0 < first.measured.cold_pass_seconds < first.measured.train_seconds
+    assert first.measured.cold_pass_peak_memory_bytes is not None
+    expected, done = first.notices[-2:]
+    assert expected.startswith("cold store: 3 epochs, ") and "break-even at 1.01: it saves" in expected
+    assert done.startswith("cold store on: 16 rows, 16 of them passed the frozen bottom now, ")
+    assert assumes(first) == (True, 0.0)
+    assert first.predicted["run_flops_ratio"] < off.predicted["run_flops_ratio"]
+    assert first.metrics is not None and off.metrics is not None
+    assert first.metrics.before == off.metrics.before
+    assert first.metrics.after == pytest.approx(off.metrics.after, abs=1e-4)
+    theirs = delta(config(tmp_path, out="first"))
+    assert all(torch.allclose(t, theirs[n], atol=1e-5) for n, t in delta(config(tmp_path, out="off")).items())
+
+    second = train(config(tmp_path, "learning_rate=1e-3", "seed=7", "steps=3", out="second"))
+    assert "16 rows, 0 of them passed" in second.notices[-1]
+    assert assumes(second) == (True, 1.0)
+
+
+def test_one_epoch_does_not_pay_and_says_so(tmp_path: Path) -> None:
+    record = train(config(tmp_path, "epochs=1"))
+    assert "no cold store: 1 epoch, " in record.notices[-1] and "it saves nothing at one epoch" in record.notices[-1]
+    assert assumes(record) == (False, 0.0)
+    everything = train(config(tmp_path, "strategy=all", out="all"))
+    assert everything.notices[-1] == "no cold store: nothing is frozen below the lowest trained block"
+
+
+def test_a_store_that_would_change_training_is_off_and_not_predicted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("frostline.engine._cold.mismatch", lambda *_: "the loss differs")
+    record = train(config(tmp_path))
+    assert record.notices[-1] == "cold store off, because the loss differs"
+    assert assumes(record) == (False, 0.0)
+    assert record.measured is not None and record.measured.cold_pass_seconds > 0
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_killed_run_resumes_from_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streaming: bool) -> None:
+    settings = ["save_every=3", f"streaming={streaming}"]
+    whole = config(tmp_path, *settings, out="whole")
+    train(whole)
+    killed = config(tmp_path, *settings, out="killed")
+
+    def until_step_five(self: Any, step: int) -> None:
+        if step == 5:
+            raise KeyboardInterrupt
+        begin(self, step)
+
+    begin = Trainer._begin_step
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Trainer, "_begin_step", until_step_five)
+        train(killed)
+    record = train(killed, resume=True)
+    assert record.measured is not None and record.measured.resumed_at_step == 3
+    assert " 0 of them passed" in record.notices[-1]
+    got = delta(killed)
+    assert all(torch.equal(tensor, got[name]) for name, tensor in delta(whole).items())
+
+
+@pytest.mark.parametrize("case", STREAMED)
+def test_a_streaming_run_is_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
+    name = case.partition("-")[0]
+    kind, strategy = STREAMED[case]
+    settings = [f"strategy={strategy}", "generate_rows=0"]
+    plain = config(tmp_path, *settings, kind=kind, model=name, out="plain")
+    ordinary = train(plain)
+
+    parts: list[set[str]] = []
+    whole = {name for name, _ in load(plain.folder).named_parameters()}
+    monkeypatch.setattr("frostline.engine._models.load_part", _noting(parts))
+    streamed = config(tmp_path, *settings, "streaming=true", kind=kind, model=name, out="streamed")
+    record = train(streamed)
+    monkeypatch.undo()
+    assert parts and all(part < whole for part in parts)
+
+    assert ordinary.metrics is not None and record.metrics is not None
+    assert record.metrics.before == pytest.approx(ordinary.metrics.before, abs=1e-4)
+    assert record.metrics.after == pytest.approx(ordinary.metrics.after, abs=1e-4)
+    assert assumes(record)[0]
+    card, other = read_card(streamed.folder), read_card(plain.folder)
+    assert (card.base_tensors, card.base_fingerprint) == (other.base_tensors, other.base_fingerprint)
+    model, same = load(streamed.folder), load(plain.folder)
+    for path, tensor in same.named_parameters():
+        assert torch.allclose(model.get_parameter(path), tensor, atol=1e-5), path
+    merged = [
+        load_file(merge(run.folder, tmp_path / f"{run.folder.name}-merged") / "model.safetensors")
+        for run in (plain, streamed)
+    ]
+    assert merged[0].keys() == merged[1].keys()
+    assert all(torch.allclose(tensor, merged[1][key], atol=1e-5) for key, tensor in merged[0].items())
+
+
+def _noting(parts: list[set[str]]) -> Any:
+    from frostline.engine._models import load_part
+
+    def noted(*given: Any) -> Any:
+        part = load_part(*given)
+        parts.append({name for name, tensor in part.named_parameters() if not tensor.is_meta})
+        return part
+
+    return noted
+
+
+def test_a_streaming_run_writes_no_text(tmp_path: Path) -> None:
+    record = train(config(tmp_path, "streaming=true", "max_new_tokens=4", kind="pairs"))
+    assert any(notice.startswith("streaming: no text is generated") for notice in record.notices)
+    assert record.metrics is not None and set(record.metrics.after) == {"loss", "perplexity"}
+
+
+def test_what_is_refused_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(reason: str, *settings: str) -> None:
+        with pytest.raises(UserError, match=reason) as caught:
+            train(config(tmp_path, *settings))
+        assert "\n" not in str(caught.value)
+
+    refused("strategy 'all' freezes nothing below the lowest trained block", "streaming=true", "strategy=all")
+    refused("leave cold_store: off out", "streaming=true", "cold_store=off")
+    refused("cold_store: on, but nothing is frozen below", "cold_store=on", "strategy=all")
+    refused("raise cold_store_limit", "cold_store_limit=10B")
+    refused("cold_store_limit '20 apples': a size is a number and a unit", "cold_store_limit=20 apples")
+    monkeypatch.setattr(FixedSchedule, "observes", frozenset({"gradient"}))
+    refused("strategy 'bot50' changes its plan while it trains", "streaming=true")
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_yaml_makes_of_on_and_off(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("model: m\ntask: t\ncold_store: off\ncold_store_limit: 1000\n")
+    read = read_config(tmp_path / "run.yaml")
+    assert (read.cold_store, read.cold_store_bytes) == ("off", 1000)
+    read = read_config(tmp_path / "run.yaml", ["cold_store=on", "cold_store_limit=2 GB"])
+    assert (read.cold_store, read.cold_store_bytes) == ("on", 2_000_000_000)
+    with pytest.raises(UserError, match="cold_store"):
+        read_config(tmp_path / "run.yaml", ["cold_store=sometimes"])
+
+
+def test_the_record_of_a_run_is_read_back(tmp_path: Path) -> None:
+    wanted = config(tmp_path, "cold_store=on")
+    assert train(wanted) == read_record(wanted.folder)
