@@ -385,7 +385,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=2, help="measured steps of a round")
-    parser.add_argument("--rows", type=int, default=256)
+    parser.add_argument("--rows", type=int, default=1024)
     parser.add_argument("--memory", action="store_true", help="also peak memory, each contender in a fresh process")
     parser.add_argument("--memory-of", choices=CONTENDERS, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=Path("runs/bench-frozen-bottom.json"))

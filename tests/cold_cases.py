@@ -120,7 +120,7 @@ def trained(folder: Path, name: str, store: str, boundary: int = 2, top: Any = N
     return train(folder, model, store, plan=bottom_plan(model, boundary, top), **options)
 
 
-def streaming_trainer(folder: Path, model: Any, boundary: int, **options: Any) -> Trainer:
+def streaming_trainer(folder: Path, model: Any, boundary: int, collator: Any = collate, **options: Any) -> Trainer:
     """A trainer as `cold_trainer`'s, of a checkpoint whose bottom is read block by block."""
     place = str(folder / "base")
     model.save_pretrained(place)
@@ -132,7 +132,7 @@ def streaming_trainer(folder: Path, model: Any, boundary: int, **options: Any) -
         plan=bottom_plan(model, boundary),
         train_dataset=rows_for(model),
         eval_dataset=rows_for(model, 5, seed=2),
-        data_collator=collate,
+        data_collator=collator,
         load_bottom=load,
     )
 

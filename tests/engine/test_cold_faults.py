@@ -28,6 +28,11 @@ from frostline.plan import Lora
 TESTS = Path(__file__).resolve().parents[1]
 
 
+@pytest.fixture(autouse=True)
+def cache_here(tmp_path: Path, own_cache: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FROSTLINE_CACHE", str(tmp_path / "cache"))
+
+
 def llama(folder: Path, store: str = "on", **options: Any) -> Trainer:
     return train(folder, tiny("llama"), store, **options)
 
@@ -52,7 +57,7 @@ SLOW = """
     from cold_cases import cold_trainer, losses
 
     torch.set_num_threads(1)
-    cold_pass.SHARD_BYTES, cold_pass.BATCH_TOKENS = 1, 1
+    cold_pass.SHARD_BYTES, cold_pass.BATCH_TOKENS = 1, {"cpu": 1}
     folder, seconds = Path(sys.argv[1]), float(sys.argv[2])
     trainer = cold_trainer(folder, tiny("llama"), "on")
     trainer.cold.progress = lambda done, rows: time.sleep(seconds)
@@ -154,7 +159,7 @@ def test_a_damaged_shard_is_made_anew(tmp_path: Path, damage: str, caplog: pytes
 
 def test_one_damaged_shard_among_sound_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("frostline.bottom._cold_pass.SHARD_BYTES", 1)
-    monkeypatch.setattr("frostline.bottom._cold_pass.BATCH_TOKENS", 18)
+    monkeypatch.setattr("frostline.bottom._cold_pass.BATCH_TOKENS", {"cpu": 18})
     before = llama(tmp_path)
     found = stored(tmp_path)
     assert len(found) > 3

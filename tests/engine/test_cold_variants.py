@@ -25,9 +25,11 @@ from cold_cases import (
     collate_on_the_left,
     losses,
     rows_for,
+    streaming_trainer,
     train,
     trained,
 )
+from frostline.core.cache import default_root
 from frostline.core.errors import UserError
 from frostline.engine import Trainer, load_delta, trained_tensors
 from frostline.plan import Frozen, Lora
@@ -95,6 +97,17 @@ def test_positions_that_count_padding_are_refused(tmp_path: Path, name: str, ord
     assert not with_it.cold.report.used
     assert "padding" in with_it.cold.report.reason
     assert losses(with_it) == losses(without)
+
+
+def test_what_is_refused_for_its_padding_leaves_no_states_behind(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"streaming needs the cold store, but what .* padding .*: take streaming: false$"
+    ):
+        streaming_trainer(tmp_path, tiny("gpt2"), 2, collator=collate_on_the_left).train()
+    train(tmp_path, tiny("gpt2"), "on", collator=collate_on_the_left)
+    assert not list(default_root().rglob("*.safetensors"))
+    on_the_right = both(tmp_path, lambda: tiny("gpt2"))
+    assert_same_training(*on_the_right)
 
 
 def test_such_positions_are_no_hindrance_where_nothing_is_padded(tmp_path: Path) -> None:
@@ -334,7 +347,7 @@ def test_refused_where_it_cannot_be_right(tmp_path: Path, options: dict[str, Any
     assert len(losses(trainer)) == 9
     with pytest.raises(UserError, match=f"cold_store: on, but .*{reason}.*: take auto or off$"):
         train(tmp_path, tiny("llama"), "on", **options)
-    assert not list(tmp_path.rglob("*.safetensors"))
+    assert not list(default_root().rglob("*"))
 
 
 def test_a_schedule_that_may_thaw_is_refused(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from frostline.bottom._cold_pass import Passage, cold_pass
 from frostline.bottom._cut import CannotCut, Cut, find_cut
 from frostline.bottom._feed import COLD_ROWS, ColdCollator, ColdRows, ReadAhead, cold_rows, rows_of
 from frostline.bottom._identity import hashes_of, identity, names_below, tensor_hash
-from frostline.bottom._rows import AlteredRow, find_spans, row_key, row_length
+from frostline.bottom._rows import AlteredRow, cut_out, find_spans, row_key, row_length
 from frostline.bottom._shards import Stream, row_bytes
 from frostline.bottom._standins import StandIns
 from frostline.bottom._store import ColdStore, check_room
@@ -33,6 +33,7 @@ __all__ = [
     "cold_rows",
     "come_back",
     "crossing",
+    "cut_out",
     "default_root",
     "find_cut",
     "find_spans",

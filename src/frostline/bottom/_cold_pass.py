@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from frostline.bottom._capture import capture
-from frostline.bottom._rows import Features, cut_out, find_spans, row_length
+from frostline.bottom._rows import Features, cut_out, find_spans, row_length, trimmed
 from frostline.bottom._store import ColdStore
 
-BATCH_TOKENS = 4096
+BATCH_TOKENS = {"cpu": 1024, "accelerator": 16384}
 SHARD_BYTES = 64 * 2**20
 SHARD_SECONDS = 30.0
 
@@ -66,6 +66,8 @@ def cold_pass(
         features = [rows[key] for key in keys]
         batch = passage.batch(features)
         spans = {stream: find_spans(batch, features, name) for stream, name in passage.names.items()}
+        for stream, name in passage.names.items():
+            batch = trimmed(batch, spans[stream], name)
         if feed is not None:
             feed(keys, batch)
         with passage.context():
@@ -87,11 +89,12 @@ def cold_pass(
 
 
 def _batches(rows: Mapping[str, Features], passage: Passage) -> Iterator[list[str]]:
-    """Keys in batches of about `BATCH_TOKENS` padded tokens, the longest rows first."""
+    """Keys in batches of at most `BATCH_TOKENS` padded tokens (or one row), the longest rows first."""
+    most = BATCH_TOKENS["cpu" if passage.device.type == "cpu" else "accelerator"]
     lengths = {key: passage.length(features) for key, features in rows.items()}
     batch: list[str] = []
     for key in sorted(rows, key=lambda key: lengths[key], reverse=True):
-        if batch and (len(batch) + 1) * lengths[batch[0]] > BATCH_TOKENS:
+        if batch and (len(batch) + 1) * lengths[batch[0]] > most:
             yield batch
             batch = []
         batch.append(key)

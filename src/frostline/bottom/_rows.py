@@ -75,6 +75,17 @@ def find_spans(batch: Mapping[str, Any], rows: Sequence[Features], name: str) ->
     return torch.tensor(spans, dtype=torch.long).reshape(-1, 3)
 
 
+def trimmed(batch: Mapping[str, Any], spans: Tensor, name: str) -> dict[str, Any]:
+    """`batch` without the columns after the last token of any row, in the feature `name` and all that go with it."""
+    shape, end = batch[name].shape, int((spans[:, 1] + spans[:, 2]).max())
+    along = {
+        key: value[:, :end]
+        for key, value in batch.items()
+        if isinstance(value, Tensor) and value.shape == shape and (key == "labels") == (name == "labels")
+    }
+    return {**batch, **along}
+
+
 def packed_starts(batch: Mapping[str, Any]) -> list[int] | None:
     """Where the rows of a packed batch begin: where its positions [1, T] are 0. None for a batch of padded rows."""
     positions = batch.get("position_ids")

@@ -9,7 +9,8 @@ that a pass that is killed goes on at the block where it stopped.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,6 +52,16 @@ class Streaming:
         for held in (*self.anatomy.embeddings, *below, *self.anatomy.final_norm):
             if held.name not in self.hashes:  # in memory all the time
                 self.hashes[held.name] = tensor_hash(self.model.get_parameter(held.name))
+
+    @contextmanager
+    def first_block(self) -> Iterator[str]:
+        """Inside, the embeddings and block 0, whose name is given, are in memory."""
+        names = self._names(0)
+        put_tensors(self.model, self.load(names))
+        try:
+            yield self.anatomy.blocks[0].name
+        finally:
+            drop_tensors(self.model, names)
 
     def cold_pass(
         self,

@@ -5,6 +5,7 @@ Exit status: 0 done, 2 the user's input is wrong, 1 anything else.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -27,6 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (that of the process by default) and give the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     _end_as_if_interrupted_by(signal.SIGTERM)
+    # PEFT imports bitsandbytes where it is installed, which warns of a kernel that is not used here.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         if LIFELINE in os.environ:
             from frostline.study import lifeline

@@ -47,7 +47,7 @@ from frostline.bottom import (
 from frostline.core.errors import UserError
 from frostline.cost import Workload
 from frostline.cost._cold_store import cold_store_estimate
-from frostline.engine._cold_check import mismatch
+from frostline.engine._cold_check import mismatch, padding_matters
 from frostline.plan import FixedSchedule, Plan
 
 Mode = Literal["auto", "on", "off"]
@@ -147,7 +147,8 @@ class ColdBottom:
             yield
         except (Declined, CannotCut, AlteredRow) as error:
             self._work = None
-            self.report = replace(self.report, used=False, reason=str(error))
+            off = "off, because " if isinstance(error, Mismatch) else ""
+            self.report = replace(self.report, used=False, reason=f"{off}{error}")
             if self.streaming is not None:
                 raise UserError(f"streaming needs the cold store, but {error}: take streaming: false") from None
             if self.mode == "on" and not isinstance(error, Mismatch):
@@ -250,13 +251,16 @@ class ColdBottom:
 
     def _take_over(self, work: _Work) -> None:
         rows, store = work.rows, work.store
+        witnesses = self._witnesses(rows, work.passage)
+        with self._bottom_or_first_block(work.cut) as places:
+            if (why := padding_matters(self.trainer.model, places, work.passage, witnesses)) is not None:
+                raise Mismatch(why)
         passed = self._pass(store, work.cut, rows)
         self._keys = set(rows)
         if self.streaming is None:
-            witnesses = self._witnesses(rows, work.passage)
             found = mismatch(self.trainer, work.cut, work.passage, store, witnesses)
             if found is not None:
-                raise Mismatch(f"off, because {found}")
+                raise Mismatch(found)
         self._activate(store)
         self.report = replace(
             self.report,
@@ -269,6 +273,15 @@ class ColdBottom:
         """Some rows by key: the longest, the shortest and two others."""
         by_length = sorted(rows, key=lambda key: passage.length(rows[key]))
         return {key: rows[key] for key in (by_length[-1], by_length[0], *list(rows)[:2])}
+
+    @contextmanager
+    def _bottom_or_first_block(self, cut: Cut) -> Iterator[Mapping[str, str]]:
+        """Inside, as much of the bottom is in memory as can be: stream -> its last block."""
+        if self.streaming is None:
+            yield crossing(cut)
+        else:
+            with self.streaming.first_block() as block:
+                yield {cut.streams[0]: block}
 
     def _boundary(self) -> int:
         trainer = self.trainer

@@ -3,13 +3,14 @@
 Compared twice. First the model's own boundary states are given back to the model with its bottom replaced: the
 same operations on the same numbers, so any difference is something else that crosses the boundary (a router loss,
 a position bias). Then the stored states take their place, which differ by their rounding alone. In between another
-row passes the bottom, so that a block above cannot read what one below left of the batch, and what the row has
-beside it in a batch is seen to change nothing.
+row passes the bottom, so that a block above cannot read what one below left of the batch.
+
+Before the first row passes at all: what an example's states are must not hang on the padding beside it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from frostline.bottom import (
     capture,
     cold_rows,
     crossing,
+    cut_out,
     find_spans,
     observe,
 )
@@ -33,6 +35,36 @@ LOSS_BOUND = {torch.float32: 1e-4}
 ROUNDED_LOSS = 2e-2
 GRADIENT_BOUND = {torch.float32: 1e-3}
 ROUNDED_GRADIENT = 0.1
+
+
+def padding_matters(model: Any, places: Mapping[str, str], passage: Passage, rows: Mapping[str, Any]) -> str | None:
+    """Whether an example has other states beside padding than alone, said in one line; None when it has the same.
+
+    `rows` (key -> features) are the longest, the shortest and maybe others, `places` the blocks (stream -> block)
+    whose states are compared. The training mode is left as it was.
+    """
+    training = model.training
+    longest, shortest = [*rows.values(), *rows.values()][:2]
+    alone = _own_states(model, places, passage, [shortest])[0]
+    beside = _own_states(model, places, passage, [longest, shortest])[1]
+    model.train(training)
+    for stream, states in alone.items():
+        bound = GRADIENT_BOUND.get(passage.dtypes[stream], ROUNDED_GRADIENT)
+        if not (states - beside[stream]).norm() <= bound * states.norm():
+            return "what the blocks below the boundary make of an example changes with the padding beside it"
+    return None
+
+
+def _own_states(
+    model: Any, places: Mapping[str, str], passage: Passage, rows: Sequence[Any]
+) -> list[dict[str, Tensor]]:
+    """Per row of a batch its own states [n, d] at `places`, by stream, as the model computes them."""
+    batch = passage.batch(rows)
+    model.eval()
+    with passage.context():
+        states = capture(model, places, batch)
+    parts = {s: cut_out(hidden.float(), find_spans(batch, rows, passage.names[s])) for s, hidden in states.items()}
+    return [{stream: own[i] for stream, own in parts.items()} for i in range(len(rows))]
 
 
 def mismatch(trainer: Any, cut: Cut, passage: Passage, store: ColdStore, rows: Mapping[str, Any]) -> str | None:
@@ -50,9 +82,7 @@ def mismatch(trainer: Any, cut: Cut, passage: Passage, store: ColdStore, rows: M
     try:
         with observe(model, crossing(cut)) as own_states:
             own = _loss_and_gradients(trainer, passage, batch)
-        shortest = list(rows)[:2][-1]
-        if not _same_alone(model, cut, passage, rows[shortest], store.read(shortest)):
-            return "what the blocks below the boundary make of an example changes with the padding beside it"
+        _own_states(model, crossing(cut), passage, list(rows.values())[:2][-1:])
         stored = reader.read(cold_rows(keys, batch, features, passage.names))
         standins = StandIns(model, cut)
         try:
@@ -73,25 +103,6 @@ def mismatch(trainer: Any, cut: Cut, passage: Passage, store: ColdStore, rows: M
     finally:
         reader.close()
         model.train(training)
-
-
-def _same_alone(model: Any, cut: Cut, passage: Passage, features: Any, stored: Mapping[str, Tensor]) -> bool:
-    """Whether `features`, alone in a batch and so without padding, have the `stored` states [n, d] per stream.
-
-    They had padding beside them in the cold pass or have it among the other rows that are compared.
-    """
-    batch = passage.batch([features])
-    model.eval()
-    with passage.context():
-        states = capture(model, crossing(cut), batch)
-    for stream, name in passage.names.items():
-        ((line, start, length),) = find_spans(batch, [features], name).tolist()
-        alone = states[stream][line, start : start + length].float().cpu()
-        kept = stored[stream].float()
-        bound = GRADIENT_BOUND.get(stored[stream].dtype, ROUNDED_GRADIENT)
-        if not (alone - kept).norm() <= bound * kept.norm():
-            return False
-    return True
 
 
 Step = tuple[float, list[Tensor | None]]

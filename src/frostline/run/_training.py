@@ -140,7 +140,7 @@ def _check_folder(folder: Path, config: RunConfig, resume: bool) -> str | None:
         raise UserError(f"the run in {folder} is finished: there is nothing to resume")
     wanted = config.model_dump(mode="json")
     for key in wanted:
-        if key not in ("out", "threads") and record.config.get(key) != wanted[key]:
+        if key not in ("out", "threads", "cold_store_limit") and record.config.get(key) != wanted[key]:
             raise UserError(f"cannot resume {folder}: {key} was {record.config.get(key)!r}, now {wanted[key]!r}")
     last: str | None = get_last_checkpoint(str(folder))
     return last
