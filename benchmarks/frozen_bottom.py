@@ -21,12 +21,14 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
+import logging
 import os
 import platform
 import statistics
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -77,8 +79,8 @@ SETTINGS = {
     "base16-webnlg-bot50": Setting("frostline/base16", "webnlg", "bot50", 16),
     "base16-webnlg-bot75": Setting("frostline/base16", "webnlg", "bot75", 16),
     "base16-webnlg-bot75-unpadded": Setting("frostline/base16", "webnlg", "bot75", 16, padded=False),
-    "decoder32k-bot50": Setting("random", "quarter", "bot50", 8),
-    "decoder32k-bot75": Setting("random", "quarter", "bot75", 8),
+    "decoder32k-bot50": Setting("random", "quarter", "bot50", 16),
+    "decoder32k-bot75": Setting("random", "quarter", "bot75", 16),
 }
 
 
@@ -361,7 +363,7 @@ def show(results: list[dict[str, Any]], console: Console) -> None:
     for epochs in EPOCHS:
         table.add_column(f"run {epochs} / all")
     table.add_column("run 3 / plain")
-    table.add_column("peak MB")
+    table.add_column("peak MiB")
     for result in results:
         for name in CONTENDERS:
             low, middle, high = quartiles(ratios(result, name, "all"))
@@ -385,13 +387,15 @@ def main() -> None:
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=2, help="measured steps of a round")
-    parser.add_argument("--rows", type=int, default=1024)
+    parser.add_argument("--rows", type=int, default=512)
     parser.add_argument("--memory", action="store_true", help="also peak memory, each contender in a fresh process")
     parser.add_argument("--memory-of", choices=CONTENDERS, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=Path("runs/bench-frozen-bottom.json"))
     options = parser.parse_args()
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
     chosen = options.settings or list(SETTINGS)
     if options.memory_of:
         return print_peak_memory(SETTINGS[chosen[0]], options.memory_of, options.precision, options.rows)
@@ -405,8 +409,8 @@ def main() -> None:
             console.print(f"left out: {name}: {error}")
             continue
         if options.memory:
-            kinds = {kind: peak_memory(name, kind, options.precision, options.rows) for kind in CONTENDERS}
-            result["peak_memory"] = kinds
+            few = 2 * SETTINGS[name].batch
+            result["peak_memory"] = {kind: peak_memory(name, kind, options.precision, few) for kind in CONTENDERS}
         results.append({"name": name, **result})
         document = {
             "versions": versions(),
