@@ -28,7 +28,7 @@ check: install
 	$(BIN)/python -m pytest --quiet --numprocesses 2
 
 bench: install
-	$(BIN)/python benchmarks/steps.py
+	$(BIN)/python benchmarks/frozen_bottom.py --memory
 
 format: install
 	$(BIN)/ruff check --fix .
