@@ -90,7 +90,7 @@ def test_one_epoch_does_not_pay_and_says_so(tmp_path: Path) -> None:
     assert "no cold store: 1 epoch, " in record.notices[-1] and "it saves nothing at one epoch" in record.notices[-1]
     assert assumes(record) == (False, 0.0)
     everything = train(config(tmp_path, "strategy=all", out="all"))
-    assert everything.notices[-1] == "no cold store: nothing is frozen below the lowest trained block"
+    assert not any("cold store" in notice for notice in everything.notices)  # nobody would expect one
 
 
 def test_a_store_that_would_change_training_is_off_and_not_predicted(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from frostline.core.sizes import size_text
+
 MISSING = "–"
 
 
@@ -23,13 +25,7 @@ def short_count_text(count: float | None) -> str:
 
 def bytes_text(count: float | None) -> str:
     """Bytes in three figures and a binary unit: 512 B, 12.3 MiB, 1.5 GiB."""
-    if count is None:
-        return MISSING
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1024
-    return f"{count:.3g} GiB" if count < 1000 else f"{count:,.0f} GiB"
+    return MISSING if count is None else size_text(count)
 
 
 def seconds_text(seconds: float | None) -> str:
