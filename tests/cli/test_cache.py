@@ -19,6 +19,7 @@ from frostline.bottom import ColdStore, Stream
 from frostline.cli.main import main
 from frostline.core import cache
 
+STREAMS = {"hidden": Stream(8, torch.float32)}
 DAY = 86400.0
 
 
@@ -40,8 +41,7 @@ def stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[ColdStore]:
     monkeypatch.setenv("FROSTLINE_CACHE", str(tmp_path))
     made = []
     for number, age in enumerate((1, 20, 40)):
-        identity = {"model": f"model-{number}", "boundary": number}
-        store = ColdStore.open(tmp_path, identity, {"hidden": Stream(8, torch.float32)})
+        store = ColdStore.open(tmp_path, {"boundary": number}, STREAMS, label=f"model-{number}")
         store.write({f"{number}{row}": {"hidden": torch.ones(30, 8)} for row in range(number + 1)})
         os.utime(store.folder / cache.IDENTITY, (time.time() - age * DAY,) * 2)
         made.append(store)
@@ -67,7 +67,7 @@ def test_list_shows_the_one_used_last_first(stores: list[ColdStore]) -> None:
 
 
 def test_opening_a_store_is_using_it(stores: list[ColdStore], tmp_path: Path) -> None:
-    ColdStore.open(tmp_path, {"model": "model-2", "boundary": 2}, {"hidden": Stream(8, torch.float32)})
+    ColdStore.open(tmp_path, {"boundary": 2}, STREAMS, label="the same by another name")
     assert [entry["identity"]["boundary"] for entry in document("list")["stores"]] == [2, 0, 1]
 
 

@@ -66,7 +66,6 @@ def identity(
     config = {key: value for key, value in model.config.to_dict().items() if key not in _BESIDE}
     digest = hashlib.sha256("".join(f"{name} {hashes[name]}\n" for name in sorted(hashes)).encode())
     return {
-        "model": str(getattr(model.config, "_name_or_path", "")).rpartition("/")[2],
         "boundary": cut.boundary,
         "weights": digest.hexdigest(),
         "trunk": type(model.base_model).__name__,
@@ -75,6 +74,7 @@ def identity(
         "inputs": sorted(inputs),
         "autocast": None if autocast is None else str(autocast).removeprefix("torch."),
         "device": device,
+        "float32_products": torch.get_float32_matmul_precision(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }

@@ -28,11 +28,12 @@ class ColdStore:
     one store at once; each hands out only what it has itself verified, or written.
     """
 
-    def __init__(self, root: Path, identity: Mapping[str, Any], streams: Mapping[str, Stream]) -> None:
-        self._opened_with = (root, identity, streams)
+    def __init__(self, root: Path, identity: Mapping[str, Any], streams: Mapping[str, Stream], label: str = "") -> None:
+        self._opened_with = (root, identity, streams, label)
         self._streams = dict(streams)
         self._description = {
             "format": FORMAT,
+            cache.LABEL: label,
             "identity": dict(identity),
             "streams": {
                 name: {"width": stream.width, "dtype": str(stream.dtype).removeprefix("torch.")}
@@ -44,13 +45,14 @@ class ColdStore:
         self._places: dict[str, tuple[Shard, int]] = {}
 
     @classmethod
-    def open(cls, root: Path, identity: Mapping[str, Any], streams: Mapping[str, Stream]) -> ColdStore:
+    def open(cls, root: Path, identity: Mapping[str, Any], streams: Mapping[str, Stream], label: str = "") -> ColdStore:
         """The store below `root` of `identity` (a JSON value) and `streams`; its folder is made with its first rows.
+        `label` is for people to read: two stores that differ in it alone are one.
 
         Every shard is read once to verify it. One that is torn or altered is removed, with a warning in the log, and
         its rows are missing.
         """
-        store = cls(root, identity, streams)
+        store = cls(root, identity, streams, label)
         if store.folder.is_dir():
             cache.describe(store.folder, store._description)  # it is used now
         store.refresh()

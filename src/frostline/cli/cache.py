@@ -133,6 +133,7 @@ def _document(entry: cache.Entry) -> dict[str, Any]:
     return {
         "name": entry.name,
         "folder": str(entry.folder),
+        "model": entry.label,
         "identity": entry.identity,
         "rows": entry.rows,
         "bytes": entry.bytes,
@@ -150,7 +151,7 @@ def _view(root: Path, entries: Sequence[cache.Entry]) -> list[RenderableType]:
     for heading in ("boundary", "rows", "size", "last used"):
         table.add_column(heading, justify="right")
     for entry in entries:
-        model, boundary = (str(entry.identity.get(key, "")) for key in ("model", "boundary"))
+        boundary = str(entry.identity.get("boundary", ""))
         used = f"{datetime.fromtimestamp(entry.last_used):%Y-%m-%d %H:%M}"
-        table.add_row(entry.name, Text(model), boundary, f"{entry.rows:,}", size_text(entry.bytes), used)
+        table.add_row(entry.name, Text(entry.label), boundary, f"{entry.rows:,}", size_text(entry.bytes), used)
     return [table, f"{size_text(sum(entry.bytes for entry in entries))} in {root}"]

@@ -25,6 +25,8 @@ from typing import IO, Any
 from frostline.core.files import sha256, write_json
 
 IDENTITY = "identity.json"
+LABEL = "label"
+"""The entry of a description that is for people to read, and is no part of what the store is."""
 HEADER = "rows"
 """The entry of a shard's metadata that names its store, and its rows with their lengths."""
 SHARDS = "*.safetensors"
@@ -39,6 +41,7 @@ class Entry:
     """One cold store as it lies on disk. `rows` is what its shards say; their content has not been verified."""
 
     folder: Path
+    label: str
     identity: Mapping[str, Any]
     rows: int
     bytes: int
@@ -57,7 +60,8 @@ def default_root() -> Path:
 
 def store_folder(root: Path, description: Mapping[str, Any]) -> Path:
     """The folder of the store that `description`, a JSON value, describes in full."""
-    canonical = json.dumps(description, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    counts = {key: value for key, value in description.items() if key != LABEL}
+    canonical = json.dumps(counts, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return root / "cold" / hashlib.sha256(canonical.encode()).hexdigest()[:32]
 
 
@@ -185,12 +189,18 @@ def _held(file: IO[bytes]) -> Iterator[None]:
 
 
 def _entry(folder: Path) -> Entry:
-    description = _read(folder / IDENTITY)
-    identity = description.get("identity") if isinstance(description, dict) else None
+    read = _read(folder / IDENTITY)
+    description = read if isinstance(read, dict) else {}
+    identity = description.get("identity")
     keys = {key for shard in shards(folder) for key in _header(shard).get("keys", ())}
-    used = folder / IDENTITY if description is not None else folder
-    size = bytes_on_disk(folder)
-    return Entry(folder, identity if isinstance(identity, dict) else {}, len(keys), size, used.stat().st_mtime)
+    return Entry(
+        folder=folder,
+        label=str(description.get(LABEL, "")),
+        identity=identity if isinstance(identity, dict) else {},
+        rows=len(keys),
+        bytes=bytes_on_disk(folder),
+        last_used=(folder / IDENTITY if description else folder).stat().st_mtime,
+    )
 
 
 def _header(shard: Path) -> dict[str, Any]:

@@ -95,7 +95,8 @@ class ColdWork:
             autocast=self._autocast_dtype,
             device=trainer.args.device.type,
         )
-        return ColdStore.open(self.root, key, _streams(cut, self.passage_at(cut)))
+        name = str(getattr(trainer.model.config, "_name_or_path", "")).rstrip("/").rpartition("/")[2]
+        return ColdStore.open(self.root, key, _streams(cut, self.passage_at(cut)), label=name)
 
     def key(self, row: Mapping[str, Any]) -> str:
         return row_key(row, self.inputs)
