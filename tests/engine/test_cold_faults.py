@@ -118,11 +118,11 @@ def test_a_killed_streaming_pass_goes_on_at_its_block(tmp_path: Path) -> None:
 
     def stop(done: int, total: int) -> None:
         if done > 17:  # 12 rows and 5 to evaluate
-            raise KeyboardInterrupt
+            raise MemoryError  # unlike Ctrl-C, after which the rows that passed are still written
 
     killed = streaming_trainer(tmp_path, tiny("llama"), 3)
     killed.cold.progress = stop
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(MemoryError):
         killed.train()
     after = streaming_trainer(tmp_path, tiny("llama"), 3)
     after.cold.progress = lambda done, total: passages.append((done, total))
@@ -130,6 +130,17 @@ def test_a_killed_streaming_pass_goes_on_at_its_block(tmp_path: Path) -> None:
     assert passages[-1] == (34, 34)  # the first of three blocks was done
     assert losses(after) == pytest.approx(losses(llama(tmp_path, "off", boundary=3)), abs=1e-4)
     assert len(cache.store_folders(tmp_path / "cache")) == 1
+
+
+def test_an_interrupted_pass_loses_no_row(tmp_path: Path) -> None:
+    def interrupt(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    stopped = cold_trainer(tmp_path, tiny("llama"), "on")
+    stopped.cold.progress = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        stopped.train()
+    assert llama(tmp_path).cold.report.rows == 0  # all of them passed in the one batch that was interrupted
 
 
 @pytest.mark.parametrize("damage", ["a flipped byte", "truncated", "empty", "swapped"])

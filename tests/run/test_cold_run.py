@@ -208,3 +208,10 @@ def test_what_yaml_makes_of_on_and_off(tmp_path: Path) -> None:
 def test_the_record_of_a_run_is_read_back(tmp_path: Path) -> None:
     wanted = config(tmp_path, "cold_store=on")
     assert train(wanted) == read_record(wanted.folder)
+
+
+def test_a_run_says_what_runs_whole_and_why(tmp_path: Path) -> None:
+    record = train(config(tmp_path, "strategy=bot50", "epochs=1", model="deberta-v2"))
+    assert [notice for notice in record.notices if "the last block runs at every position: " in notice]
+    record = train(config(tmp_path, "strategy=bot50", "epochs=1", kind="lines", out="llama"))
+    assert not [notice for notice in record.notices if "at every position" in notice]

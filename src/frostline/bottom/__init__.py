@@ -4,7 +4,7 @@ from frostline.bottom._capture import capture, crossing, observe
 from frostline.bottom._cold_pass import Passage, cold_pass
 from frostline.bottom._cut import CannotCut, Cut, find_cut
 from frostline.bottom._feed import COLD_ROWS, ColdCollator, ColdRows, ReadAhead, cold_rows, rows_of
-from frostline.bottom._identity import hashes_of, identity, names_below, tensor_hash
+from frostline.bottom._identity import buffers_below, hashes_of, identity, names_below, tensor_hash
 from frostline.bottom._rows import AlteredRow, cut_out, find_spans, row_key, row_length
 from frostline.bottom._shards import Stream, row_bytes
 from frostline.bottom._standins import StandIns
@@ -27,6 +27,7 @@ __all__ = [
     "StandIns",
     "Stream",
     "Streaming",
+    "buffers_below",
     "capture",
     "check_room",
     "cold_pass",

@@ -17,7 +17,10 @@ from frostline.bottom._store import ColdStore
 
 BATCH_TOKENS = {"cpu": 1024, "accelerator": 16384}
 SHARD_BYTES = 64 * 2**20
-SHARD_SECONDS = 30.0
+SHARD_SECONDS = 10.0
+
+Feed = Callable[[Sequence[str], Mapping[str, Any]], None]
+"""Makes the states below ready for a batch: called with its rows' keys and the batch."""
 
 
 @dataclass(frozen=True)
@@ -51,41 +54,52 @@ def cold_pass(
     rows: Mapping[str, Features],
     store: ColdStore,
     *,
-    feed: Callable[[Sequence[str], Mapping[str, Any]], None] | None = None,
+    feed: Feed | None = None,
     progress: Callable[[int], None] = lambda rows: None,
 ) -> None:
     """Put the states of `rows` (key -> features) that leave the blocks in `places` into `store`.
 
     Rows go through in batches of similar length. Shards are written as they fill, so that a pass that is killed
-    goes on where it stopped. `feed` is called with a batch's keys before it runs (to replay what lies below
-    already), `progress` with the rows done so far. The model is left in eval mode.
+    goes on where it stopped; one that is interrupted loses nothing. `feed` is called with a batch's keys before it
+    runs (to replay what lies below already), `progress` with the rows done so far. The model is left in eval mode.
     """
     model.eval()
-    done, held, held_bytes, since = 0, {}, 0, time.monotonic()
-    for keys in _batches(rows, passage):
-        features = [rows[key] for key in keys]
-        batch = passage.batch(features)
-        spans = {stream: find_spans(batch, features, name) for stream, name in passage.names.items()}
-        for stream, name in passage.names.items():
-            batch = trimmed(batch, spans[stream], name)
-        if feed is not None:
-            feed(keys, batch)
-        with passage.context():
-            states = capture(model, places, batch)
-        parts = {
-            stream: cut_out(hidden.to("cpu", passage.dtypes[stream]), spans[stream])
-            for stream, hidden in states.items()
-        }
-        for position, key in enumerate(keys):
-            held[key] = {stream: own[position].clone() for stream, own in parts.items()}
-            held_bytes += sum(state.nbytes for state in held[key].values())
-        done += len(keys)
-        if held_bytes >= SHARD_BYTES or time.monotonic() - since > SHARD_SECONDS:
-            store.write(held)
-            held, held_bytes, since = {}, 0, time.monotonic()
-        progress(done)
-    if held:
+    held: dict[str, dict[str, Tensor]] = {}
+    done, since = 0, time.monotonic()
+    try:
+        for keys in _batches(rows, passage):
+            held |= _pass(model, places, passage, {key: rows[key] for key in keys}, feed)
+            done += len(keys)
+            size = sum(state.nbytes for states in held.values() for state in states.values())
+            if size >= SHARD_BYTES or time.monotonic() - since > SHARD_SECONDS:
+                store.write(held)
+                held, since = {}, time.monotonic()
+            progress(done)
+    except KeyboardInterrupt:
         store.write(held)
+        raise
+    store.write(held)
+
+
+def _pass(
+    model: nn.Module,
+    places: Mapping[str, str],
+    passage: Passage,
+    rows: Mapping[str, Features],
+    feed: Feed | None,
+) -> dict[str, dict[str, Tensor]]:
+    """The states of one batch's rows: key -> stream -> [n, d]."""
+    features = list(rows.values())
+    batch = passage.batch(features)
+    spans = {stream: find_spans(batch, features, name) for stream, name in passage.names.items()}
+    for stream, name in passage.names.items():
+        batch = trimmed(batch, spans[stream], name)
+    if feed is not None:
+        feed(list(rows), batch)
+    with passage.context():
+        states = capture(model, places, batch)
+    parts = {s: cut_out(hidden.to("cpu", passage.dtypes[s]), spans[s]) for s, hidden in states.items()}
+    return {key: {s: own[i].clone() for s, own in parts.items()} for i, key in enumerate(rows)}
 
 
 def _batches(rows: Mapping[str, Features], passage: Passage) -> Iterator[list[str]]:

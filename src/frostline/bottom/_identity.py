@@ -11,7 +11,7 @@ import transformers
 from torch import Tensor, nn
 
 from frostline.anatomy import Anatomy
-from frostline.bottom._cut import Cut
+from frostline.bottom._cut import CannotCut, Cut
 
 # What a config says of where it came from and of the head, but not of what the bottom computes.
 _BESIDE = (
@@ -44,9 +44,22 @@ def names_below(anatomy: Anatomy, cut: Cut) -> tuple[str, ...]:
     return tuple(tensor.name for tensor in tensors)
 
 
+def buffers_below(model: nn.Module, anatomy: Anatomy, cut: Cut) -> dict[str, str]:
+    """Name -> hash of the buffers that the states at `cut` may depend on: all but those of the blocks above.
+
+    A checkpoint may hold some of them (a router's correction, a layer's scale), so the config does not say them.
+    """
+    above = tuple(f"{block.name}." for block in anatomy.blocks[cut.boundary :])
+    return {name: tensor_hash(buffer) for name, buffer in model.named_buffers() if not name.startswith(above)}
+
+
 def hashes_of(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
-    """Name -> hash of the named parameters as they are now."""
-    return {name: tensor_hash(model.get_parameter(name)) for name in names}
+    """Name -> hash of the named parameters as they are now. Raises `CannotCut` where one is held rounded."""
+    known = dict(model.named_parameters(remove_duplicate=False))
+    for name in names:
+        if name not in known or not known[name].is_floating_point():
+            raise CannotCut(f"{name} is held in fewer bits, and blocks that are stay in memory")
+    return {name: tensor_hash(known[name]) for name in names}
 
 
 def identity(
@@ -71,10 +84,22 @@ def identity(
         "trunk": type(model.base_model).__name__,
         "config": config,
         "attention": str(model.config._attn_implementation),
+        "experts": getattr(model.config, "_experts_implementation", None),
         "inputs": sorted(inputs),
         "autocast": None if autocast is None else str(autocast).removeprefix("torch."),
         "device": device,
-        "float32_products": torch.get_float32_matmul_precision(),
+        "float32_products": _float32_products(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
+
+
+def _float32_products() -> list[str]:
+    """How exactly float32 matrices are multiplied, on a GPU and on a CPU.
+
+    `torch.get_float32_matmul_precision` fails where transformers' `tf32` was given.
+    """
+    backends: Any = torch.backends
+    if not hasattr(backends, "fp32_precision"):  # torch before 2.9
+        return [torch.get_float32_matmul_precision()]
+    return [backends.cuda.matmul.fp32_precision, backends.mkldnn.matmul.fp32_precision]

@@ -25,10 +25,13 @@ def row_key(features: Features, inputs: Sequence[str]) -> str:
     """A hash of what the model's bottom reads of one example: the features named in `inputs` that it has."""
     digest = hashlib.blake2b(digest_size=16)
     for name in sorted(inputs):
-        if name in features and (values := numbers(features[name])) is not None:
-            if name == "attention_mask" and bool(values.all()):
-                continue  # what a collator would make of it
-            digest.update(name.encode() + b"\0" + values.numpy().tobytes() + b"\0")
+        if features.get(name) is None:
+            continue
+        values = torch.as_tensor(features[name])
+        if name == "attention_mask" and values.dim() == 1 and bool(values.all()):
+            continue  # what a collator would make of it
+        values = values.float() if values.is_floating_point() else values.long()
+        digest.update(f"{name} {values.dtype} {tuple(values.shape)} ".encode() + values.contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -51,7 +51,8 @@ def command(
         record = train(config, resume=resume, console=progress_console())
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
-            f"interrupted: the same command with --resume goes on from the last checkpoint in {config.folder}"
+            f"interrupted: the same command with --resume goes on from what was saved: checkpoints in {config.folder}, "
+            "and rows in the cold store"
         ) from None
     document = {"folder": str(config.folder), **record.model_dump(mode="json")}
     return Answer(document, lambda: _view(record, config.folder), as_json)

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from frostline.core.errors import UserError
 from frostline.core.files import sha256, write_json
 
 IDENTITY = "identity.json"
@@ -53,9 +54,12 @@ class Entry:
 
 
 def default_root() -> Path:
-    """`$FROSTLINE_CACHE`, or `~/.cache/frostline`."""
+    """`$FROSTLINE_CACHE`, or `~/.cache/frostline`. Raises `UserError` when a file stands there."""
     given = os.environ.get("FROSTLINE_CACHE")
-    return Path(given).expanduser() if given else Path.home() / ".cache" / "frostline"
+    root = Path(given).expanduser() if given else Path.home() / ".cache" / "frostline"
+    if root.exists() and not root.is_dir():
+        raise UserError(f"FROSTLINE_CACHE: {root} is a file, a folder is wanted")
+    return root
 
 
 def store_folder(root: Path, description: Mapping[str, Any]) -> Path:

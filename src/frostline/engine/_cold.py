@@ -57,7 +57,6 @@ class ColdReport:
     bytes: int = 0
     seconds: float = 0.0
     freed_bytes: int = 0
-    notices: tuple[str, ...] = ()
 
 
 class Mismatch(Declined):
@@ -179,12 +178,10 @@ class ColdBottom:
 
     def _feed_by_content(self, _model: Any, _args: Any, kwargs: dict[str, Any]) -> None:
         """Before a forward pass that nothing was fed for: its rows may be known all the same."""
-        if (
-            self._fed
-            or self._standins is None
-            or self._reader is None
-            or not isinstance(kwargs.get("input_ids"), Tensor)
-        ):
+        if self._fed or self._standins is None or self._reader is None:
+            return
+        self._standins.clear()  # of the pass before, if it was fed here
+        if not isinstance(kwargs.get("input_ids"), Tensor):
             return
         work, _ = self._known
         rows = rows_of(kwargs, work.inputs)
@@ -192,8 +189,6 @@ class ColdBottom:
         if all(key in self._reader.store for key in keys):
             states = self._reader.read(cold_rows(keys, kwargs, rows, work.names))
             self._standins.feed({name: value.to(self.trainer.args.device) for name, value in states.items()})
-        else:
-            self._standins.clear()
 
     def holds(self, dataset: Any) -> bool:
         """Whether `dataset` (None, or a name: the trainer's own) can be evaluated on the model as it stands: when

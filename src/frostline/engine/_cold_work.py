@@ -16,6 +16,7 @@ from frostline.bottom import (
     Passage,
     Stream,
     Streaming,
+    buffers_below,
     find_cut,
     find_spans,
     hashes_of,
@@ -41,6 +42,7 @@ class ColdWork:
 
     def __init__(self, trainer: Any, streaming: Streaming | None, root: Any) -> None:
         self.trainer, self.streaming, self.root = trainer, streaming, root
+        self._stores: dict[int, ColdStore] = {}
         boundary = _boundary(trainer)
         if streaming is not None and trainer.args.world_size > 1:
             raise Declined("several processes would each read the bottom, and remove what others still read")
@@ -81,6 +83,11 @@ class ColdWork:
 
     def store_at(self, cut: Cut) -> ColdStore:
         """The store of the states at `cut`."""
+        if cut.boundary not in self._stores:
+            self._stores[cut.boundary] = self._open(cut)
+        return self._stores[cut.boundary]
+
+    def _open(self, cut: Cut) -> ColdStore:
         trainer = self.trainer
         below = names_below(trainer.applied.anatomy, cut)
         trained = sorted(set(below) & set(trainer.applied.lr_scales))
@@ -90,7 +97,7 @@ class ColdWork:
         key = identity(
             trainer.model,
             cut,
-            {name: hashes[name] for name in below},
+            {name: hashes[name] for name in below} | buffers_below(trainer.model, trainer.applied.anatomy, cut),
             inputs=self.inputs,
             autocast=self._autocast_dtype,
             device=trainer.args.device.type,

@@ -43,6 +43,11 @@ class Trainer(transformers.Trainer):
     With `optimizer_in_backward` each parameter is stepped as soon as the backward pass has its gradient, which
     is then freed; it gives the same weights, and goes without clipping, accumulation and other processes.
 
+    `cold_store` says whether rows pass the frozen bottom once and train from their stored states: `auto` where it is
+    right and pays, `on`, `off`; `cold_store_limit` is what all stores together may take, in bytes. `load_bottom`
+    reads the bottom block by block (`load_above`). `only_what_is_read` runs head and last block only where the loss
+    reads. What came of them: `cold.report`, `reads.notices`.
+
     `plan` or `schedule` may be left out when `frostline.apply` was called on the model before. `last_loss` is
     the loss of the last optimizer step, over all the batches that it accumulated. Raises `UserError` when the
     plan does not fit, and `TrainingError` when the loss is not a number.

@@ -79,6 +79,10 @@ def _run(
         seconds = time.perf_counter() - begun + trainer.cold.report.seconds
     finally:
         bar.close()
+    if trainer.reads is not None:
+        for notice in trainer.reads.notices:
+            console.print(f"note: {notice}")
+        record = record.model_copy(update={"notices": (*record.notices, *trainer.reads.notices)})
     peak = memory.peak_bytes
     with disk_errors(folder):
         prepared.data.tokenizer.save_pretrained(folder)

@@ -1,0 +1,117 @@
+"""What a cold store is found by: everything its states depend on, and nothing that a forward pass did before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, TrainerCallback
+
+from architectures import tiny
+from cold_cases import cold_trainer, rows_for, train
+from frostline.bottom import row_key
+from frostline.core.errors import FrostlineError
+from frostline.engine import quantise_frozen
+
+
+@pytest.fixture(autouse=True)
+def cache_here(tmp_path: Path, own_cache: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FROSTLINE_CACHE", str(tmp_path / "cache"))
+
+
+def corrected(shift: float) -> Any:
+    """A model whose routers choose experts by scores and a correction, which is a buffer of the checkpoint."""
+    experts = {"moe_intermediate_size": 16, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1}
+    config = AutoConfig.for_model(
+        "glm4_moe",
+        vocab_size=128,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        n_group=1,
+        topk_group=1,
+        first_k_dense_replace=0,
+        pad_token_id=0,
+        **experts,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config)
+    model.get_buffer("model.layers.0.mlp.gate.e_score_correction_bias")[0] += shift
+    return model
+
+
+def test_a_buffer_below_the_boundary_counts_as_a_weight(tmp_path: Path) -> None:
+    train(tmp_path, corrected(0.0), "on")
+    assert train(tmp_path, corrected(0.0), "on").cold.report.rows == 0
+    changed = train(tmp_path, corrected(0.1), "on")
+    assert changed.cold.report.used and changed.cold.report.rows == 12
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ([[1, 0], [1, 1]], [[1, 1], [1, 1]]),
+        ([0.5, 1.0], [0.5, 0.9]),
+        ([0, 1], [0.0, 1.0]),
+        ([1, 2, 3, 4], [[1, 2], [3, 4]]),
+        (1, 2),
+    ],
+)
+def test_every_feature_that_the_model_takes_is_part_of_its_row(one: Any, other: Any) -> None:
+    first, second = ({"input_ids": [3, 4], "extra": extra} for extra in (one, other))
+    assert row_key(first, ["input_ids", "extra"]) != row_key(second, ["input_ids", "extra"])
+    assert row_key(first, ["input_ids"]) == row_key(second, ["input_ids"])
+
+
+@pytest.mark.parametrize("precision", ["tf32", "ieee"])
+def test_how_exactly_matrices_are_multiplied_counts(tmp_path: Path, precision: str) -> None:
+    train(tmp_path, tiny("llama"), "on")
+    backends: Any = torch.backends
+    before = backends.fp32_precision
+    try:
+        backends.fp32_precision = precision  # what transformers' `tf32` sets
+        assert cold_trainer(tmp_path, tiny("llama"), "on").cold.decide().rows == 12
+    finally:
+        backends.fp32_precision = before
+
+
+def test_a_rounded_bottom_has_no_store(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    trainer = cold_trainer(tmp_path, tiny("llama"), "auto")
+    quantise_frozen(trainer.model, trainer.applied.anatomy, 8)
+    report = trainer.cold.decide()
+    assert not report.used and "is held in fewer bits" in report.reason
+
+
+class CallsAfterKnownRows(TrainerCallback):
+    """After a pass over rows that are in the store, calls the model with others of the same shape."""
+
+    def __init__(self, rows: list[dict[str, Any]], how: str) -> None:
+        self.rows, self.how, self.asked = rows, how, False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        ids = torch.tensor([self.rows[0]["input_ids"]])
+        other = (ids + 1) % 100 + 3
+        with torch.no_grad():
+            model(input_ids=ids, attention_mask=torch.ones_like(ids))
+            self.asked = True
+            with pytest.raises(FrostlineError, match="is out of the model"):
+                if self.how == "by position":
+                    model(other, torch.ones_like(ids))
+                else:
+                    model(inputs_embeds=torch.ones(*ids.shape, 32))
+
+
+@pytest.mark.parametrize("how", ["by position", "embedded"])
+def test_states_of_one_pass_are_never_another_s(tmp_path: Path, how: str) -> None:
+    trainer = cold_trainer(tmp_path, tiny("llama"), "on", max_steps=2)
+    calls = CallsAfterKnownRows(rows_for(trainer.model), how)
+    trainer.add_callback(calls)
+    trainer.train()
+    assert calls.asked
