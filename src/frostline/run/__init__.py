@@ -1,6 +1,7 @@
 """One run end to end: config -> model, data, schedule, trainer, record; and what is done with a run after."""
 
 from frostline.run._config import RunConfig, read_config
+from frostline.run._probing import probe_model
 from frostline.run._setup import anatomy_of, class_for, load_model
 from frostline.run._training import train
 from frostline.run._using import (
@@ -23,6 +24,7 @@ __all__ = [
     "is_run",
     "load_model",
     "plan_model",
+    "probe_model",
     "read_config",
     "train",
 ]

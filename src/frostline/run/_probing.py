@@ -1,0 +1,89 @@
+"""Measure a model's blocks on a task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import transformers
+
+from frostline.anatomy import Anatomy, find_anatomy, skeleton
+from frostline.bottom import CannotCut, Load, Streaming, tensor_hash
+from frostline.core.errors import UserError
+from frostline.engine import load_above, load_tokenizer, quiet_libraries, tensor_hashes
+from frostline.run._prepare import device
+from frostline.run._setup import check_length, class_for, config_for, load_model
+from frostline.signals import Probe, Tokens, cached, choose_signals, measure, probe_identity, token_text
+from frostline.tasks import Collator, Task, TaskKind, TaskOptions, encode, load_task, model_kind, prepare_tokenizer
+
+
+def probe_model(
+    model: str,
+    task: str,
+    *,
+    rows: int = 256,
+    signals: Sequence[str] | None = None,
+    tokens: Tokens | None = None,
+    max_length: int = 128,
+    seed: int = 42,
+    dtype: str = "auto",
+    streaming: bool = False,
+) -> Probe:
+    """Signals of every block of the model at `model`, on training rows of `task`; from the cache where they are known.
+
+    `rows` of them are drawn by `seed`, which also draws a head that the checkpoint lacks. By default the signals are
+    those of a forward pass, and the token read is the one that predicts the first labelled one (in plain text and
+    chats: every one). `dtype` is what the model computes in, by default the checkpoint's; with `streaming` one block
+    at a time is in memory. Raises `UserError` for bad input and for a signal that the model does not have.
+    """
+    loaded = load_task(task, TaskOptions(max_train_rows=rows, seed=seed))
+    config = config_for(model, loaded)
+    check_length(max_length, config, model)
+    tokenizer = prepare_tokenizer(load_tokenizer(model))
+    sample = encode(loaded, "train", tokenizer, max_length, model_kind(config)).rows
+    bare = skeleton(config, class_for(config, loaded.kind))
+    anatomy = find_anatomy(bare)
+    chosen = choose_signals(bare, anatomy, sample, signals, streaming=streaming)  # refuses before weights are read
+    held = _streaming(model, loaded, anatomy, seed, dtype) if streaming else _whole(model, loaded, seed, dtype)
+    prepare_tokenizer(tokenizer, held.model)
+    reading: Tokens = tokens or ("all" if loaded.kind is TaskKind.LANGUAGE else "first")
+
+    def probe() -> Probe:
+        with quiet_libraries():
+            measured = measure(held.model, sample, Collator(tokenizer), signals=chosen, tokens=reading, load=held.load)
+        read = token_text(anatomy, classes=loaded.kind is TaskKind.CLASSIFICATION, tokens=reading)
+        return Probe(model, loaded.name, len(sample), read, measured)
+
+    identity = probe_identity(held.model, held.hashes, sample, signals=chosen, tokens=reading, device=device().type)
+    return cached(identity, (model, loaded.name), probe)
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A model on the device, with what reads the blocks that are not in memory, and the hashes of all tensors."""
+
+    model: Any
+    hashes: dict[str, str]
+    load: Load | None = None
+
+
+def _whole(name: str, task: Task, seed: int, dtype: str) -> _Held:
+    model = load_model(name, task, seed=seed, dtype=dtype)
+    return _Held(model.to(device()), tensor_hashes(model))
+
+
+def _streaming(name: str, task: Task, anatomy: Anatomy, seed: int, dtype: str) -> _Held:
+    config = config_for(name, task)
+    depth = len(anatomy.blocks)
+    transformers.set_seed(seed)
+    try:
+        model, load = load_above(name, class_for(config, task.kind), config, depth, dtype)
+    except CannotCut as error:
+        raise UserError(f"streaming: {error}: leave it out") from None
+    bottom = Streaming(model, anatomy, load)
+    bottom.read_hashes(depth)
+    above = {tensor.name: tensor_hash(model.get_parameter(tensor.name)) for tensor in anatomy.head}
+    for module in model.modules():
+        module._apply(lambda tensor: tensor if tensor.is_meta else tensor.to(device()), recurse=False)
+    return _Held(model, bottom.hashes | above, load)

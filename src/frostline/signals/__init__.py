@@ -1,0 +1,52 @@
+"""Signals: a measured number for every block, by which strategies choose."""
+
+from frostline.signals._cache import cached, probe_identity
+from frostline.signals._deviation import (
+    SemanticBasis,
+    cut_at_largest,
+    difference_gain,
+    log_gain,
+    semantic_deviation,
+    shift,
+    similarity,
+)
+from frostline.signals._figure import check_format, save_figure
+from frostline.signals._gradients import loss_gradients
+from frostline.signals._measure import DEVIATIONS, SIGNALS, choose_signals, measure
+from frostline.signals._measurement import Measurement
+from frostline.signals._probe import Form, Probe
+from frostline.signals._reading import Reads, Tokens, reads_of, token_text
+from frostline.signals._trace import trace
+from frostline.signals._weights import block_norms, block_snr, relative_norms, spectral_snr, weight_change
+
+__all__ = [
+    "DEVIATIONS",
+    "SIGNALS",
+    "Form",
+    "Measurement",
+    "Probe",
+    "Reads",
+    "SemanticBasis",
+    "Tokens",
+    "block_norms",
+    "block_snr",
+    "cached",
+    "check_format",
+    "choose_signals",
+    "cut_at_largest",
+    "difference_gain",
+    "log_gain",
+    "loss_gradients",
+    "measure",
+    "probe_identity",
+    "reads_of",
+    "relative_norms",
+    "save_figure",
+    "semantic_deviation",
+    "shift",
+    "similarity",
+    "spectral_snr",
+    "token_text",
+    "trace",
+    "weight_change",
+]

@@ -1,0 +1,76 @@
+"""Probes are kept by content, in ROOT/signals/<digest>.json: the same question is not measured twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from frostline.core.cache import default_root
+from frostline.core.errors import UserError
+from frostline.core.files import read_json, write_json
+from frostline.signals._probe import VERSION, Probe
+
+log = logging.getLogger(__name__)
+
+# What a config says of where it came from, but not of what the model computes.
+_BESIDE = ("_name_or_path", "transformers_version", "id2label", "label2id")
+
+
+def probe_identity(
+    model: Any,
+    hashes: Mapping[str, str],
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    signals: Sequence[str],
+    tokens: str,
+    device: str,
+) -> dict[str, Any]:
+    """Everything that a probe depends on, as plain data.
+
+    `hashes` are those of all the model's tensors (`bottom.tensor_hash`), `rows` the encoded sample.
+    """
+    content = [{key: value for key, value in row.items() if key != "example_id"} for row in rows]
+    config = {key: value for key, value in model.config.to_dict().items() if key not in _BESIDE}
+    return {
+        "version": VERSION,
+        "class": type(model).__name__,
+        "config": _digest(config),
+        "weights": _digest(dict(hashes)),
+        "rows": _digest(content),
+        "signals": sorted(signals),
+        "tokens": tokens,
+        "attention": str(model.config._attn_implementation),
+        "device": device,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def cached(
+    identity: Mapping[str, Any], name: tuple[str, str], make: Callable[[], Probe], root: Path | None = None
+) -> Probe:
+    """The probe kept for `identity`, or else that which `make` gives, which is kept then.
+
+    `name` is what the model and the task are called now. `root` is `core.cache.default_root()` by default.
+    """
+    path = (root or default_root()) / "signals" / f"{_digest(identity)[:32]}.json"
+    if path.is_file():
+        try:
+            return replace(Probe.read_document(read_json(path, "probe")), model=name[0], task=name[1])
+        except UserError as error:
+            log.warning("%s: measured anew", error)
+    probe = make()
+    write_json(path, probe.document())
+    return probe
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

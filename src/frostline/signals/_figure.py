@@ -1,0 +1,66 @@
+"""Signals as a figure: a panel each, a bar for every block."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from frostline.core.errors import UserError
+from frostline.core.files import atomic_file
+from frostline.signals._probe import Probe
+
+if TYPE_CHECKING:
+    from frostline.signals._measurement import Measurement
+
+FORMATS = ("png", "pdf", "svg")
+_BAR, _CUT = "#4c78a8", "#e45756"
+
+
+def check_format(path: Path) -> str:
+    """The format that a figure's file name asks for. Raises `UserError` for one that is not known."""
+    suffix = path.suffix.lower().removeprefix(".")
+    if suffix not in FORMATS:
+        raise UserError(f"{path}: a figure's format is told by the ending, one of {', '.join(FORMATS)}")
+    return suffix
+
+
+def save_figure(probe: Probe, path: Path) -> None:
+    """Draw every signal of `probe` over the blocks, with standard errors; a line at the suggested cut.
+
+    Raises `UserError` for a file name with an unknown ending.
+    """
+    kind = check_format(path)
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    shown = [name for name in probe.signals if "." not in name]
+    columns = min(3, len(shown))
+    lines = math.ceil(len(shown) / columns)
+    figure = Figure(figsize=(4 * columns, 2.6 * lines), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(lines, columns, squeeze=False).flatten()
+    for panel, name in zip(panels, shown, strict=False):
+        _draw(panel, name, probe.signals[name], probe.suggestion)
+    for panel in panels[len(shown) :]:
+        panel.set_axis_off()
+    figure.suptitle(
+        f"{Path(probe.model).name} on {Path(probe.task).name}, {probe.rows} rows"
+        + (f"; dashed: cut by {probe.deviation}" if probe.suggestion else "")
+    )
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format=kind, dpi=150)
+
+
+def _draw(panel: Any, name: str, measurements: Sequence[Measurement], cut: int | None) -> None:
+    known = [(i, one) for i, one in enumerate(measurements) if one.value is not None and math.isfinite(one.value)]
+    values = [one.value for _, one in known]
+    errors = [one.error or 0.0 for _, one in known]
+    panel.bar([i for i, _ in known], values, yerr=errors if any(errors) else None, color=_BAR, capsize=2)
+    if cut is not None:
+        panel.axvline(cut - 0.5, color=_CUT, linestyle="--", linewidth=1)
+    panel.set_title(name.replace("_", " "), fontsize=10)
+    panel.set_xlabel("block")
+    panel.set_xlim(-0.6, len(measurements) - 0.4)
+    panel.xaxis.get_major_locator().set_params(integer=True)

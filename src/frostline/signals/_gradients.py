@@ -1,0 +1,61 @@
+"""The gradient of the loss on a sample, with respect to the blocks' tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from frostline.anatomy import Anatomy
+from frostline.signals._reading import IGNORED
+
+
+def loss_gradients(model: Any, anatomy: Anatomy, batches: Iterable[Mapping[str, Any]]) -> dict[str, Tensor]:
+    """Name -> gradient, in float32, of the mean loss over the labels of all `batches`, for each tensor of a block.
+
+    Tensors that the loss does not reach (an expert that no token passed) are left out. The model has to be in eval
+    mode; its own gradients and flags are as before afterwards.
+    """
+    names = {tensor.name for block in anatomy.blocks for tensor in block.tensors}
+    found: dict[str, Tensor] = {}
+    total = 0
+    with _only_these_learn(model, names) as parameters, torch.enable_grad():
+        for batch in batches:
+            count = _labels(batch["labels"], shifted=not anatomy.encoder_decoder)
+            if not count:
+                continue
+            total += count
+            (model(**batch).loss.float() * count).backward()
+            for name, parameter in parameters.items():
+                if parameter.grad is not None:
+                    gradient = parameter.grad.float()
+                    found[name] = found[name].add_(gradient) if name in found else gradient
+                    parameter.grad = None
+    return {name: gradient / total for name, gradient in found.items()}
+
+
+def _labels(labels: Tensor, *, shifted: bool) -> int:
+    """Over how many labels a model takes the mean of its loss."""
+    if labels.dim() == 1:
+        return len(labels)
+    return int(((labels[:, 1:] if shifted else labels) != IGNORED).sum())
+
+
+@contextmanager
+def _only_these_learn(model: nn.Module, names: set[str]) -> Iterator[dict[str, nn.Parameter]]:
+    before = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
+    learning = {}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in names)
+        parameter.grad = None
+        if name in names:
+            learning[name] = parameter
+    try:
+        yield learning
+    finally:
+        for parameter, required, gradient in before:
+            parameter.requires_grad_(required)
+            parameter.grad = gradient

@@ -1,0 +1,232 @@
+"""Measure blocks on a sample: one forward pass for whatever reads states, one with its backward for gradients."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from frostline.anatomy import Anatomy, find_anatomy
+from frostline.bottom import Load
+from frostline.core.errors import UserError, unknown_name
+from frostline.signals._deviation import (
+    SemanticBasis,
+    difference_gain,
+    log_gain,
+    semantic_deviation,
+    shift,
+    similarity,
+)
+from frostline.signals._gradients import loss_gradients
+from frostline.signals._measurement import NOTHING, Measurement, mean
+from frostline.signals._reading import Reads, Tokens, reads_of
+from frostline.signals._streamed import streamed
+from frostline.signals._trace import trace
+from frostline.signals._weights import block_norms, block_snr, relative_norms
+
+Signals = dict[str, tuple[Measurement, ...]]
+Rows = Sequence[Mapping[str, Any]]
+Collate = Callable[[Any], Mapping[str, Any]]
+
+FROM_STATES = ("vds", "shift", "similarity")
+FROM_GRADIENTS = ("gradient_norm", "relative_gradient_norm")
+FROM_WEIGHTS = ("snr",)
+SIGNALS = (*FROM_STATES, *FROM_GRADIENTS, *FROM_WEIGHTS)
+DEVIATIONS = ("vds", "shift")
+"""The signals that have gains, under their name with `_gain` and `_log_gain`."""
+
+BATCH_TOKENS = {"cpu": 1024, "accelerator": 16384}
+
+
+def choose_signals(
+    model: Any, anatomy: Anatomy, rows: Rows, names: Sequence[str] | None = None, *, streaming: bool = False
+) -> tuple[str, ...]:
+    """The signals called `names`; by default those of the forward pass that the model has.
+
+    The weights are not read. Raises `UserError` for an unknown name, for `vds` where it has no basis, and for
+    gradients of a model that is read block by block (`streaming`).
+    """
+    for name in names or ():
+        if name not in SIGNALS:
+            raise unknown_name("signal", name, SIGNALS)
+    why_not = _no_vds(model, anatomy, rows)
+    if names is None:
+        return tuple(name for name in FROM_STATES if name != "vds" or why_not is None)
+    if "vds" in names and why_not is not None:
+        raise UserError(f"vds: {why_not}: take shift")
+    if streaming and (gradient := next((name for name in names if name in FROM_GRADIENTS), None)):
+        raise UserError(f"{gradient}: gradients take the whole model in memory: leave it out, or streaming")
+    return tuple(dict.fromkeys(names))
+
+
+def measure(
+    model: Any,
+    rows: Rows,
+    collate: Collate,
+    *,
+    signals: Sequence[str] | None = None,
+    tokens: Tokens = "first",
+    load: Load | None = None,
+) -> Signals:
+    """Signals of every block of `model` on encoded `rows`, which `collate` makes batches of; none by name: those of
+    the forward pass.
+
+    `vds` and `shift` come with their gains, `snr` also per matrix (`snr.<name within the block>`). `tokens` says
+    which are read where rows have many labels. With `load`, blocks that lie on the meta device are read one at a
+    time; gradients cannot be had then. The model runs in eval mode, in its own dtype, and is left as it was.
+
+    Raises `UserError` for a signal that cannot be measured, and when no row has a label to predict.
+    """
+    anatomy = find_anatomy(model)
+    chosen = choose_signals(model, anatomy, rows, signals, streaming=load is not None)
+    from_states = [name for name in FROM_STATES if name in chosen]
+    from_gradients = [name for name in FROM_GRADIENTS if name in chosen]
+    found: Signals = {}
+    with _eval_mode(model):
+        if from_states:
+            # Blocks that are read anew for every batch want few batches.
+            kind = "accelerator" if load is not None or _device(model).type != "cpu" else "cpu"
+            with nullcontext() if load is None else streamed(model, anatomy, load):
+                found |= _from_states(model, anatomy, _batches(model, rows, collate, kind), from_states, tokens)
+        if from_gradients:
+            found |= _from_gradients(model, anatomy, _batches(model, rows, collate), from_gradients)
+    if "snr" in chosen:
+        found |= _from_weights(model, anatomy, load)
+    return found
+
+
+def _from_states(
+    model: Any, anatomy: Anatomy, batches: Iterator[Mapping[str, Any]], names: Sequence[str], tokens: Tokens
+) -> Signals:
+    basis = SemanticBasis(model.get_output_embeddings().weight) if "vds" in names else None
+    norm = _final_norm(model, anatomy)
+    levels: dict[tuple[str, str], list[Tensor]] = defaultdict(list)
+    for batch in batches:
+        reads = reads_of(batch, anatomy, tokens)
+        for stack, states in trace(model, anatomy, batch, reads).items():
+            for name, values in _values(states, reads[stack], basis, norm, names).items():
+                levels[stack, name].append(reads[stack].per_row(values, len(batch["input_ids"])).cpu())
+    found: dict[str, list[Measurement]] = defaultdict(list)
+    for (_, name), parts in levels.items():
+        values = torch.cat(parts, dim=-1)
+        if not values.shape[-1]:
+            raise UserError("no row of the sample has a label to predict: allow longer rows")
+        for signal, measurements in _summaries(name, values).items():
+            found[signal] += measurements
+    return {name: tuple(measurements) for name, measurements in found.items()}
+
+
+def _values(
+    states: Tensor, reads: Reads, basis: SemanticBasis | None, norm: nn.Module | None, names: Sequence[str]
+) -> dict[str, Tensor]:
+    """Signal -> [levels, R] of the states [n + 1, R, d] of one stack; `vds` has n + 1 levels, the others n."""
+    found = {}
+    if basis is not None and reads.targets is not None:
+        with torch.no_grad():
+            latent = states if norm is None else norm(states.to(next(norm.parameters()).dtype)).float()
+        found["vds"] = semantic_deviation(latent, basis(reads.targets))
+    if "shift" in names:
+        found["shift"] = shift(states[:-1], states[1:])
+    if "similarity" in names:
+        found["similarity"] = similarity(states[:-1], states[1:])
+    return found
+
+
+def _summaries(name: str, values: Tensor) -> Mapping[str, Sequence[Measurement]]:
+    """Means over rows of [levels, N] values, for each block, and the gains of a deviation."""
+    means = [mean(level) for level in values]
+    if name not in DEVIATIONS:
+        return {name: means}
+    steps = list(pairwise(values))
+    gains = [difference_gain(*step) for step in steps]
+    logs = [log_gain(*step) for step in steps]
+    if name == "vds":  # d_0 belongs to no block
+        return {name: means[1:], f"{name}_gain": gains, f"{name}_log_gain": logs}
+    return {name: means, f"{name}_gain": [NOTHING, *gains], f"{name}_log_gain": [NOTHING, *logs]}
+
+
+def _from_gradients(
+    model: Any, anatomy: Anatomy, batches: Iterator[Mapping[str, Any]], names: Sequence[str]
+) -> Signals:
+    gradients = loss_gradients(model, anatomy, batches)
+    if not gradients:
+        raise UserError("no row of the sample has a label to predict: allow longer rows")
+    norms = {
+        "gradient_norm": block_norms(gradients, anatomy),
+        "relative_gradient_norm": relative_norms(gradients, dict(model.named_parameters()), anatomy),
+    }
+    return {name: tuple(map(Measurement, norms[name])) for name in names}
+
+
+def _from_weights(model: Any, anatomy: Anatomy, load: Load | None) -> Signals:
+    blocks: list[dict[str, float]] = []
+    for block in anatomy.blocks:
+        away = [tensor.name for tensor in block.tensors if model.get_parameter(tensor.name).is_meta]
+        tensors = {tensor.name: model.get_parameter(tensor.name) for tensor in block.tensors}
+        blocks.append(dict(block_snr({**tensors, **(load(away) if load is not None and away else {})}, block)))
+    kinds = dict.fromkeys(kind for block in blocks for kind in block)
+    found = {"snr": tuple(Measurement(sum(block.values()) / len(block)) for block in blocks)}
+    return found | {f"snr.{kind}": tuple(Measurement(block.get(kind)) for block in blocks) for kind in kinds}
+
+
+def _no_vds(model: Any, anatomy: Anatomy, rows: Rows) -> str | None:
+    """Why the model's head gives no basis for these rows; None when it does."""
+    head = model.get_output_embeddings()
+    if not anatomy.has_lm_head or head is None:
+        return f"{anatomy.model_class} has no language model's head"
+    if anatomy.encoder_decoder:
+        return "an encoder's states do not lie in the space of the decoder's head"
+    if rows and isinstance(rows[0]["labels"], int):
+        return "a class label is no token of the head's"
+    if head.weight.shape[-1] != anatomy.hidden_size:
+        return f"the head reads {head.weight.shape[-1]} numbers, and the blocks give {anatomy.hidden_size}"
+    return None
+
+
+def _final_norm(model: nn.Module, anatomy: Anatomy) -> nn.Module | None:
+    names = dict.fromkeys(tensor.name.rpartition(".")[0] for tensor in anatomy.final_norm)
+    return model.get_submodule(next(iter(names))) if len(names) == 1 else None
+
+
+def _batches(model: nn.Module, rows: Rows, collate: Collate, kind: str = "cpu") -> Iterator[dict[str, Any]]:
+    """Batches of rows of like length on the model's device, the longest first, so that memory is short at once or
+    never."""
+    device = _device(model)
+    most = BATCH_TOKENS[kind if device.type == "cpu" else "accelerator"]
+    batch: list[Any] = []
+    for row in sorted(rows, key=_length, reverse=True):
+        if batch and (len(batch) + 1) * _length(batch[0]) > most:
+            yield _to(device, collate(batch))
+            batch = []
+        batch.append(row)
+    if batch:
+        yield _to(device, collate(batch))
+
+
+def _length(row: Mapping[str, Any]) -> int:
+    labels = row["labels"]
+    return max(len(row["input_ids"]), 0 if isinstance(labels, int) else len(labels))
+
+
+def _to(device: torch.device, batch: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value.to(device) for key, value in batch.items() if isinstance(value, Tensor)}
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(parameter.device for parameter in model.parameters() if not parameter.is_meta)
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -1,0 +1,85 @@
+"""A model's blocks as measured on a task: what strategies read, and what is kept and shown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from frostline.core.errors import UserError, unknown_name
+from frostline.signals._deviation import cut_at_largest
+from frostline.signals._measure import DEVIATIONS
+from frostline.signals._measurement import Measurement
+
+VERSION = 1
+Form = Literal["difference", "log"]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Signals of a model's blocks on rows of a task.
+
+    Attributes:
+        rows: how many were measured.
+        read: which token of each is read, in words.
+        signals: by name, one measurement for every block.
+    """
+
+    model: str
+    task: str
+    rows: int
+    read: str
+    signals: Mapping[str, tuple[Measurement, ...]]
+
+    @property
+    def deviation(self) -> str | None:
+        """The semantic deviation to decide by: `vds` where it was measured, else `shift`, else None."""
+        return next((name for name in DEVIATIONS if name in self.signals), None)
+
+    def gains(self, form: Form = "difference", deviation: str | None = None) -> tuple[Measurement, ...]:
+        """The gain of every block in one of its forms. Raises `UserError` when the deviation was not measured."""
+        name = deviation or self.deviation
+        if name is None or name not in self.signals:
+            raise UserError(f"the probe has no {name or 'semantic deviation'}: measure {' or '.join(DEVIATIONS)}")
+        if name not in DEVIATIONS:
+            raise unknown_name("semantic deviation", name, DEVIATIONS)
+        return self.signals[f"{name}_gain" if form == "difference" else f"{name}_log_gain"]
+
+    def cut(self, form: Form = "difference", deviation: str | None = None) -> int:
+        """How many blocks to freeze: those up to the one with the largest gain, the last never.
+
+        Raises `UserError` as `gains` does, and when no block has a gain.
+        """
+        gains = [gain.value for gain in self.gains(form, deviation)]
+        if all(gain is None for gain in gains):
+            raise UserError(f"no block of {self.model} has a gain: it takes two blocks at least")
+        return cut_at_largest(gains)
+
+    @property
+    def suggestion(self) -> int | None:
+        """`cut` by the default deviation and form; None where none was measured, or there is a single block."""
+        if self.deviation is None or len(self.signals[self.deviation]) < 2:
+            return None
+        return self.cut()
+
+    def document(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            "version": VERSION,
+            "model": self.model,
+            "task": self.task,
+            "rows": self.rows,
+            "read": self.read,
+            "signals": {name: [one.document() for one in values] for name, values in self.signals.items()},
+        }
+
+    @classmethod
+    def read_document(cls, document: Any) -> Probe:
+        """The inverse of `document`. Raises `UserError` for anything else."""
+        try:
+            if document["version"] != VERSION:
+                raise UserError(f"a probe of version {document['version']}, this frostline reads {VERSION}")
+            signals = {name: tuple(map(Measurement.read, values)) for name, values in document["signals"].items()}
+            return cls(document["model"], document["task"], document["rows"], document["read"], signals)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise UserError(f"not a probe's document: {type(error).__name__}: {error}") from None

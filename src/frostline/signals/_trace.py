@@ -1,0 +1,53 @@
+"""The states at the tokens that are read, from block to block, in one forward pass.
+
+B batch rows, T tokens, R tokens that are read, d hidden width, n blocks of a stack
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from frostline.anatomy import Anatomy
+from frostline.bottom import capture
+from frostline.signals._reading import Reads
+
+
+def trace(
+    model: nn.Module, anatomy: Anatomy, batch: Mapping[str, Any], reads: Mapping[str, Reads]
+) -> dict[str, Tensor]:
+    """Stack -> h_0 ... h_n at the tokens read, [n + 1, R, d] in float32.
+
+    Only those are kept, and the forward pass ends at the last block. The model has to be in eval mode.
+    """
+    states: dict[str, list[Tensor]] = {stack: [] for stack in reads}
+    handles = []
+
+    def note_input(stack: str) -> Any:
+        def note(_module: Any, args: Any, kwargs: Any) -> None:
+            states[stack].append(reads[stack].gather(args[0] if args else kwargs["hidden_states"]))
+
+        return note
+
+    def note_output(stack: str) -> Any:
+        def note(_module: Any, _inputs: Any, output: Any) -> None:
+            states[stack].append(reads[stack].gather(output[0] if isinstance(output, tuple) else output))
+
+        return note
+
+    seen = set()
+    for block in anatomy.blocks:
+        module = model.get_submodule(block.name)
+        if block.stack not in seen:
+            seen.add(block.stack)
+            handles.append(module.register_forward_pre_hook(note_input(block.stack), with_kwargs=True))
+        handles.append(module.register_forward_hook(note_output(block.stack)))
+    try:
+        capture(model, {"last": anatomy.blocks[-1].name}, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {stack: torch.stack(found) for stack, found in states.items()}
