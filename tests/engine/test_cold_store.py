@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from architectures import ARCHITECTURES, tiny
 from cold_cases import assert_same_training, losses, streaming_trainer, trained
+from frostline.engine import load, save_delta, tensor_hashes
 
 LONG = (
     "llama",
@@ -51,3 +53,15 @@ def test_streaming_is_the_same_training(tmp_path: Path, name: str) -> None:
     assert losses(streaming) == pytest.approx(losses(without), abs=1e-4)
     assert streaming.applied.base == without.applied.base
     assert streaming.evaluate()["eval_loss"] == pytest.approx(without.evaluate()["eval_loss"], abs=1e-4)
+
+
+def test_a_streamed_bfloat16_base_is_the_delta_s_own(tmp_path: Path) -> None:
+    """The final norm is widened to train before the base's other tensors are hashed."""
+    model = tiny("llama").bfloat16()
+    streaming = streaming_trainer(tmp_path, model, 3, num_train_epochs=1)  # one epoch: it streams because it has to
+    streaming.train()
+    assert streaming.cold.report.used
+    assert streaming.applied.base == tensor_hashes(model)
+    save_delta(streaming.model, tmp_path / "run")
+    loaded = load(tmp_path / "run")
+    assert torch.equal(loaded.model.norm.weight, streaming.model.model.norm.weight)

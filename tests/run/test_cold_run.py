@@ -188,7 +188,7 @@ def test_what_is_refused_before_anything_is_written(tmp_path: Path, monkeypatch:
     refused("strategy 'all' freezes nothing below the lowest trained block", "streaming=true", "strategy=all")
     refused("leave cold_store: off out", "streaming=true", "cold_store=off")
     refused("cold_store: on, but nothing is frozen below", "cold_store=on", "strategy=all")
-    refused("raise cold_store_limit", "cold_store_limit=10B")
+    refused("raise cold_store_limit", "cold_store=on", "cold_store_limit=10B")
     refused("cold_store_limit '20 apples': a size is a number and a unit", "cold_store_limit=20 apples")
     monkeypatch.setattr(FixedSchedule, "observes", frozenset({"gradient"}))
     refused("strategy 'bot50' changes its plan while it trains", "streaming=true")

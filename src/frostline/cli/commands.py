@@ -37,7 +37,7 @@ class Commands(TyperGroup):
             app = typer.Typer(add_completion=False)
             app.command(cmd_name)(_without_stdout(module.command))
         else:
-            app = typer.Typer(add_completion=False, cls=Subcommands, help=module.HELP)
+            app = typer.Typer(add_completion=False, cls=Subcommands, help=module.HELP, name=cmd_name)
             for name, command in module.COMMANDS.items():
                 app.command(name)(_without_stdout(command))
         return typer.main.get_command(app)

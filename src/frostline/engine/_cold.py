@@ -209,11 +209,17 @@ class ColdBottom:
         missing = store.missing(work.rows)
         estimate = work.estimate(len(missing))
         self.report = replace(self.report, estimate=str(estimate))
-        if self.mode == "auto" and not estimate.pays:
+        chosen_here = self.mode == "auto" and self.streaming is None
+        if chosen_here and not estimate.pays:
             raise Declined(estimate.reason)
         if self.trainer.is_world_process_zero():
             levels = 1 if self.streaming is None else 2
-            check_room(self.root, levels * sum(work.row_bytes[key] for key in missing), self.limit)
+            try:
+                check_room(self.root, levels * sum(work.row_bytes[key] for key in missing), self.limit)
+            except UserError as error:
+                if chosen_here:
+                    raise Declined(str(error)) from None
+                raise
         self._tell(f"{len(missing):,} of them have yet to pass the frozen bottom", len(missing))
 
     def _take_over(self) -> None:

@@ -314,7 +314,9 @@ def _streaming(model: Any, applied: Applied, load: Load | None) -> Streaming | N
         return None
     streaming = Streaming(model, applied.anatomy, load)
     streaming.read_hashes(applied.plan.boundary)
-    cast(dict[str, str], applied.base).update(streaming.hashes)
+    # What was in memory is known as it was loaded; the final norm may since have been widened to train.
+    base = cast(dict[str, str], applied.base)
+    base.update({name: value for name, value in streaming.hashes.items() if name not in base})
     return streaming
 
 

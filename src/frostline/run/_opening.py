@@ -126,6 +126,8 @@ def _cut_notice(prepared: Prepared) -> list[str]:
 def _cold_notice(prepared: Prepared) -> list[str]:
     """What is expected of the cold store, or why it is not used."""
     report = prepared.trainer.cold.report
+    if prepared.config.frozen_bits is not None:
+        return ["no cold store: frozen_bits keeps the bottom, rounded, in every step"]
     if prepared.trainer.cold.mode == "off" or prepared.trainer.applied.plan.boundary == 0:
         return []
     return [f"cold store: {report.estimate}" if report.used else f"no cold store: {report.estimate or report.reason}"]
