@@ -373,3 +373,9 @@ def test_a_router_loss_is_refused(tmp_path: Path) -> None:
     assert losses(trainer) == losses(train(tmp_path, routed(), "off"))
     with pytest.raises(UserError, match="cold_store: on, but the router loss"):
         train(tmp_path, routed(), "on")
+
+
+def test_a_stand_in_for_the_last_block_is_no_notice(tmp_path: Path) -> None:
+    trainer = trained(tmp_path, "bert", "on", boundary=4)
+    assert trainer.cold.report.used
+    assert trainer.reads is not None and trainer.reads.notices == ()
