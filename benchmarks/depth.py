@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 import transformers
-from frozen_bottom import Contender, Job, Setting, contender, decoder_config, quartiles, random_rows, without_padding
+from frozen_bottom import Contender, contender, quartiles
+from jobs import Job, Setting, decoder_config, quarter_labelled, without_padding
 from rich.console import Console
 from rich.table import Table
 from transformers import LlamaForCausalLM
@@ -37,7 +38,7 @@ def job(frozen: int, count: int) -> Job:
 
     plan = Plan(blocks=(Frozen(),) * frozen + (Full(),) * TRAINED, final_norm=Full(), head=Full())
     setting = Setting("random", "quarter", f"{frozen} frozen", 8)
-    return Job(setting, random_rows(count), model, plan, without_padding, without_padding)
+    return Job(setting, quarter_labelled(count), model, plan, without_padding, without_padding)
 
 
 def measure(rounds: int, steps: int) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 import transformers
+from jobs import random_rows, without_padding
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, TrainingArguments
@@ -49,16 +50,6 @@ def write_model(folder: Path, blocks: int) -> None:
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
     LlamaForCausalLM(config).save_pretrained(folder, max_shard_size="500MB")
-
-
-def rows(count: int, length: int) -> list[dict[str, list[int]]]:
-    random = torch.Generator().manual_seed(0)
-    ids = torch.randint(3, 32000, (count, length), generator=random).tolist()
-    return [{"input_ids": row, "labels": [-100] * (length // 2) + row[length // 2 :]} for row in ids]
-
-
-def collate(batch: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-    return {name: torch.tensor([row[name] for row in batch]) for name in ("input_ids", "labels")}
 
 
 class Watch:
@@ -106,10 +97,9 @@ def train(way: str, model: str, count: int, length: int, epochs: int) -> dict[st
             disable_tqdm=True,
             dataloader_pin_memory=False,
         )
+        rows = random_rows(count, length, length - length // 2)
         begun = time.perf_counter()
-        trainer = Trainer(
-            part, arguments, plan=plan, train_dataset=rows(count, length), data_collator=collate, **options
-        )
+        trainer = Trainer(part, arguments, plan=plan, train_dataset=rows, data_collator=without_padding, **options)
         trainer.remove_callback(PrinterCallback)
         trainer.train()
         seconds = time.perf_counter() - begun

@@ -10,6 +10,7 @@ from frostline.anatomy._attention import (
 )
 from frostline.anatomy._find import find_anatomy, get_block
 from frostline.anatomy._model import Anatomy, Block, Linear, Part, Role, Tensor
+from frostline.anatomy._running import device_of, evaluation_mode, hidden_of
 from frostline.anatomy._selection import Trained, notices, select
 from frostline.anatomy._skeleton import skeleton
 from frostline.anatomy._trace import hollow
@@ -27,8 +28,11 @@ __all__ = [
     "Tensor",
     "Trained",
     "attention_implementation",
+    "device_of",
+    "evaluation_mode",
     "find_anatomy",
     "get_block",
+    "hidden_of",
     "hollow",
     "hook_attention",
     "notices",

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from frostline.anatomy import hidden_of
 from frostline.bottom._cut import Cut
 
 
@@ -35,12 +36,6 @@ def observe(model: nn.Module, places: Mapping[str, str]) -> Iterator[dict[str, T
     finally:
         for handle in handles:
             handle.remove()
-
-
-def hidden_of(output: Any) -> Tensor:
-    """The hidden states [B, T, d] in what a block returned."""
-    found: Tensor = output[0] if isinstance(output, tuple) else output
-    return found
 
 
 def capture(model: nn.Module, places: Mapping[str, str], inputs: Mapping[str, Any]) -> dict[str, Tensor]:

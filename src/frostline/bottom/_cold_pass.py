@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from frostline.anatomy import evaluation_mode
 from frostline.bottom._capture import capture
 from frostline.bottom._rows import Features, cut_out, find_spans, row_length, trimmed
 from frostline.bottom._store import ColdStore
@@ -18,6 +19,10 @@ from frostline.bottom._store import ColdStore
 BATCH_TOKENS = {"cpu": 1024, "accelerator": 16384}
 SHARD_BYTES = 64 * 2**20
 SHARD_SECONDS = 10.0
+EXACT, ROUNDED = 1e-3, 0.1
+"""How far a row's states may differ, relative to their norm, between two batches: in float32, in fewer bits."""
+
+T = TypeVar("T")
 
 Feed = Callable[[Sequence[str], Mapping[str, Any]], None]
 """Makes the states below ready for a batch: called with its rows' keys and the batch."""
@@ -61,14 +66,14 @@ def cold_pass(
 
     Rows go through in batches of similar length. Shards are written as they fill, so that a pass that is killed
     goes on where it stopped; one that is interrupted loses nothing. `feed` is called with a batch's keys before it
-    runs (to replay what lies below already), `progress` with the rows done so far. The model is left in eval mode.
+    runs (to replay what lies below already), `progress` with the rows done so far.
     """
-    model.eval()
+    most = BATCH_TOKENS["cpu" if passage.device.type == "cpu" else "accelerator"]
     held: dict[str, dict[str, Tensor]] = {}
     done, since = 0, time.monotonic()
     try:
-        for keys in _batches(rows, passage):
-            held |= _pass(model, places, passage, {key: rows[key] for key in keys}, feed)
+        for keys in batches_by_length(rows, lambda key: passage.length(rows[key]), most):
+            held |= pass_rows(model, places, passage, {key: rows[key] for key in keys}, feed)
             done += len(keys)
             size = sum(state.nbytes for states in held.values() for state in states.values())
             if size >= SHARD_BYTES or time.monotonic() - since > SHARD_SECONDS:
@@ -81,14 +86,14 @@ def cold_pass(
     store.write(held)
 
 
-def _pass(
+def pass_rows(
     model: nn.Module,
     places: Mapping[str, str],
     passage: Passage,
     rows: Mapping[str, Features],
-    feed: Feed | None,
+    feed: Feed | None = None,
 ) -> dict[str, dict[str, Tensor]]:
-    """The states of one batch's rows: key -> stream -> [n, d]."""
+    """The states of `rows`, as one batch, that leave the blocks in `places`: key -> stream -> [n, d]."""
     features = list(rows.values())
     batch = passage.batch(features)
     spans = {stream: find_spans(batch, features, name) for stream, name in passage.names.items()}
@@ -96,21 +101,29 @@ def _pass(
         batch = trimmed(batch, spans[stream], name)
     if feed is not None:
         feed(list(rows), batch)
-    with passage.context():
+    with evaluation_mode(model), passage.context():
         states = capture(model, places, batch)
     parts = {s: cut_out(hidden.to("cpu", passage.dtypes[s]), spans[s]) for s, hidden in states.items()}
     return {key: {s: own[i].clone() for s, own in parts.items()} for i, key in enumerate(rows)}
 
 
-def _batches(rows: Mapping[str, Features], passage: Passage) -> Iterator[list[str]]:
-    """Keys in batches of at most `BATCH_TOKENS` padded tokens (or one row), the longest rows first."""
-    most = BATCH_TOKENS["cpu" if passage.device.type == "cpu" else "accelerator"]
-    lengths = {key: passage.length(features) for key, features in rows.items()}
-    batch: list[str] = []
-    for key in sorted(rows, key=lambda key: lengths[key], reverse=True):
-        if batch and (len(batch) + 1) * lengths[batch[0]] > most:
+def same_states(own: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    """Whether a row's states, stream -> [n, d], are the same but for rounding: that of another batch, and of the
+    dtype that they are stored in."""
+    for stream, states in own.items():
+        bound = EXACT if states.dtype == torch.float32 else ROUNDED
+        if not (states.float() - other[stream].float()).norm() <= bound * states.float().norm():
+            return False
+    return True
+
+
+def batches_by_length(items: Iterable[T], length: Callable[[T], int], most: int) -> Iterator[list[T]]:
+    """`items` in batches of at most `most` tokens with their padding (or of one item), the longest first."""
+    batch: list[T] = []
+    for item in sorted(items, key=length, reverse=True):
+        if batch and (len(batch) + 1) * length(batch[0]) > most:
             yield batch
             batch = []
-        batch.append(key)
+        batch.append(item)
     if batch:
         yield batch

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from frostline.anatomy import Anatomy, hollow
-from frostline.core.errors import FrostlineError
+from frostline.anatomy import Anatomy, device_of, evaluation_mode, hollow
+from frostline.core.errors import FrostlineError, first_line
 
 Extra = str | int | None
 """An entry of a block's tuple beside the hidden states: the name or position of the argument that it is,
@@ -128,22 +128,17 @@ class _Trace:
                 handles.append(module.register_forward_hook(self._after_block(name)))
             elif self._feeds(name, module):
                 handles.append(module.register_forward_hook(self._after_embedding(name), with_kwargs=True))
-        training = self.model.training
-        self.model.eval()
         try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            with evaluation_mode(self.model), torch.no_grad(), torch.random.fork_rng(devices=[]):
                 if weightless:
                     functional_call(self.model, hollow(self.model), (), self._inputs(torch.device("cpu")))
                 else:
-                    device = next(p.device for p in self.model.parameters() if not p.is_meta)
-                    self.model(**self._inputs(device))
+                    self.model(**self._inputs(device_of(self.model)))
         except _Done:
             pass
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
-            raise CannotCut(f"the model does not run on a plain batch ({reason[0]})") from error
+            raise CannotCut(f"the model does not run on a plain batch ({first_line(error)})") from error
         finally:
-            self.model.train(training)
             for handle in handles:
                 handle.remove()
         if self.last not in self.outputs:

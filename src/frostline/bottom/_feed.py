@@ -83,6 +83,15 @@ def rows_of(batch: Mapping[str, Any], inputs: Sequence[str]) -> list[dict[str, T
     return rows
 
 
+def stored_states(store: ColdStore, rows: ColdRows) -> dict[str, Tensor]:
+    """What `store` holds of `rows`, put where they lie in their batch: stream -> [B, T, d] on the CPU."""
+    found = [store.read(key) for key in rows.keys]
+    return {
+        stream: place([own[stream] for own in found], spans, rows.shapes[stream])
+        for stream, spans in rows.spans.items()
+    }
+
+
 class ReadAhead:
     """Reads the states of batches from a store, in a thread, before they are asked for."""
 
@@ -101,19 +110,15 @@ class ReadAhead:
 
     def request(self, rows: ColdRows) -> None:
         """Begin to read the states of `rows`, which the store has."""
-        rows.coming = self._pool.submit(self.read, rows)
+        rows.coming = self._pool.submit(self._read, rows)
 
     def take(self, rows: ColdRows) -> dict[str, Tensor]:
         """The states of `rows`, stream -> [B, T, d] on the CPU."""
         coming, rows.coming = rows.coming, None
-        return self.read(rows) if coming is None else coming.result()
+        return self._read(rows) if coming is None else coming.result()
 
-    def read(self, rows: ColdRows) -> dict[str, Tensor]:
-        found = [self.store.read(key) for key in rows.keys]
-        states = {
-            stream: place([own[stream] for own in found], spans, rows.shapes[stream])
-            for stream, spans in rows.spans.items()
-        }
+    def _read(self, rows: ColdRows) -> dict[str, Tensor]:
+        states = stored_states(self.store, rows)
         return {stream: value.pin_memory() for stream, value in states.items()} if self.pinned else states
 
     def close(self) -> None:

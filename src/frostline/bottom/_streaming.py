@@ -18,13 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from frostline.anatomy import Anatomy
-from frostline.bottom._capture import capture, crossing
-from frostline.bottom._cold_pass import Feed, Passage, cold_pass
+from frostline.anatomy import Anatomy, device_of
+from frostline.bottom._capture import crossing
+from frostline.bottom._cold_pass import Feed, Passage, cold_pass, pass_rows, same_states
 from frostline.bottom._cut import CannotCut, Cut, find_cut
-from frostline.bottom._feed import ReadAhead, cold_rows
+from frostline.bottom._feed import cold_rows, stored_states
 from frostline.bottom._identity import tensor_hash
-from frostline.bottom._rows import Features, cut_out, find_spans
+from frostline.bottom._rows import Features
 from frostline.bottom._standins import StandIns
 from frostline.bottom._store import ColdStore
 
@@ -101,24 +101,23 @@ class Streaming:
         store_at: Callable[[Cut], ColdStore],
         progress: Callable[[int], None],
     ) -> None:
-        store = store_at(cut)
+        store, passage = store_at(cut), passage_at(cut)
         missing = {key: rows[key] for key in store.missing(rows)}
         names = self._names(index)
         put_tensors(self.model, self.load(names))
-        standins = reader = feed = None
+        standins = feed = None
         if below is not None:
-            standins, reader = StandIns(self.model, below), ReadAhead(store_at(below))
-            feed = _feeder(standins, reader, passage_at(below), missing)
+            standins = StandIns(self.model, below)
+            feed = _feeder(standins, store_at(below), passage_at(below), missing)
         try:
-            cold_pass(self.model, crossing(cut), passage_at(cut), missing, store, feed=feed, progress=progress)
-            if missing and not self._same_alone(cut, missing, passage_at(cut), store, feed):
+            cold_pass(self.model, crossing(cut), passage, missing, store, feed=feed, progress=progress)
+            if missing and not self._same_alone(cut, missing, passage, store, feed):
                 shutil.rmtree(store.folder, ignore_errors=True)
                 block = self.anatomy.blocks[index].name
                 raise CannotCut(f"what {block} makes of an example changes with the padding beside it")
         finally:
-            if standins is not None and reader is not None:
+            if standins is not None:
                 standins.remove()
-                reader.close()
             drop_tensors(self.model, names)
 
     def _same_alone(
@@ -126,18 +125,8 @@ class Streaming:
     ) -> bool:
         """Whether the shortest of `rows`, alone in a batch, has the states that are stored, but for rounding."""
         key = min(rows, key=lambda key: passage.length(rows[key]))
-        batch = passage.batch([rows[key]])
-        if feed is not None:
-            feed([key], batch)
-        with passage.context():
-            states = capture(self.model, crossing(cut), batch)
-        stored = store.read(key)
-        for stream, hidden in states.items():
-            (own,) = cut_out(hidden.float().cpu(), find_spans(batch, [rows[key]], passage.names[stream]))
-            bound = 1e-3 if stored[stream].dtype == torch.float32 else 0.1
-            if not (own - stored[stream].float()).norm() <= bound * own.norm():
-                return False
-        return True
+        alone = pass_rows(self.model, crossing(cut), passage, {key: rows[key]}, feed)
+        return same_states(alone[key], store.read(key))
 
     def _names(self, index: int) -> tuple[str, ...]:
         """The tensors that block `index` needs and are not in memory; the embeddings' come with the first."""
@@ -172,9 +161,10 @@ def names_above(model: Any, anatomy: Anatomy, boundary: int) -> frozenset[str]:
 
 
 def put_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Make the named parameters of `model` frozen ones that hold `tensors`."""
+    """Make the named parameters of `model` frozen ones that hold `tensors`, on the model's device."""
+    device = device_of(model)
     for name, tensor in tensors.items():
-        _replace(model, name, nn.Parameter(tensor, requires_grad=False))
+        _replace(model, name, nn.Parameter(tensor.to(device), requires_grad=False))
 
 
 def drop_tensors(model: nn.Module, names: Iterable[str]) -> None:
@@ -191,9 +181,9 @@ def _replace(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
                 module._parameters[leaf] = parameter
 
 
-def _feeder(standins: StandIns, reader: ReadAhead, passage: Passage, rows: Mapping[str, Features]) -> Feed:
+def _feeder(standins: StandIns, store: ColdStore, passage: Passage, rows: Mapping[str, Features]) -> Feed:
     def feed(keys: Any, batch: Mapping[str, Any]) -> None:
-        states = reader.read(cold_rows(keys, batch, [rows[key] for key in keys], passage.names))
+        states = stored_states(store, cold_rows(keys, batch, [rows[key] for key in keys], passage.names))
         standins.feed({stream: value.to(passage.device) for stream, value in states.items()})
 
     return feed

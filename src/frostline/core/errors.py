@@ -18,6 +18,11 @@ class TrainingError(FrostlineError):
     """Training could not go on (a loss that is not a number, a disk that is full). Exit status 1."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line; its class where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
     """A `UserError` for a name that matches nothing, with the closest known ones first.
 

@@ -31,6 +31,7 @@ from frostline.bottom import (
     default_root,
     leave_memory,
     rows_of,
+    stored_states,
 )
 from frostline.core.errors import UserError
 from frostline.engine._cold_check import mismatch, padding_matters
@@ -82,7 +83,6 @@ class ColdBottom:
         self.progress: Callable[[int, int], None] = lambda done, rows: None
         self._decided = False
         self._work: ColdWork | None = None
-        self._store: ColdStore | None = None
         self._standins: StandIns | None = None
         self._reader: ReadAhead | None = None
         self._collate: Any = None
@@ -119,7 +119,7 @@ class ColdBottom:
         self._put_back()
         if self._reader is not None and self.streaming is None:
             self._reader.close()
-            self._reader = self._work = self._store = None
+            self._reader = self._work = None
 
     @contextmanager
     def _trying(self) -> Iterator[None]:
@@ -178,16 +178,16 @@ class ColdBottom:
 
     def _feed_by_content(self, _model: Any, _args: Any, kwargs: dict[str, Any]) -> None:
         """Before a forward pass that nothing was fed for: its rows may be known all the same."""
-        if self._fed or self._standins is None or self._reader is None:
+        if self._fed or self._standins is None:
             return
         self._standins.clear()  # of the pass before, if it was fed here
         if not isinstance(kwargs.get("input_ids"), Tensor):
             return
-        work, _ = self._known
+        work = self._known
         rows = rows_of(kwargs, work.inputs)
         keys = [work.key(row) for row in rows]
-        if all(key in self._reader.store for key in keys):
-            states = self._reader.read(cold_rows(keys, kwargs, rows, work.names))
+        if all(key in work.store for key in keys):
+            states = stored_states(work.store, cold_rows(keys, kwargs, rows, work.names))
             self._standins.feed({name: value.to(self.trainer.args.device) for name, value in states.items()})
 
     def holds(self, dataset: Any) -> bool:
@@ -198,15 +198,14 @@ class ColdBottom:
             dataset = own if dataset is None else own[dataset]
         if not self.active or isinstance(dataset, Mapping):
             return True  # of several each is asked for in its turn
-        work, _ = self._known
+        work = self._known
         return any(dataset is known for known in work.datasets) or all(work.key(row) in work.rows for row in dataset)
 
     # What `decide` and `begin` do.
 
     def _prepare(self) -> None:
         work = self._work = ColdWork(self.trainer, self.streaming, self.root)
-        store = self._store = work.store_at(work.cut)
-        missing = store.missing(work.rows)
+        missing = work.store.missing(work.rows)
         estimate = work.estimate(len(missing))
         self.report = replace(self.report, estimate=str(estimate))
         chosen_here = self.mode == "auto" and self.streaming is None
@@ -223,23 +222,22 @@ class ColdBottom:
         self._tell(f"{len(missing):,} of them have yet to pass the frozen bottom", len(missing))
 
     def _take_over(self) -> None:
-        work, store = self._known
+        work = self._known
         witnesses = work.witnesses()
         with self._bottom_or_first_block(work.cut) as places:
             if (why := padding_matters(self.trainer.model, places, work.passage, witnesses)) is not None:
                 raise Mismatch(why)
-        passed = self._pass(work, store)
+        passed = self._pass(work)
         if self.streaming is None:
-            found = mismatch(self.trainer, work.cut, work.passage, store, witnesses)
+            found = mismatch(self.trainer, work.cut, work.passage, work.store, witnesses)
             if found is not None:
                 raise Mismatch(found)
-        self._reader = ReadAhead(store, pinned=self.trainer.args.device.type == "cuda")
+        self._reader = ReadAhead(work.store, pinned=self.trainer.args.device.type == "cuda")
         self._take_out()
         self._tell(f"{passed:,} of them passed the frozen bottom now", passed)
 
     def _tell(self, what: str, missing: int) -> None:
-        assert self._work is not None
-        sizes = self._work.row_bytes
+        sizes = self._known.row_bytes
         self.report = replace(
             self.report,
             used=True,
@@ -250,9 +248,9 @@ class ColdBottom:
         )
 
     @property
-    def _known(self) -> tuple[ColdWork, ColdStore]:
-        assert self._work is not None and self._store is not None
-        return self._work, self._store
+    def _known(self) -> ColdWork:
+        assert self._work is not None, "the store has been decided on"
+        return self._work
 
     @contextmanager
     def _bottom_or_first_block(self, cut: Cut) -> Iterator[Mapping[str, str]]:
@@ -263,10 +261,9 @@ class ColdBottom:
             with self.streaming.first_block() as block:
                 yield {cut.streams[0]: block}
 
-    def _pass(self, work: ColdWork, store: ColdStore) -> int:
+    def _pass(self, work: ColdWork) -> int:
         """How many rows passed. Each process takes its own share of them; one holds the store's lock for all."""
-        model, state = self.trainer.model, self.trainer.accelerator
-        training = model.training
+        state, store = self.trainer.accelerator, work.store
         with _locked(store, self.trainer.is_world_process_zero(), state.wait_for_everyone):
             keys = store.missing(work.rows)
             state.wait_for_everyone()  # nobody writes before all know what is missing
@@ -275,14 +272,13 @@ class ColdBottom:
                 self.streaming.cold_pass(work.cut, share, work.passage_at, work.store_at, self.progress)
             elif share:
                 progress = partial(_of_all, self.progress, len(share))
-                cold_pass(model, crossing(work.cut), work.passage, share, store, progress=progress)
+                cold_pass(self.trainer.model, crossing(work.cut), work.passage, share, store, progress=progress)
             state.wait_for_everyone()
         store.refresh()
-        model.train(training)
         return len(keys)
 
     def _take_out(self) -> None:
-        work, _ = self._known
+        work = self._known
         trainer, model = self.trainer, self.trainer.model
         assert self._reader is not None
         self._standins = StandIns(model, work.cut)

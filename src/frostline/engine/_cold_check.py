@@ -10,7 +10,7 @@ Before the first row passes at all: what an example's states are must not hang o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -20,15 +20,16 @@ from frostline.bottom import (
     ColdStore,
     Cut,
     Passage,
-    ReadAhead,
     StandIns,
-    capture,
     cold_rows,
     crossing,
-    cut_out,
-    find_spans,
     observe,
+    pass_rows,
+    same_states,
+    stored_states,
 )
+from frostline.core.errors import first_line
+from frostline.engine.reads._quietly import undisturbed
 
 EXACT = 1e-4
 LOSS_BOUND = {torch.float32: 1e-4}
@@ -43,28 +44,12 @@ def padding_matters(model: Any, places: Mapping[str, str], passage: Passage, row
     `rows` (key -> features) are the longest, the shortest and maybe others, `places` the blocks (stream -> block)
     whose states are compared. The training mode is left as it was.
     """
-    training = model.training
-    longest, shortest = [*rows.values(), *rows.values()][:2]
-    alone = _own_states(model, places, passage, [shortest])[0]
-    beside = _own_states(model, places, passage, [longest, shortest])[1]
-    model.train(training)
-    for stream, states in alone.items():
-        bound = GRADIENT_BOUND.get(passage.dtypes[stream], ROUNDED_GRADIENT)
-        if not (states - beside[stream]).norm() <= bound * states.norm():
-            return "what the blocks below the boundary make of an example changes with the padding beside it"
-    return None
-
-
-def _own_states(
-    model: Any, places: Mapping[str, str], passage: Passage, rows: Sequence[Any]
-) -> list[dict[str, Tensor]]:
-    """Per row of a batch its own states [n, d] at `places`, by stream, as the model computes them."""
-    batch = passage.batch(rows)
-    model.eval()
-    with passage.context():
-        states = capture(model, places, batch)
-    parts = {s: cut_out(hidden.float(), find_spans(batch, rows, passage.names[s])) for s, hidden in states.items()}
-    return [{stream: own[i] for stream, own in parts.items()} for i in range(len(rows))]
+    longest, shortest = (*rows, *rows)[:2]
+    alone = pass_rows(model, places, passage, {shortest: rows[shortest]})[shortest]
+    beside = pass_rows(model, places, passage, {key: rows[key] for key in (longest, shortest)})[shortest]
+    if same_states(alone, beside):
+        return None
+    return "what the blocks below the boundary make of an example changes with the padding beside it"
 
 
 def mismatch(trainer: Any, cut: Cut, passage: Passage, store: ColdStore, rows: Mapping[str, Any]) -> str | None:
@@ -74,35 +59,30 @@ def mismatch(trainer: Any, cut: Cut, passage: Passage, store: ColdStore, rows: M
     are computed at once.
     Weights, gradients, generators and the training mode are left as they were.
     """
-    model, training = trainer.model, trainer.model.training
+    model = trainer.model
     keys = list(rows)[: trainer.args.train_batch_size]
     features = [rows[key] for key in keys]
     batch = passage.batch(features)
-    reader = ReadAhead(store)
+    with observe(model, crossing(cut)) as own_states:
+        own = _loss_and_gradients(trainer, passage, batch)
+    another = list(rows)[:2][-1]
+    pass_rows(model, crossing(cut), passage, {another: rows[another]})
+    stored = stored_states(store, cold_rows(keys, batch, features, passage.names))
+    standins = StandIns(model, cut)
     try:
-        with observe(model, crossing(cut)) as own_states:
-            own = _loss_and_gradients(trainer, passage, batch)
-        _own_states(model, crossing(cut), passage, list(rows.values())[:2][-1:])
-        stored = reader.read(cold_rows(keys, batch, features, passage.names))
-        standins = StandIns(model, cut)
-        try:
-            standins.feed(own_states)
-            replayed = _loss_and_gradients(trainer, passage, batch)
-            if (found := _difference(own, replayed, EXACT, EXACT)) is not None:
-                return f"something beside the hidden states crosses the boundary: {found}"
-            standins.feed({name: value.to(trainer.args.device) for name, value in stored.items()})
-            kept_in = next(iter(passage.dtypes.values()))
-            bounds = (LOSS_BOUND.get(kept_in, ROUNDED_LOSS), GRADIENT_BOUND.get(kept_in, ROUNDED_GRADIENT))
-            found = _difference(own, _loss_and_gradients(trainer, passage, batch), *bounds)
-            return None if found is None else f"the stored states are not the model's own: {found}"
-        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
-            reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
-            return f"the model does not run without the blocks below its boundary ({reason[0]})"
-        finally:
-            standins.remove()
+        standins.feed(own_states)
+        replayed = _loss_and_gradients(trainer, passage, batch)
+        if (found := _difference(own, replayed, EXACT, EXACT)) is not None:
+            return f"something beside the hidden states crosses the boundary: {found}"
+        standins.feed({name: value.to(trainer.args.device) for name, value in stored.items()})
+        kept_in = next(iter(passage.dtypes.values()))
+        bounds = (LOSS_BOUND.get(kept_in, ROUNDED_LOSS), GRADIENT_BOUND.get(kept_in, ROUNDED_GRADIENT))
+        found = _difference(own, _loss_and_gradients(trainer, passage, batch), *bounds)
+        return None if found is None else f"the stored states are not the model's own: {found}"
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+        return f"the model does not run without the blocks below its boundary ({first_line(error)})"
     finally:
-        reader.close()
-        model.train(training)
+        standins.remove()
 
 
 Step = tuple[float, list[Tensor | None]]
@@ -111,12 +91,10 @@ Step = tuple[float, list[Tensor | None]]
 def _loss_and_gradients(trainer: Any, passage: Passage, batch: dict[str, Any]) -> Step:
     model = trainer.model
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    device = trainer.args.device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), passage.context():
+    with undisturbed(model, training=True), passage.context():
         torch.manual_seed(0)
-        model.train()
         loss = trainer.compute_loss(model, dict(batch))
-    return loss.item(), list(torch.autograd.grad(loss, trained, allow_unused=True))
+        return loss.item(), list(torch.autograd.grad(loss, trained, allow_unused=True))
 
 
 def _difference(own: Step, other: Step, loss_bound: float, gradient_bound: float) -> str | None:

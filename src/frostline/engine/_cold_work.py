@@ -105,6 +105,11 @@ class ColdWork:
         name = str(getattr(trainer.model.config, "_name_or_path", "")).rstrip("/").rpartition("/")[2]
         return ColdStore.open(self.root, key, _streams(cut, self.passage_at(cut)), label=name)
 
+    @property
+    def store(self) -> ColdStore:
+        """The store of the states at the work's own cut."""
+        return self.store_at(self.cut)
+
     def key(self, row: Mapping[str, Any]) -> str:
         return row_key(row, self.inputs)
 

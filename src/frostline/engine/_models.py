@@ -22,7 +22,7 @@ from transformers.utils import logging as transformers_logging
 
 from frostline.anatomy import find_anatomy, skeleton
 from frostline.bottom import Load, names_above
-from frostline.core.errors import UserError
+from frostline.core.errors import UserError, first_line
 
 
 def local_copy(name: str) -> str:
@@ -156,8 +156,7 @@ def _reason(what: str, name: str, error: Exception) -> str:
         return "the folder holds a run's delta, not a model: frostline merge makes a model of it"
     if "safetensors" in str(error) and not any(folder.glob("*.safetensors")):
         return "the folder has no weights as safetensors (only those are read, never a pickle)"
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return first_line(error)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from transformers.trainer_utils import get_last_checkpoint
 
-from frostline.core.errors import FrostlineError, UserError
+from frostline.core.errors import FrostlineError, UserError, first_line
 from frostline.core.files import disk_errors, read_json, write_json, write_text
 from frostline.core.sizes import size_text
 from frostline.engine import MemoryMeter, ProgressBar, Trainer, pass_bar, quiet_libraries, save_delta
@@ -184,7 +184,4 @@ def _write_predictions(evaluation: Evaluation, folder: Path) -> None:
 
 
 def _one_line(error: BaseException) -> str:
-    if isinstance(error, KeyboardInterrupt):
-        return "interrupted"
-    text = str(error).strip().splitlines()
-    return text[0] if text else type(error).__name__
+    return "interrupted" if isinstance(error, KeyboardInterrupt) else first_line(error)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from frostline.anatomy import Anatomy, find_anatomy
-from frostline.bottom import Load
+from frostline.anatomy import Anatomy, device_of, evaluation_mode, find_anatomy
+from frostline.bottom import BATCH_TOKENS, Load, batches_by_length
 from frostline.core.errors import UserError, unknown_name
 from frostline.signals._deviation import (
     SemanticBasis,
@@ -39,8 +39,6 @@ FROM_WEIGHTS = ("snr",)
 SIGNALS = (*FROM_STATES, *FROM_GRADIENTS, *FROM_WEIGHTS)
 DEVIATIONS = ("vds", "shift")
 """The signals that have gains, under their name with `_gain` and `_log_gain`."""
-
-BATCH_TOKENS = {"cpu": 1024, "accelerator": 16384}
 
 
 def choose_signals(
@@ -87,10 +85,10 @@ def measure(
     from_states = [name for name in FROM_STATES if name in chosen]
     from_gradients = [name for name in FROM_GRADIENTS if name in chosen]
     found: Signals = {}
-    with _eval_mode(model):
+    with evaluation_mode(model):
         if from_states:
             # Blocks that are read anew for every batch want few batches.
-            kind = "accelerator" if load is not None or _device(model).type != "cpu" else "cpu"
+            kind = "accelerator" if load is not None or device_of(model).type != "cpu" else "cpu"
             with nullcontext() if load is None else streamed(model, anatomy, load):
                 found |= _from_states(model, anatomy, _batches(model, rows, collate, kind), from_states, tokens)
         if from_gradients:
@@ -196,15 +194,9 @@ def _final_norm(model: nn.Module, anatomy: Anatomy) -> nn.Module | None:
 def _batches(model: nn.Module, rows: Rows, collate: Collate, kind: str = "cpu") -> Iterator[dict[str, Any]]:
     """Batches of rows of like length on the model's device, the longest first, so that memory is short at once or
     never."""
-    device = _device(model)
+    device = device_of(model)
     most = BATCH_TOKENS[kind if device.type == "cpu" else "accelerator"]
-    batch: list[Any] = []
-    for row in sorted(rows, key=_length, reverse=True):
-        if batch and (len(batch) + 1) * _length(batch[0]) > most:
-            yield _to(device, collate(batch))
-            batch = []
-        batch.append(row)
-    if batch:
+    for batch in batches_by_length(rows, _length, most):
         yield _to(device, collate(batch))
 
 
@@ -215,18 +207,3 @@ def _length(row: Mapping[str, Any]) -> int:
 
 def _to(device: torch.device, batch: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value.to(device) for key, value in batch.items() if isinstance(value, Tensor)}
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(parameter.device for parameter in model.parameters() if not parameter.is_meta)
-
-
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

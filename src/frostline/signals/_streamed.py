@@ -6,11 +6,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import nn
 
 from frostline.anatomy import Anatomy
-from frostline.bottom import Load
+from frostline.bottom import Load, drop_tensors, put_tensors
 
 
 @contextmanager
@@ -19,15 +18,13 @@ def streamed(model: nn.Module, anatomy: Anatomy, load: Load) -> Iterator[None]:
 
     Those of the embeddings that lie there are in memory until the end.
     """
-    device = next(parameter.device for parameter in model.parameters() if not parameter.is_meta)
     away = {name for name, parameter in model.named_parameters() if parameter.is_meta}
 
     def bring(names: Iterable[str]) -> None:
-        _assign(model, {name: tensor.to(device) for name, tensor in load([n for n in names if n in away]).items()})
+        put_tensors(model, load([name for name in names if name in away]))
 
     def drop(names: Iterable[str]) -> None:
-        parameters = {name: model.get_parameter(name) for name in names if name in away}
-        _assign(model, {name: torch.empty_like(held, device="meta") for name, held in parameters.items()})
+        drop_tensors(model, [name for name in names if name in away])
 
     handles = []
     for block in anatomy.blocks:
@@ -47,7 +44,3 @@ def streamed(model: nn.Module, anatomy: Anatomy, load: Load) -> Iterator[None]:
 
 def _call(function: Any, names: list[str]) -> Any:
     return lambda *_: function(names)
-
-
-def _assign(model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
-    model.load_state_dict(tensors, strict=False, assign=True)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from frostline.anatomy import Anatomy
+from frostline.anatomy import Anatomy, hidden_of
 from frostline.bottom import capture
 from frostline.signals._reading import Reads
 
@@ -34,7 +34,7 @@ def trace(
 
     def note_output(stack: str) -> Any:
         def note(_module: Any, _inputs: Any, output: Any) -> None:
-            states[stack].append(reads[stack].gather(output[0] if isinstance(output, tuple) else output))
+            states[stack].append(reads[stack].gather(hidden_of(output)))
 
         return note
 

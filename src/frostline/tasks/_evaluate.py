@@ -15,7 +15,6 @@ from frostline.tasks._collate import Collator
 from frostline.tasks._encode import IGNORED, Encoded, encode
 from frostline.tasks._generate import generate_texts
 from frostline.tasks._metrics import accuracy, macro_f1, perplexity
-from frostline.tasks._modes import evaluation_mode
 from frostline.tasks._task import Example, Split, Task, TaskKind
 from frostline.tasks._tokenize import ModelKind, model_kind
 
@@ -64,6 +63,8 @@ def evaluate(
     model's own.
     The tokenizer must have a pad token (`prepare_tokenizer`).
     """
+    from frostline.anatomy import evaluation_mode  # loads transformers, which naming a task need not
+
     kind = model_kind(model.config)
     device = device or next(model.parameters()).device
     encoded = encode(task, split, tokenizer, max_length, kind)

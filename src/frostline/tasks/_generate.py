@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from frostline.core.errors import UserError
-from frostline.tasks._modes import evaluation_mode
 from frostline.tasks._tokenize import model_kind, prompt_tokens
 
 
@@ -34,6 +33,8 @@ def generate_texts(
 
     Raises `UserError` when `max_new_tokens` alone exceeds the model's positions.
     """
+    from frostline.anatomy import evaluation_mode  # loads transformers, which naming a task need not
+
     decoder = model_kind(model.config) == "decoder"
     room = max_length
     positions = getattr(model.config, "max_position_embeddings", None) if decoder else None

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from frostline.core.errors import UserError
+from frostline.core.errors import UserError, first_line
 from frostline.tasks._rows import Row, Rows
 
 Convert = Callable[[Mapping[str, Any]], dict[str, Any] | None]
@@ -47,7 +47,7 @@ def read_hub(source: HubSource, otherwise: str) -> dict[str, Any]:
             load_dataset(source.path, source.subset, revision=source.revision, data_files=dict(source.files) or None)
         )
     except Exception as error:  # the hub's clients raise dozens of classes, from DNS to a bad configuration
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         raise UserError(f"hub data set '{source}' cannot be loaded ({reason}): go online, or {otherwise}") from error
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from frostline.engine.reads._quietly import first_line, undisturbed
+from frostline.core.errors import first_line
+from frostline.engine.reads._quietly import undisturbed
 
 # Relative to the loss, to a gradient's norm, and (the norm below which a gradient is noise) to the largest one.
 _EXACT = (1e-5, 1e-4, 1e-2)

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from frostline.anatomy import Anatomy
-from frostline.core.errors import FrostlineError
+from frostline.core.errors import FrostlineError, first_line
 from frostline.engine.reads._positions import IGNORED, ReadRule, targets
-from frostline.engine.reads._quietly import all_trained, first_line, forwards, undisturbed
+from frostline.engine.reads._quietly import all_trained, forwards, undisturbed
 
 _CHUNK_BYTES = 64 << 20
 _BYTES_A_SCORE = 4

@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from frostline.anatomy import attention_implementation, hook_attention, uses_attention_function
+from frostline.anatomy import attention_implementation, hidden_of, hook_attention, uses_attention_function
 from frostline.core.errors import FrostlineError
 from frostline.engine.reads._arguments import gather_arguments, without_caches
 from frostline.engine.reads._positions import Positions
-from frostline.engine.reads._quietly import ForwardPatch, forwards, hidden_of, replaced, undisturbed, with_hidden
+from frostline.engine.reads._quietly import ForwardPatch, forwards, replaced, undisturbed, with_hidden
 
 # Above this share of positions, two passes cost more than one.
 _MOST_WORTH_GATHERING = 0.75

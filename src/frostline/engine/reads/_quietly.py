@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from frostline.anatomy import device_of
+
 
 @contextmanager
 def undisturbed(model: nn.Module, *, training: bool = False) -> Iterator[None]:
@@ -100,11 +102,6 @@ def all_trained(model: nn.Module) -> Iterator[list[nn.Parameter]]:
             parameter.requires_grad_(flag)
 
 
-def device_of(model: nn.Module) -> torch.device:
-    """Where the model computes."""
-    return next(parameter.device for parameter in model.parameters() if not parameter.is_meta)
-
-
 def generator_state(device: torch.device) -> Tensor:
     """The state of what draws random numbers on `device`."""
     if device.type == "cpu":
@@ -113,17 +110,6 @@ def generator_state(device: torch.device) -> Tensor:
     return state
 
 
-def hidden_of(output: Any) -> Tensor:
-    """The hidden states in what a block returns."""
-    hidden: Tensor = output[0] if isinstance(output, tuple) else output
-    return hidden
-
-
 def with_hidden(output: Any, hidden: Tensor) -> Any:
     """What a block returned, with other hidden states."""
     return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, in a line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

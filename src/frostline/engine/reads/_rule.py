@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from frostline.anatomy import device_of, hidden_of
 from frostline.engine.reads._positions import ReadRule, one_label_a_token, reads
-from frostline.engine.reads._quietly import device_of, generator_state, hidden_of, undisturbed, with_hidden
+from frostline.engine.reads._quietly import generator_state, undisturbed, with_hidden
 
 
 def read_rule(model: Any, block: nn.Module, inputs: Mapping[str, Any]) -> ReadRule:
