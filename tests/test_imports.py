@@ -17,6 +17,7 @@ PACKAGE = ROOT / "src" / "frostline"
 HEAVY = {"torch", "transformers", "peft", "accelerate", "datasets", "numpy"}
 
 EXPORTS = [
+    "Budget",
     "FrostlineError",
     "Plan",
     "RunConfig",

@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     from frostline.engine import Trainer, apply, load, merge
     from frostline.plan import Plan, load_plan, save_plan
     from frostline.run import RunConfig, train
-    from frostline.strategies import make_plan
+    from frostline.strategies import Budget, make_plan
 
 _PLACES = {
+    "Budget": "frostline.strategies",
     "FrostlineError": "frostline.core.errors",
     "Plan": "frostline.plan",
     "RunConfig": "frostline.run",
@@ -32,6 +33,7 @@ _PLACES = {
 }
 
 __all__ = [
+    "Budget",
     "FrostlineError",
     "Plan",
     "RunConfig",

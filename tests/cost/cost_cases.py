@@ -1,8 +1,8 @@
-"""Plans and models that the cost tests share."""
+"""Plans, models and measurements that the cost tests share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 
 import torch
@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 from transformers import logging as transformers_logging
 
+from allocator import live_bytes_at_peak
 from architectures import batch_for, tiny
 from frostline.anatomy import Anatomy
 from frostline.cost import full_plan
@@ -98,3 +99,31 @@ def counted(
     with FlopCounterMode(display=False) as counter:
         model(**whole_batch(model, batch, length)).loss.backward()
     return counter.get_total_flops()
+
+
+def measured(
+    model: PreTrainedModel, step: Callable[[], None], optimizer: torch.optim.Optimizer, gone: Container[str] = ()
+) -> int:
+    """Bytes at the peak of a `step`: what it makes, the weights but those that are `gone`, the optimizer's state."""
+    step()  # the optimizer's state is there from the first step on
+    kept = [parameter for name, parameter in model.named_parameters() if name not in gone]
+    kept += [item for state in optimizer.state.values() for item in state.values()]
+    return live_bytes_at_peak(step) + sum(tensor.numel() * tensor.element_size() for tensor in kept)
+
+
+def training(
+    model: PreTrainedModel, batch: Callable[[], dict[str, torch.Tensor]], bfloat16: bool = False
+) -> tuple[Callable[[], None], torch.optim.Optimizer]:
+    """A training step of the model, and its optimizer."""
+    model.train()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, fused=True)
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            loss = model(**batch()).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step, optimizer

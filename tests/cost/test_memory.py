@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
 from pathlib import Path
 
 import pytest
 import torch
-from cost_cases import base16, named_plans, remove_bottom, small, whole_batch
-from transformers import PreTrainedModel
+from cost_cases import base16, measured, named_plans, remove_bottom, small, training, whole_batch
 
-from allocator import live_bytes_at_peak
 from architectures import tiny
 from frostline.anatomy import find_anatomy
 from frostline.cost import Workload, memory
@@ -131,32 +128,6 @@ def test_logits_are_those_of_one_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     assert memory(plan, anatomy, reads).logits == 12 * 4 * 4 * anatomy.vocab_size
     monkeypatch.setattr("frostline.cost._reads.CHUNK_BYTES", 10 * 4 * anatomy.vocab_size)
     assert memory(plan, anatomy, reads).logits == 12 * 10 * anatomy.vocab_size
-
-
-def measured(
-    model: PreTrainedModel, step: Callable[[], None], optimizer: torch.optim.Optimizer, gone: Container[str] = ()
-) -> int:
-    """Bytes at the peak of a `step`: what it makes, the weights but those that are `gone`, the optimizer's state."""
-    step()  # the optimizer's state is there from the first step on
-    kept = [parameter for name, parameter in model.named_parameters() if name not in gone]
-    kept += [item for state in optimizer.state.values() for item in state.values()]
-    return live_bytes_at_peak(step) + sum(tensor.numel() * tensor.element_size() for tensor in kept)
-
-
-def training(
-    model: PreTrainedModel, batch: Callable[[], dict[str, torch.Tensor]]
-) -> tuple[Callable[[], None], torch.optim.Optimizer]:
-    """A training step of the model, and its optimizer."""
-    model.train()
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, fused=True)
-
-    def step() -> None:
-        model(**batch()).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step, optimizer
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

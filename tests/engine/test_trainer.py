@@ -120,6 +120,8 @@ def test_the_last_loss_is_that_of_the_whole_step_and_the_schedule_is_asked_once(
     asked: list[int] = []
 
     class Counting(FixedSchedule):
+        settled = False
+
         def next(self, step: int, observations: Any) -> Plan | None:
             asked.append(step)
             return super().next(step, observations)
@@ -266,18 +268,10 @@ def test_what_the_trainer_refuses(tmp_path: Path) -> None:
         Trainer(model, reentrant, plan=plan)
 
     class Watching(FixedSchedule):
-        observes = frozenset({"gradient_norm"})
+        observes = frozenset({"gradient_nrom"})
 
-    with pytest.raises(UserError, match="gradient_norm"):
+    with pytest.raises(UserError, match=r"unknown signal to watch while training 'gradient_nrom': .*known"):
         Trainer(tiny("llama"), arguments(tmp_path), schedule=Watching(plan))
-
-    class Changing(FixedSchedule):
-        def next(self, step: int, observations: Any) -> Plan | None:
-            return self.plan if step in (0, 2) else None
-
-    changing = Trainer(tiny("llama"), arguments(tmp_path), schedule=Changing(plan), train_dataset=rows(model))
-    with pytest.raises(UserError, match="changes the plan at step 2"):
-        changing.train()
 
 
 def test_checkpointing_in_the_trainer_crosses_no_frozen_block(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import hypothesis.strategies as st
 
-from frostline.plan import Frozen, Full, Lora, Partial, Plan
+from frostline.plan import Forward, Frozen, Full, Lora, Partial, Plan, Residual
 
 scales = st.floats(min_value=0, exclude_min=True, allow_infinity=False)
 texts = st.text(st.characters(exclude_categories=["Cs"]))
@@ -15,7 +15,7 @@ frozen = st.just(Frozen())
 full = st.builds(Full, lr_scale=scales)
 partial = st.builds(
     Partial,
-    train=st.sampled_from(["attention", "feed_forward", "norms_and_biases", "biases"]),
+    train=st.sampled_from(["attention", "feed_forward", "norms_and_biases", "biases"]) | st.lists(texts).map(tuple),
     rows=st.floats(min_value=0, max_value=1, exclude_min=True),
     rows_seed=st.integers(0, 2**63),
     lr_scale=scales,
@@ -28,6 +28,7 @@ lora = st.builds(
     targets=st.sampled_from(["default", "attention", "feed_forward", "all"]) | st.lists(texts).map(tuple),
     lr_scale=scales,
 )
+numbers = st.floats(allow_nan=False, allow_infinity=False)
 parts = frozen | full
 modes = frozen | full | partial | lora
 
@@ -40,4 +41,14 @@ def plans(draw: Any) -> Plan:
     around = {name: draw(parts) for name in ("embeddings", "final_norm", "head")}
     if all(mode.mode == "frozen" for mode in (*blocks, *around.values())):
         around["head"] = Full()
-    return Plan(strategy=draw(texts), blocks=blocks, untie=draw(st.booleans()), **around)
+    return Plan(
+        strategy=draw(texts), blocks=blocks, untie=draw(st.booleans()), forward=draw(forwards(len(blocks))), **around
+    )
+
+
+@st.composite
+def forwards(draw: Any, depth: int) -> Forward:
+    """What changes in the forward pass, if anything; the last block has a weight."""
+    weights = [*draw(st.lists(numbers, min_size=depth - 1, max_size=depth - 1)), draw(numbers.filter(bool))]
+    residual = st.builds(Residual, alpha=numbers, span=st.integers(1, depth))
+    return draw(st.builds(Forward, loss_weights=st.none() | st.just(tuple(weights)), residual=residual))

@@ -11,7 +11,7 @@ from frostline.core.errors import UserError
 from frostline.core.settings import first_error
 from frostline.plan import Frozen, Full, Lora, Partial, Plan, from_text
 
-KEYS = "blocks, embeddings, final_norm, head, strategy, untie, version"
+KEYS = "blocks, embeddings, final_norm, forward, head, strategy, untie, version"
 
 CASES = {
     # Not a plan at all.
@@ -95,8 +95,12 @@ CASES = {
         "p.yaml: blocks.0.partial.rows: it should be less than or equal to 1 (given: 1.5)"
     ),
     "blocks: [{mode: partial, train: bias}]": (
-        "p.yaml: blocks.0.partial.train: it should be 'all', 'attention', 'feed_forward', "
-        "'norms_and_biases' or 'biases' (given: 'bias')"
+        "p.yaml: blocks.0.partial.train: give all | attention | feed_forward | norms_and_biases | biases, "
+        "or a list of module names (given: 'bias')"
+    ),
+    "blocks: [{mode: partial, train: [mlp.up_proj, 1]}]": (
+        "p.yaml: blocks.0.partial.train: give all | attention | feed_forward | norms_and_biases | biases, "
+        "or a list of module names"
     ),
     "blocks: [{mode: lora, dropout: 1}]": "p.yaml: blocks.0.lora.dropout: it should be less than 1 (given: 1)",
     "blocks: [{mode: lora, targets: q_proj}]": (
@@ -105,6 +109,33 @@ CASES = {
     ),
     "blocks: [{mode: lora, targets: [q_proj, 1]}]": (
         "p.yaml: blocks.0.lora.targets: give default | attention | feed_forward | all, or a list of module names"
+    ),
+    # What changes in the forward pass.
+    "blocks: [full]\nforward: {loss_weight: [1]}": (
+        "p.yaml: forward: unknown key 'loss_weight': did you mean 'loss_weights'? known: loss_weights, residual"
+    ),
+    "blocks: [full]\nforward: 0.5": "p.yaml: forward: it should be a mapping (given: 0.5)",
+    "blocks: [full]\nforward: {residual: {alpha: .nan}}": (
+        "p.yaml: forward.residual.alpha: it should be a finite number (given: nan)"
+    ),
+    "blocks: [full]\nforward: {residual: {alpha: 1, span: 0}}": (
+        "p.yaml: forward.residual.span: it should be greater than 0 (given: 0)"
+    ),
+    "blocks: [full, full]\nforward: {residual: {alpha: 1, span: 3}}": (
+        "p.yaml: forward.residual.span: 3 reaches over all 2 blocks"
+    ),
+    "blocks: [full]\nforward: {loss_weights: 1}": "p.yaml: forward.loss_weights: it should be a list (given: 1)",
+    "blocks: [full]\nforward: {loss_weights: [.inf]}": (
+        "p.yaml: forward.loss_weights.0: it should be a finite number (given: inf)"
+    ),
+    "blocks: [full, full]\nforward: {loss_weights: [1]}": (
+        "p.yaml: forward.loss_weights: 1 numbers for 2 blocks: give one for each"
+    ),
+    "blocks: [frozen, full]\nforward: {loss_weights: [1, 0]}": (
+        "p.yaml: forward.loss_weights: no block from 1 on has a weight, so nothing there would learn: give block 1 one"
+    ),
+    "blocks: [full, frozen]\nforward: {loss_weights: [0, 0]}": (
+        "p.yaml: forward.loss_weights: no block from 0 on has a weight, so nothing there would learn: give block 1 one"
     ),
     # Plans that say nothing.
     "blocks: [frozen]\nhead: frozen\nfinal_norm: frozen": (
@@ -154,7 +185,7 @@ entries = st.dictionaries(
 )
 documents = st.fixed_dictionaries(
     {"blocks": st.lists(entries | values, max_size=4)},
-    optional=dict.fromkeys(("embeddings", "final_norm", "head", "strategy", "untie", "version"), values),
+    optional=dict.fromkeys(("embeddings", "final_norm", "forward", "head", "strategy", "untie", "version"), values),
 )
 
 

@@ -12,11 +12,13 @@ from plans import plans
 
 from frostline.core.errors import UserError
 from frostline.plan import (
+    Forward,
     Frozen,
     Full,
     Lora,
     Partial,
     Plan,
+    Residual,
     block_ranges,
     document,
     from_text,
@@ -84,6 +86,31 @@ def test_the_text_is_this_one() -> None:
     assert json.loads(to_json(EXAMPLE)) == document(EXAMPLE) == JSON
     assert to_json(EXAMPLE) == json.dumps(JSON, indent=2) + "\n"
     assert from_text(YAML) == from_text(json.dumps(JSON)) == EXAMPLE
+
+
+CHANGED = Plan(
+    blocks=(Partial(train=("mlp.up_proj", "mlp.down_proj")), Full()),
+    forward=Forward(loss_weights=(0.25, 1), residual=Residual(alpha=0.5)),
+)
+
+
+def test_modules_and_a_changed_forward_pass_as_text() -> None:
+    assert to_yaml(CHANGED).splitlines()[4:] == [
+        "- {index: 0, mode: partial, train: [mlp.up_proj, mlp.down_proj]}",
+        "- {index: 1, mode: full}",
+        "final_norm: full",
+        "head: full",
+        "forward: {loss_weights: [0.25, 1.0], residual: {alpha: 0.5}}",
+    ]
+    assert document(CHANGED)["forward"] == {"loss_weights": [0.25, 1.0], "residual": {"alpha": 0.5, "span": 1}}
+    assert from_text(to_yaml(CHANGED)) == from_text(to_json(CHANGED)) == CHANGED
+
+
+def test_a_forward_pass_that_is_not_changed_stays_unsaid() -> None:
+    plan = Plan(blocks=(Full(),))
+    for same in (plan, from_text("blocks: [full]\nforward: {residual: {alpha: 0, span: 1}, loss_weights: null}")):
+        assert "forward" not in document(same)
+        assert "forward" not in to_yaml(same)
 
 
 @settings(deadline=None, max_examples=150)

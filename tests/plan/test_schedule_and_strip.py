@@ -21,6 +21,7 @@ def test_a_fixed_schedule_gives_its_plan_once() -> None:
     assert schedule.next(0, {}) is PLAN
     assert [schedule.next(step, {"gradient": [1.0] * 4}) for step in (1, 2, 1000)] == [None] * 3
     assert schedule.observes == frozenset(), "nothing has to be measured for it"
+    assert schedule.settled, "it stays as it is from the first step"
 
 
 def test_the_state_goes_through_json() -> None:
@@ -36,6 +37,7 @@ def test_the_state_goes_through_json() -> None:
 def test_what_is_a_schedule() -> None:
     class Alternating:
         observes = frozenset({"gradient"})
+        settled = False
 
         def next(self, step: int, observations: Observations) -> Plan | None:
             return PLAN if step % 20 == 0 else None

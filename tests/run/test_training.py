@@ -137,8 +137,9 @@ def test_what_is_written_joins_the_prompt() -> None:
 
 
 @pytest.mark.usefixtures("places")
-def test_a_killed_process_resumes_to_the_same_weights(tmp_path: Path) -> None:
-    common = ["save_every=5", "steps=40", "strategy=bot50", "log_every=1"]
+@pytest.mark.parametrize("strategy", ["bot50", "adt-l50"])
+def test_a_killed_process_resumes_to_the_same_weights(tmp_path: Path, strategy: str) -> None:
+    common = ["save_every=5", "steps=40", f"strategy={strategy}", "log_every=1"]
     whole = config(tmp_path, *common, out=str(tmp_path / "whole"))
     train(whole)
     killed = config(tmp_path, *common, out=str(tmp_path / "killed"))

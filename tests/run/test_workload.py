@@ -8,16 +8,28 @@ from pathlib import Path
 import pytest
 
 from frostline.cost import Workload
+from frostline.run import _work
 from frostline.run._config import read_config
-from frostline.run._opening import workload_of
 from frostline.run._prepare import Prepared, prepare, read_data
 from tiny_files import write_model, write_task
 
 
 def prepared(folder: Path, task: Path) -> Prepared:
-    settings = ["batch_size=2", "max_length=16", "precision=float32", "steps=4", f"out={folder / 'run'}"]
+    settings = [
+        "batch_size=2",
+        "max_length=16",
+        "precision=float32",
+        "steps=4",
+        "strategy=bot50",
+        f"out={folder / 'run'}",
+    ]
     config = read_config(None, settings, model=str(write_model(folder / "model")), task=str(task))
     return prepare(config, read_data(config))
+
+
+def workload_of(run: Prepared) -> Workload:
+    applied = run.trainer.applied
+    return _work.workload_of(run.config, run.data, applied.anatomy, applied.config, applied.base_dtype)
 
 
 def test_labels_are_a_share_of_the_padded_positions(tmp_path: Path) -> None:
@@ -35,8 +47,4 @@ def test_a_classifier_has_none(tmp_path: Path) -> None:
     run = prepared(tmp_path, write_task(tmp_path / "days"))
     plain = workload_of(run)
     assert plain == plain.plain and plain.label_share == 1
-    given = workload_of(run, cold_store=True, stored_share=0.5, reads_only=True)
-    assert given == Workload.model_validate(
-        {**plain.model_dump(), "cold_store": True, "stored_share": 0.5, "reads_only": True}
-    )
-    assert given.epochs == 4 * 2 / len(run.data.rows)
+    assert plain.epochs == 4 * 2 / len(run.data.rows)

@@ -56,8 +56,10 @@ def plain(blocks: int, **changes: Any) -> Anatomy:
 
 
 def _block(index: int) -> Block:
-    def tensor(piece: str, shape: tuple[int, ...]) -> Tensor:
-        return Tensor(f"blocks.{index}.{piece}", shape, Part.BLOCK, index, Role.ATTENTION, piece == "bias")
+    name = f"blocks.{index}"
 
-    linear = Linear(f"blocks.{index}", f"blocks.{index}.weight", 4, 4, Part.BLOCK, index, Role.ATTENTION)
-    return Block(index, f"blocks.{index}", "decoder", (tensor("weight", (4, 4)), tensor("bias", (4,))), (linear,))
+    def tensor(piece: str, shape: tuple[int, ...]) -> Tensor:
+        return Tensor(f"{name}.matrix.{piece}", shape, Part.BLOCK, index, Role.ATTENTION, piece == "bias")
+
+    linear = Linear(f"{name}.matrix", f"{name}.matrix.weight", 4, 4, Part.BLOCK, index, Role.ATTENTION)
+    return Block(index, name, "decoder", (tensor("weight", (4, 4)), tensor("bias", (4,))), (linear,))

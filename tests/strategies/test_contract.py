@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Iterable
+from functools import cache
 
 import pytest
 from anatomies import CLASSIFIERS, MODELS, TIED, anatomy
+from probes import made_up
 
 from frostline.adapters import lora_targets
 from frostline.anatomy import Anatomy, notices, select
@@ -15,17 +18,31 @@ from frostline.plan import Plan, Schedule, from_text, to_json, to_yaml
 from frostline.strategies import STRATEGIES, Situation, choose_schedule, make_plan, parse_name
 
 TABLE = {
+    "auto": ["auto"],
     "all": ["all"],
     "head": ["head"],
-    "bot": ["bot25", "bot75"],
+    "bot": ["bot25", "bot75", "bot50+lora"],
     "top": ["top50"],
     "int": ["int25", "int50"],
     "random": ["random50"],
     "bitfit": ["bitfit"],
     "lora": ["lora"],
+    "adt-l": ["adt-l25", "adt-l50+lora"],
+    "adt-h": ["adt-h50"],
+    "semantic": ["semantic", "semantic+lora"],
+    "semantic-threshold": ["semantic-threshold", "semantic-threshold+lora"],
+    "semantic-reversed": ["semantic-reversed"],
+    "semantic-random": ["semantic-random"],
+    "hierarchical": ["hierarchical", "hierarchical+lora"],
+    "surgical": ["surgical", "surgical+lora"],
+    "discriminative": ["discriminative", "discriminative+lora"],
+    "spectrum": ["spectrum", "spectrum+lora"],
 }
 NAMES = [name for names in TABLE.values() for name in names]
 CASES = list(itertools.product(MODELS, NAMES))
+STEPS = range(9)
+IN_TIME = list(itertools.product(["llama, untied", "bert classifier", "t5, tied"], NAMES))
+"""What a schedule does over time is no matter of the architecture."""
 
 WITHOUT_BIASES = ["llama, untied", "llama, tied", "mixtral, untied", "t5, tied", "t5, untied"]
 REFUSED = {(model, "bitfit") for model in WITHOUT_BIASES}
@@ -33,13 +50,28 @@ FITTING = [case for case in CASES if case not in REFUSED]
 
 
 def schedule_for(model: str, name: str, seed: int = 0) -> Schedule:
-    return choose_schedule(name, Situation(anatomy(model), seed))
+    return choose_schedule(name, Situation(anatomy(model), seed, measure=made_up(anatomy(model), seed)))
+
+
+def observed(schedule: Schedule, model: str) -> dict[str, list[float]]:
+    """A made-up value for every block, of each signal that the schedule wants."""
+    blocks = range(len(anatomy(model).blocks))
+    return {signal: [float((5 * block + 3) % 7) for block in blocks] for signal in sorted(schedule.observes)}
+
+
+def drive(schedule: Schedule, model: str, steps: Iterable[int]) -> list[Plan | None]:
+    return [schedule.next(step, observed(schedule, model)) for step in steps]
+
+
+@cache
+def plans_for(model: str, name: str) -> list[Plan]:
+    """Every plan that the schedule gives in its first steps."""
+    return [plan for plan in drive(schedule_for(model, name), model, STEPS) if plan is not None]
 
 
 def plan_for(model: str, name: str) -> Plan:
-    plan = schedule_for(model, name).next(0, {})
-    assert plan is not None
-    return plan
+    """The plan that it settles on."""
+    return plans_for(model, name)[-1]
 
 
 def names_of(part: str, found: Anatomy) -> set[str]:
@@ -58,23 +90,44 @@ def test_every_strategy_is_in_the_table() -> None:
 
 
 @pytest.mark.parametrize(("model", "name"), CASES)
-def test_the_schedule_starts_with_a_plan_of_its_name_and_resumes(model: str, name: str) -> None:
-    schedule, resumed = schedule_for(model, name), schedule_for(model, name)
+def test_every_plan_has_the_typed_name_and_can_be_written(model: str, name: str) -> None:
+    schedule = schedule_for(model, name)
     assert isinstance(schedule, Schedule)
-    plan = schedule.next(0, {})
-    assert plan is not None
-    assert plan.strategy == name
-    assert len(plan.blocks) == len(anatomy(model).blocks)
-    assert from_text(to_json(plan)) == from_text(to_yaml(plan)) == plan
-    resumed.load_state_dict(json.loads(json.dumps(schedule.state_dict())))
-    assert [resumed.next(step, {}) for step in (1, 2, 3)] == [schedule.next(step, {}) for step in (1, 2, 3)]
+    first = schedule.next(0, {})
+    plans = plans_for(model, name)
+    assert first == plans[0]
+    for plan in plans:
+        assert plan.strategy == name
+        assert len(plan.blocks) == len(anatomy(model).blocks)
+        assert from_text(to_json(plan)) == from_text(to_yaml(plan)) == plan
+
+
+@pytest.mark.parametrize(("model", "name"), IN_TIME)
+def test_a_schedule_resumes_anywhere(model: str, name: str) -> None:
+    whole = drive(schedule_for(model, name), model, STEPS)
+    for stop in (1, 4, 6, 8):
+        stopped, resumed = schedule_for(model, name), schedule_for(model, name)
+        drive(stopped, model, STEPS[:stop])
+        resumed.load_state_dict(json.loads(json.dumps(stopped.state_dict())))
+        assert (resumed.settled, resumed.observes) == (stopped.settled, stopped.observes)
+        assert drive(resumed, model, STEPS[stop:]) == whole[stop:]
+
+
+@pytest.mark.parametrize(("model", "name"), IN_TIME)
+def test_a_settled_schedule_changes_and_observes_nothing_more(model: str, name: str) -> None:
+    schedule = schedule_for(model, name)
+    drive(schedule, model, STEPS)
+    assert schedule.settled
+    assert not schedule.observes
+    assert drive(schedule, model, range(9, 40)) == [None] * 31
+    assert (len(plans_for(model, name)) > 1) == name.startswith("adt-")
 
 
 @pytest.mark.parametrize(("model", "name"), FITTING)
-def test_the_plan_fits_the_model_and_trains_something(model: str, name: str) -> None:
-    found, plan = anatomy(model), plan_for(model, name)
-    trained = select(plan, found)
-    assert sum(item.parameters for item in trained) + len(lora_targets(plan, found)) > 0
+def test_the_plans_fit_the_model_and_train_something(model: str, name: str) -> None:
+    found = anatomy(model)
+    for plan in plans_for(model, name):
+        assert sum(item.parameters for item in select(plan, found)) + len(lora_targets(plan, found)) > 0
 
 
 @pytest.mark.parametrize(("model", "name"), FITTING)

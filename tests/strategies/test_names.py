@@ -14,16 +14,16 @@ from frostline.strategies import STRATEGIES, Situation, choose_schedule, known_n
 from packages import install
 
 SITUATION = Situation(plain(4))
-KNOWN = "all, bitfit, bot50, head, int50, lora, random50, top50"
+KNOWN = ", ".join(known_names())
 
 THIRD_PARTY = """
 from frostline.plan import FixedSchedule
-from frostline.strategies import Strategy, freeze_blocks
+from frostline.strategies import Percent, Strategy, freeze_blocks
 
-def choose(situation, percent):
-    return FixedSchedule(freeze_blocks(situation, {1, 2}, f"middle{percent}"))
+def choose(situation, options):
+    return FixedSchedule(freeze_blocks(situation, {1, 2}, f"middle{options.percent}"))
 
-MIDDLE = Strategy("the middle frozen", choose, (20, 40))
+MIDDLE = Strategy("the middle frozen", choose, Percent, (20, 40))
 NOT_ONE = choose
 """
 
@@ -53,6 +53,12 @@ def refusal(name: str) -> str:
         ("top99", "top", 99),
         ("int33", "int", 33),
         ("random7", "random", 7),
+        ("adt-l25", "adt-l", 25),
+        ("adt-h1", "adt-h", 1),
+        ("semantic", "semantic", 0),
+        ("semantic-threshold", "semantic-threshold", 0),
+        ("bot50+lora", "bot", 50),
+        ("semantic+lora", "semantic", 0),
     ],
 )
 def test_names_and_their_numbers(name: str, stem: str, percent: int) -> None:
@@ -60,7 +66,7 @@ def test_names_and_their_numbers(name: str, stem: str, percent: int) -> None:
 
 
 def test_known_names_can_be_typed() -> None:
-    assert ", ".join(known_names()) == KNOWN
+    assert {"all", "bot50", "int50", "adt-l50", "semantic", "semantic-random", "surgical"} < set(known_names())
     for name in known_names():
         parse_name(name)
 
@@ -84,6 +90,12 @@ def test_known_names_can_be_typed() -> None:
         ("int", "strategy 'int': 'int' wants a percentage after it: 25, 33, 50"),
         ("lora8", "strategy 'lora' takes no number (given: 'lora8')"),
         ("all100", "strategy 'all' takes no number (given: 'all100')"),
+        ("adt50", f"unknown strategy 'adt50': did you mean 'adt-l50'? known: {KNOWN}"),
+        ("adt-l", "strategy 'adt-l': 'adt-l' wants a percentage after it: 1 to 99"),
+        ("semantics", f"unknown strategy 'semantics': did you mean 'semantic'? known: {KNOWN}"),
+        ("semantic50", "strategy 'semantic' takes no number (given: 'semantic50')"),
+        ("+lora", f"unknown strategy '': known: {KNOWN}"),
+        ("head+lora", "strategy 'head+lora': 'head' trains no block that LoRA could go beside"),
     ],
 )
 def test_wrong_names(name: str, line: str) -> None:
@@ -115,7 +127,8 @@ def test_a_third_party_registers_one(tmp_path: Path, monkeypatch: pytest.MonkeyP
     plan = choose_schedule("middle20", SITUATION).next(0, {})
     assert plan == Plan(strategy="middle20", blocks=(Full(), Frozen(), Frozen(), Full()))
     assert "middle20" in known_names()
-    assert refusal("midle20").startswith("unknown strategy 'midle20': did you mean 'middle20'? known: all, ")
+    known = ", ".join(sorted(known_names()))
+    assert refusal("midle20") == f"unknown strategy 'midle20': did you mean 'middle20'? known: {known}"
     assert refusal("middle30") == "strategy 'middle30': 'middle' wants a percentage after it: 20, 40"
 
 

@@ -93,7 +93,10 @@ def _copied(anatomy: Anatomy) -> int:
 
 
 def _partial(mode: Partial, block: Block) -> list[Trained]:
-    chosen = [tensor for tensor in block.tensors if _named(mode.train, tensor)]
+    if isinstance(mode.train, tuple):
+        chosen = _of_modules(mode.train, block)
+    else:
+        chosen = [tensor for tensor in block.tensors if _named(mode.train, tensor)]
     if not chosen:
         there = sorted({str(tensor.role) for tensor in block.tensors})
         raise UserError(
@@ -103,6 +106,17 @@ def _partial(mode: Partial, block: Block) -> list[Trained]:
     return [
         Trained(tensor, mode.lr_scale, mode.rows if len(tensor.shape) > 1 else 1.0, mode.rows_seed) for tensor in chosen
     ]
+
+
+def _of_modules(names: tuple[str, ...], block: Block) -> list[Tensor]:
+    modules = {tensor.name: tensor.name.removeprefix(f"{block.name}.").rpartition(".")[0] for tensor in block.tensors}
+    for name in names:
+        if name not in modules.values():
+            there = ", ".join(dict.fromkeys(module for module in modules.values() if module))
+            raise UserError(
+                f"block {block.index}: partial with train: '{name}' matches no module, the block has {there}"
+            )
+    return [tensor for tensor in block.tensors if modules[tensor.name] in names]
 
 
 def _named(train: str, tensor: Tensor) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -66,7 +67,8 @@ def _inputs(stack: Stack) -> dict[str, Tensor]:
 def hollow(module: nn.Module) -> dict[str, Tensor]:
     """Zeros in the shape of every parameter and buffer of `module`, each one element large.
 
-    Stacked experts are whole zeros, one for all tensors of a shape: grouped products refuse strides of 0.
+    Stacked experts are whole zeros, one for all tensors of a shape: grouped products refuse strides of 0. They come
+    from numpy, whose zeros take no memory before they are written to.
     """
     whole: dict[tuple[torch.Size, torch.dtype], Tensor] = {}
     named = chain(module.named_parameters(), module.named_buffers())
@@ -78,5 +80,6 @@ def _hollow(tensor: Tensor, whole: dict[tuple[torch.Size, torch.dtype], Tensor])
         return torch.zeros((), dtype=tensor.dtype).expand(tensor.shape)
     key = (tensor.shape, tensor.dtype)
     if key not in whole:
-        whole[key] = torch.zeros(tensor.shape, dtype=tensor.dtype)
+        zeros = torch.from_numpy(np.zeros(tensor.numel() * tensor.element_size(), dtype=np.uint8))
+        whole[key] = zeros.view(tensor.dtype).view(tensor.shape)
     return whole[key]

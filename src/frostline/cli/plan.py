@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -19,11 +19,25 @@ WORKLOAD = "Workload that the cost is predicted for"
 
 def command(
     model: Annotated[str, typer.Argument(help="A hub id or a folder; a config.json alone is enough.")],
-    strategy: Annotated[str, typer.Option(help="all, head, bot50, top50, int50, random50, bitfit, lora, a plan file.")],
-    task: Annotated[str | None, typer.Option(help="With the head that this task needs.")] = None,
+    strategy: Annotated[
+        str, typer.Option(help="auto, semantic, bot50, lora, bot50+lora, ..., a plan file: see docs/strategies.")
+    ] = "auto",
+    task: Annotated[
+        str | None, typer.Option(help="With the head that this task needs; what strategies measure the model on.")
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="What training may take: memory=8GB,time=0.5,disk=20GB (auto plans for it).")
+    ] = None,
+    options: Annotated[
+        list[str] | None, typer.Option("--set", metavar="key=value", help="An option of the strategy: rows=64.")
+    ] = None,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Time a small part of the model here, to predict seconds.")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="Write the plan here, as .yaml or .json.")] = None,
     seed: Annotated[int, typer.Option(help="Of what the strategy draws at random.")] = 42,
-    batch: Annotated[int, typer.Option(min=1, help="Rows per step.", rich_help_panel=WORKLOAD)] = 32,
+    batch: Annotated[int, typer.Option(min=1, help="Rows per batch, on one device.", rich_help_panel=WORKLOAD)] = 32,
+    devices: Annotated[int, typer.Option(min=1, help="That share the model (FSDP).", rich_help_panel=WORKLOAD)] = 1,
     length: Annotated[int, typer.Option(min=1, help="Tokens per row.", rich_help_panel=WORKLOAD)] = 128,
     epochs: Annotated[float, typer.Option(min=0, help="Passes over the rows.", rich_help_panel=WORKLOAD)] = 3.0,
     rows: Annotated[int, typer.Option(min=1, help="Training rows.", rich_help_panel=WORKLOAD)] = 1000,
@@ -52,9 +66,11 @@ def command(
 ) -> Answer:
     """What a strategy would train on a model, and what that is predicted to cost."""
     from frostline.core.errors import UserError
+    from frostline.core.settings import lay_over
     from frostline.cost import Workload
     from frostline.plan import save_plan
     from frostline.run import plan_model
+    from frostline.strategies import Budget
 
     if epochs <= 0:
         raise UserError(f"--epochs is more than 0 (given: {epochs:g})")
@@ -64,6 +80,7 @@ def command(
         rows=rows,
         length=length,
         batch=batch,
+        devices=devices,
         epochs=epochs,
         dtype=dtype,
         optimizer=optimizer,
@@ -73,7 +90,18 @@ def command(
         reads_only=reads_only,
         label_share=label_share,
     )
-    planned = plan_model(model, strategy, task=task, workload=workload, seed=seed)
+    given: dict[str, Any] = {}
+    lay_over(given, options or ())
+    planned = plan_model(
+        model,
+        strategy,
+        task=task,
+        workload=workload,
+        options=given,
+        budget=None if budget is None else Budget.parse(budget),
+        calibrated=calibrate,
+        seed=seed,
+    )
     if out is not None:
         save_plan(planned.plan, out)
     return Answer(planned.document(), lambda: _view(planned, out), as_json)
@@ -85,7 +113,7 @@ def _view(planned: PlannedModel, out: Path | None) -> list[RenderableType]:
 
     from frostline.cost import Workload, cold_store_estimate
     from frostline.plan import strip
-    from frostline.report import bytes_text, count_text, ratio_text, share_text
+    from frostline.report import bytes_text, count_text, ratio_text, seconds_text, share_text
 
     document = planned.document()
     predicted, assumed = document["predicted"], document["assumes"]
@@ -100,10 +128,18 @@ def _view(planned: PlannedModel, out: Path | None) -> list[RenderableType]:
     )
     workload = Workload.model_validate(assumed)
     facts.add_row("cold store", str(cold_store_estimate(planned.plan, planned.anatomy, workload)))
+    if predicted["run_seconds"] is not None:
+        facts.add_row(
+            "time",
+            f"{seconds_text(predicted['run_seconds'])}, {ratio_text(predicted['time_ratio'])} of full fine-tuning",
+        )
     facts.add_row(
         "peak memory",
         f"{bytes_text(predicted['peak_memory_bytes'])}, {ratio_text(predicted['memory_ratio'])} of full fine-tuning",
     )
+    if planned.choice is not None:
+        for label, line in planned.choice.lines():
+            facts.add_row(label, line)
     facts.add_row("assumed", ", ".join(f"{key} {value}" for key, value in assumed.items()))
     parts: list[RenderableType] = [strip(planned.plan), facts]
     parts += [Text(f"note: {notice}", style="yellow") for notice in planned.notices]

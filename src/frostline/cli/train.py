@@ -31,7 +31,11 @@ def command(
         str | None, typer.Option(help="rte, cb, qnli, webnlg, ..., a file, a folder or a hub data set.")
     ] = None,
     strategy: Annotated[
-        str | None, typer.Option(help="bot50, lora, ..., or a plan file.", show_default="bot50")
+        str | None,
+        typer.Option(help="auto, semantic, bot50, lora, bot50+lora, ..., or a plan file.", show_default="auto"),
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="What training may take: memory=8GB,time=0.5,disk=20GB (auto plans for it).")
     ] = None,
     out: Annotated[
         str | None, typer.Option(help="The run's folder.", show_default="runs/<model>-<task>-<strategy>-<seed>")
@@ -45,8 +49,19 @@ def command(
     path, overrides = split_settings(settings or [])
 
     from frostline.run import read_config, train
+    from frostline.strategies import Budget
 
-    config = read_config(path, overrides, model=model, task=task, strategy=strategy, out=out, seed=seed, steps=steps)
+    config = read_config(
+        path,
+        overrides,
+        model=model,
+        task=task,
+        strategy=strategy,
+        budget=None if budget is None else Budget.parse(budget).model_dump(exclude_none=True),
+        out=out,
+        seed=seed,
+        steps=steps,
+    )
     try:
         record = train(config, resume=resume, console=progress_console())
     except KeyboardInterrupt:

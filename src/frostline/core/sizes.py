@@ -12,7 +12,7 @@ _BYTES = {
     **{unit: 1000**power for power, unit in enumerate(("kb", "mb", "gb", "tb"), start=1)},
     **{unit: 1024**power for power, unit in enumerate(("kib", "mib", "gib", "tib"), start=1)},
 }
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+_SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
 def parse_size(text: str, what: str) -> int:
@@ -24,7 +24,7 @@ def parse_size(text: str, what: str) -> int:
 
 
 def parse_duration(text: str, what: str) -> float:
-    """The seconds of a duration such as 90s, 15m, 12h, 30d or 2w.
+    """The seconds of a duration such as 90s, 15m (or 15min), 12h, 30d or 2w.
 
     Raises `UserError` naming `what` for anything else.
     """

@@ -16,6 +16,7 @@ from frostline.cost._flow import Flow, flow
 from frostline.cost._memory import Memory, memory
 from frostline.cost._parameters import full_plan, total_parameters, trainable_parameters
 from frostline.cost._predict import Prediction, predict
+from frostline.cost._speed import Speed, StepTimes, fit_speed, run_seconds, step_seconds
 from frostline.cost._workload import Workload, has_dropout, storage_dtype
 
 __all__ = [
@@ -26,12 +27,15 @@ __all__ = [
     "Prediction",
     "Saved",
     "SavedByPart",
+    "Speed",
     "StepFlops",
+    "StepTimes",
     "Workload",
     "bottom_flops",
     "cold_pass_flops",
     "cold_store_estimate",
     "cold_store_pays",
+    "fit_speed",
     "flops_ratio",
     "flow",
     "full_plan",
@@ -40,8 +44,10 @@ __all__ = [
     "predict",
     "run_flops",
     "run_flops_ratio",
+    "run_seconds",
     "saved",
     "step_flops",
+    "step_seconds",
     "storage_dtype",
     "total_parameters",
     "trainable_parameters",

@@ -46,12 +46,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from frostline.anatomy import Tensor
-from frostline.cost._flow import AttentionFlow, BlockFlow, Flow, Matrix
+from frostline.cost._flow import AttentionFlow, BlockFlow, Flow, Matrix, Reading
 from frostline.cost._reads import block_positions, chunked, head_positions, logit_positions
 from frostline.cost._structure import Norm, sides
-from frostline.cost._workload import BYTES, Workload
-
-FLOAT = 4
+from frostline.cost._workload import FLOAT, Workload, state_bytes
 
 
 @dataclass(frozen=True)
@@ -68,32 +66,29 @@ class Saved:
 
 @dataclass(frozen=True)
 class SavedByPart:
-    """Bytes kept in a step. `head` includes the final norm; `logits` is what the loss keeps."""
+    """Bytes kept in a step. `head` includes the final norm; `logits` is what the loss keeps, of each reading."""
 
     embeddings: Saved
     blocks: tuple[Saved, ...]
     head: Saved
-    logits: float
+    logits: tuple[float, ...]
 
     @property
     def total(self) -> float:
         parts = (self.embeddings, *self.blocks, self.head)
-        return sum(part.total for part in parts) + self.logits
+        return sum(part.total for part in parts) + sum(self.logits)
 
 
 def saved(step: Flow, workload: Workload) -> SavedByPart:
     """What a step of `workload.batch` rows keeps, without checkpointing."""
+    heads = [_head(reading, step, workload) for reading in step.readings]
     return SavedByPart(
         embeddings=_embeddings(step, workload),
         blocks=tuple(_Block(block, step, workload).saved() for block in step.blocks),
-        head=_head(step, workload),
-        logits=_logits(step, workload),
+        # One copy of a weight serves all readings.
+        head=Saved(sum(head.activations for head in heads), max(head.weights for head in heads)),
+        logits=tuple(_logits(reading, step, workload) for reading in step.readings),
     )
-
-
-def weight_bytes(trains: bool, workload: Workload) -> int:
-    """Bytes per number of a weight: float32 if it trains, else the checkpoint's type."""
-    return FLOAT if trains else BYTES[workload.frozen_dtype]
 
 
 class _Block:
@@ -106,7 +101,7 @@ class _Block:
         self.workload = workload
         self.anatomy = step.anatomy
         self.hidden = step.anatomy.hidden_size
-        self.w = weight_bytes(block.widened, workload)
+        self.w = state_bytes(block.widened, workload)
         self.c = 2 if workload.autocast else self.w
         self.drops = workload.dropout and block.trains
 
@@ -247,15 +242,15 @@ def _embeddings(step: Flow, workload: Workload) -> Saved:
     return Saved(workload.step_tokens("encoder", step.anatomy) * per_token, weights)
 
 
-def _head(step: Flow, workload: Workload) -> Saved:
+def _head(reading: Reading, step: Flow, workload: Workload) -> Saved:
     n = workload.step_tokens("decoder", step.anatomy)
-    carries, trains = step.blocks[-1].leaves, step.final_norm_trains
+    carries, trains = reading.carries, step.final_norm_trains
     norms = _norms_among(step.anatomy.final_norm)
-    total = n * sum(_norm(norm, carries, trains, weight_bytes(trains, workload)) for norm in norms)
+    total = n * sum(_norm(norm, carries, trains, state_bytes(trains, workload)) for norm in norms)
     weights = 0.0
     chunks = chunked(step, workload)
-    for position, item in enumerate(step.head):
-        w = weight_bytes(item.matrix.trained, workload)
+    for position, item in enumerate(reading.matrices):
+        w = state_bytes(item.matrix.trained, workload)
         # Without autocast a pooled token is a view that keeps the states of all tokens.
         whole = not item.pooled or (position == 0 and not workload.autocast)
         c = 2 if workload.autocast else w
@@ -264,17 +259,18 @@ def _head(step: Flow, workload: Workload) -> Saved:
             total += (n if whole else workload.batch) * per_token
         weights += _weights(item.matrix, w, workload)
     if chunks:
-        read = head_positions(step.head[-1], step, workload)
-        total += (n + 2 * read) * weight_bytes(trains, workload) * step.anatomy.hidden_size
+        read = head_positions(reading.matrices[-1], step, workload)
+        total += (n + 2 * read) * state_bytes(trains, workload) * step.anatomy.hidden_size
     return Saved(total, weights)
 
 
-def _logits(step: Flow, workload: Workload) -> float:
+def _logits(reading: Reading, step: Flow, workload: Workload) -> float:
     """The log-probabilities; a softcap keeps its tanh too."""
-    if not step.head or any(item.pooled for item in step.head) or not step.head[-1].matrix.passes:
+    head = reading.matrices
+    if not head or any(item.pooled for item in head) or not head[-1].matrix.passes:
         return 0.0
-    last = step.head[-1].matrix
-    narrow = 2 if workload.autocast else weight_bytes(last.trained, workload)
+    last = head[-1].matrix
+    narrow = 2 if workload.autocast else state_bytes(last.trained, workload)
     per_logit = FLOAT + narrow * step.blocks[-1].structure.family.softcap
     return logit_positions(step, workload) * per_logit * last.linear.out_features
 
@@ -313,7 +309,8 @@ def _inputs(
 def _weights(matrix: Matrix, w: int, workload: Workload) -> float:
     """Bytes of copies of the matrix and of its LoRA."""
     linear = matrix.linear
-    copied = workload.autocast and w != 2 and linear.copies == 1
+    rounded = workload.frozen_bits is not None and matrix.roundable  # is made again on the way back
+    copied = workload.autocast and w != 2 and linear.copies == 1 and not rounded
     total = 0
     if matrix.carries and (copied or matrix.partly):
         total += (2 if workload.autocast else w) * linear.copies * linear.in_features * linear.out_features

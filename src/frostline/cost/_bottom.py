@@ -26,24 +26,35 @@ def embeddings_run(step: Flow, workload: Workload) -> bool:
     return not workload.cold_store or any(index >= step.bottom for index in first.values())
 
 
-def resident(tensor: Tensor, step: Flow, workload: Workload) -> bool:
-    """Whether a tensor is in memory while training.
+def resident(step: Flow, workload: Workload) -> tuple[Tensor, ...]:
+    """The tensors that are in memory while training.
 
     What stays of embeddings that no longer run: a weight that the head shares, and tables of relative positions,
     which the blocks read.
     """
-    if tensor.block is not None:
-        return tensor.block not in replaced(step, workload)
-    if embeddings_run(step, workload) or tensor.part is not Part.EMBEDDINGS:
-        return True
-    shared = any(linear.weight == tensor.name for linear in step.anatomy.head_linears)
-    return shared or any(piece.startswith("rel") for piece in tensor.name.split("."))
+    anatomy, gone = step.anatomy, replaced(step, workload)
+    embeds = embeddings_run(step, workload)
+    in_head = {linear.weight for linear in anatomy.head_linears}
+
+    def stays(tensor: Tensor) -> bool:
+        if tensor.block is not None:
+            return tensor.block not in gone
+        if embeds or tensor.part is not Part.EMBEDDINGS or tensor.name in in_head:
+            return True
+        return any(piece.startswith("rel") for piece in tensor.name.split("."))
+
+    return tuple(filter(stays, anatomy.tensors))
 
 
 def row_state_bytes(step: Flow, workload: Workload) -> int:
     """Bytes of one row's boundary states in the store: [tokens, hidden] for each stack with blocks below the
     boundary, in the type that those compute in."""
     return _row_states(step, workload) * _stored_bytes(workload)
+
+
+def bytes_on_disk(step: Flow, workload: Workload) -> int:
+    """Bytes of the boundary states of all rows, each as long as a training row is on average."""
+    return workload.rows * row_state_bytes(step, workload)
 
 
 def read_ahead(step: Flow, workload: Workload) -> int:

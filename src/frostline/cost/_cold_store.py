@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from frostline.anatomy import Anatomy
 from frostline.core.sizes import size_text
-from frostline.cost._bottom import row_state_bytes
+from frostline.cost._bottom import bytes_on_disk
 from frostline.cost._flops import bottom_flops, step_flops
 from frostline.cost._flow import flow
 from frostline.cost._workload import Workload
@@ -83,7 +83,7 @@ def cold_store_estimate(plan: Plan, anatomy: Anatomy, workload: Workload, store_
     without = workload.model_copy(update={"cold_store": False})
     an_epoch = step_flops(plan, anatomy, without).total * workload.rows / workload.batch
     if store_bytes is None:
-        store_bytes = workload.rows * row_state_bytes(flow(plan, anatomy), workload)
+        store_bytes = bytes_on_disk(flow(plan, anatomy), workload)
     return cold_store_pays(
         epochs=workload.epochs,
         store_bytes=store_bytes,

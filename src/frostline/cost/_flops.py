@@ -23,7 +23,8 @@ average. Left out: rows for evaluation, which are stored too.
 Where only what the loss reads is computed, the last block's queries, attention's output and feed-forward run at
 the read positions m of its n: keys and values are computed at all n, and attention takes 2 m u q and 2 m u a. A
 matrix that makes queries, keys and values at once runs at all n positions and again at the m. The head runs at
-the label positions. Left out: that the last block pads each row's m to the batch's largest, and the few positions
+the label positions. A layered loss runs the head once more for each block, below the last, that has a weight in it.
+Left out: that the last block pads each row's m to the batch's largest, and the few positions
 that a decoder's shift spares.
 """
 
@@ -87,7 +88,11 @@ def step_flops(plan: Plan, anatomy: Anatomy, workload: Workload) -> StepFlops:
     return StepFlops(
         embeddings=_embeddings(step, workload) if embeddings_run(step, workload) else Flops(),
         blocks=tuple(Flops() if block.index in gone else _block(block, step, workload) for block in step.blocks),
-        head=_sum(_matrix(item.matrix, head_positions(item, step, workload)) for item in step.head),
+        head=_sum(
+            _matrix(item.matrix, head_positions(item, step, workload))
+            for reading in step.readings
+            for item in reading.matrices
+        ),
     )
 
 
@@ -109,8 +114,8 @@ def cold_pass_flops(plan: Plan, anatomy: Anatomy, workload: Workload) -> float:
 
 
 def run_flops(plan: Plan, anatomy: Anatomy, workload: Workload) -> float:
-    """Operations of the cold pass, if there is one, and of all steps of all epochs."""
-    steps = step_flops(plan, anatomy, workload).total * workload.steps
+    """Operations of the cold pass, if there is one, and of all steps of all epochs; of all devices together."""
+    steps = step_flops(plan, anatomy, workload).total * workload.steps * workload.devices
     return cold_pass_flops(plan, anatomy, workload) + steps
 
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 from frostline.adapters import lora_targets
-from frostline.anatomy import Anatomy, Block, Linear, Role, select, untied
+from frostline.anatomy import Anatomy, Block, Linear, Part, Role, select, untied
 from frostline.cost._structure import Attention, Structure, sides, structures
 from frostline.plan import Full, Lora, Plan
 
@@ -33,6 +34,11 @@ class Matrix:
     def passes(self) -> bool:
         """Whether its output carries a gradient."""
         return self.carries or self.trained or self.biased or self.lora is not None
+
+    @property
+    def roundable(self) -> bool:
+        """Whether it can be held in 8 or 4 bits: frozen, in a block, alone in its tensor."""
+        return not self.trained and self.linear.part is Part.BLOCK and self.linear.copies == 1
 
 
 @dataclass(frozen=True)
@@ -96,17 +102,38 @@ class HeadMatrix:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """The loss, read off a block's output through final norm and head. `carries`: that output carries a gradient.
+
+    Nothing of it is differentiated when the last block's output has no weight in a layered loss.
+    """
+
+    carries: bool
+    matrices: tuple[HeadMatrix, ...]
+
+
+@dataclass(frozen=True)
 class Flow:
-    """A whole step. `anatomy` is that of the model as the plan trains it (untied if it unties)."""
+    """A whole step. `anatomy` is that of the model as the plan trains it (untied if it unties).
+
+    `readings`: of the blocks that a layered loss gives weight, and last that of the last block. `kept_states`: hidden
+    states that a residual interaction keeps until it adds them.
+    """
 
     anatomy: Anatomy
     embeddings_train: bool
     embeddings: tuple[Matrix, ...]
     blocks: tuple[BlockFlow, ...]
     final_norm_trains: bool
-    head: tuple[HeadMatrix, ...]
+    readings: tuple[Reading, ...]
+    kept_states: int = 0
 
     @property
+    def head(self) -> tuple[HeadMatrix, ...]:
+        """The matrices that multiply the last block's output."""
+        return self.readings[-1].matrices
+
+    @cached_property
     def bottom(self) -> int:
         """How many blocks, from the input, nothing that trains reaches: they compute the same in every step.
 
@@ -146,23 +173,33 @@ def flow(plan: Plan, anatomy: Anatomy) -> Flow:
     blocks: list[BlockFlow] = []
     hidden = embeddings_train
     encoded = False
+    last = len(anatomy.blocks) - 1
+    losses = plan.forward.losses or {last: 1.0}
     for mode, block, shape in zip(plan.blocks, anatomy.blocks, structures(anatomy), strict=True):
         if anatomy.encoder_decoder and block.stack == "decoder" and blocks and blocks[-1].stack == "encoder":
             hidden, encoded = embeddings_train, hidden or final_norm_trains
         blocks.append(_block(block, shape, mode.mode != "frozen", trained, matrix, hidden, encoded))
-        hidden = blocks[-1].leaves
-    head: list[HeadMatrix] = []
-    hidden = hidden or final_norm_trains
-    for linear in anatomy.head_linears:
-        head.append(HeadMatrix(matrix(linear, hidden), _pooled(linear, anatomy.model_class)))
-        hidden = head[-1].matrix.passes
+        hidden = blocks[-1].leaves and block.index < max(losses)
+
+    def reading(block: BlockFlow) -> Reading:
+        if block.index not in losses:
+            untrained = (Matrix(linear, carries=False, trained=False) for linear in anatomy.head_linears)
+            return Reading(False, tuple(HeadMatrix(m, _pooled(m.linear, anatomy.model_class)) for m in untrained))
+        head: list[HeadMatrix] = []
+        carries = block.leaves or final_norm_trains
+        for linear in anatomy.head_linears:
+            head.append(HeadMatrix(matrix(linear, carries), _pooled(linear, anatomy.model_class)))
+            carries = head[-1].matrix.passes
+        return Reading(block.leaves, tuple(head))
+
     return Flow(
         anatomy=anatomy,
         embeddings_train=embeddings_train,
         embeddings=tuple(matrix(linear, embeddings_train) for linear in anatomy.embedding_linears),
         blocks=tuple(blocks),
         final_norm_trains=final_norm_trains,
-        head=tuple(head),
+        readings=tuple(reading(block) for block in blocks if block.index in losses or block.index == last),
+        kept_states=plan.forward.residual.span if plan.forward.interacts else 0,
     )
 
 

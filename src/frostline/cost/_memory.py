@@ -1,30 +1,38 @@
-"""Peak memory of training, by part, in bytes.
+"""Peak memory of training on one device, by part, in bytes.
 
     weights       trained tensors in float32, and with them the whole of a block that has some; the others in
-                  the checkpoint's type; of a matrix that trains in part, the trained rows beside the whole
-    gradients     float32, of everything that trains
+                  the checkpoint's type, or rounded; of a matrix that trains in part, the trained rows beside the whole
+    gradients     float32, of everything that trains; of the largest tensor alone if each is stepped in backward
     optimizer     AdamW: two float32 numbers for each trained one; SGD without momentum: none
     activations   what autograd keeps until backward, copies of weights included (`_activations`)
     logits        of a loss over tokens: the log-probabilities, their gradient and the logits' gradient, 12
-                  bytes per logit, alive together when backward begins
+                  bytes per logit, alive together when backward begins; of each further reading of a layered
+                  loss the log-probabilities
     read_ahead    boundary states from a cold store: of the batch in use and of the next
+    gathered      what is put together while it is used (`_held`): the units that FSDP shards, a rounded matrix
+
+Under FSDP weights, gradients and optimizer are a device's share; the other parts are those of its own batch.
 
 Weights and optimizer are there throughout. Activations are freed block by block while gradients arrive, so
 the peak is the largest sum on the way back, not the sum of all; with accumulation the gradients of earlier
 batches are there too. With checkpointing a trained block keeps its input alone, and one block at a time all
 of its activations again. A block below the boundary keeps nothing, but while it runs it needs two tensors of
-the hidden width and two of the feed-forward's (three if gated).
+the hidden width and two of the feed-forward's (three if gated), and beside them the states that a residual
+interaction adds later.
 
 While training from a cold store the blocks below the boundary, and embeddings that nothing else reads, are not
 in memory. Where the head runs in chunks of label positions, logits are those of one chunk; its gradient is taken
-with it, when of the logits theirs alone is left, and added to that of the chunks before.
+with it, when of the logits theirs alone is left, and added to that of the chunks before. The gradient of a tied
+embedding is there from the head on, and twice when the embedding adds its own. Where gradients of earlier batches are
+kept, or each is stepped as it comes, one tensor's at a time comes on top.
 
 Left out: the framework itself, the batch, buffers, what a single operation needs while it runs, and what an
 allocator keeps of what was freed. Against what torch's allocator holds at its peak, on the 16-block base16 under
 `all`, bot50, LoRA and head, this is right to 0.2% (tests/cost/test_memory.py), with checkpointing to 5%; without
-its bottom, fed states, to 0.2% too, and where only what the loss reads is computed to 0.5%. Against the private
-memory of a fresh process it is 1-10% low when glibc returns what is freed (a fixed M_MMAP_THRESHOLD); by default
-glibc keeps much of it, and the same runs take 25-65% more.
+its bottom, fed states, to 0.2% too, where only what the loss reads is computed to 0.5%, and where the gradients rule
+the peak, all there or each stepped in backward, to 2%. Against the private memory of a fresh process it is 1-10% low
+when glibc returns what is freed (a fixed M_MMAP_THRESHOLD); by default glibc keeps much of it, and the same runs take
+25-65% more.
 """
 
 from __future__ import annotations
@@ -35,11 +43,12 @@ from dataclasses import dataclass
 
 from frostline.adapters import lora_parameters, lora_targets
 from frostline.anatomy import Anatomy, Part, select
-from frostline.cost._activations import FLOAT, SavedByPart, saved, weight_bytes
-from frostline.cost._bottom import read_ahead, replaced, resident
-from frostline.cost._flow import Flow, flow
+from frostline.cost._activations import SavedByPart, saved
+from frostline.cost._bottom import read_ahead, replaced
+from frostline.cost._flow import Flow, as_trained, flow
+from frostline.cost._held import ABOVE, BELOW, Gathered, gathered, held, made_whole, on_a_device, place
 from frostline.cost._reads import chunked, head_positions, logit_positions
-from frostline.cost._workload import Optimizer, Workload
+from frostline.cost._workload import FLOAT, Optimizer, Workload, state_bytes
 from frostline.plan import Plan
 
 _STATE_TENSORS: Mapping[Optimizer, int] = {"adamw": 2, "sgd": 0}
@@ -47,7 +56,7 @@ _STATE_TENSORS: Mapping[Optimizer, int] = {"adamw": 2, "sgd": 0}
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes by part, each at its own largest, and the `peak` of them together."""
+    """Bytes of one device by part, each at its own largest, and the `peak` of them together."""
 
     weights: int
     gradients: int
@@ -55,65 +64,84 @@ class Memory:
     activations: int
     logits: int
     read_ahead: int
+    gathered: int
     peak: int
 
 
 def memory(plan: Plan, anatomy: Anatomy, workload: Workload) -> Memory:
-    """Peak memory of training under `plan`. Raises `UserError` when the plan does not fit the anatomy."""
+    """Peak memory of training under `plan`, of one device. Raises `UserError` when the plan does not fit."""
     step = flow(plan, anatomy)
-    gradients = _gradients(plan, anatomy)
-    total = sum(gradients.values())
-    weights = _weights(plan, anatomy, step, workload)
-    optimizer = _STATE_TENSORS[workload.optimizer] * total
+    trained = _trained(plan, anatomy)
+    tensors = held(plan, anatomy, step, workload)
+    weights = on_a_device(tensors, workload)
+    share = FLOAT * sum(trained.values()) / workload.devices
+    optimizer = round(_STATE_TENSORS[workload.optimizer] * share)
     kept = saved(step, workload)
     until, again = _checkpointed(step, kept, workload)
     activations = round(kept.embeddings.total + sum(until) + kept.head.total)
-    logits = round(3 * kept.logits)
+    largest = max(kept.logits)
+    logits = round(2 * largest + (largest if chunked(step, workload) else sum(kept.logits)))
     ahead = read_ahead(step, workload)
+    whole = gathered(tensors, trained, step, workload)
+    rounded = round(made_whole(step, workload))
+    gradients = _gradients(plan, anatomy, trained, workload)
+    logits_moment = logits + _head_gradient(step, workload, logits)
+    back = _largest_moment(activations, logits_moment, until, again, gradients, whole, step.bottom)
     return Memory(
         weights=weights,
-        gradients=total,
+        gradients=round(gradients.most if workload.optimizer_in_backward else share),
         optimizer=optimizer,
         activations=activations + round(max(again)),
         logits=logits,
         read_ahead=ahead,
-        peak=weights
-        + optimizer
-        + ahead
-        + max(
-            _passing(step, workload),
-            _largest_moment(
-                activations, logits + _head_gradient(step, workload, logits), until, again, gradients, workload
-            ),
-        ),
+        gathered=round(whole.most(step.bottom)) + rounded,
+        peak=weights + optimizer + ahead + rounded + max(_passing(step, whole, gradients.earlier, workload), back),
     )
 
 
-_ABOVE, _BELOW = -1, -2
+@dataclass(frozen=True)
+class _Gradients:
+    """Bytes of gradients that one device holds before the backward pass, that each place adds to them, and that are
+    there while backward is in a place alone."""
+
+    earlier: float
+    arriving: Mapping[int, float]
+    passing: Mapping[int, float]
+
+    @property
+    def most(self) -> float:
+        return sum(self.arriving.values()) + max(self.passing.values(), default=0.0)
 
 
-def _gradients(plan: Plan, anatomy: Anatomy) -> Mapping[int, int]:
-    """Bytes of the gradients of each block, of what lies above the blocks, and of the embeddings below."""
-    numbers: dict[int, int] = defaultdict(int)
+def _gradients(plan: Plan, anatomy: Anatomy, trained: Mapping[int, int], workload: Workload) -> _Gradients:
+    itself = as_trained(plan, anatomy)
+    largest: dict[int, float] = defaultdict(float)
+    tied = 0.0
     for item in select(plan, anatomy):
-        outside = _BELOW if item.tensor.part is Part.EMBEDDINGS else _ABOVE
-        numbers[outside if item.tensor.block is None else item.tensor.block] += item.parameters
+        where, size = place(item.tensor, itself), float(FLOAT * item.parameters)
+        if where == ABOVE and item.tensor.part is Part.EMBEDDINGS:  # the head's share waits for the embeddings'
+            where, tied = BELOW, size
+        largest[where] = max(largest[where], size)
+    for target in lora_targets(plan, anatomy):
+        size = float(FLOAT * target.options.r * max(target.linear.in_features, target.linear.out_features))
+        largest[target.linear.block or 0] = max(largest[target.linear.block or 0], size)
+    shares = {where: FLOAT * count / workload.devices for where, count in trained.items()}
+    if workload.optimizer_in_backward:
+        return _Gradients(0.0, {ABOVE: tied}, largest)
+    if workload.accumulation > 1 and workload.devices == 1:  # FSDP has them whole: among what is gathered
+        return _Gradients(sum(shares.values()), {ABOVE: tied}, largest)
+    return _Gradients(0.0, shares, {BELOW: tied})
+
+
+def _trained(plan: Plan, anatomy: Anatomy) -> Mapping[int, int]:
+    """How many parameters train in each block, above the blocks, and below them."""
+    numbers: dict[int, int] = defaultdict(int)
+    itself = as_trained(plan, anatomy)
+    for item in select(plan, anatomy):
+        numbers[place(item.tensor, itself)] += item.parameters
     for target in lora_targets(plan, anatomy):
         numbers[target.linear.block or 0] += lora_parameters(target)
-    return defaultdict(int, {place: FLOAT * count for place, count in numbers.items()})
-
-
-def _weights(plan: Plan, anatomy: Anatomy, step: Flow, workload: Workload) -> int:
-    trained = {item.tensor.name: item for item in select(plan, anatomy)}
-    total = FLOAT * sum(map(lora_parameters, lora_targets(plan, anatomy)))
-    for tensor in step.anatomy.tensors:
-        item = trained.get(tensor.name)
-        wide = item is not None or (tensor.block is not None and step.blocks[tensor.block].widened)
-        if resident(tensor, step, workload):
-            total += weight_bytes(wide, workload) * tensor.numel
-        if item is not None and item.rows < 1:
-            total += FLOAT * item.parameters
-    return total
+    return numbers
 
 
 def _checkpointed(step: Flow, kept: SavedByPart, workload: Workload) -> tuple[list[float], list[float]]:
@@ -122,18 +150,20 @@ def _checkpointed(step: Flow, kept: SavedByPart, workload: Workload) -> tuple[li
     for block, full in zip(step.blocks, kept.blocks, strict=True):
         recomputes = workload.checkpointing and block.trains
         states = workload.step_tokens(block.stack, step.anatomy) * step.anatomy.hidden_size
-        until.append(float(weight_bytes(block.widened, workload) * states) if recomputes else full.total)
+        until.append(float(state_bytes(block.widened, workload) * states) if recomputes else full.total)
         again.append(full.total if recomputes else 0.0)
     return until, again
 
 
-def _passing(step: Flow, workload: Workload) -> int:
-    """What the blocks below the boundary need while they run, the largest of them."""
+def _passing(step: Flow, whole: Gathered, gradients: float, workload: Workload) -> int:
+    """What the blocks below the boundary need while they run, the largest of them, beside `gradients`."""
     gone = replaced(step, workload)
     needs = [
         workload.step_tokens(block.stack, step.anatomy)
-        * weight_bytes(False, workload)
-        * (2 * step.anatomy.hidden_size + (2 + block.structure.gated) * block.structure.inner)
+        * state_bytes(False, workload)
+        * ((2 + step.kept_states) * step.anatomy.hidden_size + (2 + block.structure.gated) * block.structure.inner)
+        + whole.forward(block.index)
+        + gradients
         for block in step.blocks
         if not block.leaves and block.index not in gone
     ]
@@ -155,16 +185,20 @@ def _largest_moment(
     logits: int,
     until: list[float],
     again: list[float],
-    gradients: Mapping[int, int],
-    workload: Workload,
+    gradients: _Gradients,
+    whole: Gathered,
+    lowest: int,
 ) -> int:
-    """The most that activations, logits and gradients take together, from the loss back to the embeddings."""
-    earlier = sum(gradients.values()) if workload.accumulation > 1 else 0
-    moments = [activations + logits + earlier]
-    alive, arrived = float(activations), gradients[_ABOVE]
-    for index in reversed(range(len(until))):
-        arrived += gradients[index]
-        moments.append(round(alive + again[index]) + (earlier or arrived))
+    """The most that activations, logits, gradients and gathered units take together, from the loss back to block
+    `lowest` and the embeddings."""
+    arriving, passing = gradients.arriving, gradients.passing
+    moments = [activations + logits + gradients.earlier + whole.loss]
+    alive, there = float(activations), gradients.earlier + arriving.get(ABOVE, 0.0)
+    moments.append(alive + there + passing.get(ABOVE, 0.0) + whole.loss)
+    for index in reversed(range(lowest, len(until))):
+        there += arriving.get(index, 0.0)
+        moments.append(alive + again[index] + there + passing.get(index, 0.0) + whole.backward(index))
         alive -= until[index]
-    moments.append(round(max(alive, 0.0)) + (earlier or sum(gradients.values())))
-    return max(moments)
+    there += arriving.get(BELOW, 0.0) + passing.get(BELOW, 0.0)
+    moments.append(max(alive, 0.0) + there + whole.end(lowest))
+    return round(max(moments))

@@ -7,9 +7,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from frostline.anatomy import Anatomy
-from frostline.cost._flops import flops_ratio, run_flops_ratio
+from frostline.cost._bottom import bytes_on_disk
+from frostline.cost._flops import flops_ratio, run_flops, run_flops_ratio
+from frostline.cost._flow import flow
 from frostline.cost._memory import Memory, memory
 from frostline.cost._parameters import full_plan, total_parameters, trainable_parameters
+from frostline.cost._speed import Speed, run_seconds
 from frostline.cost._workload import Workload
 from frostline.plan import Plan
 
@@ -19,17 +22,22 @@ class Prediction:
     """The predicted cost of a plan. Ratios are to full fine-tuning of the same model on the same workload, without
     a cold store and with every position computed. `run_flops_ratio` includes the cold pass, if there is one.
 
-    Parameters are exact. `time_ratio` is None until speed has been calibrated on this machine. `memory` is
-    in bytes by part; `assumes` is the workload.
+    `run_flops` are the operations of the run, `disk_bytes` what the cold store takes when all rows are in it: both of
+    all devices together. `memory` is one device's, in bytes by part; `assumes` is the workload.
+
+    Parameters are exact. `run_seconds` and `time_ratio`, the cold pass included, are None without a speed.
     """
 
     trainable_parameters: int
     total_parameters: int
     flops_ratio: float
+    run_flops: float
     run_flops_ratio: float
+    run_seconds: float | None
     time_ratio: float | None
     memory_ratio: float
     memory: Memory
+    disk_bytes: int
     assumes: Mapping[str, Any]
 
     @property
@@ -40,29 +48,44 @@ class Prediction:
         """The prediction as plain data, without parameters and workload, which stand beside it."""
         return {
             "flops_ratio": round(self.flops_ratio, 6),
+            "run_flops": round(self.run_flops),
             "run_flops_ratio": round(self.run_flops_ratio, 6),
-            "time_ratio": self.time_ratio,
+            "run_seconds": _rounded(self.run_seconds),
+            "time_ratio": _rounded(self.time_ratio),
             "peak_memory_bytes": self.peak_memory_bytes,
             "memory_ratio": round(self.memory_ratio, 6),
             "memory_bytes": asdict(self.memory),
+            "disk_bytes": self.disk_bytes,
         }
 
 
-def predict(plan: Plan, anatomy: Anatomy, workload: Workload) -> Prediction:
+def predict(plan: Plan, anatomy: Anatomy, workload: Workload, speed: Speed | None = None) -> Prediction:
     """The cost of training `anatomy`'s model under `plan` on `workload`.
 
-    Needs no weights: the anatomy of a model on the meta device will do. Formulas and what they leave out are
-    in `_flops`, `_activations` and `_memory`. Raises `UserError` when the plan does not fit the anatomy.
+    Needs no weights: the anatomy of a model on the meta device will do. `speed` is what was calibrated for this
+    workload. Formulas and what they leave out are in `_flops`, `_activations`, `_memory` and `_speed`. Raises
+    `UserError` when the plan does not fit the anatomy.
     """
+    seconds = ratio = None
+    if speed is not None:
+        seconds = run_seconds(plan, anatomy, workload, speed)
+        ratio = seconds / run_seconds(full_plan(anatomy), anatomy, workload.plain, speed)
     own = memory(plan, anatomy, workload)
     full = memory(full_plan(anatomy), anatomy, workload.plain)
     return Prediction(
         trainable_parameters=trainable_parameters(plan, anatomy),
         total_parameters=total_parameters(plan, anatomy),
         flops_ratio=flops_ratio(plan, anatomy, workload),
+        run_flops=run_flops(plan, anatomy, workload),
         run_flops_ratio=run_flops_ratio(plan, anatomy, workload),
-        time_ratio=None,
+        run_seconds=seconds,
+        time_ratio=ratio,
         memory_ratio=own.peak / full.peak,
         memory=own,
+        disk_bytes=bytes_on_disk(flow(plan, anatomy), workload) if workload.cold_store else 0,
         assumes=workload.model_dump(mode="json"),
     )
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 6)

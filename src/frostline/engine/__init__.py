@@ -1,6 +1,6 @@
 """Apply a schedule and train: what a plan does to a model, the trainer, the delta, merge."""
 
-from frostline.engine._apply import Applied, applied_to, apply, to_plain
+from frostline.engine._apply import Applied, applied_to, apply, change, to_plain
 from frostline.engine._cold import ColdReport
 from frostline.engine._cold_work import cut_boundary
 from frostline.engine._delta import CARD_FILE, DeltaCard, load_delta, read_card, save_delta, trained_tensors
@@ -36,6 +36,7 @@ __all__ = [
     "Trainer",
     "applied_to",
     "apply",
+    "change",
     "class_called",
     "cut_boundary",
     "fingerprint",

@@ -35,7 +35,7 @@ from frostline.bottom import (
 )
 from frostline.core.errors import UserError
 from frostline.engine._cold_check import mismatch, padding_matters
-from frostline.engine._cold_work import ColdWork, Declined
+from frostline.engine._cold_work import ColdWork, Declined, Replaceable, bare_collator
 
 Mode = Literal["auto", "on", "off"]
 _log = logging.getLogger(__name__)
@@ -143,7 +143,7 @@ class ColdBottom:
             self._standins.remove()
             come_back(self._standins, self.trainer.args.device)
             self._standins = None
-            self.trainer.data_collator = self._collate
+            self._collate_with(self._collate)
 
     @contextmanager
     def whole_model(self) -> Iterator[None]:
@@ -236,6 +236,12 @@ class ColdBottom:
         self._take_out()
         self._tell(f"{passed:,} of them passed the frozen bottom now", passed)
 
+    def _collate_with(self, collate: Any) -> None:
+        if isinstance(self.trainer.data_collator, Replaceable):
+            self.trainer.data_collator.current = collate
+        else:
+            self.trainer.data_collator = collate
+
     def _tell(self, what: str, missing: int) -> None:
         sizes = self._known.row_bytes
         self.report = replace(
@@ -283,8 +289,8 @@ class ColdBottom:
         assert self._reader is not None
         self._standins = StandIns(model, work.cut)
         self._hook = model.register_forward_pre_hook(self._feed_by_content, with_kwargs=True)
-        self._collate = trainer.data_collator
-        trainer.data_collator = ColdCollator(self._collate, work.names, work.inputs, self._reader)
+        self._collate = bare_collator(trainer)
+        self._collate_with(ColdCollator(self._collate, work.names, work.inputs, self._reader))
         freed = leave_memory(model, self._standins, self.root)
         self.report = replace(self.report, freed_bytes=freed)
 

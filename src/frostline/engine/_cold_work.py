@@ -27,11 +27,22 @@ from frostline.bottom import (
     row_length,
 )
 from frostline.cost import Estimate, Workload, cold_store_estimate
-from frostline.plan import FixedSchedule, Plan
+from frostline.engine._forward import reads_below
+from frostline.plan import Plan
 
 
 class Declined(Exception):
     """The cold store is not used; the message says why, in one line."""
+
+
+class Replaceable:
+    """A collator that can be exchanged for another while batches are being made."""
+
+    def __init__(self, collate: Any) -> None:
+        self.current = collate
+
+    def __call__(self, rows: Any) -> Any:
+        return self.current(rows)
 
 
 class ColdWork:
@@ -69,7 +80,7 @@ class ColdWork:
 
     def passage_at(self, cut: Cut) -> Passage:
         """How rows pass up to `cut`, which may lie lower than the work's own."""
-        collate, dtype = self.trainer.data_collator, self._autocast_dtype
+        collate, dtype = bare_collator(self.trainer), self._autocast_dtype
         if self.trainer.args.remove_unused_columns:
             collate = self.trainer._get_collator_with_removed_columns(collate)
         device = self.trainer.args.device
@@ -97,7 +108,9 @@ class ColdWork:
         key = identity(
             trainer.model,
             cut,
-            {name: hashes[name] for name in below} | buffers_below(trainer.model, trainer.applied.anatomy, cut),
+            {name: hashes[name] for name in below}
+            | buffers_below(trainer.model, trainer.applied.anatomy, cut)
+            | _forward(trainer.applied.plan),
             inputs=self.inputs,
             autocast=self._autocast_dtype,
             device=trainer.args.device.type,
@@ -147,12 +160,12 @@ class ColdWork:
         return torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
 
     def _passes(self) -> float:
-        """How often training reads each of its examples."""
+        """How often training reads each of its examples under the current plan."""
         args, rows = self.trainer.args, len(self.trainer.train_dataset)
-        if args.max_steps > 0:
-            per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-            return float(args.max_steps * per_step / rows)
-        return float(args.num_train_epochs)
+        per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        passes = args.max_steps * per_step / rows if args.max_steps > 0 else args.num_train_epochs
+        began = self.trainer.changes[-1].step if self.trainer.changes else 0
+        return float(max(passes - began * per_step / rows, per_step / rows))
 
     def _datasets(self) -> list[Any]:
         """What training reads, and what is evaluated while it trains."""
@@ -185,6 +198,12 @@ class ColdWork:
             find_spans(batch, features, name)
 
 
+def bare_collator(trainer: Any) -> Any:
+    """What makes a trainer's batches."""
+    collate = trainer.data_collator
+    return collate.current if isinstance(collate, Replaceable) else collate
+
+
 def cut_boundary(plan: Plan, anatomy: Anatomy) -> int:
     """The block below which nothing depends on training: the plan's boundary, or the end of the encoder when the
     norm there trains, since every decoder block reads what it makes."""
@@ -199,11 +218,20 @@ def cut_boundary(plan: Plan, anatomy: Anatomy) -> int:
 def _boundary(trainer: Any) -> int:
     if trainer.applied.plan.boundary == 0:
         raise Declined("nothing is frozen below the lowest trained block")
-    if not isinstance(trainer.schedule, FixedSchedule):
-        raise Declined("the schedule may thaw blocks while training")
+    if not trainer.schedule.settled:
+        raise Declined("the schedule may yet change which blocks train")
     if getattr(trainer, "is_fsdp_enabled", False) or getattr(trainer, "is_deepspeed_enabled", False):
         raise Declined("the model's weights are sharded")
-    return cut_boundary(trainer.applied.plan, trainer.applied.anatomy)
+    boundary = cut_boundary(trainer.applied.plan, trainer.applied.anatomy)
+    if (reason := reads_below(trainer.applied.plan, boundary)) is not None:
+        raise Declined(reason)
+    return boundary
+
+
+def _forward(plan: Plan) -> dict[str, str]:
+    """What the plan changes in the forward pass of the blocks below."""
+    residual = plan.forward.residual
+    return {"forward.residual": residual.model_dump_json()} if plan.forward.interacts else {}
 
 
 def _streams(cut: Cut, passage: Passage) -> dict[str, Stream]:

@@ -19,7 +19,7 @@ from frostline.anatomy import find_anatomy
 from frostline.core.errors import UserError
 from frostline.core.files import atomic_file, read_json, write_json
 from frostline.core.settings import first_error
-from frostline.engine._apply import Applied, applied_to, apply
+from frostline.engine._apply import Applied, applied_to, apply, change, remember
 from frostline.engine._fingerprint import fingerprint, tensor_hashes
 from frostline.engine._tensors import read_tensors
 from frostline.plan import Plan, document
@@ -29,7 +29,8 @@ CARD_FILE = "delta.json"
 
 
 class DeltaCard(BaseModel):
-    """What a delta changes. `base_name` is where the base came from: a hub id or a folder."""
+    """What a delta changes. `base_name` is where the base came from: a hub id or a folder. `first_plan` is the plan
+    that training began with, where it has changed since."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -41,12 +42,12 @@ class DeltaCard(BaseModel):
     model_class: str
     seed: int
     plan: dict[str, Any]
+    first_plan: dict[str, Any] | None = None
 
 
 def trained_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """The trained tensors of a model that carries a plan, by name, on the CPU."""
-    names = _applied(model).lr_scales
-    return {name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if name in names}
+    """Whatever has trained so far in a model that carries a plan, by name, on the CPU."""
+    return {name: p.detach().cpu().contiguous() for name, p in _applied(model).changed.items()}
 
 
 def save_delta(model: Any, folder: Path) -> None:
@@ -61,6 +62,7 @@ def save_delta(model: Any, folder: Path) -> None:
         model_class=applied.anatomy.model_class,
         seed=applied.seed,
         plan=document(applied.plan),
+        first_plan=None if applied.first == applied.plan else document(applied.first),
     )
     with atomic_file(folder / TENSORS_FILE) as path:
         save_file(trained_tensors(model), path, metadata={"format": "pt"})
@@ -84,8 +86,9 @@ def read_card(folder: Path) -> DeltaCard:
 def load_delta(model: Any, folder: Path) -> Applied:
     """Turn a base into the trained model, in place: apply the delta's plan and put its tensors in.
 
-    A model that already carries the same plan only takes the tensors. Of a model that lies partly on the meta device
-    the rest is turned. Raises `UserError` when `model` is not the delta's own base, or the file is torn.
+    A model that already carries the plan, or the one that training began with, only takes the tensors. Of a model
+    that lies partly on the meta device the rest is turned. Raises `UserError` when `model` is not the delta's own
+    base, or the file is torn.
     """
     card = read_card(folder)
     applied = applied_to(model)
@@ -99,25 +102,28 @@ def load_delta(model: Any, folder: Path) -> Applied:
         absent = {name for name, parameter in model.named_parameters() if parameter.is_meta}
         own = {name: value for name, value in card.base_tensors.items() if name not in absent}
         _check_base(tensor_hashes(model), own, replaced, card, folder)
+    first = plan if card.first_plan is None else Plan.read(card.first_plan, str(folder / CARD_FILE))
     if applied is None:
-        applied = apply(plan, model, seed=card.seed)
-    elif applied.plan != plan:
+        applied = apply(first, model, seed=card.seed)
+    elif applied.first != first:
         raise UserError(
-            f"{folder} was trained under the plan '{plan.strategy}', and the model carries '{applied.plan.strategy}'"
+            f"{folder} was trained under the plan '{first.strategy}', and the model carries '{applied.first.strategy}'"
         )
+    change(plan, model)
     put_tensors(model, tensors, str(folder))
-    return applied
+    return _applied(model)
 
 
 def put_tensors(model: torch.nn.Module, tensors: dict[str, torch.Tensor], where: str) -> None:
-    """Copy the trained tensors in. Raises `UserError` when names or shapes are not the model's."""
-    names = _applied(model).lr_scales
-    if set(tensors) != set(names):
-        odd = sorted(set(tensors) ^ set(names))
+    """Copy what was trained in. Raises `UserError` when names or shapes are not the model's."""
+    applied = _applied(model)
+    if applied.plan != applied.first:
+        applied = remember(set(tensors) & {name for name, _ in model.named_parameters()}, model)
+    if odd := sorted(set(tensors) ^ set(applied.changed)):
         raise UserError(f"{where} does not hold the tensors that its plan trains (first difference: {odd[0]})")
     with torch.no_grad():
         for name, tensor in tensors.items():
-            parameter = model.get_parameter(name)
+            parameter = applied.changed[name]
             if parameter.shape != tensor.shape:
                 raise UserError(
                     f"{where}: {name} has shape {tuple(tensor.shape)}, the model's has {tuple(parameter.shape)}"

@@ -12,7 +12,7 @@ from frostline.bottom import give_back_free_memory
 from frostline.core.errors import UserError
 from frostline.core.files import atomic_folder
 from frostline.engine._apply import to_plain
-from frostline.engine._delta import load_delta, read_card
+from frostline.engine._delta import CARD_FILE, load_delta, read_card
 from frostline.engine._models import (
     class_called,
     load_config,
@@ -22,6 +22,7 @@ from frostline.engine._models import (
     quiet_libraries,
 )
 from frostline.engine._parts import Shards, parts_of
+from frostline.plan import Plan
 
 
 def load(folder: str | Path, *, base: str | None = None) -> Any:
@@ -40,13 +41,19 @@ def merge(folder: str | Path, out: str | Path, *, base: str | None = None, dtype
     LoRA is merged as PEFT merges it; every other tensor is bit-equal to the trained one. Where trained
     (float32) and frozen tensors differ in dtype all are written in float32, which rounds nothing; `dtype`
     ("bfloat16", "float16", "float32") rounds to another. The run's tokenizer goes along, or else the base's.
-    Raises `UserError` when `out` exists and is not empty, and as `load` does.
+    Raises `UserError` when `out` exists and is not empty, when the plan's residual interaction is on, and as `load`
+    does. A layered loss leaves no trace: it changes how a model trains, not what it computes.
     """
     out, chosen = Path(out), _dtype(dtype) if dtype else None
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is not empty: give a new folder")
     folder = Path(folder)
     card = read_card(folder)
+    if Plan.read(card.plan, str(folder / CARD_FILE)).forward.interacts:
+        raise UserError(
+            f"{folder}: its model adds earlier states to its blocks' (forward.residual), which no ordinary checkpoint "
+            "can say: load it with frostline.load instead of merging it"
+        )
     anatomy = find_anatomy(skeleton(load_config(str(folder)), class_called(card.model_class)))
     with atomic_folder(out) as staging, quiet_libraries():
         shards = Shards(staging)

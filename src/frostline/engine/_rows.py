@@ -43,6 +43,12 @@ def train_rows(model: nn.Module, trained: Trained) -> str:
     generator = torch.Generator().manual_seed(derive_seed(trained.rows_seed, trained.tensor.name))
     index = torch.randperm(weight.shape[0], generator=generator)[: trained.trained_rows].sort().values
     parametrize.register_parametrization(module, name, TrainedRows(weight, index.to(weight.device)))
+    return rows_name(trained.tensor.name)
+
+
+def rows_name(tensor: str) -> str:
+    """The parameter that holds the trained rows of a tensor."""
+    path, _, name = tensor.rpartition(".")
     return f"{path}.parametrizations.{name}.original"
 
 

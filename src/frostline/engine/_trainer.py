@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import shutil
 import tempfile
+import time
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,13 +22,17 @@ from frostline.bottom import Load, Streaming
 from frostline.core.errors import TrainingError, UserError
 from frostline.core.files import atomic_folder, disk_errors, read_json, write_json
 from frostline.engine import _state
-from frostline.engine._apply import Applied, applied_to, apply
+from frostline.engine._apply import Applied, applied_to, apply, change
 from frostline.engine._cold import ColdBottom, Mode
+from frostline.engine._cold_work import Replaceable
 from frostline.engine._delta import load_delta, save_delta
+from frostline.engine._forward import check_loss_is_the_models
 from frostline.engine._in_backward import check_in_backward, step_in_backward
+from frostline.engine._observe import Observer
+from frostline.engine._optimizer import regroup
 from frostline.engine._sampler import GroupedByLength
 from frostline.engine.reads import Reads, read_only_what_counts
-from frostline.plan import FixedSchedule, Plan, Schedule
+from frostline.plan import FixedSchedule, Plan, Schedule, document
 
 SCHEDULE_FILE = "schedule.json"
 STAGING = ".saving-"
@@ -48,12 +54,16 @@ class Trainer(transformers.Trainer):
     reads the bottom block by block (`load_above`). `only_what_is_read` runs head and last block only where the loss
     reads. What came of them: `cold.report`, `reads.notices`.
 
+    Under a schedule the plan may change between steps: `changes` tells which came when, `seconds_until_settled` how
+    long after the first step the last one came.
+
     `plan` or `schedule` may be left out when `frostline.apply` was called on the model before. `last_loss` is
     the loss of the last optimizer step, over all the batches that it accumulated. Raises `UserError` when the
     plan does not fit, and `TrainingError` when the loss is not a number.
     """
 
     optimizer: Any
+    data_collator: Any
 
     def __init__(
         self,
@@ -73,7 +83,11 @@ class Trainer(transformers.Trainer):
             check_in_backward(args)
         self.optimizer_in_backward = optimizer_in_backward
         self._gradient_norms: list[torch.Tensor] = []
-        self.applied, self.schedule = _settle(model, plan, schedule, args.seed if args else 0)
+        self.schedule = _settle(model, plan, schedule, args)
+        self.observer = Observer(model, self.schedule.observes)
+        self.changes: list[PlanChange] = []
+        self.seconds_until_settled = 0.0
+        self._first_step = math.nan
         if args is not None and args.activation_checkpointing:
             args.activation_checkpointing_kwargs = _non_reentrant(args.activation_checkpointing_kwargs)
         self.only_what_is_read = only_what_is_read
@@ -81,33 +95,58 @@ class Trainer(transformers.Trainer):
         self.last_loss = math.nan
         self._step = -1
         self._staging: str | None = None
+        self._loaded = ""
         super().__init__(model, args, *positional, **options)
+        check_loss_is_the_models(self.applied.plan, self._loss_is_custom())
+        if not self.schedule.settled:
+            self.data_collator = Replaceable(self.data_collator)
         self.cold = ColdBottom(self, cold_store, cold_store_limit, _streaming(model, self.applied, load_bottom))
 
-    def train(self, *positional: Any, **options: Any) -> Any:
+    @property
+    def applied(self) -> Applied:
+        """What the current plan does to the model."""
+        return cast(Applied, applied_to(cast(nn.Module, self.model)))
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *positional: Any, **options: Any) -> Any:
         """As `transformers.Trainer.train`; the cold store is used where it is right and pays (`cold.report`)."""
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = get_last_checkpoint(str(self.args.output_dir))
         try:
-            self.cold.begin()
-            self.reads = self._read_less()
-            return super().train(*positional, **options)
+            if resume_from_checkpoint:  # now, since the bottom that leaves memory may have trained before
+                self._load_from_checkpoint(str(resume_from_checkpoint))
+                self._loaded = str(resume_from_checkpoint)
+            self._begin_plan()
+            return super().train(resume_from_checkpoint, *positional, **options)
         finally:
-            if self.reads is not None:
-                self.reads.remove()
-            self.cold.end()
+            self._loaded = ""
+            self._end_plan()
+
+    def _begin_plan(self) -> None:
+        self.cold.begin()
+        self.reads = self._read_less()
+
+    def _end_plan(self) -> None:
+        if self.reads is not None:
+            self.reads.remove()
+            self.reads = None
+        self.cold.end()
 
     def whole_model(self) -> AbstractContextManager[None]:
         """Inside, the model runs on any input also while it trains from the cold store."""
         return self.cold.whole_model()
 
     def _read_less(self) -> Reads | None:
-        custom = self.label_smoother is not None or self.compute_loss_func is not None
         rows: Any = self.train_dataset
-        if not self.only_what_is_read or custom or not hasattr(rows, "__len__") or self.is_fsdp_enabled:
+        whole = self._loss_is_custom() or self.applied.plan.forward.layered
+        if not self.only_what_is_read or whole or not hasattr(rows, "__len__") or self.is_fsdp_enabled:
             return None
         collate = self._get_collator_with_removed_columns(self.data_collator)
         batch = dict(collate([rows[index] for index in range(min(3, len(rows)))]))
         with self.cold.feeding(batch), self.accelerator.autocast():
             return read_only_what_counts(self.model, self.applied.anatomy, self._prepare_inputs(batch), exact=False)
+
+    def _loss_is_custom(self) -> bool:
+        return self.label_smoother is not None or self.compute_loss_func is not None
 
     def evaluate(self, eval_dataset: Any = None, *positional: Any, **options: Any) -> dict[str, float]:
         with nullcontext() if self.cold.holds(eval_dataset) else self.whole_model():
@@ -192,9 +231,32 @@ class Trainer(transformers.Trainer):
 
     def _begin_step(self, step: int) -> None:
         """Before the first batch of an optimizer step; each batch gives its share of the step's loss."""
+        begun = time.perf_counter()
+        if self._step < 0:
+            self._first_step = begun
         self._step, self.last_loss = step, 0.0
-        if step and self.schedule.next(step, {}) is not None:
-            raise UserError(f"this schedule changes the plan at step {step}, which the trainer cannot do yet")
+        if step == 0 or self._settled():
+            return
+        plan = self.schedule.next(step, self.observer)
+        if plan is not None:
+            self._change_plan(step, plan)
+            now = time.perf_counter()
+            self.changes[-1] = replace(self.changes[-1], seconds=now - begun)
+            if self._settled():
+                self.seconds_until_settled = now - self._first_step
+
+    def _settled(self) -> bool:
+        return self.schedule.settled
+
+    def _change_plan(self, step: int, plan: Plan) -> None:
+        """Train under another plan from here on: what it freezes leaves the optimizer with its state, the others keep
+        theirs; a bottom that is frozen from now on passes once."""
+        self._end_plan()
+        change(plan, self.model)
+        regroup(self._bare_optimizer(), self.lr_scheduler, self._parameter_groups(self.model))
+        self.observer = Observer(self.model, self.schedule.observes)
+        self.changes.append(PlanChange(step, plan))
+        self._begin_plan()
 
     def _init_training_state(self, max_steps: int, steps_per_epoch: int, epochs: int, *rest: Any) -> tuple[int, int]:
         self._step = -1
@@ -240,7 +302,9 @@ class Trainer(transformers.Trainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
         save_delta(self.model, folder)
-        write_json(folder / SCHEDULE_FILE, self.schedule.state_dict())
+        changes = [change.document() for change in self.changes]
+        write_json(folder / SCHEDULE_FILE, {"state": self.schedule.state_dict(), "changes": changes})
+        self.observer.save(folder)
         if self.processing_class is not None:
             self.processing_class.save_pretrained(folder)
 
@@ -252,11 +316,17 @@ class Trainer(transformers.Trainer):
         write_json(Path(output_dir) / self._rng_file(), _state.random_state())
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if resume_from_checkpoint == self._loaded:
+            return
         folder = Path(resume_from_checkpoint)
         for left in folder.parent.glob(f"{STAGING}*"):  # by a process that was killed while it saved
             shutil.rmtree(left, ignore_errors=True)
         load_delta(self.model if model is None else model, folder)
-        self.schedule.load_state_dict(read_json(folder / SCHEDULE_FILE, "schedule state"))
+        saved = read_json(folder / SCHEDULE_FILE, "schedule state")
+        self.schedule.load_state_dict(saved["state"])
+        self.changes = [PlanChange.read(entry) for entry in saved["changes"]]
+        self.observer = Observer(self.model, self.schedule.observes)
+        self.observer.load(folder)
 
     def _load_best_model(self) -> None:
         load_delta(self.model, Path(cast(str, self.state.best_model_checkpoint)))
@@ -284,7 +354,25 @@ class Trainer(transformers.Trainer):
         return f"; the last checkpoint is {last}" if last else ""
 
 
-def _settle(model: Any, plan: Plan | None, schedule: Schedule | None, seed: int) -> tuple[Applied, Schedule]:
+@dataclass(frozen=True)
+class PlanChange:
+    """A plan that took over in training: before which optimizer step, and in how many seconds."""
+
+    step: int
+    plan: Plan
+    seconds: float = 0.0
+
+    def document(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {"step": self.step, "plan": document(self.plan), "seconds": self.seconds}
+
+    @classmethod
+    def read(cls, entry: dict[str, Any]) -> PlanChange:
+        """The inverse of `document`."""
+        return cls(entry["step"], Plan.read(entry["plan"]), entry["seconds"])
+
+
+def _settle(model: Any, plan: Plan | None, schedule: Schedule | None, args: TrainingArguments | None) -> Schedule:
     """Apply the plan that training starts with, and give the schedule that goes on from it."""
     if not isinstance(model, nn.Module):
         raise UserError("frostline.Trainer wants the model itself (model=...), so that it can apply the plan")
@@ -294,19 +382,16 @@ def _settle(model: Any, plan: Plan | None, schedule: Schedule | None, seed: int)
     if plan is None and schedule is None:
         if already is None:
             raise UserError("give plan=... or schedule=...: frostline.make_plan(model, 'bot50') makes a plan")
-        return already, FixedSchedule(already.plan)
+        return FixedSchedule(already.plan)
     chosen = schedule or FixedSchedule(cast(Plan, plan))
-    if chosen.observes:
-        raise UserError(
-            f"this schedule watches {', '.join(sorted(chosen.observes))} while training, which the trainer "
-            "does not measure yet: give a schedule that observes nothing"
-        )
+    if not chosen.settled and args is not None and args.world_size > 1:
+        raise UserError("a schedule that changes its plan while training runs in one process: take a fixed plan")
     start = chosen.next(0, {})
     if start is None:
         raise UserError("the schedule gives no plan for step 0")
-    if already is not None and already.plan == start:
-        return already, chosen
-    return apply(start, model, seed=seed), chosen
+    if already is None or already.plan != start:
+        apply(start, model, seed=args.seed if args else 0)
+    return chosen
 
 
 def _streaming(model: Any, applied: Applied, load: Load | None) -> Streaming | None:

@@ -1,5 +1,6 @@
 """Plan and schedule as pure data. Imports no torch: a plan is read and written on any machine."""
 
+from frostline.plan._forward import Forward, Residual
 from frostline.plan._modes import BlockMode, Frozen, Full, Lora, Partial, PartMode
 from frostline.plan._plan import Plan, block_ranges
 from frostline.plan._schedule import FixedSchedule, Observations, Schedule
@@ -9,6 +10,7 @@ from frostline.plan._text import document, from_text, load_plan, save_plan, to_j
 __all__ = [
     "BlockMode",
     "FixedSchedule",
+    "Forward",
     "Frozen",
     "Full",
     "Lora",
@@ -16,6 +18,7 @@ __all__ = [
     "PartMode",
     "Partial",
     "Plan",
+    "Residual",
     "Schedule",
     "block_ranges",
     "document",

@@ -28,15 +28,20 @@ class Full(Options):
 class Partial(Options):
     """Some of the block's tensors, or some rows of each matrix, train (methods.md 2, "partly updated").
 
-    `train` names the tensors; `rows` is the share of each matrix's rows that trains, drawn with `rows_seed`
-    (vectors among the named tensors train whole).
+    `train` names the tensors: a group, or modules within the block, such as `mlp.down_proj`. `rows` is the share of
+    each matrix's rows that trains, drawn with `rows_seed` (vectors among the named tensors train whole).
     """
 
     mode: Literal["partial"] = "partial"
-    train: PartialParts = "all"
+    train: PartialParts | tuple[str, ...] = "all"
     rows: float = Field(1.0, gt=0, le=1)
     rows_seed: int = Field(0, ge=0)
     lr_scale: float = Field(1.0, gt=0)
+
+    @field_validator("train", mode="before")
+    @classmethod
+    def _group_or_modules(cls, value: Any) -> Any:
+        return _group_or_names(value, PartialParts)
 
     @model_validator(mode="after")
     def _leaves_something_out(self) -> Partial:
@@ -64,11 +69,15 @@ class Lora(Options):
 
     @field_validator("targets", mode="before")
     @classmethod
-    def _group_or_names(cls, value: Any) -> Any:
-        named = isinstance(value, list | tuple) and all(isinstance(name, str) for name in value)
-        if not named and value not in get_args(LoraTargets):
-            raise ValueError(f"give {' | '.join(get_args(LoraTargets))}, or a list of module names")
-        return value
+    def _group_or_modules(cls, value: Any) -> Any:
+        return _group_or_names(value, LoraTargets)
+
+
+def _group_or_names(value: Any, groups: Any) -> Any:
+    named = isinstance(value, list | tuple) and all(isinstance(name, str) for name in value)
+    if not named and value not in get_args(groups):
+        raise ValueError(f"give {' | '.join(get_args(groups))}, or a list of module names")
+    return value
 
 
 BlockMode = Annotated[Frozen | Full | Partial | Lora, Field(discriminator="mode")]

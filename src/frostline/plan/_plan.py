@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from frostline.core.errors import UserError
 from frostline.core.settings import Options, first_error
+from frostline.plan._forward import Forward
 from frostline.plan._modes import BlockMode, Frozen, Full, PartMode
 
 
@@ -17,7 +18,8 @@ class Plan(Options):
     """Which parts of a model train, and how. Pure data: it names blocks by number and holds no tensor.
 
     `blocks[i]` is the mode of block i, counted from the input. `untie` gives a tied head its own copy of
-    the embedding, so that the head can train while the embeddings stay frozen.
+    the embedding, so that the head can train while the embeddings stay frozen. `forward` is what changes in the
+    forward pass and the loss.
     """
 
     version: Literal[1] = 1
@@ -27,6 +29,7 @@ class Plan(Options):
     final_norm: PartMode = Full()
     head: PartMode = Full()
     untie: bool = False
+    forward: Forward = Forward()
 
     @field_validator("embeddings", "final_norm", "head", mode="before")
     @classmethod
@@ -43,6 +46,23 @@ class Plan(Options):
         parts = (self.embeddings, *self.blocks, self.final_norm, self.head)
         if all(part.mode == "frozen" for part in parts):
             raise ValueError("nothing trains: give at least one block or the head a mode other than frozen")
+        return self
+
+    @model_validator(mode="after")
+    def _forward_fits(self) -> Plan:
+        weights, depth = self.forward.loss_weights, len(self.blocks)
+        if weights is not None:
+            if len(weights) != depth:
+                raise ValueError(f"forward.loss_weights: {len(weights)} numbers for {depth} blocks: give one for each")
+            highest = max((index for index, weight in enumerate(weights) if weight), default=-1)
+            above = [i for i, block in enumerate(self.blocks) if i > highest and block.mode != "frozen"]
+            if above or highest < 0:
+                raise ValueError(
+                    f"forward.loss_weights: no block from {highest + 1} on has a weight, so nothing there would learn: "
+                    f"give block {depth - 1} one"
+                )
+        if self.forward.interacts and self.forward.residual.span > depth:
+            raise ValueError(f"forward.residual.span: {self.forward.residual.span} reaches over all {depth} blocks")
         return self
 
     @property

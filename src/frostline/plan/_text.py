@@ -13,13 +13,18 @@ import yaml
 
 from frostline.core.files import read_text, write_text
 from frostline.core.settings import Options, parse_yaml
+from frostline.plan._forward import Forward
 from frostline.plan._plan import Plan, block_ranges
 
 
 def document(plan: Plan) -> dict[str, Any]:
-    """The plan as plain data with one entry per block, each with its number and every option."""
+    """The plan as plain data with one entry per block, each with its number and every option.
+
+    `forward` is there only where it says something.
+    """
     blocks = [{"index": index, **mode.model_dump(mode="json")} for index, mode in enumerate(plan.blocks)]
-    return {**plan.model_dump(mode="json"), "blocks": blocks}
+    unsaid = {"forward"} if plan.forward == Forward() else None
+    return {**plan.model_dump(mode="json", exclude=unsaid), "blocks": blocks}
 
 
 def to_json(plan: Plan) -> str:
@@ -36,6 +41,8 @@ def to_yaml(plan: Plan) -> str:
     lines += [f"final_norm: {_flow(_short(plan.final_norm))}", f"head: {_flow(_short(plan.head))}"]
     if plan.untie:
         lines.append("untie: true")
+    if forward := plan.forward.model_dump(mode="json", exclude_defaults=True):
+        lines.append(f"forward: {_flow(forward)}")
     return "\n".join(lines) + "\n"
 
 

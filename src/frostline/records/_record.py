@@ -61,6 +61,7 @@ class Measured(_Data):
     `peak_memory_bytes` that of the steps.
     `cpu_seconds_per_step` is likewise the median processor time of all threads (none on an accelerator): on a
     machine that others use too it says more than wall time.
+    `selection_seconds` is the time until the strategy had chosen its plan: measuring signals, the steps of a warm-up.
     A run that was resumed counts the time of its last process, from `resumed_at_step` on.
     """
 
@@ -73,6 +74,7 @@ class Measured(_Data):
     cpu_seconds_per_step: float | None = None
     resumed_at_step: int = 0
     cold_pass_peak_memory_bytes: int | None = None
+    selection_seconds: float = 0.0
 
 
 class RunMetrics(_Data):
@@ -84,7 +86,11 @@ class RunMetrics(_Data):
 
 
 class RunRecord(_Data):
-    """Everything about one run. The keys are stable; `version` grows when they change."""
+    """Everything about one run. The keys are stable; `version` grows when they change.
+
+    `plan` is the last one; `changes` are the plans that took over while training, with the step before which they did.
+    `chosen` is what a planner chose within the run's budget, and over what.
+    """
 
     version: Literal[1] = 1
     status: Literal["running", "finished", "failed"]
@@ -92,7 +98,9 @@ class RunRecord(_Data):
     finished: str | None = None
     error: str | None = None
     config: dict[str, Any]
+    chosen: dict[str, Any] | None = None
     plan: dict[str, Any]
+    changes: tuple[dict[str, Any], ...] = ()
     model: ModelFacts
     data: DataFacts
     seed: int

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, PositiveInt, ValidationError, field_validator
+from pydantic import Field, PositiveInt, ValidationError, field_validator, model_validator
 
 from frostline.core.errors import UserError
 from frostline.core.settings import Options, first_error, lay_over, read_mapping
 from frostline.core.sizes import parse_size
+from frostline.strategies import Budget
 from frostline.tasks import TaskOptions
 
 
@@ -20,7 +21,11 @@ class RunConfig(Options):
     Attributes:
         model: a hub id or a folder.
         task: a built-in name, a file, a folder or a hub data set.
-        strategy: a strategy's name (`bot50`, `lora`, ...) or the path of a plan file.
+        strategy: a strategy's name (`bot50`, `semantic+lora`, ...) or the path of a plan file. `auto` measures the
+            model on the task and plans for the budget.
+        strategy_options: the strategy's own settings, and under `lora` those of an added LoRA.
+        budget: what training may take: `memory`, `time`, `disk`; for `auto`.
+        calibrate: time a small part of the model first, so that the budget's time may be in seconds.
         out: the run's folder; by default `runs/<model>-<task>-<strategy>-<seed>`.
         data: how the task's rows are read.
         seed: of everything drawn at random: head, adapters, batches, dropout.
@@ -50,7 +55,10 @@ class RunConfig(Options):
 
     model: str
     task: str
-    strategy: str = "bot50"
+    strategy: str = "auto"
+    strategy_options: dict[str, Any] = Field(default_factory=dict)
+    budget: Budget = Budget()
+    calibrate: bool = False
     out: str | None = None
     data: TaskOptions = TaskOptions()
     seed: int = Field(42, ge=0, lt=2**32)
@@ -98,6 +106,12 @@ class RunConfig(Options):
             value = str(value)
             parse_size(value, "cold_store_limit")
         return value
+
+    @model_validator(mode="after")
+    def _has_a_planner(self) -> RunConfig:
+        if self.budget.limits and self.strategy != "auto":
+            raise ValueError(f"budget: strategy '{self.strategy}' plans for none: take auto")
+        return self
 
     @property
     def cold_store_bytes(self) -> int | None:

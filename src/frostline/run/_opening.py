@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from frostline.cost import Workload, has_dropout, predict, storage_dtype, total_parameters
+from frostline.cost import predict, total_parameters
 from frostline.engine import fingerprint
 from frostline.plan import document
 from frostline.records import DataFacts, ModelFacts, RunRecord, now
-from frostline.run._prepare import Data, Prepared, uses_bfloat16
+from frostline.run._prepare import Prepared
 from frostline.run._streaming import streaming_notices
 from frostline.run._versions import versions
-from frostline.tasks import IGNORED, TaskKind, majority_share
+from frostline.run._work import workload_of
+from frostline.tasks import TaskKind, majority_share
 
 
 def opening_record(prepared: Prepared) -> RunRecord:
@@ -21,7 +22,8 @@ def opening_record(prepared: Prepared) -> RunRecord:
     return RunRecord(
         status="running",
         started=now(),
-        config=config.model_dump(mode="json"),
+        config=prepared.asked.model_dump(mode="json"),
+        chosen=_chosen(prepared),
         plan=document(applied.plan),
         model=ModelFacts(
             name=config.model,
@@ -58,60 +60,21 @@ def opening_record(prepared: Prepared) -> RunRecord:
     )
 
 
+def _chosen(prepared: Prepared) -> dict[str, Any] | None:
+    """What a planner chose, and over what."""
+    choice = prepared.chosen.choice
+    return None if choice is None else choice.document()
+
+
 def predicted_cost(prepared: Prepared) -> dict[str, Any]:
     """What the run is predicted to cost, with the cold store as things stand (`trainer.cold.report`)."""
     applied, cold = prepared.trainer.applied, prepared.trainer.cold.report
     stored = cold.found / (cold.rows + cold.found) if cold.used else 0.0
-    workload = workload_of(prepared, cold_store=cold.used, stored_share=stored, reads_only=True)
+    work = workload_of(prepared.config, prepared.data, applied.anatomy, applied.config, applied.base_dtype)
+    reality = {"cold_store": cold.used, "stored_share": stored, "reads_only": not applied.plan.forward.layered}
+    workload = work.model_copy(update=reality)
     prediction = predict(applied.plan, applied.anatomy, workload)
     return {**prediction.document(), "assumes": dict(prediction.assumes)}
-
-
-def workload_of(
-    prepared: Prepared, *, cold_store: bool = False, stored_share: float = 0.0, reads_only: bool = False
-) -> Workload:
-    """The workload that a run's cost is predicted for.
-
-    `cold_store`: the run trains from one, which holds `stored_share` of the rows before the cold pass.
-    `reads_only`: only what the loss reads is computed.
-    """
-    config, applied, data = prepared.config, prepared.trainer.applied, prepared.data
-    rows = len(data.rows)
-    passes = config.steps * config.batch_size * config.gradient_accumulation / rows if config.steps else config.epochs
-    length = round(data.mean_length(config))
-    return Workload(
-        rows=rows,
-        length=length,
-        batch=config.batch_size,
-        accumulation=config.gradient_accumulation,
-        epochs=passes,
-        dtype="bfloat16" if uses_bfloat16(config.precision) else "float32",
-        optimizer=config.optimizer,
-        attention="eager" if prepared.model.config._attn_implementation == "eager" else "sdpa",
-        checkpointing=config.checkpointing,
-        dropout=has_dropout(applied.config),
-        label_tokens=_target_length(data) if applied.anatomy.encoder_decoder else None,
-        frozen_dtype=storage_dtype(applied.base_dtype),
-        cold_store=cold_store,
-        stored_share=stored_share,
-        label_share=1.0 if applied.anatomy.encoder_decoder else _label_share(data, length),
-        reads_only=reads_only,
-    )
-
-
-def _label_share(data: Data, length: int) -> float:
-    """The share of a decoder's positions, of `length` in a row, from which the loss reads: those before a label."""
-    targets = [row["labels"][1:] for row in data.rows if isinstance(row["labels"], list)]
-    if not targets:
-        return 1.0
-    labels = sum(sum(label != IGNORED for label in row) for row in targets)
-    return min(1.0, float(labels) / (len(targets) * length))
-
-
-def _target_length(data: Data) -> int | None:
-    targets = [row["labels"] for row in data.rows if isinstance(row["labels"], list)]
-    lengths = [sum(label != IGNORED for label in labels) for labels in targets]
-    return round(sum(lengths) / len(lengths)) if lengths else None
 
 
 def _quantised_notice(prepared: Prepared) -> list[str]:

@@ -12,10 +12,11 @@ from transformers import TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_callback import PrinterCallback
 
+from frostline.anatomy import find_anatomy
 from frostline.bottom import Load
 from frostline.core.errors import UserError
+from frostline.cost import Workload
 from frostline.engine import (
-    GroupedByLength,
     Quantised,
     StepMeter,
     Trainer,
@@ -24,11 +25,12 @@ from frostline.engine import (
     quantise_frozen,
     quiet_libraries,
 )
-from frostline.plan import Schedule
+from frostline.run._choosing import Chosen, choose, measure_here
 from frostline.run._config import RunConfig
+from frostline.run._device import uses_bfloat16
 from frostline.run._setup import check_length, config_for, load_model
 from frostline.run._streaming import load_streaming
-from frostline.strategies import Situation, choose_schedule
+from frostline.run._work import Data, workload_of
 from frostline.tasks import (
     IGNORED,
     Collator,
@@ -45,38 +47,20 @@ from frostline.tasks import (
 
 
 @dataclass(frozen=True)
-class Data:
-    """A task as the model will read it. `rows` is the training split."""
-
-    task: Task
-    tokenizer: Any
-    rows: Encoded
-    eval_rows: Encoded
-
-    def mean_length(self, config: RunConfig) -> float:
-        """Tokens of a training batch, padding included, divided by its rows."""
-        lengths, size = self.rows.lengths, config.batch_size
-        if config.pad_to_max_length:
-            return config.max_length
-        if config.batching == "packed":
-            return sum(lengths) / len(lengths)
-        if config.batching == "grouped":
-            order = list(GroupedByLength(size * config.gradient_accumulation, lengths, config.seed))
-            longest = [max(lengths[row] for row in order[i : i + size]) for i in range(0, len(order), size)]
-            return sum(longest) / len(longest)
-        return _expected_longest(lengths, size)
-
-
-@dataclass(frozen=True)
 class Prepared:
-    """A run that is ready to train."""
+    """A run that is ready to train. `asked` is its config as it was given, `config` with what its strategy chose."""
 
-    config: RunConfig
+    asked: RunConfig
+    chosen: Chosen
     data: Data
     model: Any
     trainer: Trainer
     steps: StepMeter
     quantised: Quantised | None = None
+
+    @property
+    def config(self) -> RunConfig:
+        return self.chosen.config
 
 
 def read_data(config: RunConfig) -> Data:
@@ -99,19 +83,20 @@ def read_data(config: RunConfig) -> Data:
     return Data(task, tokenizer, rows, eval_rows)
 
 
-def prepare(config: RunConfig, data: Data) -> Prepared:
+def prepare(asked: RunConfig, data: Data) -> Prepared:
     """Load the model, put it in a trainer, and decide on the cold store.
 
     Raises `UserError` for a strategy that does not fit the model, and for a cold store or streaming that cannot be.
     """
     with quiet_libraries():
-        model, schedule, load_bottom = _load(config, data.task)
+        model, chosen, load_bottom = _load(asked, data)
+        config = chosen.config
         prepare_tokenizer(data.tokenizer, model)
         steps = StepMeter()
         trainer = Trainer(
             model,
             _arguments(config),
-            schedule=schedule,
+            schedule=chosen.schedule,
             optimizer_in_backward=config.optimizer_in_backward,
             cold_store="off" if config.frozen_bits else config.cold_store,
             cold_store_limit=config.cold_store_bytes,
@@ -130,52 +115,27 @@ def prepare(config: RunConfig, data: Data) -> Prepared:
         if config.batching == "packed":
             pack_rows(model, data.rows)
         trainer.cold.decide()
-    return Prepared(config, data, model, trainer, steps, quantised)
+    return Prepared(asked, chosen, data, model, trainer, steps, quantised)
 
 
-def _load(config: RunConfig, task: Task) -> tuple[Any, Schedule, Load | None]:
+def _load(config: RunConfig, data: Data) -> tuple[Any, Chosen, Load | None]:
     if config.streaming:
-        return load_streaming(config, task)
-    model = load_model(config.model, task, seed=config.seed, dtype=config.frozen_dtype)
-    return model, choose_schedule(config.strategy, Situation.of(model, config.seed)), None
+        return load_streaming(config, data)
+    model = load_model(config.model, data.task, seed=config.seed, dtype=config.frozen_dtype)
+    anatomy = find_anatomy(model)
+
+    def work() -> Workload:
+        return workload_of(config, data, anatomy, model.config, str(model.dtype))
+
+    prepare_tokenizer(data.tokenizer, model)
+    blocks = measure_here(model, anatomy, config, data)
+    return model, choose(config, anatomy, work, blocks, model.config, type(model)), None
 
 
 def _collator(config: RunConfig, data: Data) -> Collator | PackingCollator:
     if config.batching == "packed":
         return PackingCollator()
     return Collator(data.tokenizer, pad_to=config.max_length if config.pad_to_max_length else None)
-
-
-def _expected_longest(lengths: Sequence[int], count: int) -> float:
-    """The expected longest of `count` rows drawn at random."""
-    total, below = 0.0, 0.0
-    for position, length in enumerate(sorted(lengths), start=1):
-        upto = (position / len(lengths)) ** count
-        total += length * (upto - below)
-        below = upto
-    return total
-
-
-def uses_bfloat16(precision: str) -> bool:
-    """Whether a run of this `precision` runs under bfloat16 autocast on this machine."""
-    return precision == "bfloat16" or (precision == "auto" and _bfloat16_is_fast())
-
-
-def autocast(precision: str) -> Any:
-    """The autocast under which a run of this `precision` computes, on this machine's device."""
-    return torch.autocast(device().type, dtype=torch.bfloat16, enabled=uses_bfloat16(precision))
-
-
-def device() -> torch.device:
-    """Where models compute on this machine: its accelerator, else the CPU."""
-    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-
-
-def _bfloat16_is_fast() -> bool:
-    """Whether this machine multiplies matrices in bfloat16 by hardware."""
-    if torch.cuda.is_available():
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def _check_packable(config: RunConfig, task: Task, kind: ModelKind) -> None:

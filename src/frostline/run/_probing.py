@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from frostline.anatomy import Anatomy, find_anatomy, skeleton
 from frostline.bottom import CannotCut, Load, Streaming, tensor_hash
 from frostline.core.errors import UserError
 from frostline.engine import load_above, load_tokenizer, quiet_libraries, tensor_hashes
-from frostline.run._prepare import device
+from frostline.run._device import device
 from frostline.run._setup import check_length, class_for, config_for, load_model
 from frostline.signals import Probe, Tokens, cached, choose_signals, measure, probe_identity, token_text
 from frostline.tasks import Collator, Task, TaskKind, TaskOptions, encode, load_task, model_kind, prepare_tokenizer
@@ -50,10 +51,11 @@ def probe_model(
     reading: Tokens = tokens or ("all" if loaded.kind is TaskKind.LANGUAGE else "first")
 
     def probe() -> Probe:
+        begun = time.perf_counter()
         with quiet_libraries():
             measured = measure(held.model, sample, Collator(tokenizer), signals=chosen, tokens=reading, load=held.load)
         read = token_text(anatomy, classes=loaded.kind is TaskKind.CLASSIFICATION, tokens=reading)
-        return Probe(model, loaded.name, len(sample), read, measured)
+        return Probe(model, loaded.name, len(sample), read, measured, time.perf_counter() - begun)
 
     identity = probe_identity(held.model, held.hashes, sample, signals=chosen, tokens=reading, device=device().type)
     return cached(identity, (model, loaded.name), probe)

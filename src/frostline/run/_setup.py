@@ -70,7 +70,12 @@ def anatomy_of(name: str, task: Task | None = None) -> Anatomy:
     Without a task the head is that of the config's own class, or a language model's.
     """
     config = config_for(name, task)
-    return find_anatomy(skeleton(config, _own_class(config) if task is None else class_for(config, task.kind)))
+    return find_anatomy(skeleton(config, model_class_of(config, task)))
+
+
+def model_class_of(config: Any, task: Task | None) -> Any:
+    """The transformers auto class with the head that `task` needs; without one the config's own."""
+    return _own_class(config) if task is None else class_for(config, task.kind)
 
 
 def _own_class(config: Any) -> Any:

@@ -2,38 +2,62 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import transformers
 
+from frostline.anatomy import skeleton
 from frostline.bottom import CannotCut, Load
 from frostline.core.errors import UserError
+from frostline.cost import Workload
 from frostline.engine import cut_boundary, load_above
 from frostline.plan import FixedSchedule, Schedule
+from frostline.run._choosing import Chosen, choose
 from frostline.run._config import RunConfig
+from frostline.run._probing import probe_model
 from frostline.run._setup import anatomy_of, class_for, config_for
-from frostline.strategies import Situation, choose_schedule
+from frostline.run._work import Data, workload_of
+from frostline.signals import Probe
 from frostline.tasks import Task, TaskKind
 
 
-def load_streaming(config: RunConfig, task: Task) -> tuple[Any, Schedule, Load]:
-    """The model with only what trains above its boundary, its schedule, and what reads the rest by name.
+def load_streaming(config: RunConfig, data: Data) -> tuple[Any, Chosen, Load]:
+    """The model with only what trains above its boundary, what its strategy chose, and what reads the rest by name.
 
-    The schedule is chosen from the model's config alone. Raises `UserError` for what streaming cannot do.
+    A strategy that measures the model has it read block by block. Raises `UserError` for what streaming cannot do.
     """
+    task = data.task
     anatomy = anatomy_of(config.model, task)
-    schedule = choose_schedule(config.strategy, Situation(anatomy, config.seed))
-    _check(config, schedule)
-    assert isinstance(schedule, FixedSchedule)
     model_config = config_for(config.model, task)
     model_class = class_for(model_config, task.kind)
-    boundary = cut_boundary(schedule.plan, anatomy)
+    bare = skeleton(model_config, model_class)
+
+    def work() -> Workload:
+        return workload_of(config, data, anatomy, bare.config, str(bare.dtype))
+
+    def measure_blocks(signals: Sequence[str] | None, rows: int) -> Probe:
+        return probe_model(
+            config.model,
+            config.task,
+            rows=rows,
+            signals=signals,
+            max_length=config.max_length,
+            seed=config.seed,
+            dtype=config.frozen_dtype,
+            streaming=True,
+        )
+
+    chosen = choose(config, anatomy, work, measure_blocks, model_config, model_class)
+    _check(chosen.config, chosen.schedule)
+    assert isinstance(chosen.schedule, FixedSchedule)
+    boundary = cut_boundary(chosen.schedule.plan, anatomy)
     transformers.set_seed(config.seed)
     try:
         model, load = load_above(config.model, model_class, model_config, boundary, config.frozen_dtype)
     except CannotCut as error:
         raise UserError(f"streaming: {error}: take streaming: false") from None
-    return model, schedule, load
+    return model, chosen, load
 
 
 def streaming_notices(config: RunConfig, task: Task) -> list[str]:
@@ -48,7 +72,7 @@ def _check(config: RunConfig, schedule: Schedule) -> None:
         raise UserError("streaming: true trains from the cold store: leave cold_store: off out")
     if config.batching == "packed":
         raise UserError("streaming: batching: packed is checked on the whole model first: take batching: grouped")
-    if schedule.observes or not isinstance(schedule, FixedSchedule):
+    if not isinstance(schedule, FixedSchedule):
         raise UserError(
             f"streaming: strategy '{config.strategy}' changes its plan while it trains, and blocks below the boundary "
             "could not be trained later: take a fixed one, such as bot50"

@@ -16,11 +16,12 @@ from frostline.core.errors import FrostlineError, UserError, first_line
 from frostline.core.files import disk_errors, read_json, write_json, write_text
 from frostline.core.sizes import size_text
 from frostline.engine import MemoryMeter, ProgressBar, Trainer, pass_bar, quiet_libraries, save_delta
-from frostline.plan import Plan, save_plan
+from frostline.plan import Plan, document, save_plan
 from frostline.records import RECORD_FILE, Measured, RunMetrics, RunRecord, now, read_record, write_record
 from frostline.run._config import RunConfig
+from frostline.run._device import autocast
 from frostline.run._opening import opening_record, predicted_cost
-from frostline.run._prepare import Prepared, autocast, prepare, read_data
+from frostline.run._prepare import Prepared, prepare, read_data
 from frostline.tasks import Evaluation, evaluate
 
 PLAN_FILE = "plan.yaml"
@@ -91,8 +92,13 @@ def _run(
     _write_predictions(after, folder)
     median = prepared.steps.median
     tokens = config.batch_size * config.gradient_accumulation * prepared.data.mean_length(config)
+    applied = trainer.applied
+    save_plan(applied.plan, folder / PLAN_FILE)
     finished = record.model_copy(
         update={
+            "plan": document(applied.plan),
+            "changes": tuple(change.document() for change in trainer.changes),
+            "trainable_parameters": sum(p.numel() for p in prepared.model.parameters() if p.requires_grad),
             "status": "finished",
             "finished": now(),
             "measured": Measured(
@@ -104,6 +110,7 @@ def _run(
                 tokens_per_second=tokens / median if median else None,
                 cpu_seconds_per_step=prepared.steps.cpu_median,
                 resumed_at_step=trainer.state.global_step - len(prepared.steps.seconds),
+                selection_seconds=prepared.chosen.seconds + trainer.seconds_until_settled,
                 cold_pass_peak_memory_bytes=cold_peak if trainer.cold.report.used else None,
             ),
             "metrics": RunMetrics(before=before, after=after.metrics, history=_history(trainer)),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +16,25 @@ from frostline.cost import Prediction, Workload, has_dropout, predict, storage_d
 from frostline.engine import CARD_FILE, load, load_config, load_tokenizer, load_weights
 from frostline.plan import Plan, document
 from frostline.records import RECORD_FILE, read_record
+from frostline.run._calibrate import calibrate
 from frostline.run._config import RunConfig, read_config
-from frostline.run._prepare import autocast, device
-from frostline.run._setup import anatomy_of, check_length, class_for, load_model
-from frostline.strategies import Situation, choose_schedule
+from frostline.run._device import autocast, device
+from frostline.run._probing import probe_model
+from frostline.run._setup import anatomy_of, check_length, class_for, config_for, load_model, model_class_of
+from frostline.signals import Probe
+from frostline.strategies import Budget, Choice, Situation, choose_schedule
 from frostline.tasks import Evaluation, TaskKind, TaskOptions, evaluate, generate_texts, load_task, prepare_tokenizer
 
 
 @dataclass(frozen=True)
 class PlannedModel:
-    """A plan for a model, and what it is predicted to cost."""
+    """A plan for a model, and what it is predicted to cost; `choice` is the planner's, where there was a budget."""
 
     plan: Plan
     anatomy: Anatomy
     prediction: Prediction
     notices: tuple[str, ...]
+    choice: Choice | None = None
 
     def document(self) -> dict[str, Any]:
         """What `frostline plan --json` prints."""
@@ -40,24 +45,54 @@ class PlannedModel:
             "total_parameters": self.prediction.total_parameters,
             "predicted": self.prediction.document(),
             "assumes": dict(self.prediction.assumes),
+            "chosen": None if self.choice is None else self.choice.document(),
             "notices": list(self.notices),
         }
 
 
 def plan_model(
-    model: str, strategy: str, *, workload: Workload, task: str | None = None, seed: int = 42
+    model: str,
+    strategy: str,
+    *,
+    workload: Workload,
+    task: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    budget: Budget | None = None,
+    calibrated: bool = False,
+    seed: int = 42,
 ) -> PlannedModel:
-    """The plan that `strategy` starts with on the model at `model`, from its config alone.
+    """The plan that `strategy` starts with on the model at `model`, from its config alone unless it measures the model.
 
-    `task` decides the head; without one it is that of the config's own class. Raises `UserError` for an
-    unknown model, strategy or task.
+    `task` decides the head, and is what the model is measured on; without one the head is that of the config's own
+    class. `budget` is for `auto`. `calibrated` times a small part of the model on this machine, so that seconds are
+    predicted too. Raises `UserError` for an unknown model, strategy, option or task, and for a budget that no plan
+    fits.
     """
-    anatomy = anatomy_of(model, load_task(task) if task else None)
-    workload = _as_the_model_is(workload, load_config(model))
-    plan = choose_schedule(strategy, Situation(anatomy, seed)).next(0, {})
+    loaded = load_task(task) if task else None
+    anatomy = anatomy_of(model, loaded)
+    config = config_for(model, loaded)
+    workload = _as_the_model_is(workload, config)
+    if budget is not None and budget.limits and strategy != "auto":
+        raise UserError(f"--budget: strategy '{strategy}' plans for none: take auto")
+    situation = Situation(
+        anatomy,
+        seed,
+        measure=None if task is None else partial(_probe, model, task, seed, workload.length),
+        budget=budget or Budget(),
+        workload=workload,
+        speed=calibrate(config, model_class_of(config, loaded), workload) if calibrated else None,
+    )
+    schedule = choose_schedule(strategy, situation, options)
+    choice: Choice | None = getattr(schedule, "choice", None)
+    plan = schedule.next(0, {})
     if plan is None:
         raise UserError(f"strategy '{strategy}' gave no plan for step 0")
-    return PlannedModel(plan, anatomy, predict(plan, anatomy, workload), tuple(notices(plan, anatomy)))
+    prediction = predict(plan, anatomy, workload if choice is None else choice.workload, situation.speed)
+    return PlannedModel(plan, anatomy, prediction, tuple(notices(plan, anatomy)), choice)
+
+
+def _probe(model: str, task: str, seed: int, length: int, signals: Sequence[str] | None, rows: int) -> Probe:
+    return probe_model(model, task, rows=rows, signals=signals, max_length=length, seed=seed)
 
 
 def _as_the_model_is(workload: Workload, config: Any) -> Workload:

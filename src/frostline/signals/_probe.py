@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from frostline.core.errors import UserError, unknown_name
@@ -23,6 +23,7 @@ class Probe:
         rows: how many were measured.
         read: which token of each is read, in words.
         signals: by name, one measurement for every block.
+        seconds: that measuring took, when it was done; None if nobody looked.
     """
 
     model: str
@@ -30,6 +31,7 @@ class Probe:
     rows: int
     read: str
     signals: Mapping[str, tuple[Measurement, ...]]
+    seconds: float | None = field(default=None, compare=False)
 
     @property
     def deviation(self) -> str | None:
@@ -70,6 +72,7 @@ class Probe:
             "task": self.task,
             "rows": self.rows,
             "read": self.read,
+            "seconds": self.seconds,
             "signals": {name: [one.document() for one in values] for name, values in self.signals.items()},
         }
 
@@ -80,6 +83,13 @@ class Probe:
             if document["version"] != VERSION:
                 raise UserError(f"a probe of version {document['version']}, this frostline reads {VERSION}")
             signals = {name: tuple(map(Measurement.read, values)) for name, values in document["signals"].items()}
-            return cls(document["model"], document["task"], document["rows"], document["read"], signals)
+            return cls(
+                document["model"],
+                document["task"],
+                document["rows"],
+                document["read"],
+                signals,
+                document.get("seconds"),
+            )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise UserError(f"not a probe's document: {type(error).__name__}: {error}") from None

@@ -15,16 +15,17 @@ from frostline.anatomy import Anatomy, Block
 
 
 def weight_change(before: Mapping[str, Tensor], after: Mapping[str, Tensor], anatomy: Anatomy) -> tuple[float, ...]:
-    """The change of each block between two states of its tensors.
+    """The change of each block between two states of its tensors, adapters' among them.
 
-    It is the mean over a block's tensors of the L2 norm of (after - before) (methods.md, section 1: ADT). Raises
-    `KeyError` when a block's tensor is missing from either state.
+    It is the mean over those of a block's tensors that `before` has of the L2 norm of (after - before) (methods.md,
+    section 1: ADT); 0 for a block that has none there. Raises `KeyError` when one is missing from `after`.
     """
-    return tuple(
-        sum(_norm(after[tensor.name].double() - before[tensor.name].double()) for tensor in block.tensors)
-        / len(block.tensors)
-        for block in anatomy.blocks
-    )
+    return tuple(_mean_change(before, after, f"{block.name}.") for block in anatomy.blocks)
+
+
+def _mean_change(before: Mapping[str, Tensor], after: Mapping[str, Tensor], place: str) -> float:
+    names = [name for name in before if name.startswith(place)]
+    return sum(_norm(after[name].double() - before[name].double()) for name in names) / max(1, len(names))
 
 
 def block_norms(tensors: Mapping[str, Tensor], anatomy: Anatomy) -> tuple[float, ...]:

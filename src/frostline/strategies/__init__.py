@@ -1,10 +1,18 @@
 """Strategies choose a schedule. Each is a function in one file and one line of the table."""
 
-from frostline.strategies._base import Situation, Strategy, fixed, freeze_blocks, task_head
-from frostline.strategies._table import STRATEGIES, choose_schedule, known_names, make_plan, parse_name
+from frostline.strategies._base import Measure, NoOptions, Percent, Situation, Strategy, fixed, freeze_blocks, task_head
+from frostline.strategies._budget import Budget
+from frostline.strategies._choice import Choice
+from frostline.strategies._make import make_plan
+from frostline.strategies._table import STRATEGIES, choose_schedule, known_names, parse_name
 
 __all__ = [
     "STRATEGIES",
+    "Budget",
+    "Choice",
+    "Measure",
+    "NoOptions",
+    "Percent",
     "Situation",
     "Strategy",
     "choose_schedule",

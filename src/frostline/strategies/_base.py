@@ -1,46 +1,80 @@
-"""What a strategy is: a function from a situation to a schedule, and what its name may carry."""
+"""What a strategy is: a function from a situation and its options to a schedule."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 
 from frostline.anatomy import Anatomy, find_anatomy
+from frostline.core.errors import UserError
+from frostline.core.settings import Options
+from frostline.cost import Workload
 from frostline.plan import FixedSchedule, Frozen, Full, Plan, Schedule
+from frostline.signals import Probe
+from frostline.strategies._budget import Budget
+
+Measure = Callable[[Sequence[str] | None, int], Probe]
+"""Signals by name (None: those of a forward pass) and a number of rows -> the model as measured on its task."""
 
 
 @dataclass(frozen=True)
 class Situation:
-    """What a strategy may look at when it chooses."""
+    """What a strategy may look at when it chooses.
+
+    `measure` measures the model on its task; None where there is no task, or no weights. `budget` is what training
+    may take, `workload` the work that it is counted for, and `speed` what the machine makes of it.
+    """
 
     anatomy: Anatomy
     seed: int = 0
+    measure: Measure | None = field(default=None, repr=False)
+    budget: Budget = field(default_factory=Budget)
+    workload: Workload = field(default_factory=Workload)
+    speed: Any = None
 
     @classmethod
-    def of(cls, model: nn.Module, seed: int = 0) -> Situation:
+    def of(cls, model: nn.Module, seed: int = 0, **others: Any) -> Situation:
         """The situation of a model that is in memory (or on the meta device)."""
-        return cls(find_anatomy(model), seed)
+        return cls(find_anatomy(model), seed, **others)
 
     @property
     def blocks(self) -> int:
         return len(self.anatomy.blocks)
 
+    def probe(self, signals: Sequence[str] | None = None, rows: int = 256) -> Probe:
+        """Signals of the model's blocks on `rows` rows of its task. Raises `UserError` when there is none."""
+        if self.measure is None:
+            raise UserError("this strategy measures the model on rows of a task: give --task (in python: data=...)")
+        return self.measure(signals, rows)
 
-Choose = Callable[[Situation, int], Schedule]
+
+class NoOptions(Options):
+    """A strategy that has no options."""
+
+
+class Percent(Options):
+    """The number after a strategy's name: how many percent of the blocks are frozen."""
+
+    percent: int
+
+
+Choose = Callable[[Situation, Any], Schedule]
 
 
 @dataclass(frozen=True)
 class Strategy:
     """One entry of the table of strategies.
 
-    `choose(situation, percent)` gives the schedule. `percents` is which numbers may follow the name: none
-    (the strategy is then called with 0), or any of a range such as ``range(1, 100)``, or some.
+    `choose(situation, options)` gives the schedule. `options` is what a user may set, and their defaults; where it
+    is a `Percent`, a number of `percents` follows the name: any of a range such as ``range(1, 100)``, or some.
     """
 
     summary: str
     choose: Choose
+    options: type[Options] = NoOptions
     percents: range | tuple[int, ...] = ()
 
 

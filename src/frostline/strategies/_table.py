@@ -3,46 +3,96 @@
 from __future__ import annotations
 
 import string
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from torch import nn
+from pydantic import ValidationError
 
 from frostline.core.errors import UserError, unknown_name
 from frostline.core.registry import Registry
-from frostline.plan import FixedSchedule, Plan, Schedule, load_plan
+from frostline.core.settings import first_error
+from frostline.plan import FixedSchedule, Schedule, load_plan
+from frostline.strategies import _adt as adt
+from frostline.strategies import _auto as automatic
+from frostline.strategies import _hierarchical as tiers
 from frostline.strategies import _presets as presets
-from frostline.strategies._base import Situation, Strategy
+from frostline.strategies import _rates as rates
+from frostline.strategies import _semantic as meaning
+from frostline.strategies import _spectrum as spectra
+from frostline.strategies._adapted import read_lora, with_lora
+from frostline.strategies._base import Percent, Situation, Strategy
+
+ANY_SHARE = range(1, 100)
+ADAPTER = "+lora"
 
 STRATEGIES: Registry[Strategy] = Registry(
     "strategy",
     "frostline.strategies",
     {
+        "auto": Strategy("the semantic cut, planned for a budget", automatic.auto, automatic.AutoOptions),
         "all": Strategy("full fine-tuning", presets.all_layers),
         "head": Strategy("only the head", presets.head_only),
-        "bot": Strategy("the lowest P% of blocks frozen", presets.bottom, range(1, 100)),
-        "top": Strategy("the highest P% of blocks frozen", presets.top, range(1, 100)),
-        "int": Strategy("every n-th block frozen", presets.interval, (25, 33, 50)),
-        "random": Strategy("P% of blocks, drawn at random, frozen", presets.at_random, range(1, 100)),
+        "bot": Strategy("the lowest P% of blocks frozen", presets.bottom, Percent, ANY_SHARE),
+        "top": Strategy("the highest P% of blocks frozen", presets.top, Percent, ANY_SHARE),
+        "int": Strategy("every n-th block frozen", presets.interval, Percent, (25, 33, 50)),
+        "random": Strategy("P% of blocks, drawn at random, frozen", presets.at_random, Percent, ANY_SHARE),
         "bitfit": Strategy("biases and a task head", presets.bitfit),
         "lora": Strategy("LoRA on every block", presets.lora),
+        "adt-l": Strategy("the P% of blocks that changed least frozen", adt.least_changed, adt.AdtOptions, ANY_SHARE),
+        "adt-h": Strategy("the P% of blocks that changed most frozen", adt.most_changed, adt.AdtOptions, ANY_SHARE),
+        "semantic": Strategy(
+            "the blocks up to the largest semantic gain frozen", meaning.semantic, meaning.SemanticOptions
+        ),
+        "semantic-threshold": Strategy(
+            "the blocks with a semantic gain below a threshold frozen", meaning.over_threshold, meaning.ThresholdOptions
+        ),
+        "semantic-reversed": Strategy(
+            "as many as semantic, of highest deviation, frozen", meaning.most_deviating, meaning.SemanticOptions
+        ),
+        "semantic-random": Strategy(
+            "as many as semantic, drawn at random, frozen", meaning.as_many_at_random, meaning.SemanticOptions
+        ),
+        "hierarchical": Strategy(
+            "low blocks frozen, middle ones partly trained", tiers.hierarchical, tiers.HierarchicalOptions
+        ),
+        "surgical": Strategy("learning rates by relative gradient norm", rates.surgical, rates.SurgicalOptions),
+        "discriminative": Strategy(
+            "learning rates that fall from block to block", rates.discriminative, rates.DiscriminativeOptions
+        ),
+        "spectrum": Strategy(
+            "matrices with a high signal-to-noise ratio train", spectra.spectrum, spectra.SpectrumOptions
+        ),
     },
     Strategy,
 )
 
 
-def choose_schedule(name: str, situation: Situation) -> Schedule:
-    """The schedule that the strategy called `name` chooses: `all`, `bot50`, ..., or the path of a plan file.
+def choose_schedule(name: str, situation: Situation, options: Mapping[str, Any] | None = None) -> Schedule:
+    """The schedule that the strategy called `name` chooses: `all`, `bot50`, `bot50+lora`, ..., or a plan file's path.
 
-    Raises `UserError`, with the closest known name, when the name or its number is not known.
+    `options` are the strategy's own, and under `lora` those of an added LoRA. Raises `UserError`, with the closest
+    known name, when the name, its number or an option is not known.
     """
+    given = dict(options or {})
     if name.endswith((".yaml", ".yml", ".json")):
+        if given:
+            raise UserError(f"strategy_options: {min(given)}: a plan file has none, edit the file")
         return FixedSchedule(load_plan(Path(name)))
     strategy, percent = parse_name(name)
-    return strategy.choose(situation, percent)
+    adapts = name.endswith(ADAPTER)
+    lora = read_lora(given.pop("lora", None)) if adapts else None
+    if adapts and strategy.options is automatic.AutoOptions:
+        raise UserError(
+            "strategy 'auto+lora': auto chooses LoRA itself: strategy_options.modes=[lora] leaves it no other"
+        )
+    schedule = strategy.choose(situation, _read_options(strategy, name, percent, given))
+    return schedule if lora is None else with_lora(schedule, situation, lora)
 
 
 def parse_name(name: str) -> tuple[Strategy, int]:
-    """A strategy's entry and the number after its name (0 where it takes none)."""
+    """A strategy's entry and the number after its name (0 where it takes none); `+lora` at the end may follow."""
+    name = name.removesuffix(ADAPTER)
     if name in STRATEGIES and not STRATEGIES.get(name).percents:
         return STRATEGIES.get(name), 0
     stem, digits = _split(name)
@@ -63,15 +113,14 @@ def known_names() -> list[str]:
     return [_as_typed(name) for name in STRATEGIES]
 
 
-def make_plan(model: nn.Module, strategy: str = "bot50", *, seed: int = 0) -> Plan:
-    """The plan with which the strategy called `strategy` starts on `model`.
-
-    Raises `UserError` for an unknown strategy or a model without blocks.
-    """
-    plan = choose_schedule(strategy, Situation.of(model, seed)).next(0, {})
-    if plan is None:
-        raise UserError(f"strategy '{strategy}' gave no plan for step 0")
-    return plan
+def _read_options(strategy: Strategy, name: str, percent: int, given: dict[str, Any]) -> Any:
+    numbered = {"percent": percent} if strategy.percents else {}
+    if numbered and "percent" in given:
+        raise UserError(f"strategy_options: percent: it is the number in '{name}'")
+    try:
+        return strategy.options.model_validate({**numbered, **given})
+    except ValidationError as error:
+        raise UserError(f"strategy_options of '{name}': {first_error(error)}") from None
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -1,0 +1,35 @@
+"""An optimizer whose trained parameters change while it runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+
+from frostline.core.errors import UserError
+
+
+def regroup(optimizer: torch.optim.Optimizer, scheduler: Any, groups: list[dict[str, Any]]) -> None:
+    """Give the optimizer other parameter groups, in place, each at its own `lr` times what the schedule has come to.
+
+    Parameters that stay keep their state, that of the others is freed. Raises `UserError` for a learning-rate
+    schedule that is not a function of the step.
+    """
+    scheduler = getattr(scheduler, "scheduler", scheduler)
+    if not isinstance(scheduler, LambdaLR):
+        raise UserError(
+            f"the learning-rate schedule {type(scheduler).__name__} cannot go on under another plan: take cosine, "
+            "linear or constant"
+        )
+    share = scheduler.lr_lambdas[0]
+    kept = {id(parameter) for group in groups for parameter in group["params"]}
+    for parameter in [parameter for parameter in optimizer.state if id(parameter) not in kept]:
+        del optimizer.state[parameter]
+    optimizer.param_groups.clear()
+    for group in groups:
+        optimizer.add_param_group({**group, "initial_lr": group["lr"]})
+    scheduler.base_lrs = [group["lr"] for group in groups]
+    scheduler.lr_lambdas = [share] * len(groups)
+    for group, base in zip(optimizer.param_groups, scheduler.base_lrs, strict=True):
+        group["lr"] = base * share(scheduler.last_epoch)

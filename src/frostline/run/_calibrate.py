@@ -1,0 +1,207 @@
+"""How fast this machine trains a model: steps of a small part of it, timed block by block.
+
+The part is the model as its config has it, but with few blocks, random weights, and random rows of the workload's own
+batch and length. It trains under one plan in which every kind of work occurs, and from the time that each block takes
+follows a speed, which holds for the whole model under any plan.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import logging
+import platform
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.functional import embedding
+from transformers import TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from frostline.anatomy import Anatomy, find_anatomy
+from frostline.core.cache import default_root
+from frostline.core.errors import UserError
+from frostline.core.files import read_json, write_json
+from frostline.cost import Speed, StepTimes, Workload, fit_speed
+from frostline.engine import quantise_frozen, quiet_libraries
+from frostline.plan import BlockMode, Frozen, Full, Lora, Plan
+from frostline.run._device import device
+from frostline.run._timeline import CLOCKS, FEWEST, WARM_UP, Clock, Clocks, StepsInTime, TimedTrainer, Timeline
+from frostline.run._versions import versions
+from frostline.tasks import IGNORED
+
+BLOCKS = 5
+"""Blocks of the part in each stack: one of each kind, and the last."""
+MOST_STEPS = 50
+_BESIDE = {"rows", "epochs", "accumulation", "devices", "optimizer_in_backward", "cold_store", "stored_share"}
+"""Of a workload, what a speed does not depend on."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was timed: a step of `plan` on `anatomy`'s model, for `workload`, by each clock."""
+
+    plan: Plan
+    anatomy: Anatomy
+    workload: Workload
+    times: Mapping[Clock, StepTimes]
+
+    def speed(self, clock: Clock = "wall") -> Speed:
+        return fit_speed(self.plan, self.anatomy, self.workload, self.times[clock])
+
+
+def calibrate(config: Any, model_class: Any, workload: Workload, *, root: Path | None = None) -> Speed:
+    """The speed of this machine at training the model of `config` and `model_class`, a transformers class.
+
+    It is right for the batch, the length and the precision of `workload`. It is measured once and then read from
+    `root` (by default `core.cache.default_root()`), as long as machine, threads, libraries, the model's shape and what
+    the workload computes stay the same.
+    """
+    single = _one_batch(workload)
+    part = _with_few_blocks(config)
+    path = (root or default_root()) / "speed" / f"{_identity(part, model_class, single)}.json"
+    if path.is_file():
+        try:
+            return Speed.model_validate(read_json(path, "speed"))
+        except (UserError, ValueError) as error:
+            log.warning("%s: measured anew", error)
+    speed = measure(config, model_class, workload).speed()
+    write_json(path, speed.model_dump())
+    return speed
+
+
+def measure(
+    config: Any,
+    model_class: Any,
+    workload: Workload,
+    *,
+    seconds: float = 10.0,
+    clocks: Clocks = CLOCKS,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> Calibration:
+    """Time steps of a part of the model by `clocks` for `seconds` seconds, after a warm-up.
+
+    No weights are read, and in memory is only what is measured. `callbacks` are the trainer's.
+    """
+    single = _one_batch(workload)
+    with torch.random.fork_rng(), tempfile.TemporaryDirectory() as folder, quiet_libraries():
+        torch.manual_seed(0)
+        model = _random_model(_with_few_blocks(config), model_class, single)
+        anatomy = find_anatomy(model)
+        plan = _plan_of_all_kinds(anatomy)
+        timeline = Timeline(clocks)
+        trainer = TimedTrainer(
+            model,
+            _arguments(single, folder),
+            plan=plan,
+            cold_store="off",
+            only_what_is_read=single.reads_only,
+            train_dataset=_rows(model, anatomy, single),
+            callbacks=[StepsInTime(timeline, seconds), *callbacks],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.timeline = timeline
+        if single.frozen_bits:
+            quantise_frozen(model, anatomy, single.frozen_bits)
+        timeline.watch(model, anatomy)
+        trainer.train()
+        embeddings = _embedding_gradient(model, single, clocks)
+    times = {clock: timeline.times(clock, embeddings[clock]) for clock in clocks}
+    return Calibration(plan, anatomy, single, times)
+
+
+def _one_batch(workload: Workload) -> Workload:
+    """The workload with what a speed does not depend on left at its defaults."""
+    return Workload.model_validate(workload.model_dump(exclude=_BESIDE))
+
+
+def _with_few_blocks(config: Any) -> Any:
+    config = copy.deepcopy(config)
+    for name in ("num_hidden_layers", "num_decoder_layers", "decoder_layers"):
+        if hasattr(config, name):
+            setattr(config, name, BLOCKS)
+    if getattr(config, "layer_types", None):
+        config.layer_types = list(islice(cycle(config.layer_types), BLOCKS))
+    return config
+
+
+def _identity(config: Any, model_class: Any, workload: Workload) -> str:
+    content = {
+        "config": config.to_dict(),
+        "class": model_class.__name__,
+        "workload": workload.model_dump(),
+        "machine": (platform.node(), versions()),
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def _random_model(config: Any, model_class: Any, workload: Workload) -> Any:
+    make = getattr(model_class, "from_config", None) or model_class._from_config
+    options = {"attn_implementation": "eager"} if workload.attention == "eager" else {}
+    with device():
+        return make(config, dtype=getattr(torch, workload.frozen_dtype), **options)
+
+
+def _plan_of_all_kinds(anatomy: Anatomy) -> Plan:
+    """What `fit_speed` wants: the first block frozen, the last one trained, all kinds between."""
+    between: cycle[BlockMode] = cycle((Full(), Frozen(), Lora()))
+    blocks = (Frozen(), *islice(between, len(anatomy.blocks) - 2), Full())
+    return Plan(blocks=blocks, head=Frozen() if anatomy.tied else Full())
+
+
+def _rows(model: Any, anatomy: Anatomy, workload: Workload) -> list[dict[str, Any]]:
+    """Random rows; each ends in one token of padding, so that there is a mask, as there is in most batches."""
+    length = workload.length
+    rows = []
+    for ids in torch.randint(3, anatomy.vocab_size, (workload.batch * 4, length)).tolist():
+        if anatomy.encoder_decoder:
+            labels: Any = (ids * -(-(workload.label_tokens or 1) // length))[: workload.label_tokens or length]
+        elif anatomy.model_class.endswith("ForSequenceClassification"):
+            labels = ids[0] % model.config.num_labels
+        else:
+            unlabelled = length - max(2, round(workload.label_share * length))
+            labels = [IGNORED] * unlabelled + ids[unlabelled:]
+        rows.append({"input_ids": ids, "attention_mask": [1] * (length - 1) + [0], "labels": labels})
+    return rows
+
+
+def _arguments(workload: Workload, folder: str) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=folder,
+        use_cpu=not torch.accelerator.is_available(),
+        max_steps=WARM_UP + MOST_STEPS,
+        per_device_train_batch_size=workload.batch,
+        learning_rate=1e-5,
+        optim="adamw_torch_fused" if workload.optimizer == "adamw" else "sgd",
+        bf16=workload.autocast,
+        activation_checkpointing=workload.checkpointing,
+        save_strategy="no",
+        logging_strategy="no",
+        report_to="none",
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        disable_tqdm=True,
+    )
+
+
+def _embedding_gradient(model: Any, workload: Workload, clocks: Clocks) -> dict[Clock, float]:
+    """Seconds that the gradient of the token embedding takes, for each of its parameters, by each clock."""
+    table = model.get_input_embeddings().weight.detach().float().requires_grad_()
+    ids = torch.randint(3, len(table), (workload.batch, workload.length), device=table.device)
+    timeline = Timeline(clocks)
+    for _ in range(WARM_UP + FEWEST):
+        states: Any = embedding(ids, table)
+        timeline.until_now("rest")
+        states.backward(torch.ones_like(states))
+        table.grad = None
+        timeline.until_now("gradient")
+        timeline.end_step()
+    return {clock: timeline.median("gradient", clock) / table.numel() for clock in clocks}

@@ -1,0 +1,29 @@
+"""Where models compute on this machine, and in what precision."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+def device() -> torch.device:
+    """Where models compute on this machine: its accelerator, else the CPU."""
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+def uses_bfloat16(precision: str) -> bool:
+    """Whether a run of this `precision` runs under bfloat16 autocast on this machine."""
+    return precision == "bfloat16" or (precision == "auto" and _bfloat16_is_fast())
+
+
+def autocast(precision: str) -> Any:
+    """The autocast under which a run of this `precision` computes, on this machine's device."""
+    return torch.autocast(device().type, dtype=torch.bfloat16, enabled=uses_bfloat16(precision))
+
+
+def _bfloat16_is_fast() -> bool:
+    """Whether this machine multiplies matrices in bfloat16 by hardware."""
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

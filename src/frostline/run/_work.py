@@ -1,0 +1,90 @@
+"""A run's data, and the workload that its cost is predicted for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from frostline.anatomy import Anatomy
+from frostline.cost import Workload, has_dropout, storage_dtype
+from frostline.engine import GroupedByLength
+from frostline.run._config import RunConfig
+from frostline.run._device import uses_bfloat16
+from frostline.tasks import IGNORED, Encoded, Task
+
+
+@dataclass(frozen=True)
+class Data:
+    """A task as the model will read it. `rows` is the training split."""
+
+    task: Task
+    tokenizer: Any
+    rows: Encoded
+    eval_rows: Encoded
+
+    def mean_length(self, config: RunConfig) -> float:
+        """Tokens of a training batch, padding included, divided by its rows."""
+        lengths, size = self.rows.lengths, config.batch_size
+        if config.pad_to_max_length:
+            return config.max_length
+        if config.batching == "packed":
+            return sum(lengths) / len(lengths)
+        if config.batching == "grouped":
+            order = list(GroupedByLength(size * config.gradient_accumulation, lengths, config.seed))
+            longest = [max(lengths[row] for row in order[i : i + size]) for i in range(0, len(order), size)]
+            return sum(longest) / len(longest)
+        return _expected_longest(lengths, size)
+
+
+def workload_of(config: RunConfig, data: Data, anatomy: Anatomy, model_config: Any, dtype: str) -> Workload:
+    """The work of a run: every position computed in every step, without a cold store.
+
+    `model_config` and `dtype` are those of the model before a plan is applied.
+    """
+    rows = len(data.rows)
+    passes = config.steps * config.batch_size * config.gradient_accumulation / rows if config.steps else config.epochs
+    length = round(data.mean_length(config))
+    attention = "eager" if model_config._attn_implementation == "eager" else "sdpa"
+    return Workload(
+        rows=rows,
+        length=length,
+        batch=config.batch_size,
+        accumulation=config.gradient_accumulation,
+        epochs=passes,
+        dtype="bfloat16" if uses_bfloat16(config.precision) else "float32",
+        optimizer=config.optimizer,
+        optimizer_in_backward=config.optimizer_in_backward,
+        attention=attention,
+        checkpointing=config.checkpointing,
+        dropout=has_dropout(model_config),
+        label_tokens=_target_length(data) if anatomy.encoder_decoder else None,
+        frozen_dtype=storage_dtype(dtype),
+        frozen_bits=config.frozen_bits,
+        label_share=1.0 if anatomy.encoder_decoder else _label_share(data, length),
+    )
+
+
+def _expected_longest(lengths: Sequence[int], count: int) -> float:
+    """The expected longest of `count` rows drawn at random."""
+    total, below = 0.0, 0.0
+    for position, length in enumerate(sorted(lengths), start=1):
+        upto = (position / len(lengths)) ** count
+        total += length * (upto - below)
+        below = upto
+    return total
+
+
+def _label_share(data: Data, length: int) -> float:
+    """The share of a decoder's positions, of `length` in a row, from which the loss reads: those before a label."""
+    targets = [row["labels"][1:] for row in data.rows if isinstance(row["labels"], list)]
+    if not targets:
+        return 1.0
+    labels = sum(sum(label != IGNORED for label in row) for row in targets)
+    return min(1.0, float(labels) / (len(targets) * length))
+
+
+def _target_length(data: Data) -> int | None:
+    targets = [row["labels"] for row in data.rows if isinstance(row["labels"], list)]
+    lengths = [sum(label != IGNORED for label in labels) for labels in targets]
+    return round(sum(lengths) / len(lengths)) if lengths else None

@@ -1,0 +1,64 @@
+"""ADT: train all blocks for a few steps, then freeze those that changed least, or most (methods.md 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import PositiveInt
+
+from frostline.plan import Observations, Plan, Schedule
+from frostline.strategies._base import Percent, Situation, freeze_blocks
+from frostline.strategies._presets import frozen_count
+
+CHANGE = "weight_change"
+
+
+class AdtOptions(Percent):
+    """`warmup_steps`: optimizer steps of all blocks before the choice."""
+
+    warmup_steps: PositiveInt = 5
+
+
+def least_changed(situation: Situation, options: AdtOptions) -> Schedule:
+    """ADT-L: the P percent of the blocks that changed least in the first steps freeze; training goes on."""
+    return _Adt(situation, options, f"adt-l{options.percent}", most=False)
+
+
+def most_changed(situation: Situation, options: AdtOptions) -> Schedule:
+    """ADT-H: the P percent of the blocks that changed most in the first steps freeze; training goes on."""
+    return _Adt(situation, options, f"adt-h{options.percent}", most=True)
+
+
+class _Adt:
+    """All blocks until `warmup_steps`, then those that the weights' change leaves. Embeddings are frozen throughout."""
+
+    def __init__(self, situation: Situation, options: AdtOptions, name: str, *, most: bool) -> None:
+        self._situation, self._name, self._most = situation, name, most
+        self._count = frozen_count(options.percent, situation.blocks)
+        self._steps = options.warmup_steps
+        self._frozen: tuple[int, ...] | None = None
+
+    @property
+    def observes(self) -> frozenset[str]:
+        return frozenset() if self.settled else frozenset({CHANGE})
+
+    @property
+    def settled(self) -> bool:
+        return self._frozen is not None
+
+    def next(self, step: int, observations: Observations) -> Plan | None:
+        if step == 0:
+            return freeze_blocks(self._situation, set(), self._name)
+        if step < self._steps or self.settled:
+            return None
+        change = observations[CHANGE]
+        ranked = sorted(range(len(change)), key=lambda block: (-change[block] if self._most else change[block], block))
+        self._frozen = tuple(sorted(ranked[: self._count]))
+        return freeze_blocks(self._situation, set(self._frozen), self._name)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"frozen": None if self._frozen is None else list(self._frozen)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._frozen = None if state["frozen"] is None else tuple(state["frozen"])

@@ -1,0 +1,55 @@
+"""`auto`: the semantic cut says which blocks are worth training, and the planner what of that a budget buys."""
+
+from __future__ import annotations
+
+from pydantic import NonNegativeInt
+
+from frostline.core.errors import UserError
+from frostline.plan import FixedSchedule, Schedule
+from frostline.strategies._base import Situation, fixed, freeze_blocks
+from frostline.strategies._candidates import Freedom
+from frostline.strategies._choice import Choice
+from frostline.strategies._planner import search
+from frostline.strategies._semantic import Deviation
+
+
+class AutoOptions(Deviation, Freedom):
+    """Those of `semantic` and of the planner.
+
+    `cut`: how many of the lowest blocks are worth nothing; None measures it.
+    """
+
+    cut: NonNegativeInt | None = None
+
+
+class Chosen(FixedSchedule):
+    """A plan that was chosen within a budget. `choice` has the run's settings that were chosen with it."""
+
+    def __init__(self, choice: Choice) -> None:
+        super().__init__(choice.plan)
+        self.choice = choice
+
+
+def auto(situation: Situation, options: AutoOptions) -> Schedule:
+    """The blocks above the semantic cut in full; with a budget, what of them it allows (`search`)."""
+    cut = _cut(situation, options)
+    if not situation.budget.limits:
+        return fixed(freeze_blocks(situation, set(range(cut)), "auto"))
+    worths = [float(index >= cut) for index in range(situation.blocks)]
+    return Chosen(search(situation, worths, options))
+
+
+def _cut(situation: Situation, options: AutoOptions) -> int:
+    if options.cut is not None:
+        if options.cut >= situation.blocks:
+            raise UserError(f"strategy_options.cut: {options.cut} leaves none of {situation.blocks} blocks to train")
+        return options.cut
+    if situation.blocks < 2:
+        return 0
+    if situation.measure is None:
+        raise UserError(
+            "auto measures the model on rows of a task: give --task (in python: data=...), or its option cut, the "
+            "number of low blocks that are not worth training"
+        )
+    probe = situation.probe(None if options.deviation is None else (options.deviation,), options.rows)
+    return probe.cut(options.gain, options.deviation)

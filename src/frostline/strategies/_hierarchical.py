@@ -1,0 +1,83 @@
+"""Hierarchical freezing (methods.md 2): a frozen low tier, a partly trained middle one, a fully trained high one."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeInt, model_validator
+
+from frostline.core.errors import UserError
+from frostline.core.settings import Options
+from frostline.plan import BlockMode, Forward, Frozen, Full, Partial, Residual, Schedule
+from frostline.strategies._base import Situation, fixed
+from frostline.strategies._modes import plan_of
+
+Size = Annotated[float, Field(gt=0, lt=1)] | NonNegativeInt
+"""A share of the blocks (below 1), or a number of blocks."""
+
+Partly = Literal["attention", "feed_forward", "norms_and_biases", "rows", "lr"]
+_BELONGS_TO = {"row_share": "rows", "rows_seed": "rows", "lr_scale": "lr"}
+
+
+class HierarchicalOptions(Options):
+    """The tiers, what trains in the middle one, and what changes in the forward pass (by default nothing).
+
+    Attributes:
+        low: size of the frozen tier: a share of the blocks, or how many.
+        middle: size of the partly trained tier. What both leave is the high tier.
+        partly: what of a middle block trains: `attention`, `feed_forward`, `norms_and_biases`; `rows`, a share of
+            each matrix's rows; `lr`, everything at a lower learning rate.
+        row_share: of `rows`. `rows_seed` draws them, by default the run's seed.
+        lr_scale: of `lr`: the share of the run's learning rate.
+        loss_weights: lambda_l of the layered loss, one for each block; None is the ordinary loss.
+        alpha: of the residual interaction h_l = block_l(h_(l-1)) + alpha h_(l-span); 0 is the ordinary model.
+        span: how many blocks it reaches back (the paper's k).
+    """
+
+    low: Size = 1 / 3
+    middle: Size = 1 / 3
+    partly: Partly = "attention"
+    row_share: float = Field(0.5, gt=0, lt=1)
+    rows_seed: NonNegativeInt | None = None
+    lr_scale: float = Field(0.1, gt=0)
+    loss_weights: tuple[float, ...] | None = None
+    alpha: float = 0.0
+    span: int = Field(1, gt=0)
+
+    @model_validator(mode="after")
+    def _of_the_chosen_form(self) -> HierarchicalOptions:
+        for name, form in _BELONGS_TO.items():
+            if name in self.model_fields_set and self.partly != form:
+                raise ValueError(f"{name} goes with partly: {form}, not with {self.partly}")
+        return self
+
+
+def hierarchical(situation: Situation, options: HierarchicalOptions) -> Schedule:
+    """Three tiers: low blocks frozen, middle ones partly trained, high ones in full.
+
+    Raises `UserError` when the low and middle tiers leave no block to the high one.
+    """
+    blocks = situation.blocks
+    low, middle = _size(options.low, blocks), _size(options.middle, blocks)
+    high = blocks - low - middle
+    if high < 1:
+        raise UserError(
+            f"strategy 'hierarchical': low {low} and middle {middle} of {blocks} blocks leave none to the high tier"
+        )
+    modes = [Frozen()] * low + [_partly(situation, options)] * middle + [Full()] * high
+    forward = Forward(loss_weights=options.loss_weights, residual=Residual(alpha=options.alpha, span=options.span))
+    return fixed(plan_of(situation, modes, "hierarchical", forward))
+
+
+def _size(size: float, blocks: int) -> int:
+    return size if isinstance(size, int) else math.floor(size * blocks + 0.5)
+
+
+def _partly(situation: Situation, options: HierarchicalOptions) -> BlockMode:
+    if options.partly == "lr":
+        return Full(lr_scale=options.lr_scale)
+    if options.partly == "rows":
+        seed = situation.seed if options.rows_seed is None else options.rows_seed
+        return Partial(rows=options.row_share, rows_seed=seed)
+    return Partial(train=options.partly)

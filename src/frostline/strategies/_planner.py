@@ -1,0 +1,128 @@
+"""The planner: of all plans that a budget allows, the one with the largest expected gain.
+
+A candidate trains the blocks from its boundary to the top, in full or with LoRA, in batches that together are an
+optimizer step of the workload's, with or without checkpointing and a cold store. Its expected gain is
+
+    share of the blocks' worth above the boundary  x  worth of the mode (full: 1, LoRA: less)
+
+Why: docs/decisions/0014-what-a-plan-is-worth.md. Of equal gains the one that takes less time is taken. The head
+alone gains 0: it is the last resort.
+
+Memory and time fall as the boundary rises, as long as the same states are stored, so that for each way of training the
+lowest boundary that fits is found by bisection. What is chosen was itself counted, and fits.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+
+from frostline.core.errors import UserError
+from frostline.cost import predict
+from frostline.strategies._base import Situation
+from frostline.strategies._candidates import Candidate, Candidates, Freedom, Way
+from frostline.strategies._choice import Choice, ConstraintCost, Option
+from frostline.strategies._limits import Limit, Yardstick, limits
+
+
+def search(situation: Situation, worths: Sequence[float], freedom: Freedom | None = None) -> Choice:
+    """The plan, and the settings with it, of the largest expected gain within `situation.budget`.
+
+    `worths` has a number of 0 or more for each block: what training it is worth beside the others. Raises
+    `UserError` when nothing fits, with the limit that is short and the least that would do.
+    """
+    if len(worths) != situation.blocks or min(worths) < 0:
+        raise ValueError(f"{situation.blocks} blocks want a worth of 0 or more each, not {list(worths)}")
+    return _Planner(situation, Candidates(situation, worths, freedom or Freedom())).choice()
+
+
+class _Planner:
+    def __init__(self, situation: Situation, candidates: Candidates) -> None:
+        self.situation, self.candidates = situation, candidates
+        self.whole = Yardstick.of(situation)
+        self.limits = limits(situation, self.whole)
+
+    def choice(self) -> Choice:
+        found = (self._best([way], self.limits) for way in self.candidates.ways)
+        ranked = sorted((one for one in found if one is not None), key=self.candidates.rank)
+        if not ranked:
+            raise UserError(self._refusal())
+        chosen, *others = ranked
+        return Choice(
+            **vars(self._option(chosen)),
+            runner_up=self._option(others[0]) if others else None,
+            constraints=tuple(self._cost(limit, chosen) for limit in self.limits),
+        )
+
+    def _best(self, ways: Sequence[Way], within: Sequence[Limit], best: Candidate | None = None) -> Candidate | None:
+        """The best candidate of some ways that fits, if it is better than `best`; else that."""
+        gain, rank = self.candidates.gain, self.candidates.rank
+        for ladder in (ladder for way in ways for ladder in self.candidates.ladders(way)):
+            worthwhile = [one for one in ladder if best is None or gain(one) >= gain(best)]
+            if worthwhile and self._fits(worthwhile[-1], within):
+                lowest = _lowest(worthwhile, lambda one: self._fits(one, within))
+                best = lowest if best is None else min(best, lowest, key=rank)
+        return best
+
+    def _fits(self, candidate: Candidate, within: Sequence[Limit]) -> bool:
+        return all(self.candidates.use(limit.resource, candidate) <= limit.amount * (1 + 1e-9) for limit in within)
+
+    def _option(self, candidate: Candidate) -> Option:
+        plan, workload = self.candidates.plan(candidate), self.candidates.workload(candidate)
+        return Option(
+            mode=candidate.way.mode,
+            plan=plan,
+            workload=workload,
+            expected_gain=self.candidates.gain(candidate),
+            prediction=predict(plan, self.situation.anatomy, workload, self.situation.speed),
+            memory_share=self.candidates.use("memory", candidate) / self.whole.memory,
+            time_share=self.candidates.use("time", candidate) / self.whole.time,
+        )
+
+    def _cost(self, limit: Limit, chosen: Candidate) -> ConstraintCost:
+        instead = self._best(self.candidates.ways, self._without(limit), chosen) or chosen
+        gain = self.candidates.gain(instead) - self.candidates.gain(chosen)
+        return ConstraintCost(limit, self.candidates.use(limit.resource, chosen), gain, self._option(instead))
+
+    def _without(self, limit: Limit) -> list[Limit]:
+        return [other for other in self.limits if other is not limit]
+
+    def _refusal(self) -> str:
+        """Which limit is short, and the least that would do: of several the one that is short by the least.
+
+        Where no single one is to blame, each that no candidate keeps to.
+        """
+        single = [(limit, found) for limit in self.limits if (found := self._least(limit, self._without(limit)))]
+        if single:
+            limit, found = min(single, key=lambda pair: self._excess(*pair))
+            others = " and ".join(map(str, self._without(limit)))
+            return f"no plan fits {self._short(limit, found, f' within {others}' if others else '')}"
+        alone = [(limit, found) for limit in self.limits if (found := self._least(limit, ()))]
+        short = [self._short(limit, found) for limit, found in alone if not self._fits(found, [limit])]
+        if not short:  # of three, any two exclude each other
+            return f"no plan fits {', '.join(map(str, self.limits))}, nor any two of them: give more of two"
+        return f"no plan fits {'; nor '.join(short)}"
+
+    def _excess(self, limit: Limit, found: Candidate) -> float:
+        return self.candidates.use(limit.resource, found) / limit.amount if limit.amount else math.inf
+
+    def _short(self, limit: Limit, found: Candidate, within: str = "") -> str:
+        use = self.candidates.use(limit.resource, found)
+        needs, more = limit.text(use, enough=True), limit.text(use - limit.amount)
+        return f"{limit}{within}: it takes {limit.resource}={needs}, {more} more, for {self._option(found).what}"
+
+    def _least(self, limit: Limit, within: Sequence[Limit]) -> Candidate | None:
+        """The candidate that takes least of a resource, of the highest boundary on each ladder."""
+        tops = [ladder[-1] for way in self.candidates.ways for ladder in self.candidates.ladders(way)]
+        fitting = [one for one in tops if self._fits(one, within)]
+        use, rank = self.candidates.use, self.candidates.rank
+        return min(fitting, key=lambda one: (use(limit.resource, one), *rank(one)), default=None)
+
+
+def _lowest(ladder: Sequence[Candidate], fits: Callable[[Candidate], bool]) -> Candidate:
+    """The first that fits, where the last does, and each behind one that does; quickest if it is near the end."""
+    high, step = len(ladder) - 1, 1
+    while step <= high and fits(ladder[high - step]):
+        high, step = high - step, 2 * step
+    return ladder[bisect_left(ladder, True, max(0, high - step + 1), high, key=fits)]

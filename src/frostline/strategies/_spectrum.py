@@ -1,0 +1,59 @@
+"""Spectrum (methods.md 6): of each kind of matrix, those with the highest signal-to-noise ratio train."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from statistics import fmean
+
+from pydantic import Field
+
+from frostline.anatomy import Block
+from frostline.core.settings import Options
+from frostline.plan import BlockMode, Frozen, Partial, Schedule
+from frostline.signals import Probe
+from frostline.strategies._base import Situation, fixed
+from frostline.strategies._modes import plan_of
+
+SNR = "snr"
+
+
+class SpectrumOptions(Options):
+    """`share`: of the matrices of each kind that trains."""
+
+    share: float = Field(0.5, gt=0, le=1)
+
+
+def spectrum(situation: Situation, options: SpectrumOptions) -> Schedule:
+    """Of each kind of matrix (its name within the block) the share with the highest SNR trains, at least one.
+
+    A module that holds several matrices (experts in one tensor) counts with their mean. A block of which no matrix
+    is chosen is frozen. Only weights are read, no rows.
+    """
+    probe = situation.probe((SNR,), 1)
+    ratios: dict[str, list[tuple[float, int]]] = defaultdict(list)
+    for block in situation.anatomy.blocks:
+        for module, ratio in _ratios(probe, block).items():
+            ratios[module].append((ratio, block.index))
+    chosen: dict[int, list[str]] = defaultdict(list)
+    for module, ranked in ratios.items():
+        count = max(1, math.floor(options.share * len(ranked) + 0.5))
+        for _, index in sorted(ranked, reverse=True)[:count]:  # of equals the upper block, which costs less
+            chosen[index].append(module)
+    modes = (_training(chosen[index]) for index in range(situation.blocks))
+    return fixed(plan_of(situation, modes, "spectrum"))
+
+
+def _ratios(probe: Probe, block: Block) -> dict[str, float]:
+    """Module within the block -> the mean SNR of its matrices."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for linear in block.linears:
+        module, _, _ = linear.weight.removeprefix(f"{block.name}.").rpartition(".")
+        ratio = probe.signals[f"{SNR}.{linear.name.removeprefix(f'{block.name}.')}"][block.index].value
+        if ratio is not None:
+            found[module].append(ratio)
+    return {module: fmean(ratios) for module, ratios in found.items()}
+
+
+def _training(modules: list[str]) -> BlockMode:
+    return Partial(train=tuple(modules)) if modules else Frozen()

@@ -1,0 +1,300 @@
+"""Schedules that change the plan while training: against a plain loop, killed and resumed, saved, with a cold store."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import TrainerCallback, TrainingArguments, get_cosine_schedule_with_warmup
+
+from architectures import batch_for, tiny
+from cold_cases import collate, rows_for
+from frostline.core.errors import UserError
+from frostline.engine import Trainer, change, load, merge, save_delta, trained_tensors
+from frostline.engine import apply as apply_plan
+from frostline.plan import BlockMode, Frozen, Full, Lora, Observations, Partial, Plan, Schedule
+from frostline.strategies import Situation, choose_schedule
+
+
+class Steps:
+    """A schedule of given plans by the step at which they begin."""
+
+    observes: frozenset[str] = frozenset()
+
+    def __init__(self, plans: Mapping[int, Plan]) -> None:
+        self.plans, self.done = plans, 0
+
+    @property
+    def settled(self) -> bool:
+        return self.done >= max(self.plans)
+
+    def next(self, step: int, observations: Observations) -> Plan | None:
+        self.done = step
+        return self.plans.get(step)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"done": self.done}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.done = state["done"]
+
+
+class StopAt(TrainerCallback):
+    """Ends the process's part in the run in the middle of a step, as a kill would."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step + 1 == self.step:
+            raise KeyboardInterrupt
+
+
+def plan_of(*modes: BlockMode) -> Plan:
+    return Plan(blocks=modes)
+
+
+THAWING = {0: plan_of(Frozen(), Frozen(), Frozen(), Full()), 2: plan_of(Frozen(), Full(), Full(lr_scale=0.5), Full())}
+FREEZING = {0: plan_of(Full(), Full(), Full(), Full()), 2: plan_of(Frozen(), Frozen(), Full(), Full())}
+MIXED = {
+    0: plan_of(Lora(r=2), Partial(rows=0.5), Full(), Full()),
+    2: plan_of(Frozen(), Partial(rows=0.5), Frozen(), Full()),
+    5: plan_of(Lora(r=2, lr_scale=2.0), Frozen(), Partial(train="attention"), Frozen()),
+}
+PLANS = {"thawing": THAWING, "freezing": FREEZING, "mixed": MIXED}
+STRATEGIES = ["adt-l50", "adt-h50", "adt-l25+lora"]
+
+
+def arguments(folder: Path, **options: Any) -> TrainingArguments:
+    given: dict[str, Any] = {
+        "max_steps": 9,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-3,
+        "lr_scheduler_type": "cosine",
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+        "remove_unused_columns": False,
+    }
+    return TrainingArguments(output_dir=str(folder), **given | options)
+
+
+def schedule_for(name: str, model: Any) -> Schedule:
+    return Steps(PLANS[name]) if name in PLANS else choose_schedule(name, Situation.of(model))
+
+
+def trainer(folder: Path, name: str, architecture: str = "llama", dropout: float = 0.1, **options: Any) -> Trainer:
+    model = tiny(architecture, dropout=dropout)
+    given = {"cold_store": options.pop("cold_store", "auto")}
+    schedule = schedule_for(name, model)
+    rows = rows_for(model, 16)
+    return Trainer(
+        model, arguments(folder, **options), schedule=schedule, train_dataset=rows, data_collator=collate, **given
+    )
+
+
+def values(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("stop", [3, 6, 8])
+@pytest.mark.parametrize("name", [*PLANS, *STRATEGIES])
+def test_killed_at_any_point_and_resumed_is_never_killed(tmp_path: Path, name: str, stop: int) -> None:
+    whole = trainer(tmp_path / "whole", name, save_strategy="no")
+    whole.train()
+    killed = trainer(tmp_path / "killed", name)
+    killed.add_callback(StopAt(stop))
+    with pytest.raises(KeyboardInterrupt):
+        killed.train()
+    resumed = trainer(tmp_path / "killed", name)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.applied.plan == whole.applied.plan
+    expected, got = trained_tensors(whole.model), trained_tensors(resumed.model)
+    assert expected.keys() == got.keys()
+    for tensor in expected:
+        assert torch.equal(expected[tensor], got[tensor]), tensor
+
+
+@pytest.mark.parametrize("architecture", ["bert", "t5", "gpt2"])
+def test_resume_on_other_architectures(tmp_path: Path, architecture: str) -> None:
+    whole = trainer(tmp_path / "whole", "adt-l50", architecture, save_strategy="no")
+    whole.train()
+    killed = trainer(tmp_path / "killed", "adt-l50", architecture, save_steps=2)
+    killed.add_callback(StopAt(4))
+    with pytest.raises(KeyboardInterrupt):
+        killed.train()
+    resumed = trainer(tmp_path / "killed", "adt-l50", architecture, save_steps=2)
+    resumed.train(resume_from_checkpoint=True)
+    expected, got = trained_tensors(whole.model), trained_tensors(resumed.model)
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+
+
+@pytest.mark.parametrize("most", [False, True])
+@pytest.mark.parametrize("architecture", ["llama", "bert"])
+def test_adt_is_a_plain_loop_that_freezes_blocks_after_five_steps(
+    tmp_path: Path, architecture: str, most: bool
+) -> None:
+    name = "adt-h50" if most else "adt-l50"
+    ours = trainer(tmp_path, name, architecture, 0.0, save_strategy="no", cold_store="off")
+    ours.only_what_is_read = False
+    order: list[dict[str, torch.Tensor]] = []
+    inner = ours.data_collator.current
+    ours.data_collator.current = lambda batch: order.append(inner(batch)) or order[-1]  # type: ignore[func-returns-value]
+    ours.train()
+
+    plain = tiny(architecture, dropout=0.0)
+    blocks = ours.applied.anatomy.blocks
+    embeddings = {tensor.name for tensor in ours.applied.anatomy.embeddings}
+    for tensor, parameter in plain.named_parameters():
+        parameter.requires_grad_(tensor not in embeddings)
+    optimizer = torch.optim.AdamW([p for p in plain.parameters() if p.requires_grad], lr=1e-3, weight_decay=0.0)
+    scheduler = get_cosine_schedule_with_warmup(optimizer, 0, 9)
+    start = values(plain)
+    for step, batch in enumerate(order[:9]):
+        if step == 5:
+            now = values(plain)
+            changes = []
+            for block in blocks:
+                norms = [(now[tensor.name] - start[tensor.name]).norm().item() for tensor in block.tensors]
+                changes.append(sum(norms) / len(norms))
+            ranked = sorted(range(len(blocks)), key=lambda index: changes[index], reverse=most)
+            frozen = ranked[: len(blocks) // 2]
+            for index in frozen:
+                for tensor in blocks[index].tensors:
+                    plain.get_parameter(tensor.name).requires_grad_(False)
+                    plain.get_parameter(tensor.name).grad = None
+        plain(**batch).loss.backward()
+        torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+    modes = [block.mode for block in ours.applied.plan.blocks]
+    assert sorted(frozen) == [index for index, mode in enumerate(modes) if mode == "frozen"]
+    assert [(change.step, change.plan) for change in ours.changes] == [(5, ours.applied.plan)]
+    for tensor, parameter in plain.named_parameters():
+        torch.testing.assert_close(ours.model.get_parameter(tensor), parameter, atol=2e-6, rtol=1e-5, msg=tensor)
+
+
+def test_what_a_plan_freezes_keeps_its_values_and_leaves_the_optimizer(tmp_path: Path) -> None:
+    made = trainer(tmp_path, "freezing", save_strategy="no", cold_store="off")
+    seen: list[dict[str, torch.Tensor]] = []
+
+    class Look(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step == 2:
+                seen.append(values(made.model))
+
+    made.add_callback(Look())
+    before = values(made.model)
+    made.train()
+    after = values(made.model)
+    bottom = [tensor.name for block in made.applied.anatomy.blocks[:2] for tensor in block.tensors]
+    top = [tensor.name for block in made.applied.anatomy.blocks[2:] for tensor in block.tensors]
+    assert all(torch.equal(seen[0][name], after[name]) for name in bottom)
+    assert all(not torch.equal(before[name], seen[0][name]) for name in (*bottom, *top))
+    assert all(not torch.equal(seen[0][name], after[name]) for name in top)
+    held = {id(parameter) for parameter in made._bare_optimizer().state}
+    assert held == {id(parameter) for parameter in made.model.parameters() if parameter.requires_grad}
+
+
+def test_a_bottom_that_freezes_passes_once_and_trains_alike(tmp_path: Path) -> None:
+    made, losses = {}, {}
+    for mode in ("off", "on_its_own"):
+        options = {"save_strategy": "no", "logging_steps": 1, "learning_rate": 1e-2}
+        run = trainer(
+            tmp_path / mode, "freezing", dropout=0.0, cold_store="off" if mode == "off" else "auto", **options
+        )
+        run.train()
+        made[mode] = trained_tensors(run.model)
+        losses[mode] = [entry["loss"] for entry in run.state.log_history if "loss" in entry]
+        assert run.cold.report.used == (mode != "off"), run.cold.report.reason
+    assert losses["off"] == pytest.approx(losses["on_its_own"], abs=1e-4)
+    for name, tensor in made["off"].items():
+        torch.testing.assert_close(made["on_its_own"][name], tensor, atol=1e-4, rtol=1e-3, msg=name)
+
+
+def test_resumed_above_a_bottom_that_has_trained(tmp_path: Path) -> None:
+    whole = trainer(tmp_path / "whole", "freezing", save_strategy="no")
+    whole.train()
+    assert whole.cold.report.used
+    killed = trainer(tmp_path / "killed", "freezing")
+    killed.add_callback(StopAt(6))
+    with pytest.raises(KeyboardInterrupt):
+        killed.train()
+    resumed = trainer(tmp_path / "killed", "freezing")
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.cold.report.used
+    expected, got = trained_tensors(whole.model), trained_tensors(resumed.model)
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+
+
+@pytest.mark.parametrize("name", [*PLANS, "adt-l50+lora"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_delta_holds_whatever_has_trained(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
+    base = tmp_path / "base"
+    tiny("llama").to(dtype).save_pretrained(base)
+    model = type(tiny("llama")).from_pretrained(base, dtype=dtype)
+    made = Trainer(
+        model,
+        arguments(tmp_path / "run", save_strategy="no"),
+        schedule=schedule_for(name, model),
+        train_dataset=rows_for(model, 16),
+        data_collator=collate,
+    )
+    made.train()
+    save_delta(model, tmp_path / "delta")
+    card = json.loads((tmp_path / "delta" / "delta.json").read_text())
+    assert card["first_plan"] is not None
+    loaded = load(tmp_path / "delta")
+    expected, got = dict(model.named_parameters()), dict(loaded.named_parameters())
+    assert expected.keys() == got.keys()
+    assert all(torch.equal(expected[key], got[key]) for key in expected)
+    batch = batch_for(model, batch=2, length=6)
+    with torch.no_grad():
+        assert torch.equal(model.eval()(**batch).logits, loaded(**batch).logits)
+    merge(tmp_path / "delta", tmp_path / "merged")
+    plain = type(model).from_pretrained(tmp_path / "merged").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(plain(**batch).logits.float(), loaded(**batch).logits.float(), atol=2e-2, rtol=2e-2)
+
+
+@pytest.mark.parametrize(
+    ("later", "message"),
+    [
+        (plan_of(Lora(), Full(), Full(), Full()), "block 0: a plan cannot add lora while training"),
+        (plan_of(Full(), Lora(r=4), Full(), Full()), "block 1: a plan cannot add lora while training"),
+        (plan_of(Full(), Full(), Partial(rows=0.5), Full()), "block 2: a plan cannot add partial while training"),
+        (plan_of(Full(), Full()), "has 2 blocks, the model 4"),
+        (plan_of(Full(), Full(), Full(), Full()).model_copy(update={"untie": True}), "cannot change untie"),
+    ],
+)
+def test_what_a_later_plan_cannot_do(later: Plan, message: str) -> None:
+    model = tiny("llama")
+    apply_plan(plan_of(Full(), Lora(r=2), Full(), Full()), model)
+    with pytest.raises(UserError, match=message):
+        change(later, model)
+
+
+def test_rows_that_train_in_part_cannot_train_whole_later() -> None:
+    model = tiny("llama")
+    apply_plan(plan_of(Partial(rows=0.5), Full(), Full(), Full()), model)
+    with pytest.raises(UserError, match="trains in part since the first plan"):
+        change(plan_of(Full(), Full(), Full(), Full()), model)
+    with pytest.raises(UserError, match="carries no plan that could change"):
+        change(plan_of(Full(), Full(), Full(), Full()), tiny("llama"))
+
+
+def test_a_learning_rate_that_waits_for_results_cannot_go_on(tmp_path: Path) -> None:
+    made = trainer(tmp_path, "freezing", save_strategy="no")
+    optimizer = made.create_optimizer()
+    made.lr_scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+    with pytest.raises(UserError, match="ReduceLROnPlateau cannot go on under another plan"):
+        made.train()

@@ -1,0 +1,126 @@
+"""Runs whose strategy looks at the model, the task or a budget: what is chosen reaches the run and its record."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from frostline.core.errors import UserError
+from frostline.cost import Workload, predict
+from frostline.engine import load, merge
+from frostline.plan import Plan
+from frostline.records import read_record
+from frostline.run import RunConfig, generate_target, plan_model, read_config, train
+from tiny_files import write_model, write_task
+
+WAYS = [{"time": 0.4}, {"memory": 0.6}, {"memory": 0.7, "time": 0.5, "disk": "20MB"}]
+
+
+def config(tmp_path: Path, **given: Any) -> RunConfig:
+    model, task = tmp_path / "model", tmp_path / "days"
+    if not model.exists():
+        write_model(model)
+        write_task(task)
+    settings = {"model": str(model), "task": str(task), "out": str(tmp_path / "run"), "threads": 1, "steps": 8}
+    settings |= {"batch_size": 4, "max_length": 16, "precision": "float32", "learning_rate": 1e-3}
+    return read_config(None, **(settings | given))
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FROSTLINE_CACHE", str(tmp_path / "cache"))
+
+
+def test_a_run_that_is_told_nothing_measures_the_model(tmp_path: Path) -> None:
+    record = train(config(tmp_path))
+    assert record.config["strategy"] == record.plan["strategy"] == "auto"
+    modes = [block["mode"] for block in record.plan["blocks"]]
+    probe = json.loads(next((tmp_path / "cache" / "signals").glob("*.json")).read_text())
+    gains = [gain["value"] for gain in probe["signals"]["shift_gain"]]
+    cut = gains.index(max(gain for gain in gains if gain is not None)) + 1
+    assert modes == ["frozen"] * min(cut, len(modes) - 1) + ["full"] * max(len(modes) - cut, 1)
+    assert record.measured is not None and record.measured.selection_seconds >= probe["seconds"] > 0
+    assert record.chosen is None and record.changes == ()
+
+
+def test_adt_s_change_is_in_the_record(tmp_path: Path) -> None:
+    record = train(config(tmp_path, strategy="adt-l50", strategy_options={"warmup_steps": 3}))
+    (changed,) = record.changes
+    assert changed["step"] == 3
+    assert changed["plan"] == record.plan
+    assert sorted(block["mode"] for block in record.plan["blocks"]) == ["frozen"] * 2 + ["full"] * 2
+    trained = [block["index"] for block in record.plan["blocks"] if block["mode"] == "full"]
+    assert record.measured is not None and 0 < record.measured.selection_seconds <= record.measured.train_seconds
+    model = load(tmp_path / "run")
+    plan = Plan.read(record.plan)
+    assert [index for index, block in enumerate(plan.blocks) if block.mode == "full"] == trained
+    assert record.trainable_parameters == sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("budget", WAYS, ids=str)
+def test_a_budget_is_kept_and_what_was_chosen_for_it_is_recorded(tmp_path: Path, budget: dict[str, Any]) -> None:
+    asked = config(tmp_path, budget=budget, strategy_options={"cut": 0}, epochs=3, steps=None)
+    record = train(asked)
+    assert record.config == asked.model_dump(mode="json")
+    chosen = record.chosen
+    assert chosen is not None
+    assert chosen["batch"] * chosen["accumulation"] == 4
+    assert chosen["boundary"] == Plan.read(record.plan).boundary
+    assert record.predicted["assumes"]["batch"] == chosen["batch"]
+    assert {cost["constraint"] for cost in chosen["constraints"]} == set(budget)
+    for resource in ("memory", "time"):
+        if resource in budget:
+            assert chosen[f"{resource}_share"] <= budget[resource]
+    assert record.predicted["assumes"]["cold_store"] == chosen["cold_store"]
+
+
+def test_what_the_config_says_of_the_store_holds(tmp_path: Path) -> None:
+    record = train(config(tmp_path, budget={"time": 0.7}, strategy_options={"cut": 0}, cold_store="off", epochs=3))
+    assert record.chosen is not None and not record.chosen["cold_store"]
+
+
+def test_a_budget_that_nothing_fits_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no plan fits memory=1kB: it takes memory=") as caught:
+        train(config(tmp_path, budget={"memory": "1kB"}, strategy_options={"cut": 0}))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(UserError, match="strategy 'bot50' plans for none: take auto"):
+        config(tmp_path, strategy="bot50", budget={"time": 0.5})
+    with pytest.raises(UserError, match="wants a calibrated machine"):
+        train(config(tmp_path, budget={"time": "20s"}, strategy_options={"cut": 0}))
+
+
+def test_a_plan_for_a_budget_of_seconds_is_calibrated(tmp_path: Path) -> None:
+    run = config(tmp_path)
+    planned = plan_model(
+        run.model,
+        "auto",
+        workload=Workload(rows=40, length=16, batch=4, epochs=3),
+        task=run.task,
+        options={"cut": 0},
+        budget=run.budget.model_validate({"time": "10min"}),
+        calibrated=True,
+    )
+    assert planned.choice is not None
+    seconds = planned.prediction.run_seconds
+    assert seconds is not None and 0 < seconds < 600
+    assert planned.document()["predicted"]["time_ratio"] is not None
+    assert planned.document()["chosen"]["constraints"][0]["constraint"] == "time"
+    assert list((tmp_path / "cache" / "speed").glob("*.json"))
+    assert planned.prediction.memory == predict(planned.plan, planned.anatomy, planned.choice.workload).memory
+
+
+def test_residual_interaction_from_training_to_use(tmp_path: Path) -> None:
+    options = {"alpha": 0.2, "loss_weights": [0.5, 0.0, 0.0, 1.0], "low": 0, "middle": 1}
+    wanted = config(tmp_path, strategy="hierarchical", strategy_options=options)
+    record = train(wanted)
+    assert record.plan["forward"] == {"loss_weights": [0.5, 0.0, 0.0, 1.0], "residual": {"alpha": 0.2, "span": 1}}
+    assert read_record(wanted.folder).status == "finished"
+    with pytest.raises(UserError, match="its model adds earlier states"):
+        merge(wanted.folder, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+    if record.data.kind != "classification":
+        generate_target(str(wanted.folder), ["the day"], max_new_tokens=3)
