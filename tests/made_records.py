@@ -23,10 +23,16 @@ def run(
     status: str = "finished",
     error: str | None = None,
     config: dict[str, Any] | None = None,
+    selection: float = 0.0,
 ) -> Run:
     """A run whose figures are given; the rest is made up."""
     measured = Measured(
-        train_seconds=seconds, seconds_per_step=step, cold_pass_seconds=0, peak_memory_bytes=memory, steps=100
+        train_seconds=seconds,
+        seconds_per_step=step,
+        cold_pass_seconds=0,
+        peak_memory_bytes=memory,
+        steps=100,
+        selection_seconds=selection,
     )
     done = status == "finished"
     record = RunRecord(

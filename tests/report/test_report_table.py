@@ -153,3 +153,24 @@ def test_collect_refuses_a_folder_without_runs(tmp_path: Path) -> None:
 def test_report_imports_no_torch() -> None:
     code = "import sys, frostline.report; sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'numpy')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_ranks_average_ties_and_groups() -> None:
+    figures = {"all": (0.9, 0.5), "bot50": (0.8, 0.7), "lora": (0.8, 0.6)}
+    runs = [
+        run(name, accuracy=accuracy, task=task)
+        for name, both in figures.items()
+        for task, accuracy in zip(("rte", "qnli"), both, strict=True)
+    ]
+    table = tabulate([*runs, run("head", accuracy=0.1, task="rte")])
+    places = [{row.strategy: row.rank for row in group.rows} for group in table.groups]
+    assert places == [{"all": 1, "bot50": 2.5, "lora": 2.5, "head": 4}, {"all": 3, "bot50": 1, "lora": 2}]
+    assert [(rank.strategy, rank.rank) for rank in table.ranks] == [("bot50", 1.75), ("all", 2), ("lora", 2.25)]
+    assert "Mean rank over 2 pairs of model and task (1 is best): bot50 1.75, all 2, lora 2.25" in markdown(table)
+
+
+def test_selection_time_is_shown_where_a_strategy_took_some() -> None:
+    plain = markdown(tabulate([run("all"), run("bot50")]))
+    assert "select" not in plain
+    chosen = markdown(tabulate([run("all"), run("semantic", selection=2.5)]))
+    assert "| select |" in chosen and "| 2.5 s |" in chosen

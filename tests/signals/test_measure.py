@@ -15,7 +15,7 @@ from architectures import tiny
 from frostline.anatomy import find_anatomy
 from frostline.core.errors import UserError
 from frostline.engine import load_above
-from frostline.signals import Measurement, choose_signals, measure, reads_of, token_text
+from frostline.signals import Measurement, WarmUp, choose_signals, measure, reads_of, token_text
 
 
 def hidden_states(model: Any, row: dict[str, Any]) -> list[torch.Tensor]:
@@ -183,3 +183,34 @@ def test_block_by_block_from_a_checkpoint(name: str, tmp_path: Path) -> None:
     assert [parameter.is_meta for parameter in part.parameters()] == away
     with pytest.raises(UserError, match="gradient_norm: gradients take the whole model in memory"):
         measure(part, rows, collate, signals=["gradient_norm"], load=load)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["llama", "bert"])
+def test_weight_change_is_that_of_a_plain_loop_and_is_undone(name: str, dtype: torch.dtype) -> None:
+    model = tiny(name).to(dtype)
+    anatomy, rows = find_anatomy(model), sample(model)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    warm_up = WarmUp(steps=3, learning_rate=1e-3, batch=2)
+    found = measure(model, rows, collate, signals=["weight_change"], warm_up=warm_up)["weight_change"]
+    after = model.state_dict()
+    assert all(torch.equal(value, after[key]) and value.dtype == after[key].dtype for key, value in before.items())
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
+
+    plain = tiny(name).to(dtype).float().eval()
+    embeddings = {tensor.name for tensor in anatomy.embeddings}
+    for tensor, parameter in plain.named_parameters():
+        parameter.requires_grad_(tensor not in embeddings)
+    learning = [parameter for parameter in plain.parameters() if parameter.requires_grad]
+    start = {tensor: parameter.detach().clone() for tensor, parameter in plain.named_parameters()}
+    optimizer = torch.optim.AdamW(learning, lr=1e-3, weight_decay=0.0)
+    for first in (0, 2, 4):
+        batch = {key: value for key, value in collate(rows[first : first + 2]).items() if key != "example_id"}
+        plain(**batch).loss.backward()
+        torch.nn.utils.clip_grad_norm_(learning, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    for block, one in zip(anatomy.blocks, found, strict=True):
+        norms = [(plain.get_parameter(t.name) - start[t.name]).norm().item() for t in block.tensors]
+        assert one.value == pytest.approx(statistics.mean(norms), rel=1e-4)
+        assert one.error is None

@@ -27,7 +27,7 @@ def command(
     signals: Annotated[
         str | None,
         typer.Option(
-            help="vds, shift, similarity, gradient_norm, relative_gradient_norm, snr: with commas between.",
+            help="vds, shift, similarity, gradient_norm, relative_gradient_norm, snr, weight_change: commas between.",
             show_default="vds where there is a language model's head, shift, similarity",
         ),
     ] = None,
@@ -43,6 +43,8 @@ def command(
         Literal["auto", "float32", "bfloat16", "float16"],
         typer.Option(help="What the model computes in; auto: the checkpoint's own."),
     ] = "auto",
+    steps: Annotated[int, typer.Option(min=1, help="Of training, after which weight_change is measured.")] = 5,
+    learning_rate: Annotated[float, typer.Option(min=0, help="Of those steps, of 32 rows each.")] = 5e-5,
     streaming: Annotated[bool, typer.Option("--streaming", help="Hold one block in memory at a time.")] = False,
     figure: Annotated[Path | None, typer.Option(help="Draw the signals here: .png, .pdf or .svg.")] = None,
     as_json: Json = False,
@@ -50,7 +52,7 @@ def command(
     """Signals of a model's blocks on a task, by which strategies choose what to train."""
     from frostline.core.errors import UserError
     from frostline.run import probe_model
-    from frostline.signals import SIGNALS, check_format, save_figure
+    from frostline.signals import SIGNALS, WarmUp, check_format, save_figure
 
     if figure is not None:
         check_format(figure)
@@ -67,6 +69,7 @@ def command(
         seed=seed,
         dtype=dtype,
         streaming=streaming,
+        warm_up=WarmUp(steps, learning_rate),
     )
     if figure is not None:
         save_figure(probe, figure)

@@ -54,6 +54,8 @@ def view(table: Table, metrics: Sequence[str] = ()) -> list[RenderableType]:
         for cells in rows:
             drawn.add_row(*map(escape, cells))
         shown += [Text(_title(group), style="bold"), drawn, Text(_caption(group), style="dim"), Text()]
+    if len(table.groups) > 1 and table.ranks:
+        shown += [Text(_ranks(table)), Text()]
     shown += [Text(_failure(failure), style="red") for failure in table.failures]
     return shown
 
@@ -66,6 +68,8 @@ def markdown(table: Table, metrics: Sequence[str] = ()) -> str:
         lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
         drawn = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
         parts.append(f"**{_title(group)}**\n\n{drawn}\n\n{_caption(group)}")
+    if len(table.groups) > 1 and table.ranks:
+        parts.append(_ranks(table))
     parts += [f"- {_failure(failure)}" for failure in table.failures]
     return "\n\n".join(parts) + "\n"
 
@@ -73,14 +77,17 @@ def markdown(table: Table, metrics: Sequence[str] = ()) -> str:
 def _cells(group: Group, metrics: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     names = list(dict.fromkeys((group.metric, *metrics)))
     runs = [] if _runs_of_each(group) else ["runs"]
-    return ["strategy", *runs, *names, *HEADINGS], [_row(row, names, bool(runs)) for row in group.rows]
+    selects = ["select"] if any(_mean(row.selection_seconds) for row in group.rows) else []
+    rows = [_row(row, names, bool(runs), bool(selects)) for row in group.rows]
+    return ["strategy", *runs, *names, *selects, *HEADINGS], rows
 
 
-def _row(row: Row, metrics: Sequence[str], show_runs: bool) -> list[str]:
+def _row(row: Row, metrics: Sequence[str], show_runs: bool, show_selection: bool) -> list[str]:
     return [
         row.strategy,
         *([str(len(row.seeds))] if show_runs else []),
         *(_spread(row.metrics.get(name)) for name in metrics),
+        *([seconds_text(_mean(row.selection_seconds))] if show_selection else []),
         short_count_text(row.trainable_parameters),
         share_text(row.trainable_share),
         ratio_text(_mean(row.cpu_ratio)),
@@ -109,7 +116,14 @@ def _caption(group: Group) -> str:
     else:
         spread = f"Mean ± sample standard deviation over {f'{runs} runs' if runs else 'runs'}"
     measured = f"×: measured, to {group.baseline} with the same seed" if group.baseline else "×: no baseline run"
-    return f"{spread}. {measured}. FLOPs, pred. (memory): predicted, to full fine-tuning."
+    selected = any(_mean(row.selection_seconds) for row in group.rows)
+    select = " select: time until the plan was chosen." if selected else ""
+    return f"{spread}. {measured}. FLOPs, pred. (memory): predicted, to full fine-tuning.{select}"
+
+
+def _ranks(table: Table) -> str:
+    places = ", ".join(f"{rank.strategy} {rank.rank:.3g}" for rank in table.ranks)
+    return f"Mean rank over {len(table.groups)} pairs of model and task (1 is best): {places}"
 
 
 def _runs_of_each(group: Group) -> int | None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
 from frostline.records import Measured, RunRecord
 from frostline.report._runs import Run, named
+
+FALLING = ("loss", "perplexity")
+"""Metrics of which less is better."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,9 @@ class Mean:
 class Row:
     """One strategy on one model and task, over its seeds.
 
-    `folders` are those of its runs, in the order of `seeds`. `metrics` are those after training.
+    `folders` are those of its runs, in the order of `seeds`. `metrics` are those after training; `rank` is the place
+    of the headline metric's mean among the group's rows, 1 for the best, ties averaged. `selection_seconds` went by
+    until the strategy had chosen its plan.
     `step_ratio`, `cpu_ratio` (processor time per step), `time_ratio` and `memory_ratio` are measured, to the
     group's baseline: the mean over the seeds that both have of this run's figure over the baseline's.
     `predicted_*` are the records' own, to full fine-tuning. Times in seconds, memory in bytes.
@@ -43,11 +48,13 @@ class Row:
     seeds: tuple[int, ...]
     folders: tuple[str, ...]
     metrics: dict[str, Mean]
+    rank: float | None
     trainable_parameters: float
     trainable_share: float
     seconds_per_step: Mean | None
     train_seconds: Mean | None
     peak_memory_bytes: Mean | None
+    selection_seconds: Mean | None
     step_ratio: Mean | None
     cpu_ratio: Mean | None
     time_ratio: Mean | None
@@ -85,9 +92,21 @@ class Failure:
 
 
 @dataclass(frozen=True)
+class Rank:
+    """A strategy's mean rank over the `groups` (models and tasks) in which it was run."""
+
+    strategy: str
+    rank: float
+    groups: int
+
+
+@dataclass(frozen=True)
 class Table:
+    """`ranks`, the best first, are those of the strategies that were run in every group."""
+
     groups: tuple[Group, ...]
     failures: tuple[Failure, ...]
+    ranks: tuple[Rank, ...] = ()
 
 
 def tabulate(runs: Sequence[Run], baseline: str | None = "all") -> Table:
@@ -106,7 +125,8 @@ def tabulate(runs: Sequence[Run], baseline: str | None = "all") -> Table:
         else:
             error = record.error or ("interrupted" if record.status == "running" else "failed")
             failures.append(Failure(names[record.model.name], record.data.task, run.label, record.seed, error))
-    return Table(tuple(_group(names, members, baseline) for members in groups.values()), tuple(failures))
+    drawn = tuple(_group(names, members, baseline) for members in groups.values())
+    return Table(drawn, tuple(failures), _mean_ranks(drawn))
 
 
 def _group(names: dict[str, str], runs: Sequence[Run], baseline: str | None) -> Group:
@@ -125,8 +145,33 @@ def _group(names: dict[str, str], runs: Sequence[Run], baseline: str | None) -> 
         majority_share=first.data.majority_share,
         before=Mean.of(before),
         baseline=present,
-        rows=tuple(_row(label, labels[label], reference) for label in ordered),
+        rows=_ranked([_row(label, labels[label], reference) for label in ordered], first.data.metric),
     )
+
+
+def _ranked(rows: Sequence[Row], metric: str) -> tuple[Row, ...]:
+    """The rows with their ranks by a metric; a row without it has none."""
+    sign = 1 if metric in FALLING else -1
+    values = {row.strategy: sign * row.metrics[metric].mean for row in rows if metric in row.metrics}
+
+    def rank(row: Row) -> float | None:
+        if row.strategy not in values:
+            return None
+        own = values[row.strategy]
+        better = sum(value < own for value in values.values())
+        return better + (1 + sum(value == own for value in values.values())) / 2
+
+    return tuple(replace(row, rank=rank(row)) for row in rows)
+
+
+def _mean_ranks(groups: Sequence[Group]) -> tuple[Rank, ...]:
+    places: dict[str, list[float]] = {}
+    for group in groups:
+        for row in group.rows:
+            if row.rank is not None:
+                places.setdefault(row.strategy, []).append(row.rank)
+    found = [Rank(name, statistics.fmean(ranks), len(ranks)) for name, ranks in places.items()]
+    return tuple(sorted((rank for rank in found if rank.groups == len(groups)), key=lambda rank: rank.rank))
 
 
 def _row(label: str, runs: Sequence[Run], reference: dict[int, RunRecord]) -> Row:
@@ -149,11 +194,13 @@ def _row(label: str, runs: Sequence[Run], reference: dict[int, RunRecord]) -> Ro
         seeds=tuple(record.seed for record in records),
         folders=tuple(str(run.folder) for run in runs),
         metrics={name: mean for name, mean in metrics.items() if mean},
+        rank=None,
         trainable_parameters=statistics.fmean(record.trainable_parameters for record in records),
         trainable_share=statistics.fmean(record.trainable_parameters / record.total_parameters for record in records),
         seconds_per_step=measured(_seconds_per_step),
         train_seconds=measured(_train_seconds),
         peak_memory_bytes=measured(_peak_memory),
+        selection_seconds=measured(_selection_seconds),
         step_ratio=ratio(_seconds_per_step),
         cpu_ratio=ratio(_cpu_seconds_per_step),
         time_ratio=ratio(_train_seconds),
@@ -178,6 +225,10 @@ def _train_seconds(measured: Measured) -> float | None:
 
 def _peak_memory(measured: Measured) -> float:
     return measured.peak_memory_bytes
+
+
+def _selection_seconds(measured: Measured) -> float:
+    return measured.selection_seconds
 
 
 def _measured(record: RunRecord | None, read: Callable[[Measured], float | None]) -> float | None:

@@ -135,7 +135,7 @@ def _with_few_blocks(config: Any) -> Any:
 
 def _identity(config: Any, model_class: Any, workload: Workload) -> str:
     content = {
-        "config": config.to_dict(),
+        "config": {key: value for key, value in config.to_dict().items() if key != "_name_or_path"},
         "class": model_class.__name__,
         "workload": workload.model_dump(),
         "machine": (platform.node(), versions()),

@@ -52,6 +52,7 @@ def opening_record(prepared: Prepared) -> RunRecord:
         predicted=predicted_cost(prepared),
         notices=(
             *applied.notices,
+            *_choice_notices(prepared),
             *_cut_notice(prepared),
             *_quantised_notice(prepared),
             *streaming_notices(config, task),
@@ -75,6 +76,16 @@ def predicted_cost(prepared: Prepared) -> dict[str, Any]:
     workload = work.model_copy(update=reality)
     prediction = predict(applied.plan, applied.anatomy, workload)
     return {**prediction.document(), "assumes": dict(prediction.assumes)}
+
+
+def _choice_notices(prepared: Prepared) -> list[str]:
+    """What a strategy measured and a planner chose, a line each."""
+    chosen = prepared.chosen
+    lines = [] if chosen.choice is None else [f"{label}: {line}" for label, line in chosen.choice.lines()]
+    if chosen.probe is not None:
+        seconds = "" if chosen.probe.seconds is None else f" in {chosen.probe.seconds:.3g} s"
+        lines.insert(0, f"measured on {chosen.probe.rows} rows{seconds}, read at {chosen.probe.read}")
+    return lines
 
 
 def _quantised_notice(prepared: Prepared) -> list[str]:

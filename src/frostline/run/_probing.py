@@ -15,7 +15,17 @@ from frostline.core.errors import UserError
 from frostline.engine import load_above, load_tokenizer, quiet_libraries, tensor_hashes
 from frostline.run._device import device
 from frostline.run._setup import check_length, class_for, config_for, load_model
-from frostline.signals import Probe, Tokens, cached, choose_signals, measure, probe_identity, token_text
+from frostline.signals import (
+    FIVE_STEPS,
+    Probe,
+    Tokens,
+    WarmUp,
+    cached,
+    choose_signals,
+    measure,
+    probe_identity,
+    token_text,
+)
 from frostline.tasks import Collator, Task, TaskKind, TaskOptions, encode, load_task, model_kind, prepare_tokenizer
 
 
@@ -30,13 +40,15 @@ def probe_model(
     seed: int = 42,
     dtype: str = "auto",
     streaming: bool = False,
+    warm_up: WarmUp = FIVE_STEPS,
 ) -> Probe:
     """Signals of every block of the model at `model`, on training rows of `task`; from the cache where they are known.
 
     `rows` of them are drawn by `seed`, which also draws a head that the checkpoint lacks. By default the signals are
     those of a forward pass, and the token read is the one that predicts the first labelled one (in plain text and
     chats: every one). `dtype` is what the model computes in, by default the checkpoint's; with `streaming` one block
-    at a time is in memory. Raises `UserError` for bad input and for a signal that the model does not have.
+    at a time is in memory. `warm_up` is what `weight_change` is measured after. Raises `UserError` for bad input and
+    for a signal that the model does not have.
     """
     loaded = load_task(task, TaskOptions(max_train_rows=rows, seed=seed))
     config = config_for(model, loaded)
@@ -53,11 +65,16 @@ def probe_model(
     def probe() -> Probe:
         begun = time.perf_counter()
         with quiet_libraries():
-            measured = measure(held.model, sample, Collator(tokenizer), signals=chosen, tokens=reading, load=held.load)
+            measured = measure(
+                held.model, sample, Collator(tokenizer), signals=chosen, tokens=reading, load=held.load, warm_up=warm_up
+            )
         read = token_text(anatomy, classes=loaded.kind is TaskKind.CLASSIFICATION, tokens=reading)
         return Probe(model, loaded.name, len(sample), read, measured, time.perf_counter() - begun)
 
-    identity = probe_identity(held.model, held.hashes, sample, signals=chosen, tokens=reading, device=device().type)
+    kind = device().type
+    identity = probe_identity(
+        held.model, held.hashes, sample, signals=chosen, tokens=reading, device=kind, warm_up=warm_up
+    )
     return cached(identity, (model, loaded.name), probe)
 
 

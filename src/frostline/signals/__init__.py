@@ -17,10 +17,12 @@ from frostline.signals._measurement import Measurement
 from frostline.signals._probe import Form, Probe
 from frostline.signals._reading import Reads, Tokens, reads_of, token_text
 from frostline.signals._trace import trace
+from frostline.signals._warm_up import FIVE_STEPS, WarmUp
 from frostline.signals._weights import block_norms, block_snr, relative_norms, spectral_snr, weight_change
 
 __all__ = [
     "DEVIATIONS",
+    "FIVE_STEPS",
     "SIGNALS",
     "Form",
     "Measurement",
@@ -28,6 +30,7 @@ __all__ = [
     "Reads",
     "SemanticBasis",
     "Tokens",
+    "WarmUp",
     "block_norms",
     "block_snr",
     "cached",

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from frostline.core.cache import default_root
 from frostline.core.errors import UserError
 from frostline.core.files import read_json, write_json
 from frostline.signals._probe import VERSION, Probe
+from frostline.signals._warm_up import WarmUp
 
 log = logging.getLogger(__name__)
 
@@ -32,14 +33,18 @@ def probe_identity(
     signals: Sequence[str],
     tokens: str,
     device: str,
+    warm_up: WarmUp | None = None,
 ) -> dict[str, Any]:
     """Everything that a probe depends on, as plain data.
 
-    `hashes` are those of all the model's tensors (`bottom.tensor_hash`), `rows` the encoded sample.
+    `hashes` are those of all the model's tensors (`bottom.tensor_hash`), `rows` the encoded sample; `warm_up` belongs to
+    the weight change.
     """
     content = [{key: value for key, value in row.items() if key != "example_id"} for row in rows]
     config = {key: value for key, value in model.config.to_dict().items() if key not in _BESIDE}
+    steps = {"warm_up": asdict(warm_up)} if warm_up is not None and "weight_change" in signals else {}
     return {
+        **steps,
         "version": VERSION,
         "class": type(model).__name__,
         "config": _digest(config),

@@ -27,6 +27,7 @@ from frostline.signals._measurement import NOTHING, Measurement, mean
 from frostline.signals._reading import Reads, Tokens, reads_of
 from frostline.signals._streamed import streamed
 from frostline.signals._trace import trace
+from frostline.signals._warm_up import FIVE_STEPS, WarmUp, warm_up_change
 from frostline.signals._weights import block_norms, block_snr, relative_norms
 
 Signals = dict[str, tuple[Measurement, ...]]
@@ -36,7 +37,8 @@ Collate = Callable[[Any], Mapping[str, Any]]
 FROM_STATES = ("vds", "shift", "similarity")
 FROM_GRADIENTS = ("gradient_norm", "relative_gradient_norm")
 FROM_WEIGHTS = ("snr",)
-SIGNALS = (*FROM_STATES, *FROM_GRADIENTS, *FROM_WEIGHTS)
+FROM_STEPS = ("weight_change",)
+SIGNALS = (*FROM_STATES, *FROM_GRADIENTS, *FROM_WEIGHTS, *FROM_STEPS)
 DEVIATIONS = ("vds", "shift")
 """The signals that have gains, under their name with `_gain` and `_log_gain`."""
 
@@ -57,7 +59,8 @@ def choose_signals(
         return tuple(name for name in FROM_STATES if name != "vds" or why_not is None)
     if "vds" in names and why_not is not None:
         raise UserError(f"vds: {why_not}: take shift")
-    if streaming and (gradient := next((name for name in names if name in FROM_GRADIENTS), None)):
+    backward = (*FROM_GRADIENTS, *FROM_STEPS)
+    if streaming and (gradient := next((name for name in names if name in backward), None)):
         raise UserError(f"{gradient}: gradients take the whole model in memory: leave it out, or streaming")
     return tuple(dict.fromkeys(names))
 
@@ -70,13 +73,15 @@ def measure(
     signals: Sequence[str] | None = None,
     tokens: Tokens = "first",
     load: Load | None = None,
+    warm_up: WarmUp = FIVE_STEPS,
 ) -> Signals:
     """Signals of every block of `model` on encoded `rows`, which `collate` makes batches of; none by name: those of
     the forward pass.
 
     `vds` and `shift` come with their gains, `snr` also per matrix (`snr.<name within the block>`). `tokens` says
     which are read where rows have many labels. With `load`, blocks that lie on the meta device are read one at a
-    time; gradients cannot be had then. The model runs in eval mode, in its own dtype, and is left as it was.
+    time; gradients cannot be had then. `weight_change` is that after `warm_up`, which is then undone. The model runs
+    in eval mode, in its own dtype, and is left as it was.
 
     Raises `UserError` for a signal that cannot be measured, and when no row has a label to predict.
     """
@@ -93,6 +98,10 @@ def measure(
                 found |= _from_states(model, anatomy, _batches(model, rows, collate, kind), from_states, tokens)
         if from_gradients:
             found |= _from_gradients(model, anatomy, _batches(model, rows, collate), from_gradients)
+        if "weight_change" in chosen:
+            device = device_of(model)
+            moved = warm_up_change(model, anatomy, rows, lambda part: _to(device, collate(part)), warm_up)
+            found["weight_change"] = tuple(map(Measurement, moved))
     if "snr" in chosen:
         found |= _from_weights(model, anatomy, load)
     return found
