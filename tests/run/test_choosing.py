@@ -61,12 +61,18 @@ def test_adt_s_change_is_in_the_record(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("budget", WAYS, ids=str)
-def test_a_budget_is_kept_and_what_was_chosen_for_it_is_recorded(tmp_path: Path, budget: dict[str, Any]) -> None:
-    asked = config(tmp_path, budget=budget, strategy_options={"cut": 0}, epochs=3, steps=None)
+@pytest.mark.parametrize("strategy", ["auto", "semantic"])
+def test_a_budget_is_kept_and_what_was_chosen_for_it_is_recorded(
+    tmp_path: Path, strategy: str, budget: dict[str, Any]
+) -> None:
+    options = {"cut": 0} if strategy == "auto" else {}
+    asked = config(tmp_path, strategy=strategy, budget=budget, strategy_options=options, epochs=3, steps=None)
     record = train(asked)
     assert record.config == asked.model_dump(mode="json")
     chosen = record.chosen
     assert chosen is not None
+    assert record.plan["strategy"] == strategy
+    assert strategy == "auto" or chosen["mode"] != "lora"
     assert chosen["batch"] * chosen["accumulation"] == 4
     assert chosen["boundary"] == Plan.read(record.plan).boundary
     assert record.predicted["assumes"]["batch"] == chosen["batch"]
@@ -88,7 +94,7 @@ def test_a_budget_that_nothing_fits_is_one_line_and_leaves_nothing(tmp_path: Pat
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
     with pytest.raises(UserError, match="strategy 'bot50' plans for none: take auto"):
-        config(tmp_path, strategy="bot50", budget={"time": 0.5})
+        train(config(tmp_path, strategy="bot50", budget={"time": 0.5}))
     with pytest.raises(UserError, match="wants a calibrated machine"):
         train(config(tmp_path, budget={"time": "20s"}, strategy_options={"cut": 0}))
 

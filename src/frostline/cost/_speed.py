@@ -20,7 +20,8 @@ A cold pass takes its forward operations, and the store is compared on a few row
 with its own states put back, and from the store.
 
 Left out: reading a cold store, which happens beside the step; evaluation, logging and saving; loading the model, and
-what else a run does once before its first step; communication between devices.
+what else a run does once before its first step; communication between devices; and that blocks which train need no
+unpacking where frozen ones are rounded to few bits, once that costs more than weight gradients.
 """
 
 from __future__ import annotations

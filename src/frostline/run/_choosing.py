@@ -63,19 +63,19 @@ def choose(
         return probes[-1]
 
     work = workload() if config.budget.limits else Workload()
-    options = dict(config.strategy_options)
-    if config.budget.limits and (store := _asked_store(config)) is not None:
+    store = _asked_store(config) if config.budget.limits else None
+    if store is not None:
         work = work.model_copy(update={"cold_store": store})
-        options.setdefault("choose", ["batch", "checkpointing"])
     situation = Situation(
         anatomy,
         config.seed,
         measure=observed,
         budget=config.budget,
         workload=work,
+        decided=frozenset() if store is None else frozenset({"cold_store"}),
         speed=calibrate(model_config, model_class, work) if config.calibrate and config.budget.limits else None,
     )
-    schedule = choose_schedule(config.strategy, situation, options)
+    schedule = choose_schedule(config.strategy, situation, config.strategy_options)
     seconds = time.perf_counter() - begun - spent + sum(probe.seconds or 0.0 for probe in probes)
     chosen = Chosen(schedule, config, probes[-1] if probes else None, seconds)
     return chosen if chosen.choice is None else Chosen(schedule, _with(config, chosen.choice), chosen.probe, seconds)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic import Field, PositiveInt, ValidationError, field_validator
 
 from frostline.core.errors import UserError
 from frostline.core.settings import Options, first_error, lay_over, read_mapping
@@ -106,12 +106,6 @@ class RunConfig(Options):
             value = str(value)
             parse_size(value, "cold_store_limit")
         return value
-
-    @model_validator(mode="after")
-    def _has_a_planner(self) -> RunConfig:
-        if self.budget.limits and self.strategy != "auto":
-            raise ValueError(f"budget: strategy '{self.strategy}' plans for none: take auto")
-        return self
 
     @property
     def cold_store_bytes(self) -> int | None:

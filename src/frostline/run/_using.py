@@ -72,8 +72,6 @@ def plan_model(
     anatomy = anatomy_of(model, loaded)
     config = config_for(model, loaded)
     workload = _as_the_model_is(workload, config)
-    if budget is not None and budget.limits and strategy != "auto":
-        raise UserError(f"--budget: strategy '{strategy}' plans for none: take auto")
     situation = Situation(
         anatomy,
         seed,

@@ -37,7 +37,7 @@ def probe_identity(
 ) -> dict[str, Any]:
     """Everything that a probe depends on, as plain data.
 
-    `hashes` are those of all the model's tensors (`bottom.tensor_hash`), `rows` the encoded sample; `warm_up` belongs to
+    `hashes` are those of all the model's tensors (`bottom.tensor_hash`), `rows` the encoded sample; `warm_up` is for
     the weight change.
     """
     content = [{key: value for key, value in row.items() if key != "example_id"} for row in rows]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pydantic import NonNegativeInt
 
 from frostline.core.errors import UserError
-from frostline.plan import FixedSchedule, Schedule
+from frostline.plan import Schedule
 from frostline.strategies._base import Situation, fixed, freeze_blocks
 from frostline.strategies._candidates import Freedom
-from frostline.strategies._choice import Choice
+from frostline.strategies._choice import Chosen
 from frostline.strategies._planner import search
 from frostline.strategies._semantic import Deviation
 
@@ -22,21 +22,13 @@ class AutoOptions(Deviation, Freedom):
     cut: NonNegativeInt | None = None
 
 
-class Chosen(FixedSchedule):
-    """A plan that was chosen within a budget. `choice` has the run's settings that were chosen with it."""
-
-    def __init__(self, choice: Choice) -> None:
-        super().__init__(choice.plan)
-        self.choice = choice
-
-
 def auto(situation: Situation, options: AutoOptions) -> Schedule:
     """The blocks above the semantic cut in full; with a budget, what of them it allows (`search`)."""
     cut = _cut(situation, options)
     if not situation.budget.limits:
         return fixed(freeze_blocks(situation, set(range(cut)), "auto"))
     worths = [float(index >= cut) for index in range(situation.blocks)]
-    return Chosen(search(situation, worths, options))
+    return Chosen(search(situation, worths, options), "auto")
 
 
 def _cut(situation: Situation, options: AutoOptions) -> int:

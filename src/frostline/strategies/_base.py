@@ -11,7 +11,7 @@ from torch import nn
 from frostline.anatomy import Anatomy, find_anatomy
 from frostline.core.errors import UserError
 from frostline.core.settings import Options
-from frostline.cost import Workload
+from frostline.cost import Speed, Workload
 from frostline.plan import FixedSchedule, Frozen, Full, Plan, Schedule
 from frostline.signals import Probe
 from frostline.strategies._budget import Budget
@@ -25,7 +25,8 @@ class Situation:
     """What a strategy may look at when it chooses.
 
     `measure` measures the model on its task; None where there is no task, or no weights. `budget` is what training
-    may take, `workload` the work that it is counted for, and `speed` what the machine makes of it.
+    may take, `workload` the work that it is counted for, and `speed` what the machine makes of it. `decided` names what
+    of the workload a planner has to leave as it is: `batch`, `checkpointing`, `cold_store`.
     """
 
     anatomy: Anatomy
@@ -33,7 +34,8 @@ class Situation:
     measure: Measure | None = field(default=None, repr=False)
     budget: Budget = field(default_factory=Budget)
     workload: Workload = field(default_factory=Workload)
-    speed: Any = None
+    speed: Speed | None = None
+    decided: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, model: nn.Module, seed: int = 0, **others: Any) -> Situation:
@@ -70,12 +72,14 @@ class Strategy:
 
     `choose(situation, options)` gives the schedule. `options` is what a user may set, and their defaults; where it
     is a `Percent`, a number of `percents` follows the name: any of a range such as ``range(1, 100)``, or some.
+    `plans`: it takes a budget into account.
     """
 
     summary: str
     choose: Choose
     options: type[Options] = NoOptions
     percents: range | tuple[int, ...] = ()
+    plans: bool = False
 
 
 def fixed(plan: Plan) -> Schedule:

@@ -34,7 +34,10 @@ def search(situation: Situation, worths: Sequence[float], freedom: Freedom | Non
     """
     if len(worths) != situation.blocks or min(worths) < 0:
         raise ValueError(f"{situation.blocks} blocks want a worth of 0 or more each, not {list(worths)}")
-    return _Planner(situation, Candidates(situation, worths, freedom or Freedom())).choice()
+    freedom = freedom or Freedom()
+    free = tuple(setting for setting in freedom.choose if setting not in situation.decided)
+    candidates = Candidates(situation, worths, freedom.model_copy(update={"choose": free}))
+    return _Planner(situation, candidates).choice()
 
 
 class _Planner:

@@ -14,6 +14,9 @@ from frostline.core.settings import Options
 from frostline.plan import Schedule
 from frostline.signals import Form, Probe
 from frostline.strategies._base import Situation, fixed, freeze_blocks
+from frostline.strategies._candidates import Freedom
+from frostline.strategies._choice import Chosen
+from frostline.strategies._planner import search
 
 
 class Deviation(Options):
@@ -44,8 +47,12 @@ class ThresholdOptions(Deviation):
 
 
 def semantic(situation: Situation, options: SemanticOptions) -> Schedule:
-    """The blocks up to the one with the largest gain are frozen; the contiguous top trains."""
+    """The blocks up to the one with the largest gain are frozen; the contiguous top trains, or with a budget what of
+    it that allows."""
     count = _cut(situation, _probe(situation, options), options)
+    if situation.budget.limits:
+        worths = [float(index >= count) for index in range(situation.blocks)]
+        return Chosen(search(situation, worths, Freedom(modes=("full",))), "semantic")
     return fixed(freeze_blocks(situation, set(range(count)), "semantic"))
 
 

@@ -30,7 +30,7 @@ STRATEGIES: Registry[Strategy] = Registry(
     "strategy",
     "frostline.strategies",
     {
-        "auto": Strategy("the semantic cut, planned for a budget", automatic.auto, automatic.AutoOptions),
+        "auto": Strategy("the semantic cut, planned for a budget", automatic.auto, automatic.AutoOptions, plans=True),
         "all": Strategy("full fine-tuning", presets.all_layers),
         "head": Strategy("only the head", presets.head_only),
         "bot": Strategy("the lowest P% of blocks frozen", presets.bottom, Percent, ANY_SHARE),
@@ -42,7 +42,7 @@ STRATEGIES: Registry[Strategy] = Registry(
         "adt-l": Strategy("the P% of blocks that changed least frozen", adt.least_changed, adt.AdtOptions, ANY_SHARE),
         "adt-h": Strategy("the P% of blocks that changed most frozen", adt.most_changed, adt.AdtOptions, ANY_SHARE),
         "semantic": Strategy(
-            "the blocks up to the largest semantic gain frozen", meaning.semantic, meaning.SemanticOptions
+            "the blocks up to the largest semantic gain frozen", meaning.semantic, meaning.SemanticOptions, plans=True
         ),
         "semantic-threshold": Strategy(
             "the blocks with a semantic gain below a threshold frozen", meaning.over_threshold, meaning.ThresholdOptions
@@ -76,18 +76,25 @@ def choose_schedule(name: str, situation: Situation, options: Mapping[str, Any] 
     """
     given = dict(options or {})
     if name.endswith((".yaml", ".yml", ".json")):
+        _check_budget(name, situation, plans=False)
         if given:
             raise UserError(f"strategy_options: {min(given)}: a plan file has none, edit the file")
         return FixedSchedule(load_plan(Path(name)))
     strategy, percent = parse_name(name)
     adapts = name.endswith(ADAPTER)
-    lora = read_lora(given.pop("lora", None)) if adapts else None
     if adapts and strategy.options is automatic.AutoOptions:
         raise UserError(
             "strategy 'auto+lora': auto chooses LoRA itself: strategy_options.modes=[lora] leaves it no other"
         )
+    _check_budget(name, situation, plans=strategy.plans and not adapts)
+    lora = read_lora(given.pop("lora", None)) if adapts else None
     schedule = strategy.choose(situation, _read_options(strategy, name, percent, given))
     return schedule if lora is None else with_lora(schedule, situation, lora)
+
+
+def _check_budget(name: str, situation: Situation, *, plans: bool) -> None:
+    if situation.budget.limits and not plans:
+        raise UserError(f"budget: strategy '{name}' plans for none: take auto, or semantic")
 
 
 def parse_name(name: str) -> tuple[Strategy, int]:
