@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from transformers import TrainerCallback, TrainingArguments, get_cosine_schedule_with_warmup
 
@@ -298,3 +299,56 @@ def test_a_learning_rate_that_waits_for_results_cannot_go_on(tmp_path: Path) -> 
     made.lr_scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
     with pytest.raises(UserError, match="ReduceLROnPlateau cannot go on under another plan"):
         made.train()
+
+
+@pytest.mark.parametrize("name", ["freezing", "thawing"])
+@pytest.mark.parametrize("cold_store", ["auto", "off"])
+def test_the_best_model_may_be_of_an_earlier_plan(tmp_path: Path, name: str, cold_store: Any) -> None:
+    model = tiny("llama", dropout=0.1)
+    options = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 1, "save_steps": 1}
+    made = Trainer(
+        model,
+        arguments(tmp_path, metric_for_best_model="loss", **options),
+        schedule=schedule_for(name, model),
+        cold_store=cold_store,
+        train_dataset=rows_for(model, 16),
+        eval_dataset=rows_for(model, 4),
+        data_collator=collate,
+    )
+    losses = iter(range(100))  # every later step is worse than the first
+    made.evaluate = lambda *_, **__: {"eval_loss": float(next(losses))}  # type: ignore[method-assign]
+    made.train()
+    assert made.state.best_global_step == 1
+    expected = load_file(tmp_path / "checkpoint-1" / "delta.safetensors")
+    held = trained_tensors(made.model)
+    assert all(torch.equal(tensor, held[key]) for key, tensor in expected.items())
+    fresh = dict(tiny("llama", dropout=0.1).named_parameters())
+    assert all(torch.equal(tensor, fresh[key]) for key, tensor in held.items() if key not in expected)
+
+
+def test_a_plan_that_comes_back_leaves_a_delta_that_loads(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    tiny("llama").save_pretrained(base)
+    model = type(tiny("llama")).from_pretrained(base)
+    plans = Steps({0: FREEZING[2], 2: FREEZING[0], 4: FREEZING[2]})
+    arguments_ = arguments(tmp_path / "run", save_strategy="no")
+    Trainer(model, arguments_, schedule=plans, train_dataset=rows_for(model, 16), data_collator=collate).train()
+    save_delta(model, tmp_path / "delta")
+    loaded = load(tmp_path / "delta")
+    expected = dict(model.named_parameters())
+    assert all(torch.equal(parameter, expected[name]) for name, parameter in loaded.named_parameters())
+
+
+def test_an_earlier_checkpoint_on_the_same_trainer(tmp_path: Path) -> None:
+    made = trainer(tmp_path, "freezing", save_steps=1)
+    made.train()
+    first = {name: tensor.clone() for name, tensor in trained_tensors(made.model).items()}
+    made.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert all(torch.equal(tensor, first[name]) for name, tensor in trained_tensors(made.model).items())
+
+
+def test_reads_are_told_after_training(tmp_path: Path) -> None:
+    made = trainer(tmp_path, "freezing", save_strategy="no")
+    made.train()
+    assert made.reads is not None
+    assert isinstance(made.reads.notices, tuple | list)

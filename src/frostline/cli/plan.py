@@ -135,7 +135,7 @@ def _view(planned: PlannedModel, out: Path | None) -> list[RenderableType]:
         )
     facts.add_row(
         "peak memory",
-        f"{bytes_text(predicted['peak_memory_bytes'])}, {ratio_text(predicted['memory_ratio'])} of full fine-tuning",
+        f"{bytes_text(predicted['peak_memory_bytes'])}, {ratio_text(_memory_share(planned))} of full fine-tuning",
     )
     if planned.choice is not None:
         for label, line in planned.choice.lines():
@@ -146,3 +146,8 @@ def _view(planned: PlannedModel, out: Path | None) -> list[RenderableType]:
     if out is not None:
         parts.append(Text(f"written to {out}"))
     return parts
+
+
+def _memory_share(planned: PlannedModel) -> float:
+    """Of full fine-tuning with the settings as they were asked for."""
+    return planned.prediction.memory_ratio if planned.choice is None else planned.choice.memory_share

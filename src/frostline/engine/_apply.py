@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from peft import PeftModel
 from torch import nn
 from torch.utils.hooks import RemovableHandle
@@ -29,7 +30,8 @@ class Applied:
     `anatomy`, `base` (tensor name -> hash), `base_dtype` and `config` are those of the model before;
     `lr_scales` maps the name of every trained parameter of the model as it is now to its learning-rate scale.
     `plan` is the current one and `first` that which training began with; `changed` is whatever has trained so far, by
-    name, also when it lies in blocks that are out of the model while it trains from the cold store.
+    name, also when it lies in blocks that are out of the model while it trains from the cold store; `originals` are the
+    values that some of it began with.
     """
 
     plan: Plan
@@ -41,6 +43,7 @@ class Applied:
     config: Any = field(repr=False)
     lr_scales: Mapping[str, float] = field(repr=False)
     changed: Mapping[str, nn.Parameter] = field(repr=False)
+    originals: Mapping[str, torch.Tensor] = field(repr=False)
     notices: tuple[str, ...]
     peft_model: PeftModel | None = field(repr=False)
     hooks: tuple[RemovableHandle, ...] = field(repr=False)
@@ -86,6 +89,7 @@ def apply(plan: Plan, model: Any, *, seed: int = 0) -> Applied:
         config=config,
         lr_scales=lr_scales,
         changed=_parameters(model, lr_scales),
+        originals={},
         notices=tuple(notices(plan, anatomy)),
         peft_model=peft_model,
         hooks=hooks,
@@ -94,12 +98,13 @@ def apply(plan: Plan, model: Any, *, seed: int = 0) -> Applied:
     return applied
 
 
-def change(plan: Plan, model: Any) -> Applied:
+def change(plan: Plan, model: Any, *, keep_originals: bool = False) -> Applied:
     """Make `model`, which carries a plan, train as another says from here on. Nothing that it learned is lost.
 
     What the new plan freezes keeps its values. Adapters and matrices that train in part are made when a plan is
     applied, so a later one may freeze, thaw and scale them but not add others; nor may it untie a head or change the
-    forward pass. Raises `UserError` when it would, or when the plan does not fit the model.
+    forward pass. `keep_originals` keeps a copy of what trains now for the first time, so that a delta from before can
+    be put in. Raises `UserError` when it would, or when the plan does not fit the model.
     """
     applied = applied_to(model)
     if applied is None:
@@ -108,16 +113,20 @@ def change(plan: Plan, model: Any) -> Applied:
         return applied
     _check_change(applied.first, plan)
     trained = select(plan, applied.anatomy)
-    present = dict(model.named_parameters())
+    present = {**applied.changed, **dict(model.named_parameters())}
     lr_scales = {_present_name(present, item): item.lr_scale for item in trained}
     adapters = [name for name in applied.changed if "lora_" in name]
     lr_scales |= _adapter_scales(adapters, plan, applied.anatomy)
     for hook in applied.hooks:
         hook.remove()
+    new = {name: present[name] for name in lr_scales if name not in applied.changed}
+    kept = {name: parameter.detach().cpu().clone() for name, parameter in new.items()} if keep_originals else {}
     _widen(model, (item.tensor for item in trained), applied.anatomy)
     hooks = _train(model, plan, applied.anatomy, lr_scales)
     so_far = {**applied.changed, **_parameters(model, lr_scales)}
-    changed = replace(applied, plan=plan, lr_scales=lr_scales, changed=so_far, hooks=hooks)
+    changed = replace(
+        applied, plan=plan, lr_scales=lr_scales, changed=so_far, hooks=hooks, originals={**applied.originals, **kept}
+    )
     setattr(model, _ATTRIBUTE, changed)
     return changed
 

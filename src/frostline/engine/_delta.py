@@ -116,13 +116,13 @@ def load_delta(model: Any, folder: Path) -> Applied:
 
 def put_tensors(model: torch.nn.Module, tensors: dict[str, torch.Tensor], where: str) -> None:
     """Copy what was trained in. Raises `UserError` when names or shapes are not the model's."""
-    applied = _applied(model)
-    if applied.plan != applied.first:
-        applied = remember(set(tensors) & {name for name, _ in model.named_parameters()}, model)
-    if odd := sorted(set(tensors) ^ set(applied.changed)):
+    applied = remember(set(tensors) & {name for name, _ in model.named_parameters()}, model)
+    later = {name: applied.originals[name] for name in set(applied.originals) - set(tensors)}
+    needed = set(applied.lr_scales) | (set(applied.changed) - set(later))
+    if odd := sorted(set(tensors) ^ needed):
         raise UserError(f"{where} does not hold the tensors that its plan trains (first difference: {odd[0]})")
     with torch.no_grad():
-        for name, tensor in tensors.items():
+        for name, tensor in {**later, **tensors}.items():
             parameter = applied.changed[name]
             if parameter.shape != tensor.shape:
                 raise UserError(

@@ -56,6 +56,9 @@ def load_optimizer(optimizer: torch.optim.Optimizer, names: dict[int, str], fold
         for group in saved["groups"]
         for name in group["parameters"]
     }
+    own = {names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]}
+    if more := sorted(set(options) - own):
+        raise UserError(f"{folder} has optimizer state for {more[0]}, which does not train: it is of another plan")
     state = optimizer.state_dict()
     state["state"] = {}
     for group, described in zip(optimizer.param_groups, state["param_groups"], strict=True):

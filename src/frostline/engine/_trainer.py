@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import time
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -84,7 +84,6 @@ class Trainer(transformers.Trainer):
         self.optimizer_in_backward = optimizer_in_backward
         self._gradient_norms: list[torch.Tensor] = []
         self.schedule = _settle(model, plan, schedule, args)
-        self.observer = Observer(model, self.schedule.observes)
         self.changes: list[PlanChange] = []
         self.seconds_until_settled = 0.0
         self._first_step = math.nan
@@ -96,7 +95,9 @@ class Trainer(transformers.Trainer):
         self._step = -1
         self._staging: str | None = None
         self._loaded = ""
+        self._made_optimizer = False
         super().__init__(model, args, *positional, **options)
+        self.observer = Observer(model, self.schedule.observes)
         check_loss_is_the_models(self.applied.plan, self._loss_is_custom())
         if not self.schedule.settled:
             self.data_collator = Replaceable(self.data_collator)
@@ -115,6 +116,8 @@ class Trainer(transformers.Trainer):
             if resume_from_checkpoint:  # now, since the bottom that leaves memory may have trained before
                 self._load_from_checkpoint(str(resume_from_checkpoint))
                 self._loaded = str(resume_from_checkpoint)
+                if self._made_optimizer:  # over what another plan may have trained
+                    self.optimizer = None
             self._begin_plan()
             return super().train(resume_from_checkpoint, *positional, **options)
         finally:
@@ -128,7 +131,6 @@ class Trainer(transformers.Trainer):
     def _end_plan(self) -> None:
         if self.reads is not None:
             self.reads.remove()
-            self.reads = None
         self.cold.end()
 
     def whole_model(self) -> AbstractContextManager[None]:
@@ -169,6 +171,7 @@ class Trainer(transformers.Trainer):
             trained = cast(nn.Module, self.model if model is None else model)
             chosen, options = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args, trained)
             self.optimizer = chosen(self._parameter_groups(trained), **options)
+            self._made_optimizer = True
         return cast(torch.optim.Optimizer, self.optimizer)
 
     def _parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
@@ -239,24 +242,23 @@ class Trainer(transformers.Trainer):
             return
         plan = self.schedule.next(step, self.observer)
         if plan is not None:
-            self._change_plan(step, plan)
+            self._end_plan()
+            self._change_plan(plan)
             now = time.perf_counter()
-            self.changes[-1] = replace(self.changes[-1], seconds=now - begun)
+            self.changes.append(PlanChange(step, plan, now - begun))
             if self._settled():
                 self.seconds_until_settled = now - self._first_step
+            self._begin_plan()
 
     def _settled(self) -> bool:
         return self.schedule.settled
 
-    def _change_plan(self, step: int, plan: Plan) -> None:
+    def _change_plan(self, plan: Plan) -> None:
         """Train under another plan from here on: what it freezes leaves the optimizer with its state, the others keep
-        theirs; a bottom that is frozen from now on passes once."""
-        self._end_plan()
-        change(plan, self.model)
+        theirs."""
+        change(plan, self.model, keep_originals=self.args.load_best_model_at_end)
         regroup(self._bare_optimizer(), self.lr_scheduler, self._parameter_groups(self.model))
         self.observer = Observer(self.model, self.schedule.observes)
-        self.changes.append(PlanChange(step, plan))
-        self._begin_plan()
 
     def _init_training_state(self, max_steps: int, steps_per_epoch: int, epochs: int, *rest: Any) -> tuple[int, int]:
         self._step = -1
@@ -329,6 +331,7 @@ class Trainer(transformers.Trainer):
         self.observer.load(folder)
 
     def _load_best_model(self) -> None:
+        self._end_plan()  # its plan may be another
         load_delta(self.model, Path(cast(str, self.state.best_model_checkpoint)))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -360,7 +363,7 @@ class PlanChange:
 
     step: int
     plan: Plan
-    seconds: float = 0.0
+    seconds: float
 
     def document(self) -> dict[str, Any]:
         """Plain data for JSON."""

@@ -88,8 +88,8 @@ class RunMetrics(_Data):
 class RunRecord(_Data):
     """Everything about one run. The keys are stable; `version` grows when they change.
 
-    `plan` is the last one; `changes` are the plans that took over while training, with the step before which they did.
-    `chosen` is what a planner chose within the run's budget, and over what.
+    `plan` is the last one, and what `predicted` is for; `changes` are the plans that took over while training, with the
+    step before which they did. `chosen` is what a planner chose within the run's budget, and over what.
     """
 
     version: Literal[1] = 1

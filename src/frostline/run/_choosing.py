@@ -10,36 +10,34 @@ from typing import Any
 
 from frostline.anatomy import Anatomy
 from frostline.core.seeding import derive_seed
-from frostline.cost import Workload
-from frostline.engine import quiet_libraries, tensor_hashes
-from frostline.plan import Schedule
+from frostline.core.sizes import parse_size
+from frostline.cost import Speed, Workload
+from frostline.plan import FixedSchedule, Plan, Schedule
+from frostline.records import RunRecord
 from frostline.run._calibrate import calibrate
 from frostline.run._config import RunConfig
-from frostline.run._device import device
+from frostline.run._probing import Held, measure_held
 from frostline.run._work import Data
-from frostline.signals import Probe, cached, choose_signals, measure, probe_identity, token_text
-from frostline.strategies import Choice, Measure, Situation, choose_schedule
-from frostline.tasks import Collator, TaskKind
+from frostline.signals import Probe, choose_signals
+from frostline.strategies import Budget, Choice, Measure, Situation, choose_schedule
 
 
 @dataclass(frozen=True)
 class Chosen:
     """What a strategy chose for a run.
 
-    `config` is the run's, with the batch, accumulation, checkpointing and cold store that a planner chose; `probe` is
-    what the strategy measured, `seconds` the time that measuring took (when it was measured), and choosing.
+    `config` is the run's, with the batch, accumulation, checkpointing and cold store that a planner chose; `choice` is
+    all that it chose and over what, as plain data and in `lines`. `probe` is what the strategy measured, `speed` what
+    was calibrated, `seconds` the time that measuring (when it was done) and planning took.
     """
 
     schedule: Schedule
     config: RunConfig
+    choice: dict[str, Any] | None
+    lines: tuple[str, ...]
     probe: Probe | None
+    speed: Speed | None
     seconds: float
-
-    @property
-    def choice(self) -> Choice | None:
-        """The planner's choice, where there was one."""
-        found: Choice | None = getattr(self.schedule, "choice", None)
-        return found
 
 
 def choose(
@@ -62,7 +60,9 @@ def choose(
         spent += time.perf_counter() - asked
         return probes[-1]
 
-    work = workload() if config.budget.limits else Workload()
+    # The run computes only what its loss reads; what it is compared with computes all.
+    counts = config.budget.limits or config.calibrate
+    work = workload().model_copy(update={"reads_only": True}) if counts else Workload()
     store = _asked_store(config) if config.budget.limits else None
     if store is not None:
         work = work.model_copy(update={"cold_store": store})
@@ -70,38 +70,42 @@ def choose(
         anatomy,
         config.seed,
         measure=observed,
-        budget=config.budget,
+        budget=_with_disk(config),
         workload=work,
+        speed=calibrate(model_config, model_class, work) if config.calibrate else None,
         decided=frozenset() if store is None else frozenset({"cold_store"}),
-        speed=calibrate(model_config, model_class, work) if config.calibrate and config.budget.limits else None,
     )
     schedule = choose_schedule(config.strategy, situation, config.strategy_options)
-    seconds = time.perf_counter() - begun - spent + sum(probe.seconds or 0.0 for probe in probes)
-    chosen = Chosen(schedule, config, probes[-1] if probes else None, seconds)
-    return chosen if chosen.choice is None else Chosen(schedule, _with(config, chosen.choice), chosen.probe, seconds)
+    choice: Choice | None = getattr(schedule, "choice", None)
+    seconds = sum(probe.seconds or 0.0 for probe in probes)
+    if choice is not None:
+        seconds += time.perf_counter() - begun - spent
+        work = choice.workload
+        config = _with(config, work.batch, work.accumulation, work.checkpointing, work.cold_store)
+    document = None if choice is None else choice.document()
+    lines = () if choice is None else tuple(f"{label}: {line}" for label, line in choice.lines())
+    return Chosen(schedule, config, document, lines, probes[-1] if probes else None, situation.speed, seconds)
 
 
-def measure_here(model: Any, anatomy: Anatomy, config: RunConfig, data: Data) -> Measure:
-    """Measures `model`, which is in memory, on rows of the run's task that are drawn by its seed; kept by content."""
+def chosen_before(config: RunConfig, record: RunRecord) -> Chosen:
+    """What a planner chose for a run that now goes on."""
+    assert record.chosen is not None
+    settings = {key: record.chosen[key] for key in ("batch", "accumulation", "checkpointing", "cold_store")}
+    plan = Plan.read(record.plan)
+    seconds = 0.0
+    return Chosen(FixedSchedule(plan), _with(config, **settings), record.chosen, (), None, None, seconds)
+
+
+def measure_here(hold: Callable[[], Held], bare: Any, anatomy: Anatomy, config: RunConfig, data: Data) -> Measure:
+    """Measures the run's model on rows of its task that are drawn by its seed.
+
+    `hold` gives the model when it is wanted; `bare` is the same one, which may be without weights.
+    """
 
     def measure_blocks(signals: Sequence[str] | None, rows: int) -> Probe:
         sample = draw(data.rows.rows, rows, config.seed)
-        reading: Any = "all" if data.task.kind is TaskKind.LANGUAGE else "first"
-        chosen = choose_signals(model, anatomy, sample, signals)
-        model.to(device())
-
-        def probe() -> Probe:
-            begun = time.perf_counter()
-            with quiet_libraries():
-                found = measure(model, sample, Collator(data.tokenizer), signals=chosen, tokens=reading)
-            classes = data.task.kind is TaskKind.CLASSIFICATION
-            read = token_text(anatomy, classes=classes, tokens=reading)
-            return Probe(config.model, data.task.name, len(sample), read, found, time.perf_counter() - begun)
-
-        identity = probe_identity(
-            model, tensor_hashes(model), sample, signals=chosen, tokens=reading, device=device().type
-        )
-        return cached(identity, (config.model, data.task.name), probe)
+        chosen = choose_signals(bare, anatomy, sample, signals, streaming=config.streaming)
+        return measure_held(hold(), (config.model, data.task), sample, data.tokenizer, chosen)
 
     return measure_blocks
 
@@ -121,14 +125,22 @@ def _asked_store(config: RunConfig) -> bool | None:
     return False if config.cold_store == "off" or config.frozen_bits else None
 
 
-def _with(config: RunConfig, choice: Choice) -> RunConfig:
-    """The config with what a planner chose besides the plan."""
-    work = choice.workload
+def _with_disk(config: RunConfig) -> Budget:
+    """The budget, which the limit of all stores belongs to."""
+    limit, own = config.cold_store_bytes, config.budget.disk
+    if limit is None or not config.budget.limits or (own is not None and parse_size(own, "disk") <= limit):
+        return config.budget
+    return config.budget.model_copy(update={"disk": config.cold_store_limit})
+
+
+def _with(config: RunConfig, batch: int, accumulation: int, checkpointing: bool, cold_store: bool) -> RunConfig:
+    """The config with what a planner chose besides the plan. A store that it chose may still prove impossible."""
+    store = config.cold_store if cold_store or config.frozen_bits else "off"
     return config.model_copy(
         update={
-            "batch_size": work.batch,
-            "gradient_accumulation": work.accumulation,
-            "checkpointing": work.checkpointing,
-            **({} if config.frozen_bits else {"cold_store": "on" if work.cold_store else "off"}),
+            "batch_size": batch,
+            "gradient_accumulation": accumulation,
+            "checkpointing": checkpointing,
+            "cold_store": store,
         }
     )

@@ -23,7 +23,7 @@ def opening_record(prepared: Prepared) -> RunRecord:
         status="running",
         started=now(),
         config=prepared.asked.model_dump(mode="json"),
-        chosen=_chosen(prepared),
+        chosen=prepared.chosen.choice,
         plan=document(applied.plan),
         model=ModelFacts(
             name=config.model,
@@ -61,12 +61,6 @@ def opening_record(prepared: Prepared) -> RunRecord:
     )
 
 
-def _chosen(prepared: Prepared) -> dict[str, Any] | None:
-    """What a planner chose, and over what."""
-    choice = prepared.chosen.choice
-    return None if choice is None else choice.document()
-
-
 def predicted_cost(prepared: Prepared) -> dict[str, Any]:
     """What the run is predicted to cost, with the cold store as things stand (`trainer.cold.report`)."""
     applied, cold = prepared.trainer.applied, prepared.trainer.cold.report
@@ -74,14 +68,14 @@ def predicted_cost(prepared: Prepared) -> dict[str, Any]:
     work = workload_of(prepared.config, prepared.data, applied.anatomy, applied.config, applied.base_dtype)
     reality = {"cold_store": cold.used, "stored_share": stored, "reads_only": not applied.plan.forward.layered}
     workload = work.model_copy(update=reality)
-    prediction = predict(applied.plan, applied.anatomy, workload)
+    prediction = predict(applied.plan, applied.anatomy, workload, prepared.chosen.speed)
     return {**prediction.document(), "assumes": dict(prediction.assumes)}
 
 
 def _choice_notices(prepared: Prepared) -> list[str]:
     """What a strategy measured and a planner chose, a line each."""
     chosen = prepared.chosen
-    lines = [] if chosen.choice is None else [f"{label}: {line}" for label, line in chosen.choice.lines()]
+    lines = list(chosen.lines)
     if chosen.probe is not None:
         seconds = "" if chosen.probe.seconds is None else f" in {chosen.probe.seconds:.3g} s"
         lines.insert(0, f"measured on {chosen.probe.rows} rows{seconds}, read at {chosen.probe.read}")
@@ -100,6 +94,8 @@ def _cut_notice(prepared: Prepared) -> list[str]:
 def _cold_notice(prepared: Prepared) -> list[str]:
     """What is expected of the cold store, or why it is not used."""
     report = prepared.trainer.cold.report
+    if (prepared.chosen.choice or {}).get("cold_store") and not report.used:
+        return [f"no cold store, which the plan for the budget counts on: {report.reason}"]
     if prepared.config.frozen_bits is not None:
         return ["no cold store: frozen_bits keeps the bottom, rounded, in every step"]
     if prepared.trainer.cold.mode == "off" or prepared.trainer.applied.plan.boundary == 0:

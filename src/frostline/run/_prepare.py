@@ -24,10 +24,13 @@ from frostline.engine import (
     pack_rows,
     quantise_frozen,
     quiet_libraries,
+    tensor_hashes,
 )
-from frostline.run._choosing import Chosen, choose, measure_here
+from frostline.records import RunRecord
+from frostline.run._choosing import Chosen, choose, chosen_before, measure_here
 from frostline.run._config import RunConfig
-from frostline.run._device import uses_bfloat16
+from frostline.run._device import device, uses_bfloat16
+from frostline.run._probing import Held
 from frostline.run._setup import check_length, config_for, load_model
 from frostline.run._streaming import load_streaming
 from frostline.run._work import Data, workload_of
@@ -83,13 +86,14 @@ def read_data(config: RunConfig) -> Data:
     return Data(task, tokenizer, rows, eval_rows)
 
 
-def prepare(asked: RunConfig, data: Data) -> Prepared:
+def prepare(asked: RunConfig, data: Data, before: RunRecord | None = None) -> Prepared:
     """Load the model, put it in a trainer, and decide on the cold store.
 
-    Raises `UserError` for a strategy that does not fit the model, and for a cold store or streaming that cannot be.
+    `before` is the record of a run that goes on: what a planner chose for it stays. Raises `UserError` for a strategy
+    that does not fit the model, and for a cold store or streaming that cannot be.
     """
     with quiet_libraries():
-        model, chosen, load_bottom = _load(asked, data)
+        model, chosen, load_bottom = _load(asked, data, before)
         config = chosen.config
         prepare_tokenizer(data.tokenizer, model)
         steps = StepMeter()
@@ -118,17 +122,23 @@ def prepare(asked: RunConfig, data: Data) -> Prepared:
     return Prepared(asked, chosen, data, model, trainer, steps, quantised)
 
 
-def _load(config: RunConfig, data: Data) -> tuple[Any, Chosen, Load | None]:
+def _load(config: RunConfig, data: Data, before: RunRecord | None) -> tuple[Any, Chosen, Load | None]:
+    goes_on = chosen_before(config, before) if before is not None and before.chosen is not None else None
     if config.streaming:
-        return load_streaming(config, data)
+        return load_streaming(config, data, goes_on)
     model = load_model(config.model, data.task, seed=config.seed, dtype=config.frozen_dtype)
+    if goes_on is not None:
+        return model, goes_on, None
     anatomy = find_anatomy(model)
 
     def work() -> Workload:
         return workload_of(config, data, anatomy, model.config, str(model.dtype))
 
-    prepare_tokenizer(data.tokenizer, model)
-    blocks = measure_here(model, anatomy, config, data)
+    def hold() -> Held:
+        prepare_tokenizer(data.tokenizer, model)
+        return Held(model.to(device()), tensor_hashes(model))
+
+    blocks = measure_here(hold, model, anatomy, config, data)
     return model, choose(config, anatomy, work, blocks, model.config, type(model)), None
 
 

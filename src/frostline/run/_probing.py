@@ -58,28 +58,49 @@ def probe_model(
     bare = skeleton(config, class_for(config, loaded.kind))
     anatomy = find_anatomy(bare)
     chosen = choose_signals(bare, anatomy, sample, signals, streaming=streaming)  # refuses before weights are read
-    held = _streaming(model, loaded, anatomy, seed, dtype) if streaming else _whole(model, loaded, seed, dtype)
+    held = held_streamed(model, loaded, anatomy, seed, dtype) if streaming else _whole(model, loaded, seed, dtype)
     prepare_tokenizer(tokenizer, held.model)
-    reading: Tokens = tokens or ("all" if loaded.kind is TaskKind.LANGUAGE else "first")
+    return measure_held(held, (model, loaded), sample, tokenizer, chosen, tokens=tokens, warm_up=warm_up)
+
+
+def measure_held(
+    held: Held,
+    named: tuple[str, Task],
+    sample: Sequence[Any],
+    tokenizer: Any,
+    signals: Sequence[str],
+    *,
+    tokens: Tokens | None = None,
+    warm_up: WarmUp = FIVE_STEPS,
+) -> Probe:
+    """Signals of a loaded model on encoded rows of the task, from the cache where they are known."""
+    model, task = named
+    reading: Tokens = tokens or ("all" if task.kind is TaskKind.LANGUAGE else "first")
 
     def probe() -> Probe:
         begun = time.perf_counter()
         with quiet_libraries():
             measured = measure(
-                held.model, sample, Collator(tokenizer), signals=chosen, tokens=reading, load=held.load, warm_up=warm_up
+                held.model,
+                sample,
+                Collator(tokenizer),
+                signals=signals,
+                tokens=reading,
+                load=held.load,
+                warm_up=warm_up,
             )
-        read = token_text(anatomy, classes=loaded.kind is TaskKind.CLASSIFICATION, tokens=reading)
-        return Probe(model, loaded.name, len(sample), read, measured, time.perf_counter() - begun)
+        read = token_text(find_anatomy(held.model), classes=task.kind is TaskKind.CLASSIFICATION, tokens=reading)
+        return Probe(model, task.name, len(sample), read, measured, time.perf_counter() - begun)
 
     kind = device().type
     identity = probe_identity(
-        held.model, held.hashes, sample, signals=chosen, tokens=reading, device=kind, warm_up=warm_up
+        held.model, held.hashes, sample, signals=signals, tokens=reading, device=kind, warm_up=warm_up
     )
-    return cached(identity, (model, loaded.name), probe)
+    return cached(identity, (model, task.name), probe)
 
 
 @dataclass(frozen=True)
-class _Held:
+class Held:
     """A model on the device, with what reads the blocks that are not in memory, and the hashes of all tensors."""
 
     model: Any
@@ -87,12 +108,13 @@ class _Held:
     load: Load | None = None
 
 
-def _whole(name: str, task: Task, seed: int, dtype: str) -> _Held:
+def _whole(name: str, task: Task, seed: int, dtype: str) -> Held:
     model = load_model(name, task, seed=seed, dtype=dtype)
-    return _Held(model.to(device()), tensor_hashes(model))
+    return Held(model.to(device()), tensor_hashes(model))
 
 
-def _streaming(name: str, task: Task, anatomy: Anatomy, seed: int, dtype: str) -> _Held:
+def held_streamed(name: str, task: Task, anatomy: Anatomy, seed: int, dtype: str) -> Held:
+    """The model with only what lies around its blocks in memory. Raises `UserError` when it cannot be read so."""
     config = config_for(name, task)
     depth = len(anatomy.blocks)
     transformers.set_seed(seed)
@@ -105,4 +127,4 @@ def _streaming(name: str, task: Task, anatomy: Anatomy, seed: int, dtype: str) -
     above = {tensor.name: tensor_hash(model.get_parameter(tensor.name)) for tensor in anatomy.head}
     for module in model.modules():
         module._apply(lambda tensor: tensor if tensor.is_meta else tensor.to(device()), recurse=False)
-    return _Held(model, bottom.hashes | above, load)
+    return Held(model, bottom.hashes | above, load)

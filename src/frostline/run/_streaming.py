@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import transformers
@@ -13,19 +12,19 @@ from frostline.core.errors import UserError
 from frostline.cost import Workload
 from frostline.engine import cut_boundary, load_above
 from frostline.plan import FixedSchedule, Schedule
-from frostline.run._choosing import Chosen, choose
+from frostline.run._choosing import Chosen, choose, measure_here
 from frostline.run._config import RunConfig
-from frostline.run._probing import probe_model
+from frostline.run._probing import Held, held_streamed
 from frostline.run._setup import anatomy_of, class_for, config_for
 from frostline.run._work import Data, workload_of
-from frostline.signals import Probe
-from frostline.tasks import Task, TaskKind
+from frostline.tasks import Task, TaskKind, prepare_tokenizer
 
 
-def load_streaming(config: RunConfig, data: Data) -> tuple[Any, Chosen, Load]:
+def load_streaming(config: RunConfig, data: Data, before: Chosen | None) -> tuple[Any, Chosen, Load]:
     """The model with only what trains above its boundary, what its strategy chose, and what reads the rest by name.
 
-    A strategy that measures the model has it read block by block. Raises `UserError` for what streaming cannot do.
+    A strategy that measures the model has it read block by block. `before` is what was chosen for a run that goes on.
+    Raises `UserError` for what streaming cannot do.
     """
     task = data.task
     anatomy = anatomy_of(config.model, task)
@@ -36,19 +35,13 @@ def load_streaming(config: RunConfig, data: Data) -> tuple[Any, Chosen, Load]:
     def work() -> Workload:
         return workload_of(config, data, anatomy, bare.config, str(bare.dtype))
 
-    def measure_blocks(signals: Sequence[str] | None, rows: int) -> Probe:
-        return probe_model(
-            config.model,
-            config.task,
-            rows=rows,
-            signals=signals,
-            max_length=config.max_length,
-            seed=config.seed,
-            dtype=config.frozen_dtype,
-            streaming=True,
-        )
+    def hold() -> Held:
+        held = held_streamed(config.model, task, anatomy, config.seed, config.frozen_dtype)
+        prepare_tokenizer(data.tokenizer, held.model)
+        return held
 
-    chosen = choose(config, anatomy, work, measure_blocks, model_config, model_class)
+    blocks = measure_here(hold, bare, anatomy, config, data)
+    chosen = before or choose(config, anatomy, work, blocks, model_config, model_class)
     _check(chosen.config, chosen.schedule)
     assert isinstance(chosen.schedule, FixedSchedule)
     boundary = cut_boundary(chosen.schedule.plan, anatomy)

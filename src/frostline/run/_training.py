@@ -45,7 +45,7 @@ def train(config: RunConfig, *, resume: bool = False, console: Console | None = 
         torch.set_num_threads(config.threads)
     data = read_data(config)
     with MemoryMeter() as memory:
-        prepared = prepare(config, data)
+        prepared = prepare(config, data, read_record(folder) if resume else None)
         record = opening_record(prepared)
         for notice in record.notices:
             console.print(f"note: {notice}")
@@ -67,7 +67,9 @@ def _run(
     before = {} if config.streaming else _before(prepared, folder, checkpoint, console)
     memory.restart_peak()
     record = _cold_pass(prepared, record, console)
-    cold_peak = memory.peak_bytes
+    passed_before = trainer.cold.active
+    cold_peak = memory.peak_bytes if passed_before else None
+    before_seconds = trainer.cold.report.seconds
     if config.streaming:  # only what passed the bottom can be evaluated
         before = _before(prepared, folder, checkpoint, console)
     bar = ProgressBar(console, config.strategy, memory, prepared.steps, lambda: trainer.last_loss)
@@ -77,13 +79,10 @@ def _run(
         begun = time.perf_counter()
         with quiet_libraries():
             trainer.train(resume_from_checkpoint=checkpoint)
-        seconds = time.perf_counter() - begun + trainer.cold.report.seconds
+        seconds = time.perf_counter() - begun + before_seconds
     finally:
         bar.close()
-    if trainer.reads is not None:
-        for notice in trainer.reads.notices:
-            console.print(f"note: {notice}")
-        record = record.model_copy(update={"notices": (*record.notices, *trainer.reads.notices)})
+    record = _what_became(prepared, record, console)
     peak = memory.peak_bytes
     with disk_errors(folder):
         prepared.data.tokenizer.save_pretrained(folder)
@@ -111,13 +110,25 @@ def _run(
                 cpu_seconds_per_step=prepared.steps.cpu_median,
                 resumed_at_step=trainer.state.global_step - len(prepared.steps.seconds),
                 selection_seconds=prepared.chosen.seconds + trainer.seconds_until_settled,
-                cold_pass_peak_memory_bytes=cold_peak if trainer.cold.report.used else None,
+                cold_pass_peak_memory_bytes=cold_peak,
             ),
             "metrics": RunMetrics(before=before, after=after.metrics, history=_history(trainer)),
         }
     )
     write_record(finished, folder)
     return finished
+
+
+def _what_became(prepared: Prepared, record: RunRecord, console: Console) -> RunRecord:
+    """The record with what training told: of what runs whole, and of the plan that it ended with."""
+    trainer = prepared.trainer
+    notices = list(trainer.reads.notices) if trainer.reads is not None else []
+    if trainer.changes:
+        notices.append(f"from step {trainer.changes[-1].step} on: cold store {trainer.cold.report.reason}")
+        record = record.model_copy(update={"predicted": predicted_cost(prepared)})
+    for notice in notices:
+        console.print(f"note: {notice}")
+    return record.model_copy(update={"notices": (*record.notices, *notices)})
 
 
 def _cold_pass(prepared: Prepared, record: RunRecord, console: Console) -> RunRecord:

@@ -62,7 +62,7 @@ def warm_up_change(
 @contextmanager
 def _put_back(model: nn.Module) -> Iterator[None]:
     held = [(tensor, tensor.data, tensor.requires_grad, tensor.grad) for tensor in model.parameters()]
-    buffers = [(buffer, buffer.data) for buffer in model.buffers()]
+    buffers = [(module, dict(module._buffers)) for module in model.modules()]
     for tensor, data, _, _ in held:
         tensor.data, tensor.grad = data.clone(), None
     try:
@@ -73,5 +73,5 @@ def _put_back(model: nn.Module) -> Iterator[None]:
             tensor.data = data
             tensor.requires_grad_(required)
             tensor.grad = gradient
-        for buffer, data in buffers:
-            buffer.data = data
+        for module, own in buffers:
+            module._buffers.update(own)

@@ -74,6 +74,9 @@ def _mode(mode: BlockMode, lora: Lora) -> BlockMode:
     """LoRA for what trains in a block, beside the matrices that a partial block names unless `lora` names others."""
     if not isinstance(mode, Full | Partial):
         return mode
+    if isinstance(mode, Partial) and (mode.rows < 1 or mode.train == "norms_and_biases"):
+        what = "some rows of its matrices" if mode.rows < 1 else "its norms and biases"
+        raise UserError(f"+lora: LoRA goes beside whole matrices, and a middle block trains {what}: take another form")
     changes: dict[str, Any] = {"lr_scale": lora.lr_scale * mode.lr_scale}
     if isinstance(mode, Partial) and lora.targets == "default":
         named = isinstance(mode.train, tuple) or mode.train in ("attention", "feed_forward")

@@ -50,6 +50,8 @@ class Budget(Options):
     def _disk(cls, value: str | None) -> str | None:
         if value is not None:
             parse_size(value, "disk")
+            if value[-1:].isdigit():
+                raise ValueError(f"'{value}' has no unit: give a size such as 20GB (full fine-tuning takes no store)")
         return value
 
     @property

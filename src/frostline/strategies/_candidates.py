@@ -155,7 +155,7 @@ class Candidates:
         if not way.cold_store:
             return [boundaries] if boundaries else []
         stretches = groupby(boundaries, self._stacks_below)
-        return [list(stretch) for stacks, stretch in stretches if stacks or self._stores == (True,)]
+        return [list(stretch) for stacks, stretch in stretches if stacks]
 
     def _stacks_below(self, boundary: int) -> frozenset[str]:
         return frozenset(block.stack for block in self._situation.anatomy.blocks[:boundary])
