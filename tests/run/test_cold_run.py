@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from frostline.core.errors import UserError
 from frostline.engine import Trainer, load, merge, read_card
-from frostline.plan import FixedSchedule, Frozen, Full, Lora, Plan, save_plan
+from frostline.plan import Frozen, Full, Lora, Plan, save_plan
 from frostline.records import RunRecord, read_record
 from frostline.run import RunConfig, read_config, train
 from tiny_files import WORDS, write_model, write_task
@@ -179,7 +179,7 @@ def test_a_streaming_run_writes_no_text(tmp_path: Path) -> None:
     assert record.metrics is not None and set(record.metrics.after) == {"loss", "perplexity"}
 
 
-def test_what_is_refused_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     def refused(reason: str, *settings: str) -> None:
         with pytest.raises(UserError, match=reason) as caught:
             train(config(tmp_path, *settings))
@@ -190,8 +190,7 @@ def test_what_is_refused_before_anything_is_written(tmp_path: Path, monkeypatch:
     refused("cold_store: on, but nothing is frozen below", "cold_store=on", "strategy=all")
     refused("raise cold_store_limit", "cold_store=on", "cold_store_limit=10B")
     refused("cold_store_limit '20 apples': a size is a number and a unit", "cold_store_limit=20 apples")
-    monkeypatch.setattr(FixedSchedule, "observes", frozenset({"gradient"}))
-    refused("strategy 'bot50' changes its plan while it trains", "streaming=true")
+    refused("strategy 'adt-l50' changes its plan while it trains", "streaming=true", "strategy=adt-l50")
     assert not (tmp_path / "run").exists()
 
 

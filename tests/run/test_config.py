@@ -14,7 +14,7 @@ def test_the_file_then_options_then_overrides(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text("model: a\ntask: rte\nsteps: 10\nlearning_rate: 1.0e-3\ndata: {max_train_rows: 5}\n")
     config = read_config(path, ["learning_rate=1e-4", "data.max_eval_rows=7"], steps=20, strategy=None)
-    assert (config.steps, config.learning_rate, config.strategy) == (20, 1e-4, "bot50")
+    assert (config.steps, config.learning_rate, config.strategy) == (20, 1e-4, "auto")
     assert (config.data.max_train_rows, config.data.max_eval_rows) == (5, 7)
 
 

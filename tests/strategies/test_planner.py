@@ -110,7 +110,7 @@ def counted(name: str) -> list[Counted]:
     for mode, boundary, batch, recomputes, stored in itertools.product(
         (*case.freedom.modes, "head"), range(depth + 1), batches, checkpointing, stores
     ):
-        if (mode == "head") != (boundary == depth) or (stored and boundary == 0 and False in stores):
+        if (mode == "head") != (boundary == depth) or (stored and boundary == 0):
             continue
         settings = {"batch": batch, "accumulation": step // batch, "checkpointing": recomputes, "cold_store": stored}
         one = predict(written(mode, boundary, found), found, work.model_copy(update=settings), case.speed)

@@ -62,7 +62,7 @@ def save_delta(model: Any, folder: Path) -> None:
         model_class=applied.anatomy.model_class,
         seed=applied.seed,
         plan=document(applied.plan),
-        first_plan=None if applied.first == applied.plan else document(applied.first),
+        first_plan=document(applied.first) if _has_changed(applied) else None,
     )
     with atomic_file(folder / TENSORS_FILE) as path:
         save_file(trained_tensors(model), path, metadata={"format": "pt"})
@@ -110,13 +110,18 @@ def load_delta(model: Any, folder: Path) -> Applied:
             f"{folder} was trained under the plan '{first.strategy}', and the model carries '{applied.first.strategy}'"
         )
     change(plan, model)
-    put_tensors(model, tensors, str(folder))
+    put_tensors(model, tensors, str(folder), more=card.first_plan is not None)
     return _applied(model)
 
 
-def put_tensors(model: torch.nn.Module, tensors: dict[str, torch.Tensor], where: str) -> None:
-    """Copy what was trained in. Raises `UserError` when names or shapes are not the model's."""
-    applied = remember(set(tensors) & {name for name, _ in model.named_parameters()}, model)
+def put_tensors(model: torch.nn.Module, tensors: dict[str, torch.Tensor], where: str, *, more: bool) -> None:
+    """Copy what was trained in; `more` than the model's plan says may be there.
+
+    Raises `UserError` when names or shapes are not the model's.
+    """
+    applied = _applied(model)
+    if more:
+        applied = remember(set(tensors) & {name for name, _ in model.named_parameters()}, model)
     later = {name: applied.originals[name] for name in set(applied.originals) - set(tensors)}
     needed = set(applied.lr_scales) | (set(applied.changed) - set(later))
     if odd := sorted(set(tensors) ^ needed):
@@ -151,6 +156,10 @@ def _check_base(
             f"the delta in {folder} belongs to another base ({card.base_name or 'in memory'}, "
             f"{card.base_dtype}): {len(differing)} of {len(hashes)} tensors differ, first {min(differing)}"
         )
+
+
+def _has_changed(applied: Applied) -> bool:
+    return applied.first != applied.plan or set(applied.changed) != set(applied.lr_scales)
 
 
 def _applied(model: torch.nn.Module) -> Applied:

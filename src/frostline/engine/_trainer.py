@@ -114,7 +114,10 @@ class Trainer(transformers.Trainer):
             resume_from_checkpoint = get_last_checkpoint(str(self.args.output_dir))
         try:
             if resume_from_checkpoint:  # now, since the bottom that leaves memory may have trained before
+                begun_with = self.applied.plan
                 self._load_from_checkpoint(str(resume_from_checkpoint))
+                if self.applied.plan != begun_with:
+                    self.cold.end()  # what was decided was for that plan
                 self._loaded = str(resume_from_checkpoint)
                 if self._made_optimizer:  # over what another plan may have trained
                     self.optimizer = None

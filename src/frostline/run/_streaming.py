@@ -26,6 +26,7 @@ def load_streaming(config: RunConfig, data: Data, before: Chosen | None) -> tupl
     A strategy that measures the model has it read block by block. `before` is what was chosen for a run that goes on.
     Raises `UserError` for what streaming cannot do.
     """
+    _check_config(config)
     task = data.task
     anatomy = anatomy_of(config.model, task)
     model_config = config_for(config.model, task)
@@ -42,7 +43,7 @@ def load_streaming(config: RunConfig, data: Data, before: Chosen | None) -> tupl
 
     blocks = measure_here(hold, bare, anatomy, config, data)
     chosen = before or choose(config, anatomy, work, blocks, model_config, model_class)
-    _check(chosen.config, chosen.schedule)
+    _check_schedule(config, chosen.schedule)
     assert isinstance(chosen.schedule, FixedSchedule)
     boundary = cut_boundary(chosen.schedule.plan, anatomy)
     transformers.set_seed(config.seed)
@@ -60,11 +61,14 @@ def streaming_notices(config: RunConfig, task: Task) -> list[str]:
     return []
 
 
-def _check(config: RunConfig, schedule: Schedule) -> None:
+def _check_config(config: RunConfig) -> None:
     if config.cold_store == "off":
         raise UserError("streaming: true trains from the cold store: leave cold_store: off out")
     if config.batching == "packed":
         raise UserError("streaming: batching: packed is checked on the whole model first: take batching: grouped")
+
+
+def _check_schedule(config: RunConfig, schedule: Schedule) -> None:
     if not isinstance(schedule, FixedSchedule):
         raise UserError(
             f"streaming: strategy '{config.strategy}' changes its plan while it trains, and blocks below the boundary "

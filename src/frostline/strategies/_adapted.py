@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from frostline.anatomy import Block
 from frostline.core.errors import UserError
 from frostline.core.settings import first_error
 from frostline.plan import BlockMode, FixedSchedule, Forward, Frozen, Full, Lora, Observations, Partial, Plan, Schedule
@@ -58,7 +59,9 @@ class _Adapted:
 
 
 def _adapted(plan: Plan, situation: Situation, lora: Lora) -> Plan:
-    blocks: tuple[BlockMode, ...] = tuple(_mode(mode, lora) for mode in plan.blocks)
+    blocks: tuple[BlockMode, ...] = tuple(
+        _mode(mode, block, lora) for mode, block in zip(plan.blocks, situation.anatomy.blocks, strict=True)
+    )
     if not any(isinstance(mode, Full | Partial) for mode in plan.blocks):
         raise UserError(f"strategy '{plan.strategy}+lora': '{plan.strategy}' trains no block that LoRA could go beside")
     return Plan(
@@ -70,7 +73,7 @@ def _adapted(plan: Plan, situation: Situation, lora: Lora) -> Plan:
     )
 
 
-def _mode(mode: BlockMode, lora: Lora) -> BlockMode:
+def _mode(mode: BlockMode, block: Block, lora: Lora) -> BlockMode:
     """LoRA for what trains in a block, beside the matrices that a partial block names unless `lora` names others."""
     if not isinstance(mode, Full | Partial):
         return mode
@@ -79,6 +82,13 @@ def _mode(mode: BlockMode, lora: Lora) -> BlockMode:
         raise UserError(f"+lora: LoRA goes beside whole matrices, and a middle block trains {what}: take another form")
     changes: dict[str, Any] = {"lr_scale": lora.lr_scale * mode.lr_scale}
     if isinstance(mode, Partial) and lora.targets == "default":
-        named = isinstance(mode.train, tuple) or mode.train in ("attention", "feed_forward")
-        changes |= {"targets": mode.train} if named else {}
+        named = _adaptable(mode.train, block) if isinstance(mode.train, tuple) else mode.train
+        changes |= {"targets": named} if named and named not in ("all", "biases") else {}
     return lora.model_copy(update=changes)
+
+
+def _adaptable(modules: tuple[str, ...], block: Block) -> tuple[str, ...]:
+    """Those of the named modules that are one matrix: no experts that lie together, and no router to them."""
+    experts = {linear.copies for linear in block.linears if linear.copies > 1}
+    single = {linear.name for linear in block.linears if linear.copies == 1 and linear.out_features not in experts}
+    return tuple(module for module in modules if f"{block.name}.{module}" in single)

@@ -50,7 +50,7 @@ class Budget(Options):
     def _disk(cls, value: str | None) -> str | None:
         if value is not None:
             parse_size(value, "disk")
-            if value[-1:].isdigit():
+            if value[-1:].isdigit() and not value.isdigit():
                 raise ValueError(f"'{value}' has no unit: give a size such as 20GB (full fine-tuning takes no store)")
         return value
 
