@@ -117,8 +117,7 @@ def change(plan: Plan, model: Any, *, keep_originals: bool = False) -> Applied:
     lr_scales = {_present_name(present, item): item.lr_scale for item in trained}
     adapters = [name for name in applied.changed if "lora_" in name]
     lr_scales |= _adapter_scales(adapters, plan, applied.anatomy)
-    for hook in applied.hooks:
-        hook.remove()
+    _remove_hooks(applied)
     new = {name: present[name] for name in lr_scales if name not in applied.changed}
     kept = {name: parameter.detach().cpu().clone() for name, parameter in new.items()} if keep_originals else {}
     _widen(model, (item.tensor for item in trained), applied.anatomy)
@@ -138,8 +137,7 @@ def remember(names: Iterable[str], model: Any) -> Applied:
     past = set(names) - set(applied.changed)
     if past:
         _widen(model, (tensor for tensor in applied.anatomy.tensors if tensor.name in past), applied.anatomy)
-        for hook in applied.hooks:
-            hook.remove()
+        _remove_hooks(applied)
         hooks = _hooks(model, applied.plan, applied.anatomy)
         applied = replace(applied, changed={**applied.changed, **_parameters(model, past)}, hooks=hooks)
         setattr(model, _ATTRIBUTE, applied)
@@ -164,8 +162,7 @@ def to_plain(model: Any) -> Any:
         raise UserError(
             "the plan's residual interaction is no part of an ordinary model: go on with the model as it is"
         )
-    for hook in applied.hooks:
-        hook.remove()
+    _remove_hooks(applied)
     delattr(model, _ATTRIBUTE)
     fold_rows(model)
     return model if applied.peft_model is None else merge_lora(applied.peft_model)
@@ -187,6 +184,11 @@ def _parameters(model: nn.Module, names: Collection[str]) -> dict[str, nn.Parame
 def _hooks(model: Any, plan: Plan, anatomy: Anatomy) -> tuple[RemovableHandle, ...]:
     aligned, changed = align_dtypes(model, anatomy), install_forward(model, plan, anatomy)
     return (*aligned, *changed, keep_frozen_out(model, plan, anatomy))
+
+
+def _remove_hooks(applied: Applied) -> None:
+    for hook in applied.hooks:
+        hook.remove()
 
 
 def _check_change(first: Plan, plan: Plan) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from frostline.anatomy import Anatomy
-from frostline.core.seeding import derive_seed
 from frostline.core.sizes import parse_size
 from frostline.cost import Speed, Workload
 from frostline.plan import FixedSchedule, Plan, Schedule
@@ -20,6 +18,7 @@ from frostline.run._probing import Held, measure_held
 from frostline.run._work import Data
 from frostline.signals import Probe, choose_signals
 from frostline.strategies import Budget, Choice, Measure, Situation, choose_schedule
+from frostline.tasks import draw_rows
 
 
 @dataclass(frozen=True)
@@ -91,9 +90,8 @@ def chosen_before(config: RunConfig, record: RunRecord) -> Chosen:
     """What a planner chose for a run that now goes on."""
     assert record.chosen is not None
     settings = {key: record.chosen[key] for key in ("batch", "accumulation", "checkpointing", "cold_store")}
-    plan = Plan.read(record.plan)
-    seconds = 0.0
-    return Chosen(FixedSchedule(plan), _with(config, **settings), record.chosen, (), None, None, seconds)
+    schedule = FixedSchedule(Plan.read(record.plan))
+    return Chosen(schedule, _with(config, **settings), record.chosen, lines=(), probe=None, speed=None, seconds=0.0)
 
 
 def measure_here(hold: Callable[[], Held], bare: Any, anatomy: Anatomy, config: RunConfig, data: Data) -> Measure:
@@ -103,19 +101,11 @@ def measure_here(hold: Callable[[], Held], bare: Any, anatomy: Anatomy, config: 
     """
 
     def measure_blocks(signals: Sequence[str] | None, rows: int) -> Probe:
-        sample = draw(data.rows.rows, rows, config.seed)
+        sample = draw_rows(list(data.rows.rows), rows, config.seed, "train")
         chosen = choose_signals(bare, anatomy, sample, signals, streaming=config.streaming)
         return measure_held(hold(), (config.model, data.task), sample, data.tokenizer, chosen)
 
     return measure_blocks
-
-
-def draw(rows: Sequence[Any], most: int, seed: int) -> list[Any]:
-    """At most `most` of the rows, in their order: those that a task of so many training rows would have."""
-    if most >= len(rows):
-        return list(rows)
-    chosen = random.Random(derive_seed(seed, "train rows")).sample(range(len(rows)), most)
-    return [rows[index] for index in sorted(chosen)]
 
 
 def _asked_store(config: RunConfig) -> bool | None:

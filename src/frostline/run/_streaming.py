@@ -6,7 +6,7 @@ from typing import Any
 
 import transformers
 
-from frostline.anatomy import skeleton
+from frostline.anatomy import find_anatomy, skeleton
 from frostline.bottom import CannotCut, Load
 from frostline.core.errors import UserError
 from frostline.cost import Workload
@@ -15,7 +15,7 @@ from frostline.plan import FixedSchedule, Schedule
 from frostline.run._choosing import Chosen, choose, measure_here
 from frostline.run._config import RunConfig
 from frostline.run._probing import Held, held_streamed
-from frostline.run._setup import anatomy_of, class_for, config_for
+from frostline.run._setup import class_for, config_for
 from frostline.run._work import Data, workload_of
 from frostline.tasks import Task, TaskKind, prepare_tokenizer
 
@@ -28,10 +28,10 @@ def load_streaming(config: RunConfig, data: Data, before: Chosen | None) -> tupl
     """
     _check_config(config)
     task = data.task
-    anatomy = anatomy_of(config.model, task)
     model_config = config_for(config.model, task)
     model_class = class_for(model_config, task.kind)
     bare = skeleton(model_config, model_class)
+    anatomy = find_anatomy(bare)
 
     def work() -> Workload:
         return workload_of(config, data, anatomy, bare.config, str(bare.dtype))

@@ -85,7 +85,7 @@ def plan_model(
     plan = schedule.next(0, {})
     if plan is None:
         raise UserError(f"strategy '{strategy}' gave no plan for step 0")
-    prediction = predict(plan, anatomy, workload if choice is None else choice.workload, situation.speed)
+    prediction = predict(plan, anatomy, workload, situation.speed) if choice is None else choice.prediction
     return PlannedModel(plan, anatomy, prediction, tuple(notices(plan, anatomy)), choice)
 
 

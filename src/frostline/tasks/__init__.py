@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from frostline.tasks._build import draw_rows
 from frostline.tasks._catalog import TASKS
 from frostline.tasks._collate import Collator
 from frostline.tasks._encode import IGNORED, Encoded, encode
@@ -31,6 +32,7 @@ __all__ = [
     "TaskOptions",
     "accuracy",
     "bleu",
+    "draw_rows",
     "encode",
     "evaluate",
     "exact_match",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import TypeVar
 
 from frostline.core.errors import UserError
 from frostline.core.seeding import derive_seed
@@ -10,7 +11,9 @@ from frostline.tasks._metrics import text_scores
 from frostline.tasks._options import TaskOptions
 from frostline.tasks._rows import Row, Rows
 from frostline.tasks._shapes import Reading, label_names, make_examples
-from frostline.tasks._task import Example, Scorer, Task, TaskKind
+from frostline.tasks._task import Scorer, Task, TaskKind
+
+T = TypeVar("T")
 
 METRICS = {TaskKind.CLASSIFICATION: "accuracy", TaskKind.GENERATION: "rougeL", TaskKind.LANGUAGE: "loss"}
 
@@ -49,8 +52,8 @@ def build_task(
     return Task(
         name=name,
         kind=reading.kind,
-        train=_draw(train_examples, options.max_train_rows, derive_seed(options.seed, "train rows")),
-        eval=_draw(eval_examples, options.max_eval_rows, derive_seed(options.seed, "eval rows")),
+        train=draw_rows(train_examples, options.max_train_rows, options.seed, "train"),
+        eval=draw_rows(eval_examples, options.max_eval_rows, options.seed, "eval"),
         metric=metric,
         labels=labels or (),
         source=source,
@@ -72,7 +75,9 @@ def _hold_out(rows: Rows, share: float, seed: int) -> tuple[list[tuple[int, Row]
     return [r for r in numbered if r[0] not in held], [r for r in numbered if r[0] in held]
 
 
-def _draw(examples: list[Example], most: int | None, seed: int) -> list[Example]:
-    if most is None or most >= len(examples):
-        return examples
-    return [examples[i] for i in sorted(random.Random(seed).sample(range(len(examples)), most))]
+def draw_rows(rows: list[T], most: int | None, seed: int, split: str) -> list[T]:
+    """At most `most` rows of a split ("train", "eval"), drawn by `seed`, in their order."""
+    if most is None or most >= len(rows):
+        return rows
+    draw = random.Random(derive_seed(seed, f"{split} rows"))
+    return [rows[i] for i in sorted(draw.sample(range(len(rows)), most))]
