@@ -19,6 +19,7 @@ HEAVY = {"torch", "transformers", "peft", "accelerate", "datasets", "numpy"}
 EXPORTS = [
     "Budget",
     "FrostlineError",
+    "HybridConfig",
     "Plan",
     "RunConfig",
     "Trainer",

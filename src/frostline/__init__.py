@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from frostline.adapters import HybridConfig
     from frostline.core.errors import FrostlineError, TrainingError, UserError
     from frostline.engine import Trainer, apply, load, merge
     from frostline.plan import Plan, load_plan, save_plan
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 _PLACES = {
     "Budget": "frostline.strategies",
     "FrostlineError": "frostline.core.errors",
+    "HybridConfig": "frostline.adapters",
     "Plan": "frostline.plan",
     "RunConfig": "frostline.run",
     "Trainer": "frostline.engine",
@@ -35,6 +37,7 @@ _PLACES = {
 __all__ = [
     "Budget",
     "FrostlineError",
+    "HybridConfig",
     "Plan",
     "RunConfig",
     "Trainer",

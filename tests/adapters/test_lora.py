@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from architectures import tiny
-from frostline.adapters import (
-    add_lora,
-    load_lora_state,
-    lora_parameters,
-    lora_state,
-    lora_targets,
-    merge_lora,
-)
+from frostline.adapters import adapter_names, add_adapters, lora_parameters, lora_targets, merge_adapters
 from frostline.anatomy import Anatomy, find_anatomy
-from frostline.core.errors import FrostlineError, UserError
+from frostline.core.errors import UserError
 from frostline.plan import BlockMode, Frozen, Full, Lora, Plan
 
 FAMILIES = ["llama", "phi", "gpt2", "gpt_neox", "opt", "mixtral", "bert", "distilbert", "t5"]
@@ -38,6 +33,17 @@ def outputs(model: PreTrainedModel) -> torch.Tensor:
     extra = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
     with torch.no_grad():
         return model.eval()(input_ids=ids, **extra).logits
+
+
+def add_lora(model: PreTrainedModel, plan: Plan, anatomy: Anatomy, seed: int = 0) -> PeftModel:
+    (peft_model,) = add_adapters(model, plan, anatomy, seed)
+    return peft_model
+
+
+def state(model: PreTrainedModel) -> dict[str, Tensor]:
+    """What LoRA added to the model."""
+    names = adapter_names(model)
+    return {name: parameter.detach() for name, parameter in model.named_parameters() if name in names}
 
 
 def train_a_little(peft_model: PeftModel) -> None:
@@ -62,8 +68,7 @@ def test_starts_as_the_base_model_with_the_predicted_parameters(family: str, tar
             lora_targets(plan, anatomy)
         return
     before = outputs(model)
-    peft_model = add_lora(model, plan, anatomy, seed=0)
-    assert peft_model is not None
+    peft_model = add_lora(model, plan, anatomy)
     assert torch.equal(outputs(model), before)
     added = sum(p.numel() for name, p in model.named_parameters() if "lora_" in name)
     assert added == sum(lora_parameters(target) for target in lora_targets(plan, anatomy)) > 0
@@ -111,7 +116,7 @@ def test_only_the_named_blocks_change_and_each_keeps_its_own_options() -> None:
     model = tiny("llama")
     anatomy = find_anatomy(model)
     modes = (Lora(r=4, alpha=8, dropout=0.0), Full(), Lora(r=2, alpha=6, dropout=0.25))
-    peft_model = add_lora(model, mixed_plan(anatomy, *modes), anatomy, seed=0)
+    add_lora(model, mixed_plan(anatomy, *modes), anatomy)
     found = {
         name: (module.r["default"], module.scaling["default"], getattr(module.lora_dropout["default"], "p", 0))
         for name, module in model.named_modules()
@@ -123,14 +128,14 @@ def test_only_the_named_blocks_change_and_each_keeps_its_own_options() -> None:
         "model.layers.2.self_attn.q_proj": (2, 3.0, 0.25),
         "model.layers.2.self_attn.v_proj": (2, 3.0, 0.25),
     }
-    assert {name.split(".lora_")[0] for name in lora_state(peft_model)} == found.keys()
+    assert {name.split(".lora_")[0] for name in state(model)} == found.keys()
 
 
 def test_a_plan_without_lora_leaves_the_model_alone() -> None:
     model = tiny("llama")
     anatomy = find_anatomy(model)
     names = [name for name, _ in model.named_modules()]
-    assert add_lora(model, mixed_plan(anatomy, Full()), anatomy, seed=0) is None
+    assert add_adapters(model, mixed_plan(anatomy, Full()), anatomy, seed=0) == ()
     assert [name for name, _ in model.named_modules()] == names
 
 
@@ -140,9 +145,9 @@ def test_the_seed_alone_decides_the_start_and_the_global_random_state_is_untouch
         anatomy = find_anatomy(model)
         torch.manual_seed(noise)
         before = torch.random.get_rng_state()
-        peft_model = add_lora(model, lora_plan(anatomy), anatomy, seed)
+        add_lora(model, lora_plan(anatomy), anatomy, seed)
         assert torch.equal(torch.random.get_rng_state(), before)
-        return lora_state(peft_model)
+        return state(model)
 
     first, again, other = started(0, noise=1), started(0, noise=2), started(1, noise=1)
     assert all(torch.equal(first[name], again[name]) for name in first)
@@ -156,7 +161,7 @@ def test_requires_grad_of_the_own_tensors_is_left_as_it_was() -> None:
     anatomy = find_anatomy(model)
     model.requires_grad_(False)
     model.model.layers[1].requires_grad_(True)
-    add_lora(model, mixed_plan(anatomy, Lora()), anatomy, seed=0)
+    add_lora(model, mixed_plan(anatomy, Lora()), anatomy)
     trains = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert all("lora_" in name for name in trains if ".layers.0." in name)
     assert {name.split(".")[2] for name in trains} == {"0", "1"}
@@ -166,8 +171,8 @@ def test_adapters_are_float32_over_a_bfloat16_base() -> None:
     model = tiny("llama").to(torch.bfloat16)
     anatomy = find_anatomy(model)
     before = outputs(model)
-    peft_model = add_lora(model, lora_plan(anatomy), anatomy, seed=0)
-    assert {tensor.dtype for tensor in lora_state(peft_model).values()} == {torch.float32}
+    add_lora(model, lora_plan(anatomy), anatomy)
+    assert {tensor.dtype for tensor in state(model).values()} == {torch.float32}
     assert torch.equal(outputs(model), before)
 
 
@@ -176,37 +181,45 @@ def test_merged_is_the_trained_model_without_peft(family: str) -> None:
     model = tiny(family)
     names = [name for name, _ in model.named_parameters()]
     anatomy = find_anatomy(model)
-    peft_model = add_lora(model, lora_plan(anatomy, targets="all"), anatomy, seed=0)
+    peft_model = add_lora(model, lora_plan(anatomy, targets="all"), anatomy)
     train_a_little(peft_model)
     trained = outputs(model)
-    merged = merge_lora(peft_model)
+    merged = merge_adapters((peft_model,))
     assert [name for name, _ in merged.named_parameters()] == names
     assert not any(type(module).__module__.startswith("peft") for module in merged.modules())
     torch.testing.assert_close(outputs(merged), trained, atol=1e-5, rtol=0)
     assert find_anatomy(merged) == anatomy
 
 
-def test_saved_and_loaded_is_the_same_model() -> None:
-    model, other = tiny("bert"), tiny("bert")
+def test_what_is_saved_is_pefts_own_and_loads_without_frostline(tmp_path: Path) -> None:
+    model = tiny("bert")
     anatomy = find_anatomy(model)
-    plan = lora_plan(anatomy, r=3)
-    first = add_lora(model, plan, anatomy, seed=0)
-    second = add_lora(other, plan, anatomy, seed=5)
-    train_a_little(first)
-    state = lora_state(first)
-    assert all(name.partition(".lora_")[0] in dict(model.named_modules()) for name in state)
-    assert not torch.equal(outputs(model), outputs(other))
-    load_lora_state(second, state)
-    assert torch.equal(outputs(model), outputs(other))
+    peft_model = add_lora(model, lora_plan(anatomy, r=3), anatomy)
+    train_a_little(peft_model)
+    peft_model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(tiny("bert"), tmp_path)
+    assert loaded.peft_config["default"].peft_type == "LORA"
+    assert torch.equal(outputs(loaded), outputs(model))
 
 
-def test_a_state_of_another_plan_is_refused() -> None:
+def test_gated_and_plain_low_rank_updates_stand_side_by_side() -> None:
     model = tiny("llama")
-    anatomy = find_anatomy(model)
-    peft_model = add_lora(model, lora_plan(anatomy, r=3), anatomy, seed=0)
-    state = lora_state(peft_model)
-    missing = dict(list(state.items())[1:])
-    larger = {name: torch.zeros(9, 9) for name in state}
-    for wrong in (missing, larger, {**state, "model.layers.9.lora_A.weight": torch.zeros(1)}):
-        with pytest.raises(FrostlineError, match="not this plan's"):
-            load_lora_state(peft_model, wrong)
+    anatomy, base = find_anatomy(model), outputs(model)
+    made = add_adapters(model, mixed_plan(anatomy, Lora(gate=True), Lora(), Full()), anatomy, seed=0)
+    assert [type(peft_model.peft_config["default"]).__name__ for peft_model in made] == ["HybridConfig", "LoraConfig"]
+    assert torch.equal(outputs(model), base)
+    names = state(model).keys()
+    assert {name.split(".")[2] for name in names if "lora_" in name} == {"1"}
+    assert {name.split(".")[2] for name in names if "hybrid_" in name} == {"0"}
+    assert not torch.equal(
+        *(
+            value
+            for name, value in state(model).items()
+            if name.endswith(("q_proj.hybrid_parts.default.A", "q_proj.lora_A.default.weight"))
+        )
+    )
+    with pytest.raises(
+        UserError, match=r"^model\.layers\.0\..*: the gate of its LoRA depends on the input: .*nothing was"
+    ):
+        merge_adapters(made)
+    assert state(model).keys() == names

@@ -14,6 +14,7 @@ from frostline.anatomy import (
     find_anatomy,
     get_block,
     hook_attention,
+    hookable,
     uses_attention_function,
 )
 
@@ -94,6 +95,33 @@ def test_the_hook_put_last_is_called_first() -> None:
     hook_attention(attention, named("last"))
     logits(model)
     assert order == ["last", "first"]
+
+
+@pytest.mark.parametrize("name", ["llama", "gptj"])
+def test_innermost_hooks_come_after_all_others_the_last_one_put_first(name: str) -> None:
+    model, order = tiny(name), []
+
+    def named(name: str) -> Any:
+        def hook(attend: Any, *args: Any, **options: Any) -> Any:
+            order.append(name)
+            return attend(*args, **options)
+
+        return hook
+
+    attention = next(module for module in model.modules() if hookable(module))
+    before = logits(model)
+    handles = [
+        hook_attention(attention, named(f"{kind} {turn}"), innermost=kind == "inner")
+        for turn in (1, 2)
+        for kind in ("inner", "outer")
+    ]
+    assert torch.equal(logits(model), before)
+    assert order == ["outer 2", "outer 1", "inner 2", "inner 1"]
+    for handle in handles:
+        handle.remove()
+    logits(model)
+    assert len(order) == 4
+    assert not any("frostline" in key or key == "_attn" for key in vars(attention))
 
 
 def test_a_hook_may_change_what_attention_is_given() -> None:

@@ -10,7 +10,7 @@ from cost_cases import base16, measured, named_plans, remove_bottom, small, trai
 
 from architectures import tiny
 from frostline.anatomy import find_anatomy
-from frostline.cost import Workload, memory
+from frostline.cost import FloraOptions, Workload, memory
 from frostline.engine import apply
 from frostline.engine.reads import read_only_what_counts
 from frostline.plan import Frozen, Full, Plan
@@ -35,6 +35,29 @@ def test_weights_gradients_and_optimizer_are_exact(family: str, dtype: str) -> N
 def test_sgd_has_no_state() -> None:
     anatomy = find_anatomy(small("llama"))
     assert memory(named_plans(anatomy)["all"], anatomy, Workload(optimizer="sgd")).optimizer == 0
+
+
+def test_flora_keeps_less_where_it_compresses() -> None:
+    anatomy = find_anatomy(small("llama"))
+    plan = named_plans(anatomy)["all"]
+    for accumulation in (1, 2):
+        adamw, flora, whole = (
+            memory(plan, anatomy, Workload(optimizer=name, optimizer_options=options, accumulation=accumulation))
+            for name, options in (("adamw", None), ("flora", FloraOptions(rank=2)), ("flora", FloraOptions(rank=512)))
+        )
+        assert whole.optimizer == adamw.optimizer, "no side is longer than the rank"
+        assert whole.peak == adamw.peak
+        saved = adamw.optimizer - flora.optimizer
+        kept_less = 0 if accumulation == 1 else adamw.gradients - flora.gradients
+        assert saved > 0.7 * adamw.optimizer
+        assert adamw.peak - flora.peak >= saved + kept_less > 0
+
+
+def test_options_are_those_of_flora_alone() -> None:
+    with pytest.raises(ValueError, match="optimizer_options are those of flora, and optimizer is adamw"):
+        Workload(optimizer_options=FloraOptions())
+    with pytest.raises(ValueError, match="flora runs on one device"):
+        Workload(optimizer="flora", devices=2)
 
 
 def test_peak_is_the_largest_moment_not_the_sum() -> None:

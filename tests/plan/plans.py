@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import hypothesis.strategies as st
 
-from frostline.plan import Forward, Frozen, Full, Lora, Partial, Plan, Residual
+from frostline.plan import (
+    Bottleneck,
+    Forward,
+    Frozen,
+    Full,
+    Lora,
+    Mixture,
+    Partial,
+    Peft,
+    Plan,
+    Prefix,
+    Residual,
+    Targets,
+)
 
 scales = st.floats(min_value=0, exclude_min=True, allow_infinity=False)
 texts = st.text(st.characters(exclude_categories=["Cs"]))
@@ -20,17 +33,38 @@ partial = st.builds(
     rows_seed=st.integers(0, 2**63),
     lr_scale=scales,
 ) | st.builds(Partial, rows=st.floats(0, 1, exclude_min=True, exclude_max=True))
+targets = st.sampled_from(get_args(Targets)) | st.lists(texts).map(tuple)
 lora = st.builds(
     Lora,
     r=st.integers(1, 512),
     alpha=scales,
     dropout=st.floats(0, 1, exclude_max=True),
-    targets=st.sampled_from(["default", "attention", "feed_forward", "all"]) | st.lists(texts).map(tuple),
+    targets=targets,
+    gate=st.booleans(),
     lr_scale=scales,
+)
+prefix = st.builds(
+    Prefix,
+    length=st.integers(0, 512),
+    gate=st.sampled_from(["prefix", "output", "none"]),
+    init_std=st.floats(0, allow_infinity=False),
+    lr_scale=scales,
+)
+adapter = (
+    st.builds(
+        Bottleneck,
+        kind=st.sampled_from(["parallel", "series"]),
+        bottleneck=st.integers(1, 512),
+        activation=st.sampled_from(["tanh", "relu", "gelu", "silu"]),
+        bias=st.booleans(),
+        targets=targets,
+    )
+    | st.builds(Mixture, experts=st.integers(2, 16), top_k=st.integers(1, 2), attention=st.booleans())
+    | st.builds(Peft, method=texts, options=st.dictionaries(texts, st.booleans() | st.integers() | texts))
 )
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 parts = frozen | full
-modes = frozen | full | partial | lora
+modes = frozen | full | partial | lora | prefix | adapter
 
 
 @st.composite

@@ -38,10 +38,15 @@ CASES = {
     "blocks: [full]\nhead: {mode: full, r: 8}": "p.yaml: head.full: unknown key 'r': known: lr_scale, mode",
     # Modes.
     "blocks: [frozen, frosen]": (
-        "p.yaml: blocks.1: unknown mode 'frosen', it should be one of 'frozen', 'full', 'partial', 'lora'"
+        "p.yaml: blocks.1: unknown mode 'frosen', it should be one of 'frozen', 'full', 'partial', 'lora', "
+        "'prefix', 'adapter'"
     ),
     "blocks: [full]\nhead: lora": "p.yaml: head: unknown mode 'lora', it should be one of 'frozen', 'full'",
     "blocks: [{index: 0, lr_scale: 2}]": "p.yaml: blocks.0: the key 'mode' is missing",
+    "blocks: [adapter]": "p.yaml: blocks.0.adapter: the key 'kind' is missing",
+    "blocks: [{mode: adapter, kind: serial}]": (
+        "p.yaml: blocks.0.adapter: unknown kind 'serial', it should be one of 'parallel', 'series', 'mixture', 'peft'"
+    ),
     # Block numbers. Each block's fault is told with the block's number, wherever the entry stands.
     "blocks: [{index: 1, mode: full}, {index: 0, mode: lora, r: 0}]": (
         "p.yaml: blocks.0.lora.r: it should be greater than 0 (given: 0)"
@@ -104,12 +109,27 @@ CASES = {
     ),
     "blocks: [{mode: lora, dropout: 1}]": "p.yaml: blocks.0.lora.dropout: it should be less than 1 (given: 1)",
     "blocks: [{mode: lora, targets: q_proj}]": (
-        "p.yaml: blocks.0.lora.targets: give default | attention | feed_forward | all, or a list of module names "
-        "(given: 'q_proj')"
+        "p.yaml: blocks.0.lora.targets: give default | attention | feed_forward | all | qkv | down | outputs, "
+        "or a list of module names (given: 'q_proj')"
     ),
     "blocks: [{mode: lora, targets: [q_proj, 1]}]": (
-        "p.yaml: blocks.0.lora.targets: give default | attention | feed_forward | all, or a list of module names"
+        "p.yaml: blocks.0.lora.targets: give default | attention | feed_forward | all | qkv | down | outputs, "
+        "or a list of module names"
     ),
+    "blocks: [{mode: prefix, length: -1}]": (
+        "p.yaml: blocks.0.prefix.length: it should be greater than or equal to 0 (given: -1)"
+    ),
+    "blocks: [{mode: prefix, gate: key}]": (
+        "p.yaml: blocks.0.prefix.gate: it should be 'prefix', 'output' or 'none' (given: 'key')"
+    ),
+    "blocks: [{mode: adapter, kind: series, bottlenek: 8}]": (
+        "p.yaml: blocks.0.adapter.series: unknown key 'bottlenek': did you mean 'bottleneck'? known: activation, bias, "
+        "bottleneck, dropout, kind, lr_scale, mode, scale, targets"
+    ),
+    "blocks: [{mode: adapter, kind: mixture, experts: 4, top_k: 5}]": (
+        "p.yaml: blocks.0.adapter.mixture.top_k: 5 of 4 experts cannot be taken (given: 5)"
+    ),
+    "blocks: [{mode: adapter, kind: peft}]": "p.yaml: blocks.0.adapter.peft.method: this key is missing",
     # What changes in the forward pass.
     "blocks: [full]\nforward: {loss_weight: [1]}": (
         "p.yaml: forward: unknown key 'loss_weight': did you mean 'loss_weights'? known: loss_weights, residual"

@@ -12,12 +12,16 @@ from plans import plans
 
 from frostline.core.errors import UserError
 from frostline.plan import (
+    Bottleneck,
     Forward,
     Frozen,
     Full,
     Lora,
+    Mixture,
     Partial,
+    Peft,
     Plan,
+    Prefix,
     Residual,
     block_ranges,
     document,
@@ -70,6 +74,7 @@ JSON = {
             "alpha": 16.0,
             "dropout": 0.1,
             "targets": ["q_proj", "v_proj"],
+            "gate": False,
             "lr_scale": 1.0,
         },
         {"index": 4, "mode": "full", "lr_scale": 1.0},
@@ -86,6 +91,31 @@ def test_the_text_is_this_one() -> None:
     assert json.loads(to_json(EXAMPLE)) == document(EXAMPLE) == JSON
     assert to_json(EXAMPLE) == json.dumps(JSON, indent=2) + "\n"
     assert from_text(YAML) == from_text(json.dumps(JSON)) == EXAMPLE
+
+
+ADDING = Plan(
+    blocks=(
+        Lora(targets="down", gate=True),
+        Prefix(),
+        Prefix(length=5, gate="output"),
+        Bottleneck(kind="parallel"),
+        Mixture(experts=4),
+        Peft(method="ia3", targets=("k_proj",), options={"init_ia3_weights": False}),
+    )
+)
+
+
+def test_modes_that_add_as_text() -> None:
+    text = to_yaml(ADDING)
+    assert text.splitlines()[4:-2] == [
+        "- {index: 0, mode: lora, targets: down, gate: true}",
+        "- {index: 1, mode: prefix}",
+        "- {index: 2, mode: prefix, length: 5, gate: output}",
+        "- {index: 3, mode: adapter, kind: parallel}",
+        "- {index: 4, mode: adapter, kind: mixture, experts: 4}",
+        "- {index: 5, mode: adapter, kind: peft, method: ia3, options: {init_ia3_weights: false}, targets: [k_proj]}",
+    ]
+    assert from_text(text) == from_text(to_json(ADDING)) == ADDING
 
 
 CHANGED = Plan(

@@ -69,15 +69,20 @@ def test_the_strip_is_this_one() -> None:
 def test_one_cell_for_every_block(plan: Plan) -> None:
     text = strip(plan)
     cells = text.plain.split(" ")[2]
-    symbols = {"frozen": "░", "partial": "▒", "lora": "▞", "full": "█"}
+    symbols = {"frozen": "░", "partial": "▒", "lora": "▞", "prefix": "▚", "adapter": "▙", "full": "█"}
     assert cells == "".join(symbols[block.mode] for block in plan.blocks)
     assert text.cell_len == len(text.plain), "every cell is one column wide"
     assert "\n" not in text.plain
 
 
 def test_every_mode_has_a_symbol_and_a_colour_of_its_own() -> None:
-    modes = [member.model_fields["mode"].default for member in get_args(get_args(BlockMode)[0])]
     from frostline.plan._strip import CELLS
 
-    assert set(CELLS) == set(modes)
+    assert set(CELLS) == {member.model_fields["mode"].default for member in _classes(BlockMode)}
     assert len({symbol for symbol, _ in CELLS.values()}) == len({colour for _, colour in CELLS.values()}) == len(CELLS)
+
+
+def _classes(union: Any) -> list[Any]:
+    """The classes of a union, those of the unions within it too."""
+    members = get_args(union)
+    return [found for member in members for found in _classes(member)] if members else [union] * isinstance(union, type)

@@ -106,6 +106,8 @@ def test_the_keys_that_others_read(tmp_path: Path) -> None:
         "total_parameters",
         "predicted",
         "measured",
+        "split",
+        "routers",
         "metrics",
         "notices",
     ]

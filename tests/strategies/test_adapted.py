@@ -8,8 +8,8 @@ import pytest
 from anatomies import anatomy, plain
 
 from frostline.core.errors import UserError
-from frostline.plan import Frozen, Full, Lora, Plan
-from frostline.strategies import Situation, choose_schedule
+from frostline.plan import Bottleneck, Frozen, Full, Lora, Peft, Plan, Prefix
+from frostline.strategies import ADDITIONS, Situation, choose_schedule
 
 SITUATION = Situation(plain(4))
 
@@ -32,6 +32,27 @@ def test_trained_blocks_are_adapted_and_nothing_else_trains() -> None:
     assert plan("bot50+lora", Situation(anatomy("bert classifier"))).head == Full(), "a task head trains"
 
 
+def test_anything_can_be_added() -> None:
+    assert plan("bot50+prefix").blocks == (Frozen(), Frozen(), *[Prefix(length=30, gate="none")] * 2)
+    small = plan("bot50+parallel-adapter", **{"parallel-adapter": {"bottleneck": 4}})
+    assert small.blocks[3] == Bottleneck(kind="parallel", bottleneck=4)
+    assert plan("top50+ia3").blocks[0] == Peft(method="ia3")
+    halves = plan("hierarchical+series-adapter")
+    assert [block.targets for block in halves.blocks if isinstance(block, Bottleneck)] == [
+        "attention",
+        "default",
+        "default",
+    ]
+
+
+@pytest.mark.parametrize("name", list(ADDITIONS))
+def test_every_addition_is_a_strategy_of_its_own(name: str) -> None:
+    everywhere, added = plan(name), plan(f"all+{name}")
+    assert everywhere.model_copy(update={"strategy": f"all+{name}"}) == added
+    assert len({block.mode for block in everywhere.blocks}) == 1
+    assert everywhere.boundary == 0
+
+
 def test_options_of_the_adapter_and_of_the_strategy() -> None:
     chosen = plan("discriminative+lora", lora={"r": 4, "targets": "all", "lr_scale": 0.5}, decay=2)
     assert chosen.blocks == tuple(Lora(r=4, targets="all", lr_scale=scale) for scale in (0.0625, 0.125, 0.25, 0.5))
@@ -44,7 +65,18 @@ def test_options_of_the_adapter_and_of_the_strategy() -> None:
         ("bot50+lora", {"lora": {"r": 0}}, "strategy_options.lora: r: it should be greater than 0 (given: 0)"),
         ("bot50+lora", {"r": 4}, "strategy_options of 'bot50+lora': unknown key 'r'"),
         ("bot50", {"lora": {"r": 4}}, "strategy_options of 'bot50': unknown key 'lora'"),
-        ("head+lora", {}, "strategy 'head+lora': 'head' trains no block that LoRA could go beside"),
+        ("head+lora", {}, "strategy 'head+lora': 'head' trains no block that it could go to"),
+        (
+            "bot50+parallel-adapter",
+            {"parallel-adapter": {"kind": "series"}},
+            "strategy_options.parallel-adapter: kind: the ",
+        ),
+        (
+            "hierarchical+prefix",
+            {},
+            "+prefix: it goes with whole blocks, and a middle block trains in part",
+        ),
+        ("bot50+lora", {"lora": 3}, "strategy_options.lora: its options are a mapping"),
     ],
 )
 def test_refusals(name: str, options: dict[str, Any], line: str) -> None:

@@ -32,6 +32,8 @@ CARDS = sorted(path.stem for path in FOLDER.glob("*.md") if path.stem != "README
 SHARED = {
     "adt-l": "adt",
     "adt-h": "adt",
+    "h2lpt": "hlpt",
+    "series-adapter": "parallel-adapter",
     "semantic-threshold": "semantic",
     "semantic-reversed": "semantic",
     "semantic-random": "semantic",
@@ -78,9 +80,9 @@ def decoder() -> Anatomy:
 def test_every_strategy_has_a_card_and_a_line_in_the_index() -> None:
     assert set(CARDS) == {SHARED.get(name, name) for name in STRATEGIES}
     index = (FOLDER / "README.md").read_text(encoding="utf-8")
-    lines = re.findall(r"^\| `(.*)`.*\[(\w+)\]\(\2\.md\) \|$", index, re.MULTILINE)
+    lines = re.findall(r"^\| `(.*)`.*\[([\w-]+)\]\(\2\.md\) \|$", index, re.MULTILINE)
     assert sorted({linked for _, linked in lines}) == CARDS
-    listed = [(name, linked) for names, linked in lines for name in re.findall(r"[a-z-]+", names)]
+    listed = [(name, linked) for names, linked in lines for name in re.findall(r"h2lpt|ia3|[a-z-]+", names)]
     assert set(listed) == {(name, SHARED.get(name, name)) for name in STRATEGIES}
 
 
@@ -96,7 +98,7 @@ def test_cards_have_one_shape(name: str) -> None:
 
 @pytest.mark.parametrize("name", CARDS)
 def test_strips_show_the_plan(name: str) -> None:
-    shown = re.findall(r"^([\w+-]+) +([░▒▞█]+)$", card(name), re.MULTILINE)
+    shown = re.findall(r"^([\w+(),-]+) +([░▒▞▚▙█]+)$", card(name), re.MULTILINE)
     assert bool(shown) == (name != "random")
     for strategy, cells in shown:
         assert parse_name(strategy)[0] in entries(name)

@@ -11,9 +11,10 @@ import pytest
 from anatomies import CLASSIFIERS, MODELS, TIED, anatomy
 from probes import made_up
 
-from frostline.adapters import lora_targets
+from frostline.adapters import added_parameters, lora_targets
 from frostline.anatomy import Anatomy, notices, select
 from frostline.core.errors import UserError
+from frostline.cost import trainable_parameters
 from frostline.plan import Plan, Schedule, from_text, to_json, to_yaml
 from frostline.strategies import STRATEGIES, Situation, choose_schedule, make_plan, parse_name
 
@@ -37,6 +38,17 @@ TABLE = {
     "surgical": ["surgical", "surgical+lora"],
     "discriminative": ["discriminative", "discriminative+lora"],
     "spectrum": ["spectrum", "spectrum+lora"],
+    "hlpt": ["hlpt", "hlpt(2,1)"],
+    "h2lpt": ["h2lpt"],
+    "prefix": ["prefix"],
+    "parallel-adapter": ["parallel-adapter"],
+    "series-adapter": ["series-adapter"],
+    "mixlora": ["mixlora"],
+    "ia3": ["ia3"],
+    "dora": ["dora"],
+    "adalora": ["adalora"],
+    "ln-tuning": ["ln-tuning"],
+    "splitlora": ["splitlora"],
 }
 NAMES = [name for names in TABLE.values() for name in names]
 CASES = list(itertools.product(MODELS, NAMES))
@@ -45,7 +57,13 @@ IN_TIME = list(itertools.product(["llama, untied", "bert classifier", "t5, tied"
 """What a schedule does over time is no matter of the architecture."""
 
 WITHOUT_BIASES = ["llama, untied", "llama, tied", "mixtral, untied", "t5, tied", "t5, untied"]
-REFUSED = {(model, "bitfit") for model in WITHOUT_BIASES}
+BITFIT = {(model, "bitfit") for model in WITHOUT_BIASES}
+WITHOUT_ONE_FEED_FORWARD = ["bert classifier", "deberta classifier", "bert masked, tied"]
+"""Their feed-forward is two modules, and no one runs it: it cannot become a mixture."""
+
+MIXTURE = {(model, "mixlora") for model in (*WITHOUT_ONE_FEED_FORWARD, "mixtral, untied")}
+HYBRID = {("mixtral, untied", name) for name in ("hlpt", "hlpt(2,1)", "h2lpt")}
+REFUSED = BITFIT | MIXTURE | HYBRID
 FITTING = [case for case in CASES if case not in REFUSED]
 
 
@@ -127,7 +145,7 @@ def test_a_settled_schedule_changes_and_observes_nothing_more(model: str, name: 
 def test_the_plans_fit_the_model_and_train_something(model: str, name: str) -> None:
     found = anatomy(model)
     for plan in plans_for(model, name):
-        assert sum(item.parameters for item in select(plan, found)) + len(lora_targets(plan, found)) > 0
+        assert trainable_parameters(plan, found) > 0
 
 
 @pytest.mark.parametrize(("model", "name"), FITTING)
@@ -138,10 +156,11 @@ def test_nothing_below_the_boundary_trains(model: str, name: str) -> None:
     if plan.boundary > 0:
         below |= names_of("embeddings", found)
     assert not below & trained
-    assert not [target for target in lora_targets(plan, found) if (target.linear.block or 0) < plan.boundary]
+    added = added_parameters(plan, found)
+    assert not any(added[: plan.boundary])
     if plan.boundary < len(found.blocks):
         own = {tensor.name for tensor in found.blocks[plan.boundary].tensors} & trained
-        assert own or [target for target in lora_targets(plan, found) if target.linear.block == plan.boundary]
+        assert own or added[plan.boundary]
 
 
 @pytest.mark.parametrize(("model", "name"), FITTING)
@@ -214,7 +233,15 @@ def test_bitfit_trains_every_bias_of_the_blocks_and_no_other_tensor() -> None:
     assert {item.tensor.name for item in select(plan_for("gpt2, tied", "bitfit"), found)} == biases
 
 
-@pytest.mark.parametrize(("model", "name"), sorted(REFUSED))
+@pytest.mark.parametrize(("model", "name"), sorted(MIXTURE | HYBRID))
+def test_what_cannot_be_added_is_an_error(model: str, name: str) -> None:
+    with pytest.raises(
+        UserError, match=r"^block 0: (mixture: .*: take lora|lora targets: down matches nothing, the block)"
+    ):
+        added_parameters(plan_for(model, name), anatomy(model))
+
+
+@pytest.mark.parametrize(("model", "name"), sorted(BITFIT))
 def test_bitfit_on_a_model_without_biases_is_an_error(model: str, name: str) -> None:
     with pytest.raises(UserError, match=r"^block 0: partial with train: biases matches no tensor .* no biases$"):
         select(plan_for(model, name), anatomy(model))

@@ -10,11 +10,12 @@ from anatomies import plain
 
 from frostline.core.errors import UserError
 from frostline.plan import Frozen, Full, Plan, save_plan
-from frostline.strategies import STRATEGIES, Situation, choose_schedule, known_names, parse_name
+from frostline.strategies import ADDITIONS, STRATEGIES, Situation, choose_schedule, known_names, parse_name
 from packages import install
 
 SITUATION = Situation(plain(4))
 KNOWN = ", ".join(known_names())
+ADDED = ", ".join(sorted(ADDITIONS))
 
 THIRD_PARTY = """
 from frostline.plan import FixedSchedule
@@ -44,25 +45,29 @@ def refusal(name: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("name", "stem", "percent"),
+    ("name", "stem", "numbers"),
     [
-        ("all", "all", 0),
-        ("lora", "lora", 0),
-        ("bot1", "bot", 1),
-        ("bot50", "bot", 50),
-        ("top99", "top", 99),
-        ("int33", "int", 33),
-        ("random7", "random", 7),
-        ("adt-l25", "adt-l", 25),
-        ("adt-h1", "adt-h", 1),
-        ("semantic", "semantic", 0),
-        ("semantic-threshold", "semantic-threshold", 0),
-        ("bot50+lora", "bot", 50),
-        ("semantic+lora", "semantic", 0),
+        ("all", "all", {}),
+        ("lora", "lora", {}),
+        ("bot1", "bot", {"percent": 1}),
+        ("bot50", "bot", {"percent": 50}),
+        ("top99", "top", {"percent": 99}),
+        ("int33", "int", {"percent": 33}),
+        ("random7", "random", {"percent": 7}),
+        ("adt-l25", "adt-l", {"percent": 25}),
+        ("adt-h1", "adt-h", {"percent": 1}),
+        ("semantic", "semantic", {}),
+        ("semantic-threshold", "semantic-threshold", {}),
+        ("bot50+lora", "bot", {"percent": 50}),
+        ("semantic+lora", "semantic", {}),
+        ("bot50+parallel-adapter", "bot", {"percent": 50}),
+        ("hlpt", "hlpt", {}),
+        ("hlpt(24,8)", "hlpt", {"low": 24, "high": 8}),
+        ("h2lpt(6, 2)", "h2lpt", {"low": 6, "high": 2}),
     ],
 )
-def test_names_and_their_numbers(name: str, stem: str, percent: int) -> None:
-    assert parse_name(name) == (STRATEGIES.get(stem), percent)
+def test_names_and_their_numbers(name: str, stem: str, numbers: dict[str, int]) -> None:
+    assert parse_name(name) == (STRATEGIES.get(stem), numbers)
 
 
 def test_known_names_can_be_typed() -> None:
@@ -95,7 +100,13 @@ def test_known_names_can_be_typed() -> None:
         ("semantics", f"unknown strategy 'semantics': did you mean 'semantic'? known: {KNOWN}"),
         ("semantic50", "strategy 'semantic' takes no number (given: 'semantic50')"),
         ("+lora", f"unknown strategy '': known: {KNOWN}"),
-        ("head+lora", "strategy 'head+lora': 'head' trains no block that LoRA could go beside"),
+        ("head+lora", "strategy 'head+lora': 'head' trains no block that it could go to"),
+        ("lora+lora", "strategy 'lora+lora': 'lora' trains no block that it could go to"),
+        ("bot50+prefixes", f"unknown addition 'prefixes': did you mean 'prefix'? known: {ADDED}"),
+        ("hlpt(24)", "strategy 'hlpt' takes 2 numbers in brackets: low, high (given: 'hlpt(24)')"),
+        ("hlpt24", "strategy 'hlpt' takes no number (given: 'hlpt24')"),
+        ("hlptt(2,2)", f"unknown strategy 'hlptt': did you mean 'hlpt'? known: {KNOWN}"),
+        ("bot(2)", "strategy 'bot' takes no number in brackets (given: 'bot(2)')"),
     ],
 )
 def test_wrong_names(name: str, line: str) -> None:

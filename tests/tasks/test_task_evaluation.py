@@ -15,6 +15,7 @@ from frostline.tasks import (
     Collator,
     Example,
     Message,
+    Scores,
     Task,
     TaskKind,
     TaskOptions,
@@ -155,12 +156,12 @@ def test_generation_is_scored_on_the_tasks_rows(decoder: Any, tokenizer: Any) ->
     assert [(p.id, p.expected) for p in result.predictions] == [(e.id, e.references) for e in chosen]
     texts = generate_texts(decoder, tokenizer, [e.text for e in chosen], max_new_tokens=4)
     assert [p.text for p in result.predictions] == texts
-    assert result.metrics.items() >= task.score(texts, [e.references for e in chosen]).items()
+    assert result.metrics.items() >= task.score(chosen, texts).metrics.items()
     assert len(evaluate(decoder, tokenizer, task, generate_rows=5, max_new_tokens=1).predictions) == 5
 
 
 def test_a_task_brings_its_own_scores(decoder: Any, tokenizer: Any) -> None:
-    task = _generation(score=lambda texts, references: {"count": float(len(texts) + len(references))})
+    task = _generation(score=lambda examples, texts: Scores({"count": float(len(examples) + len(texts))}))
     assert evaluate(decoder, tokenizer, task, generate_rows=2, max_new_tokens=1).metrics["count"] == 4
 
 

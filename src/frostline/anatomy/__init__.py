@@ -6,9 +6,11 @@ from frostline.anatomy._attention import (
     NotHookable,
     attention_implementation,
     hook_attention,
+    hookable,
     uses_attention_function,
 )
 from frostline.anatomy._find import find_anatomy, get_block
+from frostline.anatomy._heads import Attention, attentions, sides
 from frostline.anatomy._model import Anatomy, Block, Linear, Part, Role, Tensor
 from frostline.anatomy._running import device_of, evaluation_mode, hidden_of
 from frostline.anatomy._selection import Trained, notices, select
@@ -18,6 +20,7 @@ from frostline.anatomy._untie import untie, untied
 
 __all__ = [
     "Anatomy",
+    "Attention",
     "AttentionHandle",
     "AttentionHook",
     "Block",
@@ -28,6 +31,7 @@ __all__ = [
     "Tensor",
     "Trained",
     "attention_implementation",
+    "attentions",
     "device_of",
     "evaluation_mode",
     "find_anatomy",
@@ -35,8 +39,10 @@ __all__ = [
     "hidden_of",
     "hollow",
     "hook_attention",
+    "hookable",
     "notices",
     "select",
+    "sides",
     "skeleton",
     "untie",
     "untied",

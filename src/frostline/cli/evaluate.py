@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -18,7 +20,9 @@ def command(
     settings: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[data.key=value]...", help="How the task's rows are read: data.columns.text=premise ..."
+            metavar="[KEY=VALUE]...",
+            help="How the task's rows are read, data.columns.text=premise, and how texts are generated, "
+            "generation.length_penalty=0.8.",
         ),
     ] = None,
     task: Annotated[str | None, typer.Option(help="The task; for a run, its own by default.")] = None,
@@ -32,6 +36,21 @@ def command(
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Tokens to generate at most.", show_default="the run's own, or 64")
     ] = None,
+    decoding: Annotated[
+        str | None,
+        typer.Option(
+            metavar="greedy|llm-adapters", help="The preset by which texts are generated.", show_default="greedy"
+        ),
+    ] = None,
+    num_beams: Annotated[int | None, typer.Option(min=1, help="Texts kept in a beam search.")] = None,
+    do_sample: Annotated[bool | None, typer.Option("--do-sample", help="Draw each token.", show_default=False)] = None,
+    temperature: Annotated[float | None, typer.Option(help="Of sampling.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Of sampling: the likeliest tokens of this much mass.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Of sampling: this many of the likeliest tokens.")] = None,
+    repetition_penalty: Annotated[float | None, typer.Option(help="On tokens that are there already.")] = None,
+    answers: Annotated[
+        Path | None, typer.Option(help="Write every case here: prompt, text, marks; JSON lines.")
+    ] = None,
     precision: Annotated[
         Literal["auto", "float32", "bfloat16"] | None,
         typer.Option(
@@ -42,25 +61,51 @@ def command(
     as_json: Json = False,
 ) -> Answer:
     """How good a run's model, or a pretrained one, is at a task."""
-    for setting in settings or []:
-        if not setting.startswith("data."):
-            raise UserError(f"'{setting}': a setting here is data.key=value, such as data.columns.text=premise")
+    if answers is not None and answers.is_dir():
+        raise UserError(f"answers: {answers} is a folder, a file is wanted")
+    settings = list(settings or [])
+    for setting in settings:
+        if not setting.startswith(("data.", "generation.")):
+            raise UserError(
+                f"'{setting}': a setting here is data.key=value or generation.key=value, such as "
+                "data.columns.text=premise"
+            )
+    flags = {
+        "preset": decoding,
+        "num_beams": num_beams,
+        "do_sample": do_sample,
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "repetition_penalty": repetition_penalty,
+    }
+    settings += [f"generation.{name}={json.dumps(value)}" for name, value in flags.items() if value is not None]
 
+    from frostline.core.files import write_text
     from frostline.run import evaluate_target, read_config
 
-    options = read_config(None, settings, model=target, task=task or "").data if settings else None
+    given = read_config(None, settings, model=target, task=task or "")
     evaluation = evaluate_target(
         target,
         task,
-        options=options,
+        options=given.data if "data" in given.model_fields_set else None,
         batch_size=batch,
         max_length=max_length,
         generate_rows=generate_rows,
         max_new_tokens=max_new_tokens,
+        decoding=given.generation if "generation" in given.model_fields_set else None,
         precision=precision,
         seed=seed,
     )
-    document = {"target": target, "task": evaluation.task, "rows": evaluation.rows, "metrics": evaluation.metrics}
+    if answers is not None:
+        write_text(answers, evaluation.json_lines())
+    document = {
+        "target": target,
+        "task": evaluation.task,
+        "rows": evaluation.rows,
+        "answers": len(evaluation.predictions),
+        "metrics": evaluation.metrics,
+    }
     return Answer(document, lambda: _view(evaluation.metrics), as_json)
 
 

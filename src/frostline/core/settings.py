@@ -75,7 +75,10 @@ def first_error(error: ValidationError) -> str:
     place = ".".join(str(piece) for piece in first["loc"])
     message = str(first["msg"]).removeprefix("Value error, ").replace("Input should", "it should")
     if first["type"] in _MESSAGES:
-        message = _MESSAGES[first["type"]].format_map(first.get("ctx", {}))
+        context = first.get("ctx", {})
+        if "discriminator" in context:  # comes with quotes
+            context = {**context, "discriminator": context["discriminator"].strip("'")}
+        message = _MESSAGES[first["type"]].format_map(context)
     given = first.get("input")
     shown = f" (given: {given!r})" if isinstance(given, (str, int, float, bool)) else ""
     line = f"{place}: {message}{shown}" if place else message
@@ -85,8 +88,8 @@ def first_error(error: ValidationError) -> str:
 _MESSAGES = {
     "extra_forbidden": "no such key",
     "missing": "this key is missing",
-    "union_tag_invalid": "unknown mode '{tag}', it should be one of {expected_tags}",
-    "union_tag_not_found": "the key 'mode' is missing",
+    "union_tag_invalid": "unknown {discriminator} '{tag}', it should be one of {expected_tags}",
+    "union_tag_not_found": "the key '{discriminator}' is missing",
     "model_attributes_type": "it should be a mapping",
     "model_type": "it should be a mapping",
     "dict_type": "it should be a mapping",

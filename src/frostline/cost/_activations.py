@@ -7,7 +7,13 @@ condition; a tensor "carries" a gradient if something that trains lies before it
 
     matrix        its input, c in, if it trains; matrices that read one tensor share it, except that autocast
                   makes a copy of a float32 one for each
-    LoRA          the input of A, and r numbers, the input of B; with dropout a mask, 4 in, if its input carries
+    LoRA          the input of A, and r numbers, the input of B; with dropout a mask, 4 in, if its input carries; a gate
+                  reads the input too, and makes it 2 r + 1 numbers
+    adapter       parallel: the matrix's input; series: its output, float32; between, b numbers (gelu, silu: 2 b)
+    prefix        as `_prefix` says
+    mixture       k experts a token: the feed-forward's terms k times; d for the router, its N probabilities, and
+                  the k outputs, c d k, that are summed
+    PEFT's other  as LoRA of so many parameters: roughly; DoRA keeps more, the widths that it scales
     RMSNorm       its input, 4 d, and 4 for the factor, if the input carries; the normed, w d, if it trains
     LayerNorm     its input, w d, and 8 for mean and factor, if it trains or its input carries
     attention     eager: queries and keys, c q each, if the other carries; values, c a, and the softmax, 4 h u,
@@ -36,7 +42,7 @@ Compared with what `torch.autograd.graph.saved_tensors_hooks` sees (distinct sto
 float32 and under autocast; within 4% where the frozen blocks are bfloat16 (what is converted between blocks
 is not counted), and 4-8% too high for BERT with eager attention under autocast, whose softmax is narrow. Tiny
 Llama, Qwen3, Gemma 2, GPT-2, GPT-NeoX, OPT, Phi, Mixtral and OLMo 2 are within 5% in float32; so are classifiers
-whose last block is read at one position, under autocast too.
+whose last block is read at one position, under autocast too; so are gated LoRA, adapters, prefixes and mixtures, to 3%.
 """
 
 from __future__ import annotations
@@ -45,11 +51,15 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from frostline.anatomy import Tensor
+from frostline.anatomy import Tensor, sides
+from frostline.cost import _prefix
 from frostline.cost._flow import AttentionFlow, BlockFlow, Flow, Matrix, Reading
 from frostline.cost._reads import block_positions, chunked, head_positions, logit_positions
-from frostline.cost._structure import Norm, sides
+from frostline.cost._structure import Norm
 from frostline.cost._workload import FLOAT, Workload, state_bytes
+
+_INDEX = 8
+"""Bytes of a row's or an expert's number."""
 
 
 @dataclass(frozen=True)
@@ -123,15 +133,20 @@ class _Block:
         makers = [m for m in flow.inputs if set(sides(m.linear) or "qkv") & set("kv")]
         of_queries = [m for m in flow.inputs if "q" in (sides(m.linear) or "qkv")]
         norms = sum(
-            _norm(norm, flow.key, self.block.norms_train, self.w) for norm in self.shape.norms if norm.side == "k"
+            _norm(norm, "k" in flow.made, self.block.norms_train, self.w)
+            for norm in self.shape.norms
+            if norm.side == "k"
         )
-        if self._fuses and not self.drops:
-            rotated = attention.k * (self.shape.family.rotary or not attention.fused)
-            made = flow.passes * self.c * (rotated + (attention.fused or attention.v))
-            alone = flow.passes * self.c * (rotated + (0 if attention.fused else attention.v))
-        else:
+        keys, values = _prefix.keys_and_values(flow, self._attended(flow))
+        if not self._fuses or self.drops:
             c = FLOAT if self._fuses else self.c
-            made = alone = c * attention.q * flow.query + c * attention.a * flow.scores
+            made = alone = c * keys * flow.query + c * values * flow.scores
+        elif flow.length:
+            made = alone = self.c * (keys + values)
+        else:
+            rotated = attention.k * (self.shape.family.rotary or not attention.fused)
+            made = flow.passes * self.c * (rotated + float(attention.fused or attention.v))
+            alone = flow.passes * self.c * (rotated + (0.0 if attention.fused else attention.v))
         everywhere = self._first_norm() + norms + self._sources(makers) + made
         return everywhere, norms + self._sources(flow.inputs) - self._sources(of_queries) + alone
 
@@ -163,8 +178,7 @@ class _Block:
         for norm in self.shape.norms:
             if norm.side:
                 attention = self.block.attentions[0]
-                carries = attention.query if norm.side == "q" else attention.key
-                total += _norm(norm, carries, self.block.norms_train, self.w)
+                total += _norm(norm, norm.side in attention.made, self.block.norms_train, self.w)
         return total
 
     def _attention(self, flow: AttentionFlow) -> float:
@@ -173,18 +187,36 @@ class _Block:
         for matrix in flow.from_encoder:
             # Without autocast every decoder block keeps one and the same tensor, the encoder's output.
             total += self._inputs([matrix], self.hidden, self.w, kept_already=not self.workload.autocast)
+        keys, values = _prefix.keys_and_values(flow, self._attended(flow))
         if self._fuses and not self.drops:
-            made = attention.q + attention.k + attention.v
+            made = float(attention.q + attention.k + attention.v)
             if attention.fused:  # values stay a part of what one matrix made of all three
                 made = attention.fused + (attention.q + attention.k) * self.shape.family.rotary
+            if flow.length:
+                of_its_own = flow.gated or self.shape.family.rotary or not attention.fused
+                made = (attention.q if of_its_own else attention.fused) + keys + values + 2 * flow.marks
+                total += self._of_prefix(flow, self.c) + self._mask_of_prefix(flow)
             total += flow.passes * (self.c * (made + attention.a) + FLOAT * self.anatomy.num_heads)
             kept_already = flow.passes and not self.shape.family.output_copied
             return total + self._inputs([flow.output], attention.a, self.c, kept_already)
         c = FLOAT if self._fuses else self.c  # with dropout, torch's own attention leaves autocast
-        total += c * attention.q * (flow.query + flow.key) + c * attention.a * flow.scores
-        keys = self.workload.row_tokens("encoder" if attention.cross else self.block.stack, self.anatomy)
-        total += self.anatomy.num_heads * keys * self._probabilities(flow, c)
+        total += c * keys * flow.query + c * (attention.q + flow.marks) * flow.key + c * values * flow.scores
+        attended = self._attended(flow) + flow.length
+        total += self.anatomy.num_heads * attended * self._probabilities(flow, c) + self._of_prefix(flow, c)
         return total + self._inputs([flow.output], attention.a, self.c)
+
+    def _attended(self, flow: AttentionFlow) -> int:
+        """How many tokens of the text a token attends."""
+        return self.workload.row_tokens("encoder" if flow.attention.cross else self.block.stack, self.anatomy)
+
+    def _of_prefix(self, flow: AttentionFlow, c: int) -> float:
+        """What its gate keeps, and what it makes longer vectors of."""
+        own = 2 if self.workload.autocast else FLOAT
+        return c * _prefix.beside(flow, self._attended(flow)) + own * _prefix.of_its_gate(flow, self.hidden)
+
+    def _mask_of_prefix(self, flow: AttentionFlow) -> float:
+        causal = self.block.stack == "decoder"
+        return causal * self.c * (self._attended(flow) + flow.length) / self.workload.batch
 
     def _sources(self, matrices: Sequence[Matrix]) -> float:
         """Of what the matrices multiply that make queries, keys and values: hidden states, or latent vectors."""
@@ -212,9 +244,17 @@ class _Block:
         kept_already = family.keeps_output and not gated and carries
         for matrix in leaving:
             inner = matrix.linear.in_features * matrix.linear.active
-            total += self.c * inner * (family.activation_tensors + 2 * gated) * carries
+            rows = matrix.branch.rows if matrix.branch else 1
+            total += self.c * inner * rows * (family.activation_tensors + 2 * gated) * carries
             total += self._inputs([matrix], inner, self.c, kept_already)
+            if rows > 1:
+                total += self._mixed(rows)
         return total
+
+    def _mixed(self, rows: int) -> float:
+        """What a mixture's router keeps, and the sum of its experts' rows."""
+        routed = (2 if self.workload.autocast else FLOAT) * self.hidden + FLOAT * self.block.experts
+        return routed + self.c * rows * self.hidden + (FLOAT + _INDEX) * 3 * rows
 
     def _experts(self) -> float:
         """Experts in one tensor: they gather their tokens, compute in their weights' type, also under
@@ -289,34 +329,41 @@ def _inputs(
     lora_c = 2 if workload.autocast else FLOAT
     total = 0.0
     plain = 0
+    rows = 1
     for matrix in matrices:
-        if matrix.lora is None:
+        branch = matrix.branch
+        if branch is None:
             continue
-        total += lora_c * matrix.lora.r
-        if matrix.lora.dropout:
-            total += lora_c * width + FLOAT * width * matrix.carries
+        rows = branch.rows
+        total += lora_c * rows * branch.kept
+        plain += branch.gated
+        if branch.drops:
+            total += rows * branch.reads * (lora_c + FLOAT * matrix.branch_carries)
+        elif branch.after:
+            total += lora_c * branch.reads
         else:
             plain += 1
     if workload.autocast or held != FLOAT:  # PEFT makes a float32 copy, autocast a narrow one
-        total += plain * lora_c * width
+        total += rows * plain * lora_c * width
         plain = 0
     readers = trained + plain
     if held == c:
         readers = int(readers > 0 and not kept_already)
-    return total + readers * c * width
+    return total + rows * readers * c * width
 
 
 def _weights(matrix: Matrix, w: int, workload: Workload) -> float:
-    """Bytes of copies of the matrix and of its LoRA."""
+    """Bytes of copies of the matrix and of its branch."""
     linear = matrix.linear
     rounded = workload.frozen_bits is not None and matrix.roundable  # is made again on the way back
     copied = workload.autocast and w != 2 and linear.copies == 1 and not rounded
-    total = 0
+    total = 0.0
     if matrix.carries and (copied or matrix.partly):
         total += (2 if workload.autocast else w) * linear.copies * linear.in_features * linear.out_features
-    if workload.autocast and matrix.lora:
-        total += 2 * matrix.lora.r * (linear.in_features * matrix.carries + linear.out_features)
-    return float(total)
+    if workload.autocast and matrix.branch:
+        each = max(1, matrix.branch.experts)
+        total += 2 * each * (matrix.branch.down * matrix.branch_carries + matrix.branch.up)
+    return total
 
 
 def _norms_among(tensors: Sequence[Tensor]) -> list[Norm]:

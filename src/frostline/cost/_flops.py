@@ -6,8 +6,17 @@
 
 Counted are the matrix products, 2 m n k each: a matrix [out, in] over n tokens takes 2 n in out, and as much
 again for the gradient of its input and for that of its weight, where autograd computes them (`_flow`). LoRA
-adds two products of 2 n r in and 2 n r out. Attention multiplies queries by keys (2 n u q) and
+adds two products of 2 n r in and 2 n r out, and its gate one of 2 n in; an adapter of bottleneck b 2 n b in
+and 2 n b out (one in series reads what the matrix gives: 2 n b out twice); the gradient of what they read is
+computed where that carries one. Attention multiplies queries by keys (2 n u q) and
 probabilities by values (2 n u a); each has a gradient product per operand that carries a gradient.
+
+A prefix of l tokens makes that u + l keys. With a gate it makes vectors of l more numbers for each of h heads, q + h l
+and a + h l; beside them it multiplies queries by its keys (2 n l q), shares by its values (2 n l a), and reads its
+gate (2 n d). In a mixture with k experts of N for a token, matrices that read the block's hidden states run once,
+those that lead back k times, and low-rank updates k times; the router adds 2 n d N. Other methods of PEFT are counted
+as 2 n for each parameter that they add, in each of the three parts: roughly right for those that multiply tokens by
+low-rank matrices, too little for those that make a weight anew in every step (DoRA, OFT, LoHa ...).
 
 Left out, because they are small beside these or do not multiply matrices: elementwise functions, softmax,
 norms, dropout, embedding look-ups, rotary tables, the loss, the optimizer, and DeBERTa's relative-position
@@ -33,12 +42,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from frostline.anatomy import Anatomy
+from frostline.anatomy import Anatomy, sides
 from frostline.cost._bottom import embeddings_run, replaced
 from frostline.cost._flow import AttentionFlow, BlockFlow, Flow, Matrix, flow
 from frostline.cost._parameters import full_plan
 from frostline.cost._reads import block_positions, head_positions
-from frostline.cost._structure import sides
 from frostline.cost._workload import Workload
 from frostline.plan import Plan
 
@@ -139,13 +147,14 @@ def _block(block: BlockFlow, step: Flow, workload: Workload) -> Flops:
     read = block_positions(block, step, workload)
     encoded = workload.step_tokens("encoder", step.anatomy)
     parts = [_matrix(matrix, read) for matrix in (*block.entering, *block.leaving)]
+    parts.append(_router(block, read, step))
     for attention in block.attentions:
         cross = attention.attention.cross
         for matrix in attention.inputs:
             positions = encoded if matrix in attention.from_encoder else _positions(matrix, n, read)
             parts.append(_matrix(matrix, positions))
         parts.append(_matrix(attention.output, read))
-        parts.append(_products(attention, read, (encoded if cross else n) / workload.batch))
+        parts.append(_products(attention, read, (encoded if cross else n) / workload.batch, step.anatomy.hidden_size))
     done = _sum(parts)
     if not (workload.checkpointing and block.trains):
         return done
@@ -165,19 +174,32 @@ def _positions(matrix: Matrix, n: float, read: float) -> float:
 
 def _matrix(matrix: Matrix, n: float) -> Flops:
     linear = matrix.linear
+    branch = matrix.branch
     base = 2.0 * n * linear.active * linear.copies * linear.in_features * linear.out_features
+    base *= branch.matrix_rows if branch else 1
     own = Flops(base, base * matrix.carries, base * matrix.trained)
-    if matrix.lora is None:
+    if branch is None:
         return own
-    a, b = (2.0 * n * matrix.lora.r * width for width in (linear.in_features, linear.out_features))
-    return own + Flops(a + b, a * matrix.carries + b, a + b)
+    down, up = 2.0 * n * branch.rows * branch.down, 2.0 * n * branch.rows * branch.up
+    return own + Flops(down + up, down * matrix.branch_carries + up, down + up)
 
 
-def _products(attention: AttentionFlow, n: float, u: float) -> Flops:
-    scores = 2.0 * n * u * attention.attention.q
-    values = 2.0 * n * u * attention.attention.a
+def _router(block: BlockFlow, n: float, step: Flow) -> Flops:
+    work = 2.0 * n * block.experts * step.anatomy.hidden_size
+    return Flops(work, work * block.reads, work)
+
+
+def _products(attention: AttentionFlow, n: float, u: float, hidden: int) -> Flops:
+    q, a = attention.attention.q, attention.attention.a
+    scores = 2.0 * n * (u + attention.length) * (q + attention.marks)
+    values = 2.0 * n * (u + attention.length) * (a + attention.marks)
     back = scores * (attention.query + attention.key) + values * (attention.scores + attention.value)
-    return Flops(scores + values, back)
+    if not attention.gated:
+        return Flops(scores + values, back)
+    read, added = 2.0 * n * attention.length * q, 2.0 * n * attention.length * a
+    gate = 2.0 * n * hidden
+    carried = gate * attention.carries + read * ("q" in attention.made) + added
+    return Flops(scores + values + gate + read + added, back + carried, gate + read + added)
 
 
 def _sum(parts: Iterable[Flops]) -> Flops:

@@ -12,28 +12,39 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
-from frostline.adapters import lora_targets
-from frostline.anatomy import Anatomy, Block, Linear, Part, Role, select, untied
-from frostline.cost._structure import Attention, Structure, sides, structures
-from frostline.plan import Full, Lora, Plan
+from frostline.adapters import copies_tensors
+from frostline.anatomy import Anatomy, Attention, Block, Linear, Part, Role, select, sides, untied
+from frostline.cost._adapters import Branch, Shape, added_shapes, branches
+from frostline.cost._structure import Structure, structures
+from frostline.plan import BlockMode, Full, Mixture, Peft, Plan, Prefix
 
 
 @dataclass(frozen=True)
 class Matrix:
     """One weight matrix in a step. `carries`: its input carries a gradient; `trained`: it trains, `partly`:
-    only some of its rows; `biased`: its bias trains; `lora`: the update beside it."""
+    only some of its rows; `biased`: its bias trains; `branch`: what an adapter adds to what it gives."""
 
     linear: Linear
     carries: bool
     trained: bool
     partly: bool = False
     biased: bool = False
-    lora: Lora | None = None
+    branch: Branch | None = None
 
     @property
     def passes(self) -> bool:
         """Whether its output carries a gradient."""
-        return self.carries or self.trained or self.biased or self.lora is not None
+        return self.gives or self.branch is not None
+
+    @property
+    def gives(self) -> bool:
+        """Whether what it gives by itself does, before an adapter adds to it."""
+        return self.carries or self.trained or self.biased
+
+    @property
+    def branch_carries(self) -> bool:
+        """Whether what its branch reads carries a gradient."""
+        return self.branch is not None and (self.gives if self.branch.after else self.carries)
 
     @property
     def roundable(self) -> bool:
@@ -43,14 +54,45 @@ class Matrix:
 
 @dataclass(frozen=True)
 class AttentionFlow:
-    """One attention in a step: which of its operands carry a gradient."""
+    """One attention in a step: which of its operands carry a gradient.
+
+    `carries`: the hidden states that it reads do. `made`: which of q, k, v do as the block makes them. Without a gate
+    a prefix is a part of the keys and values; with one, of the queries (`frostline.adapters._prefix`).
+    """
 
     attention: Attention
+    heads: int
+    carries: bool
     inputs: tuple[Matrix, ...]
     output: Matrix
-    query: bool
-    key: bool
-    value: bool
+    made: frozenset[str]
+    prefix: Prefix | None = None
+
+    @property
+    def query(self) -> bool:
+        return "q" in self.made or self.gated
+
+    @property
+    def key(self) -> bool:
+        return "k" in self.made or (self.length > 0 and not self.gated)
+
+    @property
+    def value(self) -> bool:
+        return "v" in self.made or (self.length > 0 and not self.gated)
+
+    @property
+    def length(self) -> int:
+        """How many prefix tokens its queries attend."""
+        return 0 if self.prefix is None else self.prefix.length
+
+    @property
+    def gated(self) -> bool:
+        return self.prefix is not None and self.prefix.gate != "none"
+
+    @property
+    def marks(self) -> int:
+        """How many numbers a gated prefix adds to a token's queries, keys and values, all heads together."""
+        return self.heads * self.length if self.gated else 0
 
     @property
     def from_encoder(self) -> tuple[Matrix, ...]:
@@ -69,9 +111,12 @@ class AttentionFlow:
 
 @dataclass(frozen=True)
 class BlockFlow:
-    """One block in a step. `trains`: its mode is not frozen; `widened`: tensors of its own train, so all of
-    them are float32; `enters`, `middle`, `leaves`: its hidden states carry a gradient before it, after its
-    attention, after it."""
+    """One block in a step.
+
+    `trains`: its mode is not frozen; `widened`: tensors of its own train, so all of them are float32. `experts` of a
+    mixture; `added`: the shapes of what adapters add. `enters`, `middle`, `reads`, `leaves`: its hidden states carry a
+    gradient before it, after its attention, where its feed-forward reads them, after it.
+    """
 
     index: int
     stack: str
@@ -79,8 +124,11 @@ class BlockFlow:
     trains: bool
     widened: bool
     norms_train: bool
+    experts: int
+    added: tuple[Shape, ...]
     enters: bool
     middle: bool
+    reads: bool
     leaves: bool
     attentions: tuple[AttentionFlow, ...]
     entering: tuple[Matrix, ...]
@@ -91,6 +139,10 @@ class BlockFlow:
         for attention in self.attentions:
             yield from (*attention.inputs, attention.output)
         yield from (*self.entering, *self.leaving)
+
+    @property
+    def branches(self) -> list[Branch]:
+        return [matrix.branch for matrix in self.matrices if matrix.branch is not None]
 
 
 @dataclass(frozen=True)
@@ -159,13 +211,14 @@ def flow(plan: Plan, anatomy: Anatomy) -> Flow:
     Raises `UserError` when the plan does not fit the anatomy.
     """
     trained = {item.tensor.name: item.rows < 1 for item in select(plan, anatomy)}
-    lora = {target.linear.name: target.options for target in lora_targets(plan, anatomy)}
+    beside = branches(plan, anatomy)
+    added = [added_shapes(mode, block, anatomy) for mode, block in zip(plan.blocks, anatomy.blocks, strict=True)]
     anatomy = as_trained(plan, anatomy)
 
     def matrix(linear: Linear, carries: bool) -> Matrix:
         weight, bias = linear.weight, f"{linear.name}.bias"
         return Matrix(
-            linear, carries, weight in trained, trained.get(weight, False), bias in trained, lora.get(linear.name)
+            linear, carries, weight in trained, trained.get(weight, False), bias in trained, beside.get(linear.name)
         )
 
     embeddings_train = isinstance(plan.embeddings, Full)
@@ -178,7 +231,9 @@ def flow(plan: Plan, anatomy: Anatomy) -> Flow:
     for mode, block, shape in zip(plan.blocks, anatomy.blocks, structures(anatomy), strict=True):
         if anatomy.encoder_decoder and block.stack == "decoder" and blocks and blocks[-1].stack == "encoder":
             hidden, encoded = embeddings_train, hidden or final_norm_trains
-        blocks.append(_block(block, shape, mode.mode != "frozen", trained, matrix, hidden, encoded))
+        blocks.append(
+            _block(block, shape, mode, added[block.index], trained, matrix, hidden, encoded, anatomy.num_heads)
+        )
         hidden = blocks[-1].leaves and block.index < max(losses)
 
     def reading(block: BlockFlow) -> Reading:
@@ -209,22 +264,28 @@ MakeMatrix = Callable[[Linear, bool], Matrix]
 def _block(
     block: Block,
     structure: Structure,
-    trains: bool,
+    mode: BlockMode,
+    added: tuple[Shape, ...],
     trained: Collection[str],
     make: MakeMatrix,
     enters: bool,
     encoded: bool,
+    heads: int,
 ) -> BlockFlow:
     own = {tensor.role for tensor in block.tensors if tensor.name in trained}
+    if isinstance(mode, Peft) and copies_tensors(mode):
+        own.add(Role.NORM)
     norms_train = Role.NORM in own
     normed_first = norms_train and structure.normed_first
     here = enters
     attentions: list[AttentionFlow] = []
-    for attention in structure.attentions:
-        attentions.append(_attention(attention, structure, make, here or normed_first, encoded, norms_train))
+    for position, attention in enumerate(structure.attentions):
+        prefix = mode if isinstance(mode, Prefix) and mode.length and not position else None
+        reads = here or normed_first
+        attentions.append(_attention(attention, structure, make, reads, encoded, norms_train, heads, prefix))
         here = here or attentions[-1].output.passes or norms_train
-    reads = (enters if structure.family.parallel else here) or norms_train
-    entering = tuple(make(linear, reads) for linear in structure.entering)
+    entered = (enters if structure.family.parallel else here) or norms_train
+    entering = tuple(make(linear, entered) for linear in structure.entering)
     inner = any(matrix.passes for matrix in entering)
     leaving = tuple(make(linear, inner) for linear in structure.leaving)
     leaves = here or bool(own) or any(matrix.passes for matrix in leaving)
@@ -232,11 +293,14 @@ def _block(
         index=block.index,
         stack=block.stack,
         structure=structure,
-        trains=trains,
+        trains=mode.mode != "frozen",
         widened=bool(own),
         norms_train=norms_train,
+        experts=mode.experts if isinstance(mode, Mixture) else 0,
+        added=added,
         enters=enters,
         middle=here or (norms_train and structure.family.parallel),
+        reads=entered,
         leaves=leaves,
         attentions=tuple(attentions),
         entering=entering,
@@ -245,7 +309,14 @@ def _block(
 
 
 def _attention(
-    attention: Attention, structure: Structure, make: MakeMatrix, reads: bool, encoded: bool, norms_train: bool
+    attention: Attention,
+    structure: Structure,
+    make: MakeMatrix,
+    reads: bool,
+    encoded: bool,
+    norms_train: bool,
+    heads: int,
+    prefix: Prefix | None,
 ) -> AttentionFlow:
     inputs: list[Matrix] = []
     for linear in attention.inputs:
@@ -260,9 +331,9 @@ def _attention(
         normed = norms_train and any(norm.side == name for norm in structure.norms)
         return normed or any(m.passes for m in inputs if name in (sides(m.linear) or "qkv"))
 
-    query, key, value = (side(name) for name in "qkv")
-    output = make(attention.output, query or key or value)
-    return AttentionFlow(attention, tuple(inputs), output, query, key, value)
+    made = frozenset(filter(side, "qkv"))
+    output = make(attention.output, bool(made) or prefix is not None)
+    return AttentionFlow(attention, heads, reads, tuple(inputs), output, made, prefix)
 
 
 def _pooled(linear: Linear, model_class: str) -> bool:

@@ -26,8 +26,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 
-from frostline.adapters import lora_parameters, lora_targets
 from frostline.anatomy import Anatomy, Linear, Part, Tensor, select
 from frostline.cost._bottom import resident
 from frostline.cost._flow import BlockFlow, Flow
@@ -93,8 +93,8 @@ class Gathered:
 
 
 def held(plan: Plan, anatomy: Anatomy, step: Flow, workload: Workload) -> list[Held]:
-    """Every tensor in memory while `plan` trains: the model's own, of rows that train a copy, LoRA's."""
-    return [*_own(plan, anatomy, step, workload), *_lora(plan, anatomy)]
+    """Every tensor in memory while `plan` trains: the model's own, of rows that train a copy, adapters'."""
+    return [*_own(plan, anatomy, step, workload), *_adapters(step)]
 
 
 def on_a_device(tensors: Sequence[Held], workload: Workload) -> int:
@@ -155,10 +155,10 @@ def _own(plan: Plan, anatomy: Anatomy, step: Flow, workload: Workload) -> Iterat
             yield Held(where, item.parameters, FLOAT * item.parameters)
 
 
-def _lora(plan: Plan, anatomy: Anatomy) -> Iterator[Held]:
-    for target in lora_targets(plan, anatomy):
-        numbers = lora_parameters(target)
-        yield Held(target.linear.block or 0, numbers, FLOAT * numbers)
+def _adapters(step: Flow) -> Iterator[Held]:
+    for block in step.blocks:
+        for shape in block.added:
+            yield Held(block.index, prod(shape), FLOAT * prod(shape))
 
 
 def _rounded(block: BlockFlow, workload: Workload) -> list[Linear]:

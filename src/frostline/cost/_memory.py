@@ -2,8 +2,9 @@
 
     weights       trained tensors in float32, and with them the whole of a block that has some; the others in
                   the checkpoint's type, or rounded; of a matrix that trains in part, the trained rows beside the whole
-    gradients     float32, of everything that trains; of the largest tensor alone if each is stepped in backward
-    optimizer     AdamW: two float32 numbers for each trained one; SGD without momentum: none
+    gradients     float32, of everything that trains; of the largest tensor alone if each is stepped in backward; of
+                  that tensor and the compressed sums if FLORA accumulates
+    optimizer     AdamW: two float32 numbers for each trained one; SGD without momentum: none; FLORA: `_flora`
     activations   what autograd keeps until backward, copies of weights included (`_activations`)
     logits        of a loss over tokens: the log-probabilities, their gradient and the logits' gradient, 12
                   bytes per logit, alive together when backward begins; of each further reading of a layered
@@ -38,20 +39,21 @@ when glibc returns what is freed (a fixed M_MMAP_THRESHOLD); by default glibc ke
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 
-from frostline.adapters import lora_parameters, lora_targets
 from frostline.anatomy import Anatomy, Part, select
 from frostline.cost._activations import SavedByPart, saved
 from frostline.cost._bottom import read_ahead, replaced
+from frostline.cost._flora import FloraOptions, state_numbers, sum_numbers
 from frostline.cost._flow import Flow, as_trained, flow
 from frostline.cost._held import ABOVE, BELOW, Gathered, gathered, held, made_whole, on_a_device, place
 from frostline.cost._reads import chunked, head_positions, logit_positions
 from frostline.cost._workload import FLOAT, Optimizer, Workload, state_bytes
 from frostline.plan import Plan
 
-_STATE_TENSORS: Mapping[Optimizer, int] = {"adamw": 2, "sgd": 0}
+_STATE_TENSORS: Mapping[Optimizer, int] = {"adamw": 2, "sgd": 0, "flora": 2}
 
 
 @dataclass(frozen=True)
@@ -71,11 +73,13 @@ class Memory:
 def memory(plan: Plan, anatomy: Anatomy, workload: Workload) -> Memory:
     """Peak memory of training under `plan`, of one device. Raises `UserError` when the plan does not fit."""
     step = flow(plan, anatomy)
-    trained = _trained(plan, anatomy)
+    trained = _trained(plan, anatomy, step)
     tensors = held(plan, anatomy, step, workload)
     weights = on_a_device(tensors, workload)
     share = FLOAT * sum(trained.values()) / workload.devices
-    optimizer = round(_STATE_TENSORS[workload.optimizer] * share)
+    optimizer = round(
+        _STATE_TENSORS[workload.optimizer] * share - _compressed(state_numbers, 2, plan, anatomy, step, workload)
+    )
     kept = saved(step, workload)
     until, again = _checkpointed(step, kept, workload)
     activations = round(kept.embeddings.total + sum(until) + kept.head.total)
@@ -84,12 +88,14 @@ def memory(plan: Plan, anatomy: Anatomy, workload: Workload) -> Memory:
     ahead = read_ahead(step, workload)
     whole = gathered(tensors, trained, step, workload)
     rounded = round(made_whole(step, workload))
-    gradients = _gradients(plan, anatomy, trained, workload)
+    gradients = _gradients(plan, anatomy, step, trained, workload)
+    summed = workload.flora is not None and workload.accumulation > 1
+    passing = workload.optimizer_in_backward or summed
     logits_moment = logits + _head_gradient(step, workload, logits)
     back = _largest_moment(activations, logits_moment, until, again, gradients, whole, step.bottom)
     return Memory(
         weights=weights,
-        gradients=round(gradients.most if workload.optimizer_in_backward else share),
+        gradients=round(gradients.earlier + gradients.most if passing else share),
         optimizer=optimizer,
         activations=activations + round(max(again)),
         logits=logits,
@@ -113,7 +119,7 @@ class _Gradients:
         return sum(self.arriving.values()) + max(self.passing.values(), default=0.0)
 
 
-def _gradients(plan: Plan, anatomy: Anatomy, trained: Mapping[int, int], workload: Workload) -> _Gradients:
+def _gradients(plan: Plan, anatomy: Anatomy, step: Flow, trained: Mapping[int, int], workload: Workload) -> _Gradients:
     itself = as_trained(plan, anatomy)
     largest: dict[int, float] = defaultdict(float)
     tied = 0.0
@@ -122,26 +128,50 @@ def _gradients(plan: Plan, anatomy: Anatomy, trained: Mapping[int, int], workloa
         if where == ABOVE and item.tensor.part is Part.EMBEDDINGS:  # the head's share waits for the embeddings'
             where, tied = BELOW, size
         largest[where] = max(largest[where], size)
-    for target in lora_targets(plan, anatomy):
-        size = float(FLOAT * target.options.r * max(target.linear.in_features, target.linear.out_features))
-        largest[target.linear.block or 0] = max(largest[target.linear.block or 0], size)
+    for block in step.blocks:
+        largest[block.index] = max([largest[block.index], *(float(FLOAT * prod(shape)) for shape in block.added)])
     shares = {where: FLOAT * count / workload.devices for where, count in trained.items()}
     if workload.optimizer_in_backward:
         return _Gradients(0.0, {ABOVE: tied}, largest)
     if workload.accumulation > 1 and workload.devices == 1:  # FSDP has them whole: among what is gathered
-        return _Gradients(sum(shares.values()), {ABOVE: tied}, largest)
+        saving = _compressed(sum_numbers, 1, plan, anatomy, step, workload)
+        return _Gradients(sum(shares.values()) - saving, {ABOVE: tied}, largest)
     return _Gradients(0.0, shares, {BELOW: tied})
 
 
-def _trained(plan: Plan, anatomy: Anatomy) -> Mapping[int, int]:
+def _trained(plan: Plan, anatomy: Anatomy, step: Flow) -> Mapping[int, int]:
     """How many parameters train in each block, above the blocks, and below them."""
     numbers: dict[int, int] = defaultdict(int)
     itself = as_trained(plan, anatomy)
     for item in select(plan, anatomy):
         numbers[place(item.tensor, itself)] += item.parameters
-    for target in lora_targets(plan, anatomy):
-        numbers[target.linear.block or 0] += lora_parameters(target)
+    for block in step.blocks:
+        numbers[block.index] += sum(map(prod, block.added))
     return numbers
+
+
+def _compressed(
+    numbers: Callable[[Sequence[int], FloraOptions], int],
+    whole: int,
+    plan: Plan,
+    anatomy: Anatomy,
+    step: Flow,
+    workload: Workload,
+) -> float:
+    """Bytes that FLORA saves where it keeps `numbers` for a tensor in the place of `whole` for each of its own."""
+    options = workload.flora
+    if options is None:
+        return 0.0
+    return FLOAT * sum(whole * prod(shape) - numbers(shape, options) for shape in _shapes(plan, anatomy, step))
+
+
+def _shapes(plan: Plan, anatomy: Anatomy, step: Flow) -> Iterator[Sequence[int]]:
+    """The shapes of what trains: of the model's own tensors, and of adapters'."""
+    for item in select(plan, anatomy):
+        if item.tensor.shape:
+            yield (item.trained_rows, *item.tensor.shape[1:])
+    for block in step.blocks:
+        yield from block.added
 
 
 def _checkpointed(step: Flow, kept: SavedByPart, workload: Workload) -> tuple[list[float], list[float]]:

@@ -6,7 +6,7 @@ A batch takes, with the work of `_flops` and the speeds of one machine for one m
     + H head + E embeddings + batch
 
 F, I, W are the operations of a block's forward pass and of its two kinds of gradient, H those of the head, A the
-numbers that LoRA's matrices read and make, E the trained parameters of the embeddings. An optimizer step takes so much
+numbers that adapters read and make, E the trained parameters of the embeddings. An optimizer step takes so much
 for each of its batches, and `parameter` for each trained parameter: clipping, the step itself, zeroing.
 
 A speed holds more than the matrix products it is counted by: what else grows with them. `forward` has the elementwise
@@ -31,10 +31,9 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from frostline.adapters import lora_targets
 from frostline.anatomy import Anatomy, Part, select
 from frostline.cost._flops import Flops, bottom_flops, cold_pass_flops, step_flops
-from frostline.cost._flow import flow
+from frostline.cost._flow import BlockFlow, Flow, flow
 from frostline.cost._parameters import trainable_parameters
 from frostline.cost._workload import Workload
 from frostline.plan import Plan
@@ -101,7 +100,7 @@ def fit_speed(plan: Plan, anatomy: Anatomy, workload: Workload, times: StepTimes
     """
     step = flow(plan, anatomy)
     amounts = step_flops(plan, anatomy, workload)
-    numbers = _lora_numbers(plan, anatomy, workload)
+    numbers = _adapter_numbers(step, workload)
     inner = list(zip(step.blocks, amounts.blocks, numbers, times.blocks, strict=False))  # the last block is in `top`
 
     forward = _rate((seconds, work.forward) for block, work, _, seconds in inner if not block.leaves)
@@ -146,7 +145,7 @@ def _batch_seconds(plan: Plan, anatomy: Anatomy, workload: Workload, speed: Spee
     embedded = sum(item.parameters for item in select(plan, anatomy) if item.tensor.part is Part.EMBEDDINGS)
     return (
         sum(_seconds(work, rates) for work in (amounts.embeddings, *amounts.blocks))
-        + speed.lora * sum(_lora_numbers(plan, anatomy, workload))
+        + speed.lora * sum(_adapter_numbers(flow(plan, anatomy), workload))
         + speed.head * amounts.head.total
         + speed.embeddings * embedded
         + speed.batch
@@ -163,11 +162,15 @@ def _cold_seconds(plan: Plan, anatomy: Anatomy, workload: Workload, speed: Speed
     return passing * speed.forward + batches * _batch_seconds(plan, anatomy, workload, speed)
 
 
-def _lora_numbers(plan: Plan, anatomy: Anatomy, workload: Workload) -> list[float]:
-    """The numbers that each block's LoRA reads and makes in a batch: of every token, in and out of each matrix."""
-    numbers = [0.0] * len(anatomy.blocks)
-    for target in lora_targets(plan, anatomy):
-        assert target.linear.block is not None, "LoRA goes beside matrices of blocks"
-        tokens = workload.step_tokens(anatomy.blocks[target.linear.block].stack, anatomy)
-        numbers[target.linear.block] += tokens * (target.linear.in_features + target.linear.out_features)
-    return numbers
+def _adapter_numbers(step: Flow, workload: Workload) -> list[float]:
+    """The numbers that each block's adapters read and make in a batch."""
+    return [workload.step_tokens(block.stack, step.anatomy) * _numbers_per_token(block, step) for block in step.blocks]
+
+
+def _numbers_per_token(block: BlockFlow, step: Flow) -> float:
+    total = float(sum(branch.reads * (1 + branch.gated) + branch.out for branch in block.branches))
+    for attention in block.attentions:
+        if attention.length:
+            longer = attention.attention.q + attention.attention.k + attention.attention.a
+            total += longer + attention.gated * step.anatomy.hidden_size + 4 * attention.marks
+    return total

@@ -1,9 +1,4 @@
-"""How the matrices of a block follow one another: told by their sizes, roles and names.
-
-Widths are numbers per token, all heads together:
-    q   of queries and of keys as they are multiplied      k, v   of keys and values as they are computed,
-    a   of attention's output                                     before grouped heads repeat them
-"""
+"""How the matrices of a block follow one another: told by their sizes, roles and names."""
 
 from __future__ import annotations
 
@@ -11,28 +6,9 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import groupby
 
-from frostline.anatomy import Anatomy, Block, Linear, Role
+from frostline.anatomy import Anatomy, Attention, Block, Linear, Role, attentions, sides
 from frostline.cost._families import Family, family
-
-
-@dataclass(frozen=True)
-class Attention:
-    """One attention: `inputs` make queries, keys and values, `output` mixes the heads. `cross` takes keys and
-    values from the encoder. `fused` is the width of a matrix that makes all three at once, 0 without one."""
-
-    inputs: tuple[Linear, ...]
-    output: Linear
-    cross: bool
-    q: int
-    k: int
-    v: int
-    fused: int
-
-    @property
-    def a(self) -> int:
-        return self.output.in_features
 
 
 @dataclass(frozen=True)
@@ -83,17 +59,17 @@ class Structure:
 def structure(block: Block, model_type: str, hidden: int, encoder_decoder: bool) -> Structure:
     """The structure of one block."""
     kind = family(model_type)
-    attentions = _attentions(block, crossing=encoder_decoder and block.stack == "decoder")
+    made = attentions(block, crossing=encoder_decoder and block.stack == "decoder")
     entering, leaving = _feed_forward(block, hidden)
     inner = sum(linear.copies * linear.active * linear.in_features for linear in leaving)
-    made = sum(linear.copies * linear.active * linear.out_features for linear in entering)
+    entered = sum(linear.copies * linear.active * linear.out_features for linear in entering)
     return Structure(
-        attentions=attentions,
+        attentions=made,
         entering=entering,
         leaving=leaving,
-        norms=tuple(_norms(block, attentions, kind)),
+        norms=tuple(_norms(block, made, kind)),
         inner=inner,
-        gated=made > 1.5 * inner,
+        gated=entered > 1.5 * inner,
         hidden=hidden,
         family=kind,
     )
@@ -103,56 +79,6 @@ def structures(anatomy: Anatomy) -> tuple[Structure, ...]:
     """The structure of every block."""
     return tuple(
         structure(block, anatomy.model_type, anatomy.hidden_size, anatomy.encoder_decoder) for block in anatomy.blocks
-    )
-
-
-def sides(linear: Linear) -> str:
-    """Which of queries, keys and values an attention's matrix makes, by its name: a part of "qkv".
-
-    >>> [sides(Linear(name, "", 8, 8, Part.BLOCK, 0, None)) for name in ("h.0.q_proj", "h.0.kv_b", "h.0.o")]
-    ['q', 'kv', '']
-    """
-    leaf = linear.name.rpartition(".")[2].lower()
-    if "qkv" in leaf or "query_key_value" in leaf:
-        return "qkv"
-    if leaf.startswith("kv"):
-        return "kv"
-    return leaf[0] if leaf[0] in "qkv" else ""
-
-
-def _attentions(block: Block, crossing: bool) -> tuple[Attention, ...]:
-    linears = [
-        linear
-        for linear in block.linears
-        # DeBERTa's matrices for relative positions multiply a table, not the tokens.
-        if linear.role is Role.ATTENTION and not linear.name.rpartition(".")[2].startswith("pos_")
-    ]
-    groups = [tuple(group) for _, group in groupby(linears, key=_attention_path)]
-    return tuple(
-        _attention(group, cross=crossing and position > 0) for position, group in enumerate(groups) if len(group) > 1
-    )
-
-
-def _attention_path(linear: Linear) -> str:
-    found = re.match(r".*?\b\w*att\w*", linear.name, re.IGNORECASE)
-    return found.group() if found else linear.name.rpartition(".")[0]
-
-
-def _attention(linears: Sequence[Linear], cross: bool) -> Attention:
-    output = next((linear for linear in reversed(linears) if not sides(linear)), linears[-1])
-    inputs = tuple(linear for linear in linears if linear is not output)
-    a = output.in_features
-    made = {sides(linear): linear.out_features for linear in inputs}
-    fused = made.get("qkv", made.get("", 0))
-    q = made.get("q", a)
-    return Attention(
-        inputs=inputs,
-        output=output,
-        cross=cross,
-        q=q,
-        k=made.get("k", (fused - q) // 2 if fused else q),
-        v=made.get("v", (fused - q) // 2 if fused else a),
-        fused=fused,
     )
 
 

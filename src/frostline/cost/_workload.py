@@ -8,9 +8,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from frostline.anatomy import Anatomy
+from frostline.cost._flora import FloraOptions
 
 Dtype = Literal["float32", "bfloat16", "float16"]
-Optimizer = Literal["adamw", "sgd"]
+Optimizer = Literal["adamw", "sgd", "flora"]
 
 BYTES: Mapping[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 FLOAT = BYTES["float32"]
@@ -28,8 +29,8 @@ class Workload(BaseModel):
     are kept in, the checkpoint's; trained ones are always float32. `frozen_bits` rounds the frozen matrices of the
     blocks to 8 or 4 bits. `attention` is transformers' `attn_implementation`. `checkpointing` recomputes the
     activations of trained blocks. `dropout` says that trained blocks have active dropout (`has_dropout` reads it
-    from a config). `optimizer_in_backward` steps each parameter when its gradient is there, and frees that: on one
-    device, without accumulation.
+    from a config). `optimizer_options` are FLORA's, which runs on one device. `optimizer_in_backward` steps each
+    parameter when its gradient is there, and frees that: on one device, without accumulation.
 
     `cold_store`: what lies below the boundary runs once, before training, and its weights leave memory; the
     store holds `stored_share` of the rows already. `reads_only`: the head and the loss run at label positions
@@ -47,6 +48,7 @@ class Workload(BaseModel):
     epochs: float = Field(1, gt=0)
     dtype: Literal["float32", "bfloat16"] = "float32"
     optimizer: Optimizer = "adamw"
+    optimizer_options: FloraOptions | None = None
     optimizer_in_backward: bool = False
     attention: Literal["eager", "sdpa"] = "sdpa"
     checkpointing: bool = False
@@ -64,6 +66,18 @@ class Workload(BaseModel):
         if self.optimizer_in_backward and (self.accumulation > 1 or self.devices > 1):
             raise ValueError("optimizer_in_backward goes without accumulation, on one device")
         return self
+
+    @model_validator(mode="after")
+    def _optimizer_fits(self) -> Workload:
+        check_optimizer(self.optimizer, self.optimizer_options)
+        if self.optimizer == "flora" and self.devices > 1:
+            raise ValueError("optimizer: flora runs on one device")
+        return self
+
+    @property
+    def flora(self) -> FloraOptions | None:
+        """FLORA's options, None with another optimizer."""
+        return (self.optimizer_options or FloraOptions()) if self.optimizer == "flora" else None
 
     @property
     def plain(self) -> Workload:
@@ -89,6 +103,12 @@ class Workload(BaseModel):
     def step_tokens(self, stack: str, anatomy: Anatomy) -> int:
         """How many tokens of one batch pass the blocks of a stack."""
         return self.batch * self.row_tokens(stack, anatomy)
+
+
+def check_optimizer(optimizer: Optimizer, options: FloraOptions | None) -> None:
+    """Raise `ValueError` for options of an optimizer that has none."""
+    if options is not None and optimizer != "flora":
+        raise ValueError(f"optimizer_options are those of flora, and optimizer is {optimizer}: leave them out")
 
 
 def weight_bytes(trains: bool, workload: Workload) -> int:

@@ -5,6 +5,7 @@ from frostline.engine._cold import ColdReport
 from frostline.engine._cold_work import cut_boundary
 from frostline.engine._delta import CARD_FILE, DeltaCard, load_delta, read_card, save_delta, trained_tensors
 from frostline.engine._fingerprint import fingerprint, tensor_hashes
+from frostline.engine._flora import Flora
 from frostline.engine._merge import load, merge
 from frostline.engine._meter import MemoryMeter, StepMeter
 from frostline.engine._models import (
@@ -27,6 +28,7 @@ __all__ = [
     "Applied",
     "ColdReport",
     "DeltaCard",
+    "Flora",
     "GroupedByLength",
     "MemoryMeter",
     "ProgressBar",

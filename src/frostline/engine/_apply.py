@@ -12,7 +12,7 @@ from peft import PeftModel
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from frostline.adapters import add_lora, merge_lora
+from frostline.adapters import add_adapters, check_mergeable, copies_tensors, merge_adapters
 from frostline.anatomy import Anatomy, Tensor, Trained, find_anatomy, notices, select, untie
 from frostline.core.errors import UserError
 from frostline.engine._fingerprint import tensor_hashes
@@ -20,7 +20,7 @@ from frostline.engine._forward import check_forward, install_forward
 from frostline.engine._frozen import keep_frozen_out
 from frostline.engine._precision import align_dtypes
 from frostline.engine._rows import fold_rows, rows_name, train_rows
-from frostline.plan import BlockMode, Lora, Partial, Plan
+from frostline.plan import AddingMode, BlockMode, Partial, Peft, Plan
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class Applied:
     `lr_scales` maps the name of every trained parameter of the model as it is now to its learning-rate scale.
     `plan` is the current one and `first` that which training began with; `changed` is whatever has trained so far, by
     name, also when it lies in blocks that are out of the model while it trains from the cold store; `originals` are the
-    values that some of it began with.
+    values that some of it began with. `adapters` names the trainable parameters that the plan added, by the methods of
+    `peft_models`.
     """
 
     plan: Plan
@@ -45,7 +46,8 @@ class Applied:
     changed: Mapping[str, nn.Parameter] = field(repr=False)
     originals: Mapping[str, torch.Tensor] = field(repr=False)
     notices: tuple[str, ...]
-    peft_model: PeftModel | None = field(repr=False)
+    adapters: frozenset[str] = field(repr=False)
+    peft_models: tuple[PeftModel, ...] = field(repr=False)
     hooks: tuple[RemovableHandle, ...] = field(repr=False)
 
 
@@ -73,8 +75,9 @@ def apply(plan: Plan, model: Any, *, seed: int = 0) -> Applied:
     if plan.untie:
         untie(model)
     own = set(model.parameters())
-    peft_model = add_lora(model, plan, anatomy, seed)
-    adapters = [name for name, parameter in model.named_parameters() if parameter not in own]
+    _widen(model, _copied(plan, anatomy), anatomy)
+    peft_models = add_adapters(model, plan, anatomy, seed)
+    adapters = [name for name, added in model.named_parameters() if added not in own and added.requires_grad]
     _widen(model, (item.tensor for item in trained), anatomy)
     lr_scales = {_trained_name(model, item): item.lr_scale for item in trained}
     lr_scales |= _adapter_scales(adapters, plan, anatomy)
@@ -91,7 +94,8 @@ def apply(plan: Plan, model: Any, *, seed: int = 0) -> Applied:
         changed=_parameters(model, lr_scales),
         originals={},
         notices=tuple(notices(plan, anatomy)),
-        peft_model=peft_model,
+        adapters=frozenset(adapters),
+        peft_models=peft_models,
         hooks=hooks,
     )
     setattr(model, _ATTRIBUTE, applied)
@@ -115,8 +119,7 @@ def change(plan: Plan, model: Any, *, keep_originals: bool = False) -> Applied:
     trained = select(plan, applied.anatomy)
     present = {**applied.changed, **dict(model.named_parameters())}
     lr_scales = {_present_name(present, item): item.lr_scale for item in trained}
-    adapters = [name for name in applied.changed if "lora_" in name]
-    lr_scales |= _adapter_scales(adapters, plan, applied.anatomy)
+    lr_scales |= _adapter_scales(applied.adapters, plan, applied.anatomy)
     _remove_hooks(applied)
     new = {name: present[name] for name in lr_scales if name not in applied.changed}
     kept = {name: parameter.detach().cpu().clone() for name, parameter in new.items()} if keep_originals else {}
@@ -162,10 +165,11 @@ def to_plain(model: Any) -> Any:
         raise UserError(
             "the plan's residual interaction is no part of an ordinary model: go on with the model as it is"
         )
+    check_mergeable(model)
     _remove_hooks(applied)
     delattr(model, _ATTRIBUTE)
     fold_rows(model)
-    return model if applied.peft_model is None else merge_lora(applied.peft_model)
+    return merge_adapters(applied.peft_models) if applied.peft_models else model
 
 
 def _train(model: Any, plan: Plan, anatomy: Anatomy, lr_scales: Mapping[str, float]) -> tuple[RemovableHandle, ...]:
@@ -206,7 +210,7 @@ def _check_change(first: Plan, plan: Plan) -> None:
 
 def _structure(mode: BlockMode) -> Any:
     """What a mode adds to a block's modules; None when it trains them as they are."""
-    if isinstance(mode, Lora) or (isinstance(mode, Partial) and mode.rows < 1):
+    if isinstance(mode, AddingMode) or (isinstance(mode, Partial) and mode.rows < 1):
         return mode.model_copy(update={"lr_scale": 1.0})
     return None
 
@@ -234,8 +238,14 @@ def _widen(model: nn.Module, trained: Iterable[Tensor], anatomy: Anatomy) -> Non
             parameter.data = parameter.data.float()
 
 
-def _adapter_scales(names: Iterable[str], plan: Plan, anatomy: Anatomy) -> dict[str, float]:
-    """The learning-rate scales of those adapters' parameters whose block has LoRA in the plan."""
+def _copied(plan: Plan, anatomy: Anatomy) -> Iterable[Tensor]:
+    """Tensors of the blocks of which copies train, in the copied tensors' dtype."""
     places = zip(plan.blocks, anatomy.blocks, strict=True)
-    scales = {f"{block.name}.": mode.lr_scale for mode, block in places if isinstance(mode, Lora)}
+    return (t for mode, block in places if isinstance(mode, Peft) and copies_tensors(mode) for t in block.tensors)
+
+
+def _adapter_scales(names: Iterable[str], plan: Plan, anatomy: Anatomy) -> dict[str, float]:
+    """The learning-rate scales of those adapters' parameters whose block has adapters in the plan."""
+    places = zip(plan.blocks, anatomy.blocks, strict=True)
+    scales = {f"{block.name}.": mode.lr_scale for mode, block in places if isinstance(mode, AddingMode)}
     return {name: scale for name in names for place, scale in scales.items() if name.startswith(place)}

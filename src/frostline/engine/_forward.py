@@ -19,10 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from frostline.adapters import regularises
 from frostline.anatomy import Anatomy, device_of, hidden_of
 from frostline.core.errors import FrostlineError, UserError, first_line
 from frostline.engine.reads._quietly import undisturbed, with_hidden
-from frostline.plan import Plan
+from frostline.plan import Mixture, Peft, Plan
 
 
 def install_forward(model: nn.Module, plan: Plan, anatomy: Anatomy) -> list[RemovableHandle]:
@@ -73,11 +74,21 @@ def check_forward(model: nn.Module, plan: Plan, anatomy: Anatomy) -> None:
 
 
 def check_loss_is_the_models(plan: Plan, computed_outside: bool) -> None:
-    """Raises `UserError` when a layered loss is asked for, but the caller computes the loss outside of the model."""
+    """Raises `UserError` when a plan changes the model's loss, but the caller computes it outside of the model."""
     if plan.forward.layered and computed_outside:
         raise UserError(
             "forward.loss_weights: a layered loss is the model's own: leave out label_smoothing_factor and "
             "compute_loss_func, or the weights"
+        )
+    if computed_outside and any(isinstance(mode, Mixture) and mode.balance for mode in plan.blocks):
+        raise UserError(
+            "mixture: its balance loss is added to the model's own: leave out label_smoothing_factor and "
+            "compute_loss_func, or set balance to 0"
+        )
+    if computed_outside and any(isinstance(mode, Peft) and regularises(mode) for mode in plan.blocks):
+        raise UserError(
+            "adalora: its regularisation is added to the model's own loss: leave out label_smoothing_factor and "
+            "compute_loss_func, or set orth_reg_weight to 0"
         )
 
 
@@ -151,7 +162,8 @@ class LayeredLoss:
             if index - 1 in self._weights:
                 yield block.register_forward_pre_hook(partial(self._note, index - 1), prepend=True, with_kwargs=True)
             yield block.register_forward_hook(partial(self._note_returned, name))
-        yield self._model.register_forward_hook(self._finish, with_kwargs=True)
+        # First of the hooks: what others add to the loss (a mixture's balance) is weighed by no block.
+        yield self._model.register_forward_hook(self._finish, with_kwargs=True, prepend=True)
 
     def disagreement(self) -> str | None:
         """Why the model does not give its own output again from its last block's, in a line; None when it does.

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from frostline.adapters import adapter_names
 from frostline.anatomy import Anatomy
 
 
@@ -57,10 +58,11 @@ class _Cast:
 
 
 def _own_dtype(module: nn.Module) -> torch.dtype | None:
-    # LoRA's float32 adapters do not count: PEFT converts around them.
+    # Adapters, which are float32, do not count: they convert around themselves.
+    added = adapter_names(module)
     dtypes = [
         parameter.dtype
         for name, parameter in module.named_parameters()
-        if parameter.is_floating_point() and "lora_" not in name
+        if parameter.is_floating_point() and name not in added
     ]
     return dtypes[0] if dtypes else None

@@ -26,10 +26,12 @@ from frostline.engine._apply import Applied, applied_to, apply, change
 from frostline.engine._cold import ColdBottom, Mode
 from frostline.engine._cold_work import Replaceable
 from frostline.engine._delta import load_delta, save_delta
+from frostline.engine._flora import Flora, check_flora
 from frostline.engine._forward import check_loss_is_the_models
 from frostline.engine._in_backward import check_in_backward, step_in_backward
 from frostline.engine._observe import Observer
 from frostline.engine._optimizer import regroup
+from frostline.engine._ranks import ShareRanks, load_ranks, save_ranks
 from frostline.engine._sampler import GroupedByLength
 from frostline.engine.reads import Reads, read_only_what_counts
 from frostline.plan import FixedSchedule, Plan, Schedule, document
@@ -48,6 +50,8 @@ class Trainer(transformers.Trainer):
 
     With `optimizer_in_backward` each parameter is stepped as soon as the backward pass has its gradient, which
     is then freed; it gives the same weights, and goes without clipping, accumulation and other processes.
+
+    `optimizer_cls_and_kwargs=(Flora, {...})` trains by FLORA; what it accumulates is compressed in the backward pass.
 
     `cold_store` says whether rows pass the frozen bottom once and train from their stored states: `auto` where it is
     right and pays, `on`, `off`; `cold_store_limit` is what all stores together may take, in bytes. `load_bottom`
@@ -81,6 +85,8 @@ class Trainer(transformers.Trainer):
     ) -> None:
         if optimizer_in_backward and args is not None:
             check_in_backward(args)
+        if args is not None and (options.get("optimizer_cls_and_kwargs") or (None,))[0] is Flora:
+            check_flora(args)
         self.optimizer_in_backward = optimizer_in_backward
         self._gradient_norms: list[torch.Tensor] = []
         self.schedule = _settle(model, plan, schedule, args)
@@ -97,6 +103,7 @@ class Trainer(transformers.Trainer):
         self._loaded = ""
         self._made_optimizer = False
         super().__init__(model, args, *positional, **options)
+        self.add_callback(ShareRanks())
         self.observer = Observer(model, self.schedule.observes)
         check_loss_is_the_models(self.applied.plan, self._loss_is_custom())
         if not self.schedule.settled:
@@ -207,7 +214,7 @@ class Trainer(transformers.Trainer):
     def training_step(self, model: nn.Module, *inputs: Any, **options: Any) -> torch.Tensor:
         if self.state.global_step != self._step:
             self._begin_step(self.state.global_step)
-        with self._stepping() as self._gradient_norms:
+        with self._stepping() as self._gradient_norms, self._accumulating():
             loss: torch.Tensor = super().training_step(model, *inputs, **options)
         self.last_loss += loss.item()
         self._check_loss(self.last_loss)
@@ -215,6 +222,15 @@ class Trainer(transformers.Trainer):
 
     def _stepping(self) -> AbstractContextManager[list[torch.Tensor]]:
         return step_in_backward(self._bare_optimizer()) if self.optimizer_in_backward else nullcontext([])
+
+    def _accumulating(self) -> AbstractContextManager[None]:
+        summing = self._summing_optimizer()
+        return nullcontext() if summing is None else summing.accumulating()
+
+    def _summing_optimizer(self) -> Flora | None:
+        """The optimizer, if it adds up what batches give in its own way."""
+        optimizer = self._bare_optimizer()
+        return optimizer if isinstance(optimizer, Flora) and self.args.gradient_accumulation_steps > 1 else None
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *positional: Any, **options: Any) -> Any:
         with self.cold.feeding(inputs):
@@ -230,9 +246,15 @@ class Trainer(transformers.Trainer):
                 f"at the data{self._last_checkpoint_hint()}"
             )
 
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        summing = self._summing_optimizer()
+        return super()._clip_grad_norm(model) if summing is None else summing.clip_norm(self.args.max_grad_norm)
+
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         if self._gradient_norms:
             grad_norm = torch.linalg.vector_norm(torch.stack(self._gradient_norms))
+        if grad_norm is None and (summing := self._summing_optimizer()) is not None:
+            grad_norm = summing.clip_norm(math.inf)
         return super()._get_grad_norm(model, grad_norm=grad_norm)
 
     def _begin_step(self, step: int) -> None:
@@ -316,6 +338,7 @@ class Trainer(transformers.Trainer):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         _state.save_optimizer(self._bare_optimizer(), self._names(), Path(output_dir))
         _state.save_scheduler(self.lr_scheduler, Path(output_dir))
+        save_ranks(self.applied.peft_models, Path(output_dir))
 
     def _save_rng_state(self, output_dir: str) -> None:
         write_json(Path(output_dir) / self._rng_file(), _state.random_state())
@@ -341,6 +364,7 @@ class Trainer(transformers.Trainer):
         if checkpoint is not None and (Path(checkpoint) / _state.OPTIMIZER_FILE).is_file():
             _state.load_optimizer(self._bare_optimizer(), self._names(), Path(checkpoint))
             _state.load_scheduler(self.lr_scheduler, Path(checkpoint))
+            load_ranks(self.applied.peft_models, Path(checkpoint))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None and (Path(checkpoint) / self._rng_file()).is_file():

@@ -1,29 +1,38 @@
 """Plan and schedule as pure data. Imports no torch: a plan is read and written on any machine."""
 
+from frostline.plan._adapters import Adapter, AddingMode, Bottleneck, Lora, Mixture, Peft, Prefix, Targets
 from frostline.plan._forward import Forward, Residual
-from frostline.plan._modes import BlockMode, Frozen, Full, Lora, Partial, PartMode
-from frostline.plan._plan import Plan, block_ranges
+from frostline.plan._modes import BlockMode, Frozen, Full, Partial, PartMode
+from frostline.plan._plan import Plan, block_ranges, named_blocks
 from frostline.plan._schedule import FixedSchedule, Observations, Schedule
 from frostline.plan._strip import strip
 from frostline.plan._text import document, from_text, load_plan, save_plan, to_json, to_yaml
 
 __all__ = [
+    "Adapter",
+    "AddingMode",
     "BlockMode",
+    "Bottleneck",
     "FixedSchedule",
     "Forward",
     "Frozen",
     "Full",
     "Lora",
+    "Mixture",
     "Observations",
     "PartMode",
     "Partial",
+    "Peft",
     "Plan",
+    "Prefix",
     "Residual",
     "Schedule",
+    "Targets",
     "block_ranges",
     "document",
     "from_text",
     "load_plan",
+    "named_blocks",
     "save_plan",
     "strip",
     "to_json",

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from frostline.core.settings import Options
+from frostline.plan._adapters import Adapter, Lora, Prefix
+from frostline.plan._names import group_or_names
 
 PartialParts = Literal["all", "attention", "feed_forward", "norms_and_biases", "biases"]
-LoraTargets = Literal["default", "attention", "feed_forward", "all"]
 
 
 class Frozen(Options):
@@ -41,7 +42,7 @@ class Partial(Options):
     @field_validator("train", mode="before")
     @classmethod
     def _group_or_modules(cls, value: Any) -> Any:
-        return _group_or_names(value, PartialParts)
+        return group_or_names(value, PartialParts)
 
     @model_validator(mode="after")
     def _leaves_something_out(self) -> Partial:
@@ -53,32 +54,5 @@ class Partial(Options):
         return self
 
 
-class Lora(Options):
-    """Low-rank updates beside the block's frozen matrices (Hu et al. 2021), made by PEFT.
-
-    `targets` is which matrices: `default` is what PEFT adapts for this model family (query and value for
-    most), or all of the attention's when PEFT does not know the family; or a group; or module names.
-    """
-
-    mode: Literal["lora"] = "lora"
-    r: int = Field(8, gt=0)
-    alpha: float = Field(32.0, gt=0)
-    dropout: float = Field(0.1, ge=0, lt=1)
-    targets: LoraTargets | tuple[str, ...] = "default"
-    lr_scale: float = Field(1.0, gt=0)
-
-    @field_validator("targets", mode="before")
-    @classmethod
-    def _group_or_modules(cls, value: Any) -> Any:
-        return _group_or_names(value, LoraTargets)
-
-
-def _group_or_names(value: Any, groups: Any) -> Any:
-    named = isinstance(value, list | tuple) and all(isinstance(name, str) for name in value)
-    if not named and value not in get_args(groups):
-        raise ValueError(f"give {' | '.join(get_args(groups))}, or a list of module names")
-    return value
-
-
-BlockMode = Annotated[Frozen | Full | Partial | Lora, Field(discriminator="mode")]
+BlockMode = Annotated[Frozen | Full | Partial | Lora | Prefix | Adapter, Field(discriminator="mode")]
 PartMode = Annotated[Frozen | Full, Field(discriminator="mode")]

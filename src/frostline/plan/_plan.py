@@ -93,6 +93,15 @@ def expand_blocks(entries: Sequence[Any]) -> list[Any]:
 
     Every block from 0 to the highest named has to be there exactly once. Raises `ValueError` otherwise.
     """
+    found = named_blocks(entries)
+    missing = sorted(set(range(max(found, default=-1) + 1)) - set(found))
+    if missing:
+        raise ValueError(f"no mode is given for block {_ranges(missing)}: every block needs one")
+    return [found[index] for index in sorted(found)]
+
+
+def named_blocks(entries: Sequence[Any]) -> dict[int, Any]:
+    """Block -> its mode document, from entries as `expand_blocks` takes. Raises `ValueError` for one given twice."""
     found: dict[int, Any] = {}
     for position, entry in enumerate(entries):
         options, index = _word_to_mode(entry), position
@@ -103,10 +112,7 @@ def expand_blocks(entries: Sequence[Any]) -> list[Any]:
             if block in found:
                 raise ValueError(f"block {block} is given twice")
             found[block] = options
-    missing = sorted(set(range(max(found, default=-1) + 1)) - set(found))
-    if missing:
-        raise ValueError(f"no mode is given for block {_ranges(missing)}: every block needs one")
-    return [found[index] for index in sorted(found)]
+    return found
 
 
 def block_ranges(modes: Iterable[Options]) -> list[tuple[str, Options]]:

@@ -10,6 +10,8 @@ CELLS = {
     "frozen": ("░", "bright_blue"),
     "partial": ("▒", "yellow"),
     "lora": ("▞", "magenta"),
+    "prefix": ("▚", "cyan"),
+    "adapter": ("▙", "green"),
     "full": ("█", "red"),
 }
 

@@ -62,7 +62,8 @@ def save_plan(plan: Plan, path: Path) -> None:
 
 
 def _changed(mode: Options) -> dict[str, Any]:
-    return {"mode": getattr(mode, "mode", None), **mode.model_dump(mode="json", exclude_defaults=True)}
+    kind = {word: getattr(mode, word) for word in ("mode", "kind") if hasattr(mode, word)}
+    return {**kind, **mode.model_dump(mode="json", exclude_defaults=True)}
 
 
 def _short(mode: Options) -> Any:

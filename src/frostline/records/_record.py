@@ -89,7 +89,10 @@ class RunRecord(_Data):
     """Everything about one run. The keys are stable; `version` grows when they change.
 
     `plan` is the last one, and what `predicted` is for; `changes` are the plans that took over while training, with the
-    step before which they did. `chosen` is what a planner chose within the run's budget, and over what.
+    step before which they did. `chosen` is what a planner chose within the run's budget, and over what. `split` says,
+    of a training that was split between a server and clients, what each sent and took. `routers` has, of each block
+    whose feed-forward is a mixture of experts, the `shares` of all assignments that they got in training, and the mean
+    `balance_loss` (without its weight; 1 when all are equally busy), since the run was last resumed.
     """
 
     version: Literal[1] = 1
@@ -109,6 +112,8 @@ class RunRecord(_Data):
     total_parameters: int
     predicted: dict[str, Any]
     measured: Measured | None = None
+    split: dict[str, Any] | None = None
+    routers: dict[str, dict[str, Any]] | None = None
     metrics: RunMetrics | None = None
     notices: tuple[str, ...] = ()
 

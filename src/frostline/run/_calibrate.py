@@ -34,6 +34,7 @@ from frostline.plan import BlockMode, Frozen, Full, Lora, Plan
 from frostline.run._device import device
 from frostline.run._timeline import CLOCKS, FEWEST, WARM_UP, Clock, Clocks, StepsInTime, TimedTrainer, Timeline
 from frostline.run._versions import versions
+from frostline.run._work import optimizer_of
 from frostline.tasks import IGNORED
 
 BLOCKS = 5
@@ -103,6 +104,7 @@ def measure(
             _arguments(single, folder),
             plan=plan,
             cold_store="off",
+            optimizer_cls_and_kwargs=optimizer_of(single, seed=0),
             only_what_is_read=single.reads_only,
             train_dataset=_rows(model, anatomy, single),
             callbacks=[StepsInTime(timeline, seconds), *callbacks],

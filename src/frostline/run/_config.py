@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, PositiveInt, ValidationError, field_validator
+from pydantic import Field, PositiveInt, ValidationError, field_validator, model_validator
 
 from frostline.core.errors import UserError
 from frostline.core.settings import Options, first_error, lay_over, read_mapping
 from frostline.core.sizes import parse_size
+from frostline.cost import FloraOptions, Optimizer, check_optimizer
 from frostline.strategies import Budget
-from frostline.tasks import TaskOptions
+from frostline.tasks import Decoding, TaskOptions
 
 
 class RunConfig(Options):
@@ -35,6 +36,8 @@ class RunConfig(Options):
             one after the other in one sequence without padding, which keep to themselves (decoders that learn
             to write only).
         max_length: tokens; longer rows are cut. `pad_to_max_length` pads every batch to it.
+        optimizer: `adamw`, `sgd`, or `flora`, which keeps momentum and accumulated gradients of matrices compressed and
+            has `optimizer_options`: `rank`, `kappa`, ... (docs/flora.md).
         optimizer_in_backward: step each parameter as soon as its gradient is there, and free the gradient; wants
             `max_grad_norm: 0` and no accumulation.
         precision: `bfloat16` is autocast over float32 trained tensors; `auto` takes it where the hardware has it.
@@ -51,6 +54,7 @@ class RunConfig(Options):
         report_to: loggers that transformers knows: tensorboard, wandb, trackio, ...
         threads: CPU threads of torch; all by default.
         generate_rows, max_new_tokens: of the generated part of an evaluation.
+        generation: how its texts are generated: greedily by default, by beams, by sampling; see `Decoding`.
     """
 
     model: str
@@ -74,7 +78,8 @@ class RunConfig(Options):
     warmup_steps: int = Field(0, ge=0)
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, ge=0)
-    optimizer: Literal["adamw", "sgd"] = "adamw"
+    optimizer: Optimizer = "adamw"
+    optimizer_options: FloraOptions | None = None
     optimizer_in_backward: bool = False
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     frozen_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -92,6 +97,7 @@ class RunConfig(Options):
     eval_batch_size: PositiveInt = 32
     generate_rows: int | None = Field(None, ge=0)
     max_new_tokens: PositiveInt = 64
+    generation: Decoding = Decoding()
 
     @field_validator("cold_store", mode="before")
     @classmethod
@@ -106,6 +112,11 @@ class RunConfig(Options):
             value = str(value)
             parse_size(value, "cold_store_limit")
         return value
+
+    @model_validator(mode="after")
+    def _options_are_the_optimizer_s(self) -> RunConfig:
+        check_optimizer(self.optimizer, self.optimizer_options)
+        return self
 
     @property
     def cold_store_bytes(self) -> int | None:

@@ -51,6 +51,7 @@ def opening_record(prepared: Prepared) -> RunRecord:
         total_parameters=total_parameters(applied.plan, applied.anatomy),
         predicted=predicted_cost(prepared),
         notices=(
+            *task.notices,
             *applied.notices,
             *_choice_notices(prepared),
             *_cut_notice(prepared),

@@ -32,8 +32,9 @@ from frostline.run._config import RunConfig
 from frostline.run._device import device, uses_bfloat16
 from frostline.run._probing import Held
 from frostline.run._setup import check_length, config_for, load_model
+from frostline.run._split import trainer_for
 from frostline.run._streaming import load_streaming
-from frostline.run._work import Data, workload_of
+from frostline.run._work import Data, optimizer_of, workload_of
 from frostline.tasks import (
     IGNORED,
     Collator,
@@ -97,10 +98,11 @@ def prepare(asked: RunConfig, data: Data, before: RunRecord | None = None) -> Pr
         config = chosen.config
         prepare_tokenizer(data.tokenizer, model)
         steps = StepMeter()
-        trainer = Trainer(
+        trainer = trainer_for(chosen.schedule, config)(
             model,
             _arguments(config),
             schedule=chosen.schedule,
+            optimizer_cls_and_kwargs=optimizer_of(config, config.seed),
             optimizer_in_backward=config.optimizer_in_backward,
             cold_store="off" if config.frozen_bits else config.cold_store,
             cold_store_limit=config.cold_store_bytes,

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import json
 import time
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import torch
 from rich.console import Console
 from transformers.trainer_utils import get_last_checkpoint
 
+from frostline.adapters import router_statistics
 from frostline.core.errors import FrostlineError, UserError, first_line
 from frostline.core.files import disk_errors, read_json, write_json, write_text
 from frostline.core.sizes import size_text
@@ -22,11 +21,13 @@ from frostline.run._config import RunConfig
 from frostline.run._device import autocast
 from frostline.run._opening import opening_record, predicted_cost
 from frostline.run._prepare import Prepared, prepare, read_data
-from frostline.tasks import Evaluation, evaluate
+from frostline.run._split import split_notice, split_report
+from frostline.tasks import Evaluation, Task, evaluate
 
 PLAN_FILE = "plan.yaml"
 BEFORE_FILE = "before.json"
 PREDICTIONS_FILE = "predictions.jsonl"
+ROWS_FILE = "rows.json"
 
 
 def train(config: RunConfig, *, resume: bool = False, console: Console | None = None) -> RunRecord:
@@ -51,6 +52,7 @@ def train(config: RunConfig, *, resume: bool = False, console: Console | None = 
             console.print(f"note: {notice}")
         write_record(record, folder)
         save_plan(Plan.read(record.plan), folder / PLAN_FILE)
+        _write_rows(data.task, folder)
         try:
             return _run(prepared, record, folder, checkpoint, memory, console)
         except BaseException as error:
@@ -83,14 +85,17 @@ def _run(
     finally:
         bar.close()
     record = _what_became(prepared, record, console)
-    peak = memory.peak_bytes
+    routers = router_statistics(prepared.model) or None
+    split = split_report(trainer)
+    peak = memory.peak_bytes if split is None else sum(split.peak_memory_bytes.values())
     with disk_errors(folder):
         prepared.data.tokenizer.save_pretrained(folder)
         save_delta(prepared.model, folder)
     after = _measure(prepared, console)
-    _write_predictions(after, folder)
+    write_text(folder / PREDICTIONS_FILE, after.json_lines())
     median = prepared.steps.median
     tokens = config.batch_size * config.gradient_accumulation * prepared.data.mean_length(config)
+    tokens *= 1 if split is None else split.clients
     applied = trainer.applied
     save_plan(applied.plan, folder / PLAN_FILE)
     finished = record.model_copy(
@@ -107,11 +112,13 @@ def _run(
                 peak_memory_bytes=peak,
                 steps=trainer.state.global_step,
                 tokens_per_second=tokens / median if median else None,
-                cpu_seconds_per_step=prepared.steps.cpu_median,
+                cpu_seconds_per_step=prepared.steps.cpu_median if split is None else None,  # others trained
                 resumed_at_step=trainer.state.global_step - len(prepared.steps.seconds),
                 selection_seconds=prepared.chosen.seconds + trainer.seconds_until_settled,
                 cold_pass_peak_memory_bytes=cold_peak,
             ),
+            "split": None if split is None else split.document(),
+            "routers": routers,
             "metrics": RunMetrics(before=before, after=after.metrics, history=_history(trainer)),
         }
     )
@@ -126,6 +133,9 @@ def _what_became(prepared: Prepared, record: RunRecord, console: Console) -> Run
     if trainer.changes:
         notices.append(f"from step {trainer.changes[-1].step} on: cold store {trainer.cold.report.reason}")
         record = record.model_copy(update={"predicted": predicted_cost(prepared)})
+    split = split_report(trainer)
+    if split is not None:
+        notices.append(split_notice(split))
     for notice in notices:
         console.print(f"note: {notice}")
     return record.model_copy(update={"notices": (*record.notices, *notices)})
@@ -189,6 +199,7 @@ def _measure(prepared: Prepared, console: Console) -> Evaluation:
             max_length=config.max_length,
             generate_rows=0 if config.streaming else config.generate_rows,
             max_new_tokens=config.max_new_tokens,
+            decoding=config.generation,
         )
 
 
@@ -196,9 +207,10 @@ def _history(trainer: Trainer) -> tuple[dict[str, float], ...]:
     return tuple({key: float(value) for key, value in entry.items()} for entry in trainer.state.log_history)
 
 
-def _write_predictions(evaluation: Evaluation, folder: Path) -> None:
-    lines = (json.dumps(dataclasses.asdict(item), ensure_ascii=False) + "\n" for item in evaluation.predictions)
-    write_text(folder / PREDICTIONS_FILE, "".join(lines))
+def _write_rows(task: Task, folder: Path) -> None:
+    """Which of the source's rows the run draws on, by the ids of the examples."""
+    parts = {"train": task.train, "eval": task.eval, "questions": task.questions}
+    write_json(folder / ROWS_FILE, {name: [example.id for example in part] for name, part in parts.items()})
 
 
 def _one_line(error: BaseException) -> str:

@@ -23,7 +23,16 @@ from frostline.run._probing import probe_model
 from frostline.run._setup import anatomy_of, check_length, class_for, config_for, load_model, model_class_of
 from frostline.signals import Probe
 from frostline.strategies import Budget, Choice, Situation, choose_schedule
-from frostline.tasks import Evaluation, TaskKind, TaskOptions, evaluate, generate_texts, load_task, prepare_tokenizer
+from frostline.tasks import (
+    Decoding,
+    Evaluation,
+    TaskKind,
+    TaskOptions,
+    evaluate,
+    generate_texts,
+    load_task,
+    prepare_tokenizer,
+)
 
 
 @dataclass(frozen=True)
@@ -114,6 +123,7 @@ def evaluate_target(
     max_length: int | None = None,
     generate_rows: int | None = None,
     max_new_tokens: int | None = None,
+    decoding: Decoding | None = None,
     precision: str | None = None,
     seed: int | None = None,
 ) -> Evaluation:
@@ -131,10 +141,13 @@ def evaluate_target(
         eval_batch_size=batch_size,
         max_length=max_length,
         generate_rows=generate_rows,
-        max_new_tokens=max_new_tokens,
+        generation=decoding,
         precision=precision,
         seed=seed,
     )
+    generation = config.generation
+    if max_new_tokens is not None:  # what is asked for here comes before what the run had, or its preset
+        generation = generation.model_copy(update={"max_new_tokens": max_new_tokens})
     loaded = load_task(config.task, config.data)
     if is_run(folder):
         model = load(folder)
@@ -156,6 +169,7 @@ def evaluate_target(
             max_length=config.max_length,
             generate_rows=config.generate_rows,
             max_new_tokens=config.max_new_tokens,
+            decoding=generation,
         )
 
 

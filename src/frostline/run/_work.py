@@ -8,7 +8,7 @@ from typing import Any
 
 from frostline.anatomy import Anatomy
 from frostline.cost import Workload, has_dropout, storage_dtype
-from frostline.engine import GroupedByLength
+from frostline.engine import Flora, GroupedByLength
 from frostline.run._config import RunConfig
 from frostline.run._device import uses_bfloat16
 from frostline.tasks import IGNORED, Encoded, Task
@@ -54,6 +54,7 @@ def workload_of(config: RunConfig, data: Data, anatomy: Anatomy, model_config: A
         epochs=passes,
         dtype="bfloat16" if uses_bfloat16(config.precision) else "float32",
         optimizer=config.optimizer,
+        optimizer_options=config.optimizer_options,
         optimizer_in_backward=config.optimizer_in_backward,
         attention=attention,
         checkpointing=config.checkpointing,
@@ -63,6 +64,11 @@ def workload_of(config: RunConfig, data: Data, anatomy: Anatomy, model_config: A
         frozen_bits=config.frozen_bits,
         label_share=1.0 if anatomy.encoder_decoder else _label_share(data, length),
     )
+
+
+def optimizer_of(chosen: RunConfig | Workload, seed: int) -> tuple[type[Flora], dict[str, Any]] | None:
+    """The optimizer's class and arguments as a trainer takes them; None for those that transformers knows by name."""
+    return (Flora, {"options": chosen.optimizer_options, "seed": seed}) if chosen.optimizer == "flora" else None
 
 
 def _expected_longest(lengths: Sequence[int], count: int) -> float:

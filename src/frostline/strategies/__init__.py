@@ -1,12 +1,15 @@
 """Strategies choose a schedule. Each is a function in one file and one line of the table."""
 
+from frostline.strategies._adapted import ADDITIONS
 from frostline.strategies._base import Measure, NoOptions, Percent, Situation, Strategy, fixed, freeze_blocks, task_head
 from frostline.strategies._budget import Budget
 from frostline.strategies._choice import Choice
 from frostline.strategies._make import make_plan
+from frostline.strategies._split import SplitSchedule
 from frostline.strategies._table import STRATEGIES, choose_schedule, known_names, parse_name
 
 __all__ = [
+    "ADDITIONS",
     "STRATEGIES",
     "Budget",
     "Choice",
@@ -14,6 +17,7 @@ __all__ = [
     "NoOptions",
     "Percent",
     "Situation",
+    "SplitSchedule",
     "Strategy",
     "choose_schedule",
     "fixed",

@@ -1,8 +1,9 @@
-"""`STRATEGY+lora`: the blocks that a strategy would train get low-rank updates instead."""
+"""What can be added to blocks, by name: on every block as a strategy, and where another trains as `STRATEGY+NAME`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import ValidationError
@@ -10,34 +11,88 @@ from pydantic import ValidationError
 from frostline.anatomy import Block
 from frostline.core.errors import UserError
 from frostline.core.settings import first_error
-from frostline.plan import BlockMode, FixedSchedule, Forward, Frozen, Full, Lora, Observations, Partial, Plan, Schedule
-from frostline.strategies._base import Situation, task_head
+from frostline.plan import (
+    AddingMode,
+    BlockMode,
+    Bottleneck,
+    FixedSchedule,
+    Forward,
+    Frozen,
+    Full,
+    Lora,
+    Mixture,
+    Observations,
+    Partial,
+    Peft,
+    Plan,
+    Prefix,
+    Schedule,
+)
+from frostline.strategies._base import Situation, Strategy, fixed, task_head
 
 
-def with_lora(schedule: Schedule, situation: Situation, lora: Lora) -> Schedule:
-    """`schedule` with `lora` on every block that it trains, at that block's learning-rate scale; final norm and a
-    pretrained head stay frozen, a task head trains.
+@dataclass(frozen=True)
+class Addition:
+    """A mode that adds to a block: its options, `fixed` ones that its name stands for, and other defaults."""
+
+    summary: str
+    mode: type[Lora] | type[Prefix] | type[Bottleneck] | type[Mixture] | type[Peft]
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+    def read(self, options: Any, where: str) -> AddingMode:
+        """The mode with a user's options. Raises `UserError` with the key at fault."""
+        if not isinstance(options, dict):
+            raise UserError(f"{where}: its options are a mapping")
+        for key in (key for key in ("mode", *self.fixed) if key in options):
+            raise UserError(f"{where}: {key}: the name says it")
+        try:
+            return self.mode.model_validate({**self.defaults, **options, **self.fixed})
+        except ValidationError as error:
+            raise UserError(f"{where}: {first_error(error)}") from None
+
+
+ADDITIONS: Mapping[str, Addition] = {
+    "lora": Addition("LoRA", Lora),
+    "prefix": Addition("learned keys and values", Prefix, defaults={"length": 30, "gate": "none"}),
+    "parallel-adapter": Addition("adapters beside queries, keys and values", Bottleneck, {"kind": "parallel"}),
+    "series-adapter": Addition("adapters after attention and feed-forward", Bottleneck, {"kind": "series"}),
+    "mixlora": Addition("a mixture of LoRA experts", Mixture, {"kind": "mixture"}),
+    "ia3": Addition("rescaled keys, values and feed-forward", Peft, {"kind": "peft", "method": "ia3"}),
+    "dora": Addition("LoRA with magnitudes", Peft, {"kind": "peft", "method": "dora"}),
+    "adalora": Addition("LoRA whose ranks adapt", Peft, {"kind": "peft", "method": "adalora"}),
+    "ln-tuning": Addition("norms", Peft, {"kind": "peft", "method": "ln_tuning"}),
+}
+"""What PEFT calls the paper's baselines is here by name; its other methods are a mode of a plan file."""
+
+
+def everywhere(name: str) -> Strategy:
+    """The strategy that puts an addition on every block."""
+
+    def choose(situation: Situation, mode: AddingMode) -> Schedule:
+        blocks = (mode,) * situation.blocks
+        return fixed(Plan(strategy=name, blocks=blocks, final_norm=Frozen(), head=task_head(situation)))
+
+    addition = ADDITIONS[name]
+    return Strategy(f"{addition.summary} on every block", choose, read=addition.read)
+
+
+def adapted(schedule: Schedule, situation: Situation, mode: AddingMode, name: str = "lora") -> Schedule:
+    """`schedule` with `mode`, of the addition called `name`, on every block that it trains, at that block's
+    learning-rate scale; final norm and a pretrained head stay frozen, a task head trains.
 
     Raises `UserError` when the schedule trains no block.
     """
     if isinstance(schedule, FixedSchedule):
-        return FixedSchedule(_adapted(schedule.plan, situation, lora))
-    return _Adapted(schedule, situation, lora)
-
-
-def read_lora(options: Any) -> Lora:
-    """The options of `lora` in a mapping. Raises `UserError` with the key at fault."""
-    try:
-        return Lora.model_validate({} if options is None else options)
-    except ValidationError as error:
-        raise UserError(f"strategy_options.lora: {first_error(error)}") from None
+        return FixedSchedule(_plan(schedule.plan, situation, mode, name))
+    return _Adapted(schedule, situation, mode, name)
 
 
 class _Adapted:
     """A schedule whose plans are adapted one by one."""
 
-    def __init__(self, schedule: Schedule, situation: Situation, lora: Lora) -> None:
-        self._schedule, self._situation, self._lora = schedule, situation, lora
+    def __init__(self, schedule: Schedule, situation: Situation, mode: AddingMode, name: str) -> None:
+        self._schedule, self._situation, self._mode, self._name = schedule, situation, mode, name
 
     @property
     def observes(self) -> frozenset[str]:
@@ -49,7 +104,7 @@ class _Adapted:
 
     def next(self, step: int, observations: Observations) -> Plan | None:
         plan = self._schedule.next(step, observations)
-        return None if plan is None else _adapted(plan, self._situation, self._lora)
+        return None if plan is None else _plan(plan, self._situation, self._mode, self._name)
 
     def state_dict(self) -> dict[str, Any]:
         return self._schedule.state_dict()
@@ -58,14 +113,14 @@ class _Adapted:
         self._schedule.load_state_dict(state)
 
 
-def _adapted(plan: Plan, situation: Situation, lora: Lora) -> Plan:
-    blocks: tuple[BlockMode, ...] = tuple(
-        _mode(mode, block, lora) for mode, block in zip(plan.blocks, situation.anatomy.blocks, strict=True)
-    )
+def _plan(plan: Plan, situation: Situation, added: AddingMode, name: str) -> Plan:
     if not any(isinstance(mode, Full | Partial) for mode in plan.blocks):
-        raise UserError(f"strategy '{plan.strategy}+lora': '{plan.strategy}' trains no block that LoRA could go beside")
+        raise UserError(f"strategy '{plan.strategy}+{name}': '{plan.strategy}' trains no block that it could go to")
+    blocks = tuple(
+        _mode(mode, block, added, name) for mode, block in zip(plan.blocks, situation.anatomy.blocks, strict=True)
+    )
     return Plan(
-        strategy=f"{plan.strategy}+lora",
+        strategy=f"{plan.strategy}+{name}",
         blocks=blocks,
         final_norm=Frozen(),
         head=task_head(situation),
@@ -73,18 +128,24 @@ def _adapted(plan: Plan, situation: Situation, lora: Lora) -> Plan:
     )
 
 
-def _mode(mode: BlockMode, block: Block, lora: Lora) -> BlockMode:
-    """LoRA for what trains in a block, beside the matrices that a partial block names unless `lora` names others."""
+def _mode(mode: BlockMode, block: Block, added: AddingMode, name: str) -> BlockMode:
+    """`added` for what trains in a block, beside the matrices that a partial block names unless `added` names
+    others."""
     if not isinstance(mode, Full | Partial):
         return mode
-    if isinstance(mode, Partial) and (mode.rows < 1 or mode.train == "norms_and_biases"):
-        what = "some rows of its matrices" if mode.rows < 1 else "its norms and biases"
-        raise UserError(f"+lora: LoRA goes beside whole matrices, and a middle block trains {what}: take another form")
-    changes: dict[str, Any] = {"lr_scale": lora.lr_scale * mode.lr_scale}
-    if isinstance(mode, Partial) and lora.targets == "default":
-        named = _adaptable(mode.train, block) if isinstance(mode.train, tuple) else mode.train
-        changes |= {"targets": named} if named and named not in ("all", "biases") else {}
-    return lora.model_copy(update=changes)
+    changes: dict[str, Any] = {"lr_scale": added.lr_scale * mode.lr_scale}
+    if isinstance(mode, Partial):
+        if mode.rows < 1 or mode.train == "norms_and_biases":
+            what = "some rows of its matrices" if mode.rows < 1 else "its norms and biases"
+            raise UserError(
+                f"+{name}: it goes beside whole matrices, and a middle block trains {what}: take another form"
+            )
+        if isinstance(added, Prefix | Mixture):
+            raise UserError(f"+{name}: it goes with whole blocks, and a middle block trains in part: take +lora")
+        if added.targets == "default":
+            named = _adaptable(mode.train, block) if isinstance(mode.train, tuple) else mode.train
+            changes |= {"targets": named} if named and named not in ("all", "biases") else {}
+    return added.model_copy(update=changes)
 
 
 def _adaptable(modules: tuple[str, ...], block: Block) -> tuple[str, ...]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field, NonNegativeInt
 from torch import nn
 
 from frostline.anatomy import Anatomy, find_anatomy
@@ -53,6 +54,10 @@ class Situation:
         return self.measure(signals, rows)
 
 
+Size = Annotated[float, Field(gt=0, lt=1)] | NonNegativeInt
+"""A share of the blocks (below 1), or a number of blocks."""
+
+
 class NoOptions(Options):
     """A strategy that has no options."""
 
@@ -72,7 +77,8 @@ class Strategy:
 
     `choose(situation, options)` gives the schedule. `options` is what a user may set, and their defaults; where it
     is a `Percent`, a number of `percents` follows the name: any of a range such as ``range(1, 100)``, or some.
-    `plans`: it takes a budget into account.
+    `counts` names options that may follow it as numbers in brackets, `hlpt(24,8)`. `read` reads the options in another
+    way than by their type. `plans`: it takes a budget into account.
     """
 
     summary: str
@@ -80,6 +86,8 @@ class Strategy:
     options: type[Options] = NoOptions
     percents: range | tuple[int, ...] = ()
     plans: bool = False
+    counts: tuple[str, ...] = ()
+    read: Callable[[Any, str], Any] | None = None
 
 
 def fixed(plan: Plan) -> Schedule:

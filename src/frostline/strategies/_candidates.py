@@ -13,7 +13,7 @@ from pydantic import Field, field_validator
 from frostline.core.settings import Options
 from frostline.cost import Workload, memory, predict, run_flops, run_seconds
 from frostline.plan import FixedSchedule, Lora, Plan
-from frostline.strategies._adapted import with_lora
+from frostline.strategies._adapted import adapted
 from frostline.strategies._base import NoOptions, Situation, freeze_blocks
 from frostline.strategies._choice import Mode
 from frostline.strategies._limits import Resource
@@ -183,6 +183,6 @@ def _plan(situation: Situation, mode: Mode, boundary: int, lora: Lora) -> Plan:
     else:
         schedule = FixedSchedule(freeze_blocks(situation, set(range(boundary)), "auto"))
         if mode == "lora":
-            schedule = with_lora(schedule, situation, lora)
+            schedule = adapted(schedule, situation, lora)
     assert isinstance(schedule, FixedSchedule)
     return schedule.plan.model_copy(update={"strategy": "auto"})

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, NonNegativeInt, model_validator
 
 from frostline.core.errors import UserError
 from frostline.core.settings import Options
 from frostline.plan import BlockMode, Forward, Frozen, Full, Partial, Residual, Schedule
-from frostline.strategies._base import Situation, fixed
+from frostline.strategies._base import Situation, Size, fixed
 from frostline.strategies._modes import plan_of
-
-Size = Annotated[float, Field(gt=0, lt=1)] | NonNegativeInt
-"""A share of the blocks (below 1), or a number of blocks."""
 
 Partly = Literal["attention", "feed_forward", "norms_and_biases", "rows", "lr"]
 _BELONGS_TO = {"row_share": "rows", "rows_seed": "rows", "lr_scale": "lr"}

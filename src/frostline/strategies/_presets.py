@@ -7,7 +7,7 @@ import random
 
 from frostline.core.errors import UserError
 from frostline.core.seeding import derive_seed
-from frostline.plan import Frozen, Full, Lora, Partial, Plan, Schedule
+from frostline.plan import Frozen, Full, Partial, Plan, Schedule
 from frostline.strategies._base import NoOptions, Percent, Situation, fixed, freeze_blocks, task_head
 
 INTERVALS = {25: 4, 33: 3, 50: 2}
@@ -73,9 +73,3 @@ def bitfit(situation: Situation, options: NoOptions) -> Schedule:
     """BitFit (Ben Zaken et al. 2022): the biases of every block, and a task head."""
     blocks = (Partial(train="biases"),) * situation.blocks
     return fixed(Plan(strategy="bitfit", blocks=blocks, final_norm=Frozen(), head=task_head(situation)))
-
-
-def lora(situation: Situation, options: NoOptions) -> Schedule:
-    """LoRA on every block (r 8, alpha 32, dropout 0.1: the paper's baseline), and a task head."""
-    blocks = (Lora(),) * situation.blocks
-    return fixed(Plan(strategy="lora", blocks=blocks, final_norm=Frozen(), head=task_head(situation)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import string
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,15 +17,16 @@ from frostline.plan import FixedSchedule, Schedule, load_plan
 from frostline.strategies import _adt as adt
 from frostline.strategies import _auto as automatic
 from frostline.strategies import _hierarchical as tiers
+from frostline.strategies import _hybrid as hybrid
 from frostline.strategies import _presets as presets
 from frostline.strategies import _rates as rates
 from frostline.strategies import _semantic as meaning
 from frostline.strategies import _spectrum as spectra
-from frostline.strategies._adapted import read_lora, with_lora
+from frostline.strategies import _split as parts
+from frostline.strategies._adapted import ADDITIONS, adapted, everywhere
 from frostline.strategies._base import Percent, Situation, Strategy
 
 ANY_SHARE = range(1, 100)
-ADAPTER = "+lora"
 
 STRATEGIES: Registry[Strategy] = Registry(
     "strategy",
@@ -38,7 +40,6 @@ STRATEGIES: Registry[Strategy] = Registry(
         "int": Strategy("every n-th block frozen", presets.interval, Percent, (25, 33, 50)),
         "random": Strategy("P% of blocks, drawn at random, frozen", presets.at_random, Percent, ANY_SHARE),
         "bitfit": Strategy("biases and a task head", presets.bitfit),
-        "lora": Strategy("LoRA on every block", presets.lora),
         "adt-l": Strategy("the P% of blocks that changed least frozen", adt.least_changed, adt.AdtOptions, ANY_SHARE),
         "adt-h": Strategy("the P% of blocks that changed most frozen", adt.most_changed, adt.AdtOptions, ANY_SHARE),
         "semantic": Strategy(
@@ -63,6 +64,12 @@ STRATEGIES: Registry[Strategy] = Registry(
         "spectrum": Strategy(
             "matrices with a high signal-to-noise ratio train", spectra.spectrum, spectra.SpectrumOptions
         ),
+        "hlpt": Strategy(
+            "gated LoRA below, gated prefixes above", hybrid.hlpt, hybrid.HybridOptions, counts=("low", "high")
+        ),
+        "h2lpt": Strategy("hlpt on half of the blocks", hybrid.h2lpt, hybrid.HybridOptions, counts=("low", "high")),
+        "splitlora": Strategy("LoRA, trained by a server and clients", parts.splitlora, parts.SplitLoraOptions),
+        **{name: everywhere(name) for name in ADDITIONS},
     },
     Strategy,
 )
@@ -71,8 +78,8 @@ STRATEGIES: Registry[Strategy] = Registry(
 def choose_schedule(name: str, situation: Situation, options: Mapping[str, Any] | None = None) -> Schedule:
     """The schedule that the strategy called `name` chooses: `all`, `bot50`, `bot50+lora`, ..., or a plan file's path.
 
-    `options` are the strategy's own, and under `lora` those of an added LoRA. Raises `UserError`, with the closest
-    known name, when the name, its number or an option is not known.
+    `options` are the strategy's own, and under an addition's name (`lora`, ...) those of it. Raises `UserError`, with
+    the closest known name, when the name, its number or an option is not known.
     """
     given = dict(options or {})
     if name.endswith((".yaml", ".yml", ".json")):
@@ -80,16 +87,16 @@ def choose_schedule(name: str, situation: Situation, options: Mapping[str, Any] 
         if given:
             raise UserError(f"strategy_options: {min(given)}: a plan file has none, edit the file")
         return FixedSchedule(load_plan(Path(name)))
-    strategy, percent = parse_name(name)
-    adapts = name.endswith(ADAPTER)
-    if adapts and strategy.options is automatic.AutoOptions:
+    strategy, numbers = parse_name(name)
+    addition = _addition(name)
+    if addition and strategy.options is automatic.AutoOptions:
         raise UserError(
-            "strategy 'auto+lora': auto chooses LoRA itself: strategy_options.modes=[lora] leaves it no other"
+            f"strategy '{name}': auto chooses LoRA itself: strategy_options.modes=[lora] leaves it no other"
         )
-    _check_budget(name, situation, plans=strategy.plans and not adapts)
-    lora = read_lora(given.pop("lora", None)) if adapts else None
-    schedule = strategy.choose(situation, _read_options(strategy, name, percent, given))
-    return schedule if lora is None else with_lora(schedule, situation, lora)
+    _check_budget(name, situation, plans=strategy.plans and not addition)
+    mode = ADDITIONS[addition].read(given.pop(addition, {}), f"strategy_options.{addition}") if addition else None
+    schedule = strategy.choose(situation, _read_options(strategy, name, numbers, given))
+    return schedule if mode is None else adapted(schedule, situation, mode, addition)
 
 
 def _check_budget(name: str, situation: Situation, *, plans: bool) -> None:
@@ -97,11 +104,14 @@ def _check_budget(name: str, situation: Situation, *, plans: bool) -> None:
         raise UserError(f"budget: strategy '{name}' plans for none: take auto, or semantic")
 
 
-def parse_name(name: str) -> tuple[Strategy, int]:
-    """A strategy's entry and the number after its name (0 where it takes none); `+lora` at the end may follow."""
-    name = name.removesuffix(ADAPTER)
+def parse_name(name: str) -> tuple[Strategy, dict[str, int]]:
+    """A strategy's entry and the numbers in its name, by option; `+lora` or another addition at the end may follow."""
+    addition = _addition(name)
+    name = name.removesuffix(f"+{addition}") if addition else name
+    if match := re.fullmatch(r"([^()]+)\((\d+(?:,\s*\d+)*)\)", name):
+        return _counted(name, match[1], [int(number) for number in match[2].split(",")])
     if name in STRATEGIES and not STRATEGIES.get(name).percents:
-        return STRATEGIES.get(name), 0
+        return STRATEGIES.get(name), {}
     stem, digits = _split(name)
     if stem not in STRATEGIES:
         raise unknown_name("strategy", name, known_names())
@@ -112,7 +122,25 @@ def parse_name(name: str) -> tuple[Strategy, int]:
         allowed = strategy.percents
         shown = f"{allowed[0]} to {allowed[-1]}" if isinstance(allowed, range) else ", ".join(map(str, allowed))
         raise UserError(f"strategy '{name}': '{stem}' wants a percentage after it: {shown}")
-    return strategy, int(digits)
+    return strategy, {"percent": int(digits)}
+
+
+def _counted(name: str, stem: str, numbers: list[int]) -> tuple[Strategy, dict[str, int]]:
+    if stem not in STRATEGIES:
+        raise unknown_name("strategy", stem, known_names())
+    counts = STRATEGIES.get(stem).counts
+    if len(counts) != len(numbers):
+        wanted = f"{len(counts)} numbers in brackets: {', '.join(counts)}" if counts else "no number in brackets"
+        raise UserError(f"strategy '{stem}' takes {wanted} (given: '{name}')")
+    return STRATEGIES.get(stem), dict(zip(counts, numbers, strict=True))
+
+
+def _addition(name: str) -> str:
+    """The addition at the end of a strategy's name, "" without one. Raises `UserError` for an unknown one."""
+    _, plus, addition = name.partition("+")
+    if plus and addition not in ADDITIONS:
+        raise unknown_name("addition", addition, ADDITIONS)
+    return addition
 
 
 def known_names() -> list[str]:
@@ -120,14 +148,17 @@ def known_names() -> list[str]:
     return [_as_typed(name) for name in STRATEGIES]
 
 
-def _read_options(strategy: Strategy, name: str, percent: int, given: dict[str, Any]) -> Any:
-    numbered = {"percent": percent} if strategy.percents else {}
-    if numbered and "percent" in given:
-        raise UserError(f"strategy_options: percent: it is the number in '{name}'")
+def _read_options(strategy: Strategy, name: str, numbers: dict[str, int], given: dict[str, Any]) -> Any:
+    for option in numbers:
+        if option in given:
+            raise UserError(f"strategy_options: {option}: it is the number in '{name}'")
+    where = f"strategy_options of '{name}'"
+    if strategy.read is not None:
+        return strategy.read(given, where)
     try:
-        return strategy.options.model_validate({**numbered, **given})
+        return strategy.options.model_validate({**numbers, **given})
     except ValidationError as error:
-        raise UserError(f"strategy_options of '{name}': {first_error(error)}") from None
+        raise UserError(f"{where}: {first_error(error)}") from None
 
 
 def _split(name: str) -> tuple[str, str]:

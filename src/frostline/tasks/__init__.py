@@ -5,6 +5,7 @@ from __future__ import annotations
 from frostline.tasks._build import draw_rows
 from frostline.tasks._catalog import TASKS
 from frostline.tasks._collate import Collator
+from frostline.tasks._decoding import Decoding
 from frostline.tasks._encode import IGNORED, Encoded, encode
 from frostline.tasks._evaluate import Evaluation, Prediction, evaluate, generation_examples
 from frostline.tasks._generate import generate_texts
@@ -12,7 +13,7 @@ from frostline.tasks._load import load_task
 from frostline.tasks._metrics import accuracy, bleu, exact_match, macro_f1, perplexity, rouge, text_scores
 from frostline.tasks._options import Columns, TaskOptions
 from frostline.tasks._packing import PackingCollator
-from frostline.tasks._task import Example, Message, Task, TaskKind, majority_share
+from frostline.tasks._task import Example, Message, Scores, Task, TaskKind, majority_share, score_texts
 from frostline.tasks._tokenize import ModelKind, model_kind, prepare_tokenizer
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "TASKS",
     "Collator",
     "Columns",
+    "Decoding",
     "Encoded",
     "Evaluation",
     "Example",
@@ -27,6 +29,7 @@ __all__ = [
     "ModelKind",
     "PackingCollator",
     "Prediction",
+    "Scores",
     "Task",
     "TaskKind",
     "TaskOptions",
@@ -45,5 +48,6 @@ __all__ = [
     "perplexity",
     "prepare_tokenizer",
     "rouge",
+    "score_texts",
     "text_scores",
 ]

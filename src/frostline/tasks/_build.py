@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import TypeVar
 
 from frostline.core.errors import UserError
 from frostline.core.seeding import derive_seed
-from frostline.tasks._metrics import text_scores
 from frostline.tasks._options import TaskOptions
-from frostline.tasks._rows import Row, Rows
+from frostline.tasks._rows import Rows
 from frostline.tasks._shapes import Reading, label_names, make_examples
-from frostline.tasks._task import Scorer, Task, TaskKind
+from frostline.tasks._task import Scorer, Task, TaskKind, score_texts
 
 T = TypeVar("T")
 
@@ -28,7 +28,7 @@ def build_task(
     source: str,
     labels: tuple[str, ...] | None = None,
     metric: str | None = None,
-    score: Scorer = text_scores,
+    score: Scorer = score_texts,
 ) -> Task:
     """A task from its training rows and, if there are any, its evaluation rows.
 
@@ -42,7 +42,7 @@ def build_task(
     if evaluation is not None:
         train_rows, eval_rows = list(enumerate(train.rows)), list(enumerate(evaluation.rows))
     else:
-        train_rows, eval_rows = _hold_out(train, options.eval_share, options.seed)
+        train_rows, eval_rows = hold_out(list(enumerate(train.rows)), options.eval_share, options.seed, train.origin)
     train_examples = make_examples(((f"train:{i}", row) for i, row in train_rows), reading, labels or ())
     eval_examples = make_examples(((f"eval:{i}", row) for i, row in eval_rows), reading, labels or ())
     if metric is None:
@@ -63,16 +63,19 @@ def build_task(
     )
 
 
-def _hold_out(rows: Rows, share: float, seed: int) -> tuple[list[tuple[int, Row]], list[tuple[int, Row]]]:
-    count = max(1, round(share * len(rows.rows)))
-    if count >= len(rows.rows):
+def hold_out(rows: Sequence[T], share: float, seed: int, origin: str) -> tuple[list[T], list[T]]:
+    """The rows that remain, and a share of them held out for evaluation, drawn by `seed`, both in their order.
+
+    Raises `UserError` when none would remain.
+    """
+    count = max(1, round(share * len(rows)))
+    if count >= len(rows):
         raise UserError(
-            f"{rows.origin}: too few rows ({len(rows.rows)}) to hold out a share of {share:g} for evaluation; "
+            f"{origin}: too few rows ({len(rows)}) to hold out a share of {share:g} for evaluation; "
             "give an evaluation file"
         )
-    held = set(random.Random(derive_seed(seed, "held out")).sample(range(len(rows.rows)), count))
-    numbered = list(enumerate(rows.rows))
-    return [r for r in numbered if r[0] not in held], [r for r in numbered if r[0] in held]
+    held = set(random.Random(derive_seed(seed, "held out")).sample(range(len(rows)), count))
+    return [row for i, row in enumerate(rows) if i not in held], [row for i, row in enumerate(rows) if i in held]
 
 
 def draw_rows(rows: list[T], most: int | None, seed: int, split: str) -> list[T]:

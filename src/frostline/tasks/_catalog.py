@@ -3,8 +3,8 @@
 The prompt of `webnlg` is the row's triples, `subject | predicate | object` joined by ` && `, and a line break;
 the model is trained on the row's first text and scored against all of them.
 
-A task read in a new way (answers to be extracted from the generated text, say) gets a file of its own beside
-this one, with its scorer, and a line here. Another package adds a task through the entry point group
+A task read in a new way gets a file of its own beside this one, with its scorer, and a line here, as those whose
+answers are extracted from the generated text have. Another package adds a task through the entry point group
 `frostline.tasks`: any callable from `TaskOptions` to `Task`.
 """
 
@@ -19,14 +19,13 @@ from typing import Any
 from frostline.core.errors import UserError
 from frostline.core.registry import Registry
 from frostline.tasks._build import build_task
-from frostline.tasks._hub import Convert, HubSource, hub_rows, read_hub
-from frostline.tasks._metrics import text_scores
+from frostline.tasks._hub import HubSource, exported, hub_rows, read_hub
 from frostline.tasks._options import TaskOptions
+from frostline.tasks._question_catalog import QUESTION_TASKS
 from frostline.tasks._rows import Rows, read_rows, split_file
 from frostline.tasks._shapes import Reading
-from frostline.tasks._task import Scorer, Task, TaskKind
+from frostline.tasks._task import Scorer, Task, TaskKind, score_texts
 
-PARQUET_BRANCH = "refs/convert/parquet"
 TWO_WAY = ("entailment", "not_entailment")
 THREE_WAY = ("entailment", "neutral", "contradiction")
 
@@ -49,7 +48,7 @@ class BuiltIn:
     metric: str | None = None
     splits: Mapping[str, str] = field(default_factory=dict)
     max_train_rows: int | None = None
-    score: Scorer = text_scores
+    score: Scorer = score_texts
 
     def __call__(self, options: TaskOptions) -> Task:
         """Read the task. Raises `UserError` when its source cannot be had, or for an option that is fixed."""
@@ -97,11 +96,6 @@ def _glue(subset: str, text: str = "sentence1", pair: str = "sentence2") -> HubS
     )
 
 
-def _exported(path: str, subset: str, *splits: str, convert: Convert = dict) -> HubSource:
-    files = {split: f"{subset}/{split}/*.parquet" for split in splits}
-    return HubSource(path, None, PARQUET_BRANCH, files, convert)
-
-
 def _webnlg_row(row: Mapping[str, Any]) -> dict[str, Any] | None:
     triples = row["modified_triple_sets"]["mtriple_set"][0]
     texts = row["lex"]["text"]
@@ -123,7 +117,7 @@ def _entailment(
 
 WEBNLG = BuiltIn(
     "gen/webnlg2017",
-    _exported("webnlg-challenge/web_nlg", "webnlg_challenge_2017", "train", "dev", "test", convert=_webnlg_row),
+    exported("webnlg-challenge/web_nlg", "webnlg_challenge_2017", "train", "dev", "test", convert=_webnlg_row),
     Reading(TaskKind.GENERATION, {"prompt": "source", "references": "targets"}, prompt="{}\n"),
     metric="bleu",
 )
@@ -133,10 +127,11 @@ TASKS: Registry[Callable[[TaskOptions], Task]] = Registry(
     "frostline.tasks",
     {
         "rte": _entailment("rte", _glue("rte"), TWO_WAY),
-        "cb": _entailment("cb", _exported("aps/super_glue", "cb", "train", "validation"), THREE_WAY),
+        "cb": _entailment("cb", exported("aps/super_glue", "cb", "train", "validation"), THREE_WAY),
         "wnli": _entailment("wnli", _glue("wnli"), TWO_WAY),
         "qnli": _entailment("qnli", _glue("qnli", "sentence", "question"), TWO_WAY, max_train_rows=3200),
         "mnli": _entailment("mnli", _glue("mnli", "premise", "hypothesis"), THREE_WAY, "validation_matched", 3200),
         "webnlg": WEBNLG,
+        **QUESTION_TASKS,
     },
 )

@@ -65,10 +65,12 @@ def encode(task: Task, split: Split, tokenizer: Any, max_length: int, kind: Mode
     - Chats, decoders: the tokenizer's chat template; labels on the assistant's turns unless the task trains
       on the prompt; cut from the left.
 
-    How many were cut is logged and kept in `Encoded.truncated`. Raises `UserError` when the kind of model
-    cannot do the kind of task, or the tokenizer lacks an end token or chat template that is needed.
+    How many were cut is logged and kept in `Encoded.truncated`. Raises `UserError` when the split has no rows, when
+    the kind of model cannot do the kind of task, or the tokenizer lacks an end token or chat template that is needed.
     """
     examples = task.split(split)
+    if not examples:
+        raise UserError(task.no_training or f"task '{task.name}' has no {split} rows in {task.source}")
     pairs = list(_encoder(task, kind)(task, examples, tokenizer, max_length))
     rows = [{**row, "example_id": example.id} for (row, _), example in zip(pairs, examples, strict=True)]
     truncated = sum(cut for _, cut in pairs)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import random
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,20 +14,30 @@ from torch.nn import functional as F
 
 from frostline.core.seeding import derive_seed
 from frostline.tasks._collate import Collator
+from frostline.tasks._decoding import Decoding
 from frostline.tasks._encode import IGNORED, Encoded, encode
 from frostline.tasks._generate import generate_texts
 from frostline.tasks._metrics import accuracy, macro_f1, perplexity
 from frostline.tasks._task import Example, Split, Task, TaskKind
 from frostline.tasks._tokenize import ModelKind, model_kind
 
+GREEDY = Decoding()
+
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model answered to one example, as text, and what would have been right."""
+    """What a model answered to one example, as text, and what would have been right.
+
+    Attributes:
+        prompt: what the text was generated for; empty for a classification.
+        marks: what the task's scorer says of this text alone, such as `extracted` and `right`.
+    """
 
     id: str
     text: str
     expected: tuple[str, ...]
+    prompt: str = ""
+    marks: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -37,6 +49,10 @@ class Evaluation:
     metrics: dict[str, float]
     predictions: tuple[Prediction, ...]
 
+    def json_lines(self) -> str:
+        """The answers as JSON, a line each, to be read case by case."""
+        return "".join(json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in self.predictions)
+
 
 def evaluate(
     model: Any,
@@ -47,6 +63,7 @@ def evaluate(
     max_length: int = 128,
     generate_rows: int | None = None,
     max_new_tokens: int = 128,
+    decoding: Decoding = GREEDY,
     device: torch.device | str | None = None,
     split: Split = "eval",
 ) -> Evaluation:
@@ -55,7 +72,8 @@ def evaluate(
     - Classification: `accuracy`, `macro_f1`, and `loss`, the mean cross-entropy over examples.
     - Generation: `loss`, the mean over all labelled tokens of the split, so that it does not depend on the
       batches; `perplexity`; and, unless `generate_rows` is 0, the task's scores of the texts generated for
-      that many distinct prompts (the task's own number by default; see `generation_examples`).
+      that many distinct prompts (the task's own number by default; see `generation_examples`) of the split, or of
+      the task's questions if it has any. `decoding` says how; sampling leaves torch's random state as it was.
     - Plain text and chats: `loss` and `perplexity`.
 
     Losses are in nats. The model runs in evaluation mode, without gradients, and under autocast where the
@@ -77,19 +95,36 @@ def evaluate(
     rows = task.generate_rows if generate_rows is None else generate_rows
     if task.kind is not TaskKind.GENERATION or not rows:
         return Evaluation(task.name, len(task.split(split)), metrics, ())
-    examples = generation_examples(task.split(split), rows)
-    texts = generate_texts(
-        model,
-        tokenizer,
-        [example.text for example in examples],
-        batch_size=batch_size,
-        max_new_tokens=max_new_tokens,
-        max_length=max_length,
-        device=device,
+    asked = task.questions if split == "eval" and task.questions else task.split(split)
+    examples = generation_examples(asked, rows)
+    with _drawing(decoding):
+        texts = generate_texts(
+            model,
+            tokenizer,
+            [example.text for example in examples],
+            batch_size=batch_size,
+            max_length=max_length,
+            device=device,
+            **decoding.keywords(max_new_tokens),
+        )
+    scores = task.score(examples, texts)
+    marks: Sequence[Mapping[str, Any]] = scores.marks or [{}] * len(texts)
+    predictions = tuple(
+        Prediction(example.id, text, example.references, example.text, mark)
+        for example, text, mark in zip(examples, texts, marks, strict=True)
     )
-    scores = task.score(texts, [example.references for example in examples])
-    predictions = tuple(Prediction(e.id, text, e.references) for e, text in zip(examples, texts, strict=True))
-    return Evaluation(task.name, len(task.split(split)), metrics | scores, predictions)
+    return Evaluation(task.name, len(task.split(split)), metrics | scores.metrics, predictions)
+
+
+@contextmanager
+def _drawing(decoding: Decoding) -> Iterator[None]:
+    """Whatever is drawn is drawn by the decoding's seed, and torch's random state is left as it was."""
+    if not decoding.do_sample:
+        yield
+        return
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(derive_seed(decoding.seed, "generated texts"))
+        yield
 
 
 def generation_examples(examples: Sequence[Example], count: int) -> list[Example]:

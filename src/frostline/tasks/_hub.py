@@ -10,6 +10,7 @@ from frostline.core.errors import UserError, first_line
 from frostline.tasks._rows import Row, Rows
 
 Convert = Callable[[Mapping[str, Any]], dict[str, Any] | None]
+PARQUET_BRANCH = "refs/convert/parquet"
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,12 @@ class HubSource:
 
     def __str__(self) -> str:
         return f"{self.path}/{self.subset}" if self.subset else self.path
+
+
+def exported(path: str, subset: str, *splits: str, convert: Convert = dict) -> HubSource:
+    """A data set whose main branch needs code to be run, from the hub's own export of it."""
+    files = {split: f"{subset}/{split}/*.parquet" for split in splits}
+    return HubSource(path, None, PARQUET_BRANCH, files, convert)
 
 
 def read_hub(source: HubSource, otherwise: str) -> dict[str, Any]:

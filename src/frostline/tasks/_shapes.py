@@ -128,6 +128,7 @@ def _generation(name: str, row: Row, reading: Reading, labels: tuple[str, ...]) 
         text=reading.prompt.format(_text(row, columns["prompt"])),
         target=(*completion, *references)[0],
         references=references,
+        group=_text(row, columns["group"]) if "group" in columns else "",
     )
 
 

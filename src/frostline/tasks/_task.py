@@ -5,16 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from enum import StrEnum
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from frostline.tasks._metrics import text_scores
 
 Split = Literal["train", "eval"]
-Scorer = Callable[[Sequence[str], Sequence[Sequence[str]]], dict[str, float]]
 
 
 class TaskKind(StrEnum):
@@ -49,6 +48,7 @@ class Example:
         target: the completion to train on.
         references: every text that counts as right when a generated one is scored.
         messages: the turns of a chat.
+        group: the set that the row is from, where rows of several are scored by different rules.
     """
 
     id: str
@@ -58,6 +58,22 @@ class Example:
     target: str | None = None
     references: tuple[str, ...] = ()
     messages: tuple[Message, ...] = ()
+    group: str = ""
+
+
+class Scores(NamedTuple):
+    """Metrics of generated texts, and what there is to say of each text alone, if anything: whether it was right."""
+
+    metrics: dict[str, float]
+    marks: tuple[Mapping[str, Any], ...] = ()
+
+
+Scorer = Callable[[Sequence[Example], Sequence[str]], Scores]
+
+
+def score_texts(examples: Sequence[Example], texts: Sequence[str]) -> Scores:
+    """The scores of generated texts unless a task brings its own: `text_scores` against each example's references."""
+    return Scores(text_scores(texts, [example.references for example in examples]))
 
 
 @dataclass(frozen=True)
@@ -70,7 +86,11 @@ class Task:
         source: where the rows came from: a path or a hub id.
         train_on_prompt: whether the loss also counts the prompt (in a chat: the other roles' turns).
         generate_rows: on how many distinct evaluation prompts texts are generated.
-        score: scores generated texts against each one's references.
+        score: scores the texts generated for examples.
+        questions: the examples that texts are generated for, where these are others than `eval`: questions with an
+            answer but no worked solution, on which there is no loss to measure.
+        notices: what was done with the rows that a reader of the results should know, a line each.
+        no_training: why there is nothing to train on, and what would be right, where `train` is empty.
     """
 
     name: str
@@ -82,7 +102,10 @@ class Task:
     source: str = ""
     train_on_prompt: bool = False
     generate_rows: int = 200
-    score: Scorer = text_scores
+    score: Scorer = score_texts
+    questions: Sequence[Example] = ()
+    notices: tuple[str, ...] = ()
+    no_training: str = ""
 
     def split(self, name: Split) -> Sequence[Example]:
         """The examples of one split."""
@@ -90,12 +113,14 @@ class Task:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over the labels and over every example's content, in order, of both splits."""
+        """SHA-256 over the labels and over every example's content, in order, of both splits and the questions."""
         digest = hashlib.sha256(json.dumps([self.kind, self.labels]).encode())
-        for part in (self.train, self.eval):
+        # What most tasks lack counts only where it is there, so that their fingerprints stay what they were.
+        for part in (self.train, self.eval, *([self.questions] if self.questions else [])):
             digest.update(b"\n")
             for example in part:
-                digest.update(json.dumps(astuple(example)).encode() + b"\n")
+                fields = astuple(example)
+                digest.update(json.dumps(fields if example.group else fields[:-1]).encode() + b"\n")
         return digest.hexdigest()
 
 

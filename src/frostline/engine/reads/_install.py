@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from frostline.adapters import mixtures
 from frostline.anatomy import Anatomy, get_block
 from frostline.engine.reads._agreement import disagreement
 from frostline.engine.reads._head import ChunkedHead, HeadRunsWhole, default_chunk, find_head
@@ -120,6 +121,8 @@ class Reads:
             return None  # a stand-in for a block below the boundary: it computes nothing
         if self.rule is ReadRule.ALL:
             return self._whole("block", "the loss reads all of its output")
+        if any(part.balance for part in mixtures(block)):
+            return self._whole("block", "its experts are balanced over all tokens")
         if exact and draws_random_numbers(self._model, block, batch):
             return self._whole("block", "it draws random numbers (dropout), which would be others for fewer positions")
         try:

@@ -1,0 +1,51 @@
+"""Adapters with a bottleneck, beside a matrix or after it (methods.md 5).
+
+... tokens in any arrangement, in and out the matrix's widths, b the bottleneck
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from frostline.adapters._layer import Part, Run
+from frostline.plan import Bottleneck
+
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "tanh": torch.tanh,
+    "relu": functional.relu,
+    "gelu": functional.gelu,
+    "silu": functional.silu,
+}
+
+
+class BottleneckPart(Part):
+    """W x + s Up(f(Down(x))) (parallel), or y + s Up(f(Down(y))) with y = W x (series). Up begins at 0."""
+
+    def __init__(self, in_features: int, out_features: int, options: Bottleneck) -> None:
+        super().__init__()
+        reads = in_features if options.kind == "parallel" else out_features
+        self.down = nn.Linear(reads, options.bottleneck, bias=options.bias, dtype=torch.float32)
+        self.up = nn.Linear(options.bottleneck, out_features, bias=options.bias, dtype=torch.float32)
+        nn.init.zeros_(self.up.weight)
+        if options.bias:
+            nn.init.zeros_(self.up.bias)
+        self.activation = ACTIVATIONS[options.activation]
+        self.dropout = nn.Dropout(options.dropout) if options.dropout else nn.Identity()
+        self.parallel = options.kind == "parallel"
+        self.scale = options.scale
+
+    def forward(self, run: Run, module: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+        """[..., in] to [..., out]."""
+        output: Tensor = run(*args, **kwargs)
+        read: Tensor = args[0] if self.parallel else output
+        within: Tensor = self.activation(self.down(self.dropout(read.to(self.down.weight.dtype))))
+        added: Tensor = self.scale * self.up(within)
+        return output + added.to(output.dtype)
+
+    def why_not_merged(self) -> str | None:
+        return "an adapter with an activation in the middle is no matrix"

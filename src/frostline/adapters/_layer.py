@@ -1,0 +1,125 @@
+"""One module of the model, and what adapters do around it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, cast
+
+import torch
+from peft.tuners.beft import BeftLayer
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from torch import Tensor, nn
+
+from frostline.core.errors import FrostlineError, UserError
+
+Run = Callable[..., Any]
+PARTS = "hybrid_parts"
+
+
+class Part(nn.Module):
+    """What one adapter adds around one module of the model."""
+
+    def forward(self, run: Run, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """In the place of `module`, which is called by `run` (through the parts of other adapters, if there are)."""
+        raise NotImplementedError
+
+    def update(self, module: nn.Module) -> Tensor:
+        """What it amounts to as a change of the module's weight, of that weight's shape.
+
+        Raises `UserError` when it depends on the input, so that no change of weights does the same.
+        """
+        raise UserError(f"{self.why_not_merged()}: go on with the model as it is")
+
+    def why_not_merged(self) -> str | None:
+        """Why `update` refuses, in a few words; None where it does not."""
+        return "it depends on the input, which no change of weights can say"
+
+
+class HybridLayer(nn.Module, BaseTunerLayer):
+    """`base_layer`, a module of the model, inside the parts of the active adapters.
+
+    The model may go on reading the module's attributes.
+    """
+
+    adapter_layer_names = (PARTS,)
+
+    def __init__(self, base_layer: nn.Module) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.hybrid_parts = nn.ModuleDict()
+        self.merged_adapters: list[str] = []
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        run: Run = self.base_layer
+        for part in self._running():
+            run = partial(part, run, self.base_layer)
+        return run(*args, **kwargs)
+
+    def called(self, names: Sequence[str] | None) -> list[nn.Module]:
+        """The parts of the adapters called `names`, by default of those in use."""
+        return self._running() if names is None else [self.hybrid_parts[n] for n in names if n in self.hybrid_parts]
+
+    def _running(self) -> list[nn.Module]:
+        if self.disable_adapters:
+            if self.merged:
+                self.unmerge()
+            return []
+        active = [name for name in self.active_adapters if name in self.hybrid_parts]
+        return [self.hybrid_parts[name] for name in active if name not in self.merged_adapters]
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "base_layer":
+                raise
+            return getattr(self.base_layer, name)
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Add the parts' updates to the weight. `safe_merge` checks first that they are finite."""
+        for name in check_adapters_to_merge(self, adapter_names):
+            if name in self.hybrid_parts:
+                update = self._update(name)
+                if safe_merge and not torch.isfinite(update).all():
+                    raise FrostlineError(f"the update of adapter {name} is not finite: nothing was merged")
+                self._weight().data += update
+                self.merged_adapters.append(name)
+
+    def unmerge(self) -> None:
+        """Take the updates out again, but for rounding."""
+        while self.merged_adapters:
+            self._weight().data -= self._update(self.merged_adapters.pop())
+
+    def _weight(self) -> Tensor:
+        weight: Any = self.base_layer.weight
+        return cast(Tensor, weight)
+
+    def _update(self, name: str) -> Tensor:
+        part: Any = self.hybrid_parts[name]
+        with torch.no_grad():
+            update: Tensor = part.update(self.base_layer)
+        return update.to(self._weight())
+
+
+def check_mergeable(model: nn.Module, adapter_names: Sequence[str] | None = None) -> None:
+    """Raise `UserError` when one of these adapters, by default those in use, cannot become a change of weights."""
+    for path, layer in model.named_modules():
+        if isinstance(layer, BeftLayer) and layer.get_base_layer().bias is None:
+            raise UserError(f"{path}: it has no bias that could take BEFT's: go on with the model as it is")
+        if isinstance(layer, HybridLayer):
+            for part in layer.called(adapter_names):
+                reason = part.why_not_merged() if isinstance(part, Part) else None
+                if reason is not None:
+                    raise UserError(f"{path}: {reason}: go on with the model as it is, nothing was merged")
+
+
+def adapter_names(model: nn.Module) -> set[str]:
+    """The names of the parameters that adapters added to `model`, PEFT's own among them."""
+    return {
+        f"{path}.{name}"
+        for path, layer in model.named_modules()
+        if isinstance(layer, BaseTunerLayer)
+        for name, _ in layer.named_parameters(remove_duplicate=False)
+        if not name.startswith("base_layer.")
+    }

@@ -1,0 +1,170 @@
+"""A feed-forward as a mixture of LoRA experts over its frozen weights (MixLoRA; methods.md 5).
+
+    n tokens, N experts, k of them for each token, r rank, d hidden width, in and out a matrix's widths
+
+The feed-forward runs once, on n k rows that are sorted by expert: its frozen matrices multiply all of them together,
+each expert's A and B its own. A matrix that reads the feed-forward's very input multiplies every token once, not k
+times.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from frostline.adapters._layer import Part, Run
+from frostline.anatomy import Block, Linear, Role
+from frostline.core.errors import UserError
+from frostline.plan import Lora, Mixture
+
+ROUTER_STD = 0.02
+"""The standard deviation of a router's first weights [inferred]."""
+
+
+@dataclass(frozen=True)
+class Dispatch:
+    """The rows that experts are at work on: [1, n k, d], expert after expert, of the tokens [1, n, d].
+
+    `token_of` [n k] is each row's token; `counts` how many rows every expert has.
+    """
+
+    rows: Tensor
+    tokens: Tensor
+    token_of: Tensor
+    counts: list[int]
+
+
+_AT_WORK: ContextVar[Dispatch | None] = ContextVar("at_work", default=None)
+
+
+@dataclass(frozen=True)
+class Routing:
+    """What a router made of tokens [...] in one pass: `probabilities` [..., N] and the experts `chosen` [..., k]."""
+
+    probabilities: Tensor
+    chosen: Tensor
+
+
+class MixturePart(Part):
+    """Around a feed-forward: sum over a token's k experts of (share) (feed-forward with that expert's updates).
+
+    Shares are the router's k largest probabilities, made to sum to 1. `balance` weighs the balance loss, and `mask`
+    is the argument of the model's forward that says which tokens are no padding. While `noting`, `routing` keeps what
+    the last pass chose. The statistics are no state of the adapter: they are not saved.
+    """
+
+    assigned: Tensor
+    balance_sum: Tensor
+
+    def __init__(self, hidden_size: int, options: Mixture, mask: str) -> None:
+        super().__init__()
+        self.router = nn.Parameter(ROUTER_STD * torch.randn(options.experts, hidden_size, dtype=torch.float32))
+        self.top_k, self.balance, self.mask = options.top_k, options.balance, mask
+        self.noting, self.passes = False, 0
+        self.routing: Routing | None = None
+        self.register_buffer("assigned", torch.zeros(options.experts, dtype=torch.long), persistent=False)
+        self.register_buffer("balance_sum", torch.zeros(()), persistent=False)
+
+    def forward(self, run: Run, module: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+        """[..., d] to [..., d]."""
+        (hidden,) = (*args, *kwargs.values())
+        tokens = hidden.reshape(1, -1, hidden.shape[-1])
+        logits = functional.linear(tokens[0].to(self.router.dtype), self.router)
+        probabilities = torch.softmax(logits, dim=-1, dtype=torch.float32)
+        shares, chosen = probabilities.topk(self.top_k, dim=-1)
+        shares = shares / shares.sum(-1, keepdim=True)
+        if self.noting:
+            place = hidden.shape[:-1]
+            self.routing = Routing(probabilities.view(*place, -1), chosen.view(*place, -1))
+        by_expert = chosen.flatten().argsort(stable=True)
+        token_of = by_expert // self.top_k
+        counts = chosen.flatten().bincount(minlength=len(self.router)).tolist()
+        with _at_work(Dispatch(tokens[:, token_of], tokens, token_of, counts)) as dispatch:
+            outputs: Tensor = run(dispatch.rows)
+        of_token = outputs[0, by_expert.argsort()].view(*chosen.shape, -1)
+        mixed: Tensor = (shares.to(outputs.dtype)[..., None] * of_token).sum(1)
+        return mixed.view(*hidden.shape[:-1], -1)
+
+    def why_not_merged(self) -> str | None:
+        return "which experts a token gets depends on the input"
+
+
+class ExpertsPart(Part):
+    """Around a matrix of the feed-forward: (alpha / r) B_e A_e x beside W x, for x a row of expert e.
+
+    A is [N, r, in] and B [N, out, r], which begins at 0.
+    """
+
+    def __init__(self, in_features: int, out_features: int, options: Mixture) -> None:
+        super().__init__()
+        self.A = nn.Parameter(torch.empty(options.experts, options.r, in_features, dtype=torch.float32))
+        self.B = nn.Parameter(torch.zeros(options.experts, out_features, options.r, dtype=torch.float32))
+        nn.init.uniform_(self.A, -1 / math.sqrt(in_features), 1 / math.sqrt(in_features))  # as LoRA's A
+        self.dropout = nn.Dropout(options.dropout) if options.dropout else nn.Identity()
+        self.scale = options.alpha / options.r
+
+    def forward(self, run: Run, module: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+        """[1, n k, in] to [1, n k, out]."""
+        dispatch = _AT_WORK.get()
+        if dispatch is None:
+            raise UserError("mixture: a matrix of the feed-forward was used outside of it: take lora for this model")
+        inputs: Tensor = args[0]
+        output: Tensor = run(dispatch.tokens)[:, dispatch.token_of] if inputs is dispatch.rows else run(inputs)
+        rows = self.dropout(inputs.to(self.A.dtype)).split(dispatch.counts, dim=1)
+        updates = [
+            functional.linear(functional.linear(own, a), b)
+            for own, a, b in zip(rows, self.A.unbind(), self.B.unbind(), strict=True)
+        ]
+        return output + (self.scale * torch.cat(updates, dim=1)).to(output.dtype)
+
+    def why_not_merged(self) -> str | None:
+        return "which experts a token gets depends on the input"
+
+
+@contextmanager
+def _at_work(dispatch: Dispatch) -> Iterator[Dispatch]:
+    if _AT_WORK.get() is not None:
+        raise UserError("two adapters are a mixture of one feed-forward: switch one of them off (set_adapter)")
+    token = _AT_WORK.set(dispatch)
+    try:
+        yield dispatch
+    finally:
+        _AT_WORK.reset(token)
+
+
+def beside_attention(mode: Mixture) -> Lora:
+    """The LoRA that a mixture puts on the attention's matrices."""
+    return Lora(r=mode.r, alpha=mode.alpha, dropout=mode.dropout, targets="attention")
+
+
+def feed_forward(block: Block) -> tuple[str, list[Linear]]:
+    """The path of the block's feed-forward module, and its matrices.
+
+    Raises `UserError` when no module of the block holds just these, or they are experts already.
+    """
+    linears = [linear for linear in block.linears if linear.role is Role.FEED_FORWARD]
+    if not linears:
+        raise UserError(f"block {block.index}: mixture: it has no feed-forward matrices: leave it frozen")
+    if any(linear.copies > 1 for linear in linears):
+        raise UserError(
+            f"block {block.index}: mixture: its feed-forward has experts of its own: take lora on attention"
+        )
+    path = linears[0].name.rpartition(".")[0]
+    while not all(linear.name.startswith(f"{path}.") for linear in linears):
+        path = path.rpartition(".")[0]
+    within = [linear for linear in block.linears if linear.name.startswith(f"{path}.")]
+    if path == block.name or len(within) > len(linears):
+        names = ", ".join(linear.name.removeprefix(f"{block.name}.") for linear in linears)
+        raise UserError(
+            f"block {block.index}: mixture: {names} lie in no module of their own, which could run once for each "
+            "expert: take lora or an adapter"
+        )
+    return path, linears

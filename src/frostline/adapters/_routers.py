@@ -1,0 +1,126 @@
+"""What the routers of a model choose while it trains: the loss that balances their experts, and statistics.
+
+    N experts, k of them for each token; f_i expert i's share of all assignments, P_i its mean probability
+
+The loss of a block is N sum_i f_i P_i, 1 when all experts are equally busy (Fedus et al. 2021; methods.md 5). Padding
+does not count.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from frostline.adapters._layer import HybridLayer
+from frostline.adapters._mixture import MixturePart, Routing
+from frostline.core.errors import FrostlineError
+
+
+def balance_loss(routing: Routing, counted: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """N sum_i f_i P_i, and how many tokens each expert got [N]. `counted`, of the tokens' shape, leaves out others."""
+    probabilities, chosen = routing.probabilities, routing.chosen
+    experts = probabilities.shape[-1]
+    of_token = functional.one_hot(chosen, experts).sum(-2)
+    weights = torch.ones_like(probabilities[..., 0]) if counted is None else counted.to(probabilities)
+    assigned = (of_token * weights[..., None]).reshape(-1, experts).sum(0)
+    mean = (probabilities * weights[..., None]).reshape(-1, experts).sum(0) / weights.sum().clamp(min=1)
+    return experts * (assigned / assigned.sum().clamp(min=1) * mean).sum(), assigned
+
+
+def watch_routers(model: nn.Module) -> None:
+    """From here on, add the balance loss of the routers in `model` to the `loss` of what it returns in training.
+
+    It is the mean over blocks of (weight) N sum_i f_i P_i, and stands in the output's `balance_loss` too, for a loop
+    that computes its loss itself. Where the model's loss is divided by `num_items_in_batch`, which counts several
+    batches, the balance loss counts as its batch does. A pass without routers ends it.
+    """
+    _Watch(model)
+
+
+def router_statistics(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """Of every block's mixture in use, by its path: `shares`, how much of all assignments each expert got in training
+    passes so far, and `balance_loss`, the mean of N sum_i f_i P_i over those passes. Empty before the first."""
+    return {
+        ".".join(step for step in path.split(".") if step != "base_layer"): {
+            "shares": (part.assigned / part.assigned.sum()).tolist(),
+            "balance_loss": float(part.balance_sum) / part.passes,
+        }
+        for path, layer in model.named_modules()
+        if isinstance(layer, HybridLayer)
+        for part in layer._running()
+        if isinstance(part, MixturePart) and part.passes
+    }
+
+
+def mixtures(model: nn.Module) -> list[MixturePart]:
+    """The routers in `model`, in its order."""
+    return [module for module in model.modules() if isinstance(module, MixturePart)]
+
+
+class _Watch:
+    """Two hooks around a pass. Between them routers note what they choose; what backward runs again is not noted."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._handles = [
+            model.register_forward_pre_hook(self._begin),
+            model.register_forward_hook(self._finish, with_kwargs=True),
+        ]
+
+    def _begin(self, model: nn.Module, _inputs: Any) -> None:
+        found = mixtures(model)
+        for part in found:
+            part.noting, part.routing = model.training, None
+        if not found:
+            for handle in self._handles:
+                handle.remove()
+
+    def _finish(self, model: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        inputs = dict(zip(inspect.signature(model.forward).parameters, args, strict=False)) | kwargs
+        losses = []
+        for part in mixtures(model):
+            routing, part.noting, part.routing = part.routing, False, None
+            if routing is not None:
+                losses.append(part.balance * _note(part, routing, inputs.get(part.mask)))
+        if losses:
+            _add(torch.stack([loss.to(losses[-1].device) for loss in losses]).mean(), model, inputs, output)
+
+
+def _note(part: MixturePart, routing: Routing, mask: Any) -> Tensor:
+    """The balance loss of one pass, which goes into the statistics too."""
+    if torch.is_grad_enabled() and part.router.requires_grad and not routing.probabilities.requires_grad:
+        raise FrostlineError("mixture: reentrant checkpointing hides its routers from the loss: use_reentrant=False")
+    fits = isinstance(mask, Tensor) and mask.shape == routing.chosen.shape[:-1]
+    loss, assigned = balance_loss(routing, mask.to(routing.chosen.device) if fits else None)
+    part.assigned += assigned.to(part.assigned)
+    part.balance_sum += loss.detach().to(part.balance_sum.device)
+    part.passes += 1
+    return loss
+
+
+def _add(balance: Tensor, model: nn.Module, inputs: Mapping[str, Any], output: Any) -> None:
+    if isinstance(output, tuple):
+        if inputs.get("labels") is not None:
+            raise FrostlineError(
+                "mixture: its balance loss needs the model's named output: leave out return_dict=False"
+            )
+        return
+    output.balance_loss = balance
+    if getattr(output, "loss", None) is not None and balance.requires_grad:
+        output.loss = output.loss + (_share_of_step(model, inputs) * balance).to(output.loss)
+
+
+def _share_of_step(model: nn.Module, inputs: Mapping[str, Any]) -> Any:
+    """How much of the step's labels this batch has, as the model's own loss counts them."""
+    items = inputs.get("num_items_in_batch")
+    labels = inputs.get("shift_labels")
+    if items is None:
+        return 1.0
+    if labels is None:
+        shifts = getattr(model, "loss_type", None) == "ForCausalLM"
+        labels = inputs["labels"][..., 1:] if shifts else inputs["labels"]
+    return labels.ne(-100).sum() / items

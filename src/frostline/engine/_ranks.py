@@ -1,0 +1,44 @@
+"""AdaLoRA in training: its ranks are shared out after each optimizer step, and its state goes into checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from safetensors.torch import save_file
+from transformers import TrainerCallback
+
+from frostline.adapters import begin_ranks, load_ranks_state, ranks_state, step_ranks
+from frostline.engine._apply import applied_to
+from frostline.engine._tensors import read_tensors
+
+RANKS_FILE = "ranks.safetensors"
+
+
+class ShareRanks(TrainerCallback):
+    """Shares out the ranks of the model's AdaLoRA, if it has any."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **around: Any) -> None:
+        begin_ranks(_peft_models(around["model"]), state.max_steps)
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **around: Any) -> None:
+        step_ranks(_peft_models(around["model"]), state.global_step + 1)  # the count rises later
+
+
+def save_ranks(peft_models: Sequence[PeftModel], folder: Path) -> None:
+    """Write what AdaLoRA knows beside its matrices into `folder`; nothing without one."""
+    if state := ranks_state(peft_models):
+        save_file(state, folder / RANKS_FILE)
+
+
+def load_ranks(peft_models: Sequence[PeftModel], folder: Path) -> None:
+    """The inverse of `save_ranks`. Raises `UserError` when the file is torn."""
+    state = read_tensors(folder / RANKS_FILE, "state of ranks") if (folder / RANKS_FILE).is_file() else {}
+    load_ranks_state(peft_models, state)
+
+
+def _peft_models(model: Any) -> Sequence[PeftModel]:
+    applied = applied_to(model)
+    return applied.peft_models if applied else ()

@@ -1,0 +1,138 @@
+"""The messages between a client and the server, and how many bytes each kind of them takes.
+
+B rows, T tokens, d hidden width
+
+client -> server, every round          the states at the cut [B, T, d], labels, which tokens count
+server -> client, every round          the gradient of the states [B, T, d]
+both, every `average_every` rounds     the client's trained matrices, and their average
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import StrEnum
+from math import prod
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from frostline.core.errors import FrostlineError, first_line
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+ATTENDED, PADDING = 1, 2
+"""Bits of a mark: the token may be attended to; it is the padding token."""
+
+
+class Kind(StrEnum):
+    """What bytes are spent on. Labels go with their marks and the sizes of the batch."""
+
+    ACTIVATIONS = "activations"
+    GRADIENTS = "gradients"
+    LABELS = "labels"
+    MATRICES_UP = "matrices_up"
+    MATRICES_DOWN = "matrices_down"
+
+
+class Lost(FrostlineError):
+    """Another process does not answer: it ended, or took too long."""
+
+
+class Wire(Protocol):
+    """Carries bytes to one other process, and from it, in order."""
+
+    def send(self, data: Tensor) -> None:
+        """Send `data`, uint8 [n]."""
+        ...
+
+    def receive(self, size: int) -> Tensor:
+        """The next `size` bytes that the other one sent as one message, uint8 [size]."""
+        ...
+
+
+class GroupWire:
+    """A wire to the process of `rank` in torch.distributed's group; each message may take `timeout` seconds."""
+
+    def __init__(self, rank: int, timeout: float) -> None:
+        self._rank, self._timeout = rank, timedelta(seconds=timeout)
+
+    def send(self, data: Tensor) -> None:
+        with lost():
+            _wait(dist.isend(data, dst=self._rank), self._timeout)
+
+    def receive(self, size: int) -> Tensor:
+        data = torch.empty(size, dtype=torch.uint8)
+        with lost():
+            _wait(dist.irecv(data, src=self._rank), self._timeout)
+        return data
+
+
+@contextmanager
+def lost() -> Iterator[None]:
+    """Inside, an error of torch.distributed is a `Lost`; its message without the place in torch's source."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise Lost(re.sub(r"^\[[^]]*\]\s*", "", first_line(error))) from error
+
+
+def _wait(work: dist.Work | None, timeout: timedelta) -> None:
+    assert work is not None, "this process is in the group"
+    work.wait(timeout)
+
+
+class Peer:
+    """The other end of a wire: tensors go to it, counted by kind in `sent`, and come from it."""
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+        self.sent: Counter[str] = Counter()
+
+    def send(self, kind: Kind, tensor: Tensor) -> None:
+        data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        self.sent[kind.value] += data.numel()
+        self._wire.send(data)
+
+    def receive(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return self._wire.receive(prod(shape) * dtype.itemsize).view(dtype).reshape(shape)
+
+
+@dataclass(frozen=True)
+class Reached:
+    """What a client's batch has come to at the cut.
+
+    `states` [B, T, d]; `labels`, int32, of the tokens [B, T] or of the rows [B]; `marks` [B, T], uint8: bits
+    `ATTENDED` and `PADDING`. The tokens themselves stay with the client.
+    """
+
+    states: Tensor
+    labels: Tensor
+    marks: Tensor
+
+    def send(self, server: Peer) -> None:
+        rows, tokens, width = self.states.shape
+        per_token, dtype = int(self.labels.dim() == 2), DTYPES.index(self.states.dtype)
+        server.send(Kind.LABELS, torch.tensor([rows, tokens, width, per_token, dtype], dtype=torch.int32))
+        server.send(Kind.LABELS, self.labels)
+        server.send(Kind.LABELS, self.marks)
+        server.send(Kind.ACTIVATIONS, self.states)
+
+    @classmethod
+    def receive(cls, client: Peer) -> Reached:
+        rows, tokens, width, per_token, dtype = client.receive((5,), torch.int32).tolist()
+        labels = client.receive((rows, tokens) if per_token else (rows,), torch.int32)
+        marks = client.receive((rows, tokens), torch.uint8)
+        return cls(client.receive((rows, tokens, width), DTYPES[dtype]), labels, marks)
+
+
+def marks_of(input_ids: Tensor, attention_mask: Tensor | None, padding: int | None) -> Tensor:
+    """The marks of a batch's tokens; `padding` is the id of the padding token."""
+    attended = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    padded = torch.zeros_like(input_ids) if padding is None else input_ids.eq(padding)
+    return (attended.bool() * ATTENDED + padded.bool() * PADDING).to(torch.uint8)

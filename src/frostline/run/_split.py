@@ -1,0 +1,52 @@
+"""A run whose training is split between a server and clients (SplitLoRA)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from frostline.core.errors import UserError
+from frostline.core.sizes import size_text
+from frostline.engine import Trainer
+from frostline.engine.split import Split, SplitReport, SplitTrainer
+from frostline.plan import Schedule
+from frostline.run._config import RunConfig
+from frostline.strategies import SplitSchedule
+
+_ONLY = {
+    "batching": "random",
+    "gradient_accumulation": 1,
+    "optimizer_in_backward": False,
+    "frozen_bits": None,
+    "checkpointing": False,
+    "eval_every": None,
+    "save_every": None,
+}
+
+
+def trainer_for(schedule: Schedule, config: RunConfig) -> Callable[..., Trainer]:
+    """What makes the trainer of a run under `schedule`.
+
+    Raises `UserError` for a config that asks of a split training what it cannot do.
+    """
+    if not isinstance(schedule, SplitSchedule):
+        return Trainer
+    for key, only in _ONLY.items():
+        if getattr(config, key) != only:
+            raise UserError(f"{key}: strategy '{config.strategy}' trains in parts, which goes without: leave it out")
+    if config.optimizer == "flora":
+        raise UserError(f"optimizer: strategy '{config.strategy}' goes with adamw or sgd, not with flora")
+    return partial(SplitTrainer, split=Split(schedule.cut, schedule.clients, schedule.average_every))
+
+
+def split_report(trainer: Trainer) -> SplitReport | None:
+    """What a split training came to; None for one that was not split."""
+    return trainer.report if isinstance(trainer, SplitTrainer) else None
+
+
+def split_notice(report: SplitReport) -> str:
+    """Who held what, in a line."""
+    return (
+        f"split at block {report.cut} over {report.clients} clients: states of their rows and the rows' labels went to "
+        f"the server, the rows did not; {size_text(sum(report.bytes.values()))} sent in all"
+    )

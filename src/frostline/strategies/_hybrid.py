@@ -1,0 +1,105 @@
+"""HLPT and H2LPT (methods.md 4): gated LoRA in the low blocks, gated prefixes in the high ones."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+from pydantic import field_validator
+
+from frostline.core.errors import UserError
+from frostline.core.settings import Options
+from frostline.plan import BlockMode, Frozen, Lora, Plan, Prefix, Schedule
+from frostline.strategies._base import Situation, Size, fixed, task_head
+
+LORA = {"targets": "down", "r": 8, "alpha": 16.0, "dropout": 0.0, "gate": True}
+PREFIX = {"length": 20, "gate": "prefix"}
+
+
+class HybridOptions(Options):
+    """How many blocks of which kind.
+
+    Attributes:
+        low: size of the low tier: a share of the blocks, or how many. None: three quarters of them.
+        high: size of the high tier, a quarter.
+        kept: which half of each tier is tuned, of `h2lpt`: `outer` leaves out the middle of the model (the lower half
+            of the low tier and the upper one of the high tier stay), `inner` its ends, `lower` and `upper` keep that
+            half of both.
+        swapped: prefixes in the low tier and LoRA in the high one.
+        lora: options of the LoRA: on the feed-forward's down projection, gated, r 8, scaled by 2 (alpha 16).
+        prefix: options of the prefix: 20 tokens, gated.
+    """
+
+    low: Size = 3 / 4
+    high: Size = 1 / 4
+    kept: Literal["outer", "inner", "lower", "upper"] = "outer"
+    swapped: bool = False
+    lora: Lora = Lora.model_validate(LORA)
+    prefix: Prefix = Prefix.model_validate(PREFIX)
+
+    @field_validator("lora", mode="before")
+    @classmethod
+    def _lora(cls, value: Any) -> Any:
+        return {**LORA, **value} if isinstance(value, dict) else value
+
+    @field_validator("prefix", mode="before")
+    @classmethod
+    def _prefix(cls, value: Any) -> Any:
+        return {**PREFIX, **value} if isinstance(value, dict) else value
+
+
+def hlpt(situation: Situation, options: HybridOptions) -> Schedule:
+    """LoRA in the low tier, prefixes in the high one; what is between stays frozen.
+
+    Raises `UserError` when the tiers take more blocks than there are.
+    """
+    if "kept" in options.model_fields_set:
+        raise UserError("strategy_options of 'hlpt': kept: it goes with h2lpt, hlpt tunes both tiers whole")
+    low, high = _tiers(situation, options, "hlpt")
+    return fixed(_plan(situation, options, _name("hlpt", options), low, high))
+
+
+def h2lpt(situation: Situation, options: HybridOptions) -> Schedule:
+    """HLPT on half of each tier: `kept` says which, by default the halves at the model's ends.
+
+    Halves are rounded up; GPT-J's 28 blocks get 12 and 4, as in the paper.
+    """
+    low, high = _tiers(situation, options, "h2lpt")
+    halves = (12, 4) if _as_published(situation, options) else (_half(len(low)), _half(len(high)))
+    from_low = low[: halves[0]] if options.kept in ("outer", "lower") else low[len(low) - halves[0] :]
+    from_high = high[: halves[1]] if options.kept in ("inner", "lower") else high[len(high) - halves[1] :]
+    return fixed(_plan(situation, options, _name("h2lpt", options), from_low, from_high))
+
+
+def _tiers(situation: Situation, options: HybridOptions, name: str) -> tuple[range, range]:
+    blocks = situation.blocks
+    low, high = _size(options.low, blocks), _size(options.high, blocks)
+    if low + high > blocks or low + high == 0:
+        raise UserError(f"strategy '{name}': tiers of {low} and {high} blocks do not fit a model of {blocks}")
+    return range(low), range(blocks - high, blocks)
+
+
+def _plan(situation: Situation, options: HybridOptions, name: str, low: range, high: range) -> Plan:
+    below, above = (options.prefix, options.lora) if options.swapped else (options.lora, options.prefix)
+    modes: list[BlockMode] = [Frozen()] * situation.blocks
+    for tier, mode in ((low, below), (high, above)):
+        modes[tier.start : tier.stop] = [mode] * len(tier)
+    return Plan(strategy=name, blocks=tuple(modes), final_norm=Frozen(), head=task_head(situation))
+
+
+def _name(stem: str, options: HybridOptions) -> str:
+    counted = isinstance(options.low, int) and isinstance(options.high, int)
+    return f"{stem}({options.low},{options.high})" if counted else stem
+
+
+def _as_published(situation: Situation, options: HybridOptions) -> bool:
+    whole = not {"low", "high"} & options.model_fields_set
+    return whole and situation.anatomy.model_type == "gptj" and situation.blocks == 28
+
+
+def _size(size: float, blocks: int) -> int:
+    return size if isinstance(size, int) else math.floor(size * blocks + 0.5)
+
+
+def _half(count: int) -> int:
+    return (count + 1) // 2

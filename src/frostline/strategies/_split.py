@@ -1,0 +1,50 @@
+"""SplitLoRA (methods.md 5): LoRA on every block, trained by a server and several clients that keep their rows."""
+
+from __future__ import annotations
+
+import math
+
+from pydantic import PositiveInt
+
+from frostline.core.errors import UserError
+from frostline.plan import FixedSchedule, Frozen, Lora, Plan, Schedule
+from frostline.strategies._base import Situation, task_head
+
+
+class SplitLoraOptions(Lora):
+    """The options of the LoRA, and how the training is split.
+
+    Attributes:
+        cut: how many blocks the clients hold, with the embeddings; by default a quarter of them.
+        clients: how many there are, each with its own share of the training rows.
+        average_every: steps between two averages of the clients' matrices.
+    """
+
+    cut: PositiveInt | None = None
+    clients: PositiveInt = 3
+    average_every: PositiveInt = 100
+
+
+class SplitSchedule(FixedSchedule):
+    """One plan from the first step to the last, in a training that is split.
+
+    `cut` is how many blocks the clients hold, `clients` and `average_every` are as in the options.
+    """
+
+    def __init__(self, plan: Plan, cut: int, clients: int, average_every: int) -> None:
+        super().__init__(plan)
+        self.cut, self.clients, self.average_every = cut, clients, average_every
+
+
+def splitlora(situation: Situation, options: SplitLoraOptions) -> Schedule:
+    """LoRA on every block, and a task head, in a training that is split at a block.
+
+    Raises `UserError` when the cut leaves no block to the server.
+    """
+    blocks = situation.blocks
+    cut = max(1, math.floor(blocks / 4 + 0.5)) if options.cut is None else options.cut
+    if cut >= blocks:
+        raise UserError(f"strategy 'splitlora': cut: {cut} of {blocks} blocks leaves none to the server")
+    lora = Lora.model_validate(options.model_dump(include=set(Lora.model_fields)))
+    plan = Plan(strategy="splitlora", blocks=(lora,) * blocks, final_norm=Frozen(), head=task_head(situation))
+    return SplitSchedule(plan, cut, options.clients, options.average_every)
