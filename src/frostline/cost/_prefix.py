@@ -5,8 +5,8 @@ Widths of all heads together, with l prefix tokens, h heads, u keys of the text,
     without gate  keys and values of 1 + l / u times the length, those of a group once for each of its query heads
     with a gate   queries, keys, values and output longer by h l numbers too; a copy of the queries, q; the prefix's
                   keys once for each row, q l / u, if queries carry a gradient; the output once more, a + h l, from
-                  which the shares are read; the scores, h l, and what is added, a, where the gate multiplies keys
-                  and values; what the gate reads, d
+                  which the shares are read, or the shares alone where heads are grouped; the scores, h l, and what is
+                  added, a, where the gate multiplies keys and values; what the gate reads, d
     masked        a causal mask for fused attention, 1 + l / u of one row: shared by the rows of a batch that has
                   no padding, as is assumed
 """
@@ -31,7 +31,7 @@ def beside(flow: AttentionFlow, keys: int) -> float:
         return 0.0
     attention, length = flow.attention, flow.length
     total = attention.q + length * attention.q / keys * ("q" in flow.made)
-    total += attention.a + flow.marks
+    total += attention.a * (attention.k == attention.q) + flow.marks  # grouped shares are copied
     if flow.prefix.gate == "prefix":
         total += flow.marks + attention.a
     return total

@@ -10,6 +10,7 @@ from frostline.core.settings import Options
 from frostline.plan._names import group_or_names
 
 Targets = Literal["default", "attention", "feed_forward", "all", "qkv", "down", "outputs"]
+TargetModules = Annotated[Targets | tuple[str, ...], group_or_names(Targets)]
 
 
 class Lora(Options):
@@ -26,14 +27,9 @@ class Lora(Options):
     r: int = Field(8, gt=0)
     alpha: float = Field(32.0, gt=0)
     dropout: float = Field(0.1, ge=0, lt=1)
-    targets: Targets | tuple[str, ...] = "default"
+    targets: TargetModules = "default"
     gate: bool = False
     lr_scale: float = Field(1.0, gt=0)
-
-    @field_validator("targets", mode="before")
-    @classmethod
-    def _group_or_modules(cls, value: Any) -> Any:
-        return group_or_names(value, Targets)
 
 
 class Prefix(Options):
@@ -68,13 +64,8 @@ class Bottleneck(Options):
     bias: bool = False
     scale: float = Field(1.0, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)
-    targets: Targets | tuple[str, ...] = "default"
+    targets: TargetModules = "default"
     lr_scale: float = Field(1.0, gt=0)
-
-    @field_validator("targets", mode="before")
-    @classmethod
-    def _group_or_modules(cls, value: Any) -> Any:
-        return group_or_names(value, Targets)
 
 
 class Mixture(Options):
@@ -113,13 +104,8 @@ class Peft(Options):
     kind: Literal["peft"] = "peft"
     method: str
     options: dict[str, Any] = Field(default_factory=dict)
-    targets: Targets | tuple[str, ...] = "default"
+    targets: TargetModules = "default"
     lr_scale: float = Field(1.0, gt=0)
-
-    @field_validator("targets", mode="before")
-    @classmethod
-    def _group_or_modules(cls, value: Any) -> Any:
-        return group_or_names(value, Targets)
 
 
 Adapter = Annotated[Bottleneck | Mixture | Peft, Field(discriminator="kind")]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from frostline.core.settings import Options
 from frostline.plan._adapters import Adapter, Lora, Prefix
@@ -34,15 +34,10 @@ class Partial(Options):
     """
 
     mode: Literal["partial"] = "partial"
-    train: PartialParts | tuple[str, ...] = "all"
+    train: Annotated[PartialParts | tuple[str, ...], group_or_names(PartialParts)] = "all"
     rows: float = Field(1.0, gt=0, le=1)
     rows_seed: int = Field(0, ge=0)
     lr_scale: float = Field(1.0, gt=0)
-
-    @field_validator("train", mode="before")
-    @classmethod
-    def _group_or_modules(cls, value: Any) -> Any:
-        return group_or_names(value, PartialParts)
 
     @model_validator(mode="after")
     def _leaves_something_out(self) -> Partial:
