@@ -19,6 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -172,6 +173,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)  # which peft 0.21 reads
     if options.memory_of:
         print_peak(options.model, options.memory_of)
         return

@@ -63,13 +63,18 @@ def test_loaded_under_another_name_and_from_the_meta_device(assign: bool, tmp_pa
 
 
 def test_of_a_plan_it_is_the_plans_adapters() -> None:
-    plan = Plan(blocks=(Lora(targets="down", gate=True, dropout=0.0),) * 3 + (Prefix(),))
+    around = {"final_norm": Frozen(), "head": Frozen()}
+    plan = Plan(blocks=(Lora(targets="down", gate=True, dropout=0.0),) * 3 + (Prefix(),), **around)
     config = HybridConfig.of(plan, inference_mode=False)
     assert [entry["index"] for entry in config.blocks] == ["0-2", "3"]
     assert config.modes(4) == plan.blocks
     for mode, reason in ((Full(), "full is no adapter"), (Peft(method="ia3"), "ia3 is PEFT's")):
         with pytest.raises(UserError, match=f"^block 1: {reason}"):
-            HybridConfig.of(Plan(blocks=(Prefix(), mode)))
+            HybridConfig.of(Plan(blocks=(Prefix(), mode), **around))
+    with_head = Plan(blocks=(Prefix(),), final_norm=Frozen())
+    with pytest.raises(UserError, match=r"^HybridConfig: head: full is no adapter: give task_type or modules_to_save"):
+        HybridConfig.of(with_head)
+    assert HybridConfig.of(with_head, modules_to_save=["score"]).modules_to_save == ["score"]
 
 
 @pytest.mark.parametrize(

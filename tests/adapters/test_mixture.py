@@ -201,6 +201,15 @@ def test_what_would_hide_the_routers_is_refused() -> None:
         mixed("llama").train()(**batch_for(model), return_dict=False)
 
 
+def test_only_routers_that_train_are_in_the_balance_loss() -> None:
+    model = mixed("llama").train()
+    frozen, trains = mixtures(model)
+    frozen.router.requires_grad_(False)
+    balance = model(**batch_for(model)).balance_loss.detach()
+    assert frozen.passes == 1
+    assert balance == pytest.approx(trains.balance * float(trains.balance_sum))
+
+
 def test_batches_that_make_one_step_share_one_balance_loss() -> None:
     """As `transformers.Trainer` accumulates: every batch's loss is its share of all labels."""
     model = mixed("llama", balance=5.0).train()

@@ -63,7 +63,7 @@ def test_options_of_the_adapter_and_of_the_strategy() -> None:
     [
         ("bot50+lora", {"lora": {"rank": 4}}, "strategy_options.lora: unknown key 'rank'"),
         ("bot50+lora", {"lora": {"r": 0}}, "strategy_options.lora: r: it should be greater than 0 (given: 0)"),
-        ("bot50+lora", {"r": 4}, "strategy_options of 'bot50+lora': unknown key 'r'"),
+        ("bot50+lora", {"r": 4}, "strategy_options of 'bot50+lora': r is one of lora's: give lora.r"),
         ("bot50", {"lora": {"r": 4}}, "strategy_options of 'bot50': unknown key 'lora'"),
         ("head+lora", {}, "strategy 'head+lora': 'head' trains no block that it could go to"),
         (
@@ -76,6 +76,12 @@ def test_options_of_the_adapter_and_of_the_strategy() -> None:
             {},
             "+prefix: it goes with whole blocks, and a middle block trains in part",
         ),
+        (
+            "dora",
+            {"r": 2},
+            "strategy_options of 'dora': unknown key 'r': known: lr_scale, options, targets; those of PEFT's",
+        ),
+        ("adt-l50+adalora", {}, "+adalora: its ranks are shared out among all blocks, which a schedule freezes"),
         ("bot50+lora", {"lora": 3}, "strategy_options.lora: its options are a mapping"),
     ],
 )

@@ -49,6 +49,13 @@ def test_tiers(name: str, options: dict[str, Any], expected: str) -> None:
     assert tiers(name, 8, **options) == expected
 
 
+@pytest.mark.parametrize("blocks", [1, 2, 3, 5, 6, 18, 26, 32])
+def test_shares_that_sum_to_one_are_all_blocks_of_any_model(blocks: int) -> None:
+    found = tiers("hlpt", blocks)
+    assert found == "L" * found.count("L") + "P" * found.count("P")
+    assert abs(found.count("P") - blocks / 4) <= 0.5
+
+
 def test_options_of_one_kind_keep_the_others() -> None:
     chosen = plan("hlpt", plain(4), lora={"gate": False, "targets": "default"}, prefix={"gate": "none"})
     assert chosen.blocks[0] == Lora(r=8, alpha=16, dropout=0, gate=False)
@@ -90,6 +97,11 @@ def of_recipe(model: str) -> Anatomy:
             "strategy_options of 'hlpt': kept: it goes with h2lpt",
         ),
         ("hlpt(2,1)", {"low": 2}, "strategy_options: low: it is the number in 'hlpt(2,1)'"),
+        (
+            "hlpt",
+            {"low": 2.5},
+            "strategy_options of 'hlpt': low: give a share of the blocks, above 0 and below 1, or a ",
+        ),
         ("hlpt", {"lora": {"rank": 2}}, "strategy_options of 'hlpt': lora: unknown key 'rank'"),
     ],
 )

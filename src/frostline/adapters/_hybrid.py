@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 from accelerate import init_empty_weights
@@ -20,8 +20,9 @@ from peft.utils import set_additional_trainable_modules
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
-from frostline.adapters._layer import PARTS, HybridLayer, Part, check_mergeable
+from frostline.adapters._layer import PARTS, HybridLayer, Part, check_mergeable, submodule
 from frostline.adapters._mixture import MixturePart
+from frostline.adapters._peft import tuner_of
 from frostline.adapters._places import places
 from frostline.adapters._routers import watch_routers
 from frostline.anatomy import Anatomy, find_anatomy
@@ -53,7 +54,17 @@ class HybridConfig(PeftConfig):
 
     @classmethod
     def of(cls, plan: Plan, **others: Any) -> HybridConfig:
-        """The adapters of a plan. Raises `UserError` when it trains tensors of the blocks themselves."""
+        """The adapters of a plan, with other fields of the config.
+
+        Raises `UserError` when the plan trains tensors of the model itself, which no adapter holds: those of a block,
+        or a head that neither `modules_to_save` nor `task_type` (by which PEFT finds a classifier) speaks of.
+        """
+        for part in ("embeddings", "final_norm", "head"):
+            if getattr(plan, part).mode != "frozen" and not {"modules_to_save", "task_type"} & others.keys():
+                raise UserError(
+                    f"HybridConfig: {part}: {getattr(plan, part).mode} is no adapter: give task_type or "
+                    "modules_to_save, which PEFT trains and saves beside it, or freeze it in the plan"
+                )
         return cls.of_modes(plan.blocks, **others)
 
     @classmethod
@@ -74,6 +85,8 @@ class HybridConfig(PeftConfig):
             raise UserError(f"HybridConfig: blocks: give modes for some of blocks 0-{depth - 1}")
         for index, mode in named.items():
             _check_adds(index, mode)
+        if all(mode.mode == "frozen" for mode in named.values()):
+            raise UserError("HybridConfig: blocks: all are frozen: give one a mode that adds something")
         return tuple(named.get(index, Frozen()) for index in range(depth))
 
 
@@ -88,6 +101,7 @@ def _check_adds(index: int, mode: BlockMode) -> None:
     if mode.mode in ("full", "partial"):
         raise UserError(f"block {index}: {mode.mode} is no adapter: apply the plan with frostline.apply instead")
     if isinstance(mode, Peft):
+        tuner_of(mode.method)  # an unknown one has a better line
         raise UserError(f"block {index}: {mode.method} is PEFT's: give PEFT its own config, or apply the plan")
 
 
@@ -171,15 +185,6 @@ def _wrap(model: nn.Module, path: str, adapter_name: str, part: Part) -> None:
     device = torch.device("cpu") if weight is None else weight.device
     meta = any(parameter.is_meta for parameter in part.parameters())
     layer.hybrid_parts[adapter_name] = part if meta else part.to(device)
-
-
-def submodule(model: nn.Module, path: str) -> nn.Module:
-    """The model's own module at `path`, also inside modules that carry adapters."""
-    module: Any = model
-    for name in path.split(".") if path else ():
-        module = getattr(module, name)
-        module = module.base_layer if isinstance(module, BaseTunerLayer) else module
-    return cast(nn.Module, module)
 
 
 PEFT_TYPE_TO_CONFIG_MAPPING[PEFT_TYPE] = HybridConfig

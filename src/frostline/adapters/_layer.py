@@ -123,3 +123,12 @@ def adapter_names(model: nn.Module) -> set[str]:
         for name, _ in layer.named_parameters(remove_duplicate=False)
         if not name.startswith("base_layer.")
     }
+
+
+def submodule(model: nn.Module, path: str) -> nn.Module:
+    """The model's own module at `path`, also inside modules that carry adapters."""
+    module: Any = model
+    for name in path.split(".") if path else ():
+        module = getattr(module, name)
+        module = module.base_layer if isinstance(module, BaseTunerLayer) else module
+    return cast(nn.Module, module)

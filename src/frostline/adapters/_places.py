@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
-from typing import cast
 
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from frostline.adapters._bottleneck import BottleneckPart
-from frostline.adapters._layer import Part
+from frostline.adapters._layer import Part, submodule
 from frostline.adapters._low_rank import LowRank
 from frostline.adapters._mixture import ExpertsPart, MixturePart, beside_attention, feed_forward
 from frostline.adapters._prefix import PrefixPart, check_attention
@@ -43,7 +41,7 @@ def _mixture(model: nn.Module, mode: Mixture, block: Block, anatomy: Anatomy) ->
         for linear in matrices(lora, block, anatomy.model_type):
             yield linear.name, LowRank(linear.in_features, linear.out_features, lora)
     path, linears = feed_forward(block)
-    parameters = inspect.signature(_module(model, path).forward).parameters.values()
+    parameters = inspect.signature(submodule(model, path).forward).parameters.values()
     if sum(parameter.default is parameter.empty for parameter in parameters) > 1:
         raise UserError(
             f"block {block.index}: mixture: {path} reads more than hidden states, and cannot run on some tokens alone: "
@@ -53,14 +51,6 @@ def _mixture(model: nn.Module, mode: Mixture, block: Block, anatomy: Anatomy) ->
     yield path, MixturePart(anatomy.hidden_size, mode, "decoder_attention_mask" if of_decoder else "attention_mask")
     for linear in linears:
         yield linear.name, ExpertsPart(linear.in_features, linear.out_features, mode)
-
-
-def _module(model: nn.Module, path: str) -> nn.Module:
-    """The model's own module at `path`, also inside modules that carry adapters."""
-    for name, module in model.named_modules():
-        if not isinstance(module, BaseTunerLayer) and _without_adapters(name) == path:
-            return cast(nn.Module, module)
-    raise LookupError(path)
 
 
 def _without_adapters(path: str) -> str:

@@ -8,8 +8,6 @@ does not count.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from frostline.adapters._layer import HybridLayer
+from frostline.adapters._losses import add_to_loss, arguments
 from frostline.adapters._mixture import MixturePart, Routing
 from frostline.core.errors import FrostlineError
 
@@ -35,9 +34,10 @@ def balance_loss(routing: Routing, counted: Tensor | None = None) -> tuple[Tenso
 def watch_routers(model: nn.Module) -> None:
     """From here on, add the balance loss of the routers in `model` to the `loss` of what it returns in training.
 
-    It is the mean over blocks of (weight) N sum_i f_i P_i, and stands in the output's `balance_loss` too, for a loop
-    that computes its loss itself. Where the model's loss is divided by `num_items_in_batch`, which counts several
-    batches, the balance loss counts as its batch does. A pass without routers ends it.
+    It is the mean over the blocks whose router trains of (weight) N sum_i f_i P_i, and stands in the output's
+    `balance_loss` too, for a loop that computes its loss itself. Where the model's loss is divided by
+    `num_items_in_batch`, which counts several batches, the balance loss counts as its batch does. A pass without
+    routers ends it.
     """
     _Watch(model)
 
@@ -80,14 +80,19 @@ class _Watch:
                 handle.remove()
 
     def _finish(self, model: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        inputs = dict(zip(inspect.signature(model.forward).parameters, args, strict=False)) | kwargs
+        inputs = arguments(model, args, kwargs)
         losses = []
         for part in mixtures(model):
             routing, part.noting, part.routing = part.routing, False, None
             if routing is not None:
-                losses.append(part.balance * _note(part, routing, inputs.get(part.mask)))
+                loss = _note(part, routing, inputs.get(part.mask))
+                if part.router.requires_grad:
+                    losses.append(part.balance * loss)
         if losses:
-            _add(torch.stack([loss.to(losses[-1].device) for loss in losses]).mean(), model, inputs, output)
+            balance = torch.stack([loss.to(losses[-1].device) for loss in losses]).mean()
+            add_to_loss(balance, model, inputs, output)
+            if not isinstance(output, tuple):
+                output.balance_loss = balance
 
 
 def _note(part: MixturePart, routing: Routing, mask: Any) -> Tensor:
@@ -100,27 +105,3 @@ def _note(part: MixturePart, routing: Routing, mask: Any) -> Tensor:
     part.balance_sum += loss.detach().to(part.balance_sum.device)
     part.passes += 1
     return loss
-
-
-def _add(balance: Tensor, model: nn.Module, inputs: Mapping[str, Any], output: Any) -> None:
-    if isinstance(output, tuple):
-        if inputs.get("labels") is not None:
-            raise FrostlineError(
-                "mixture: its balance loss needs the model's named output: leave out return_dict=False"
-            )
-        return
-    output.balance_loss = balance
-    if getattr(output, "loss", None) is not None and balance.requires_grad:
-        output.loss = output.loss + (_share_of_step(model, inputs) * balance).to(output.loss)
-
-
-def _share_of_step(model: nn.Module, inputs: Mapping[str, Any]) -> Any:
-    """How much of the step's labels this batch has, as the model's own loss counts them."""
-    items = inputs.get("num_items_in_batch")
-    labels = inputs.get("shift_labels")
-    if items is None:
-        return 1.0
-    if labels is None:
-        shifts = getattr(model, "loss_type", None) == "ForCausalLM"
-        labels = inputs["labels"][..., 1:] if shifts else inputs["labels"]
-    return labels.ne(-100).sum() / items

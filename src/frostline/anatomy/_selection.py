@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from frostline.anatomy._model import Anatomy, Block, Role, Tensor
 from frostline.anatomy._untie import untied
 from frostline.core.errors import UserError
-from frostline.plan import AddingMode, Full, Partial, Plan
+from frostline.plan import AddingMode, Full, Partial, Plan, Prefix
 
 _ROLES = {"attention": Role.ATTENTION, "feed_forward": Role.FEED_FORWARD}
 
@@ -55,7 +55,10 @@ def select(plan: Plan, anatomy: Anatomy) -> tuple[Trained, ...]:
             trained += [Trained(tensor, mode.lr_scale) for tensor in block.tensors]
         elif isinstance(mode, Partial):
             trained += _partial(mode, block)
-    if not trained and not any(isinstance(mode, AddingMode) for mode in plan.blocks):
+    adding = [mode for mode in plan.blocks if isinstance(mode, AddingMode)]
+    if not trained and all(isinstance(mode, Prefix) and not mode.length for mode in adding):
+        if adding:
+            raise UserError(f"the plan '{plan.strategy}' adds prefixes of length 0 alone, so nothing trains: give more")
         named = [part for part in ("embeddings", "final_norm", "head") if getattr(plan, part).mode != "frozen"]
         raise UserError(
             f"the plan '{plan.strategy}' trains only {' and '.join(named)}, of which {anatomy.model_class} has no "

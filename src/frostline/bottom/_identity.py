@@ -54,11 +54,16 @@ def buffers_below(model: nn.Module, anatomy: Anatomy, cut: Cut) -> dict[str, str
 
 
 def hashes_of(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
-    """Name -> hash of the named parameters as they are now. Raises `CannotCut` where one is held rounded."""
+    """Name -> hash of the named parameters as they are now.
+
+    Raises `CannotCut` where one is held rounded, or stands beside an adapter that an earlier plan trained.
+    """
     known = dict(model.named_parameters(remove_duplicate=False))
+    adapted = {name.replace("base_layer.", "") for name in known}
     for name in names:
         if name not in known or not known[name].is_floating_point():
-            raise CannotCut(f"{name} is held in fewer bits, and blocks that are stay in memory")
+            why = "carries an adapter of an earlier plan" if name in adapted - known.keys() else "is held in fewer bits"
+            raise CannotCut(f"{name} {why}, and such blocks stay in memory")
     return {name: tensor_hash(known[name]) for name in names}
 
 

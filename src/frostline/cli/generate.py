@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from frostline.cli.answer import Answer, Json
-
-if TYPE_CHECKING:
-    pass
+from frostline.core.errors import UserError
 
 
 def command(
@@ -19,14 +17,24 @@ def command(
     temperature: Annotated[
         float, typer.Option(min=0, help="Of sampling; 0 takes the most likely token each time.")
     ] = 0.0,
+    top_p: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Of sampling: the likeliest tokens of this much mass.")
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Of sampling: this many of the likeliest tokens.")] = None,
+    num_beams: Annotated[int, typer.Option(min=1, help="Texts kept in a beam search.")] = 1,
+    repetition_penalty: Annotated[float, typer.Option(min=0.01, help="On tokens that are there already.")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of sampling.")] = 42,
     as_json: Json = False,
 ) -> Answer:
     """What a run's model, or a pretrained one, writes after a prompt."""
     from frostline.run import generate_target
 
-    sampling: dict[str, Any] = {"do_sample": True, "temperature": temperature} if temperature > 0 else {}
-    texts = generate_target(target, prompt, max_new_tokens=max_new_tokens, seed=seed, **sampling)
+    narrowed = {key: value for key, value in (("top_p", top_p), ("top_k", top_k)) if value is not None}
+    if narrowed and temperature == 0:
+        raise UserError(f"{min(narrowed)}: it is of sampling: give --temperature above 0 too")
+    sampling: dict[str, Any] = {"do_sample": True, "temperature": temperature, **narrowed} if temperature > 0 else {}
+    searched = {"num_beams": num_beams, "repetition_penalty": repetition_penalty}
+    texts = generate_target(target, prompt, max_new_tokens=max_new_tokens, seed=seed, **searched, **sampling)
     written = [{"prompt": asked, "text": text} for asked, text in zip(prompt, texts, strict=True)]
     return Answer(
         {"target": target, "generated": written}, lambda: [pair["prompt"] + pair["text"] for pair in written], as_json

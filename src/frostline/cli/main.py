@@ -5,7 +5,6 @@ Exit status: 0 done, 2 the user's input is wrong, 1 anything else.
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import sys
@@ -15,6 +14,7 @@ from collections.abc import Sequence
 
 import typer
 
+import frostline.core.quiet  # noqa: F401
 from frostline.cli.answer import Answer
 from frostline.cli.commands import NAMES, root
 from frostline.core.errors import FrostlineError, UserError
@@ -28,8 +28,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (that of the process by default) and give the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     _end_as_if_interrupted_by(signal.SIGTERM)
-    # PEFT imports bitsandbytes where it is installed, which warns of a kernel that is not used here.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         if LIFELINE in os.environ:
             from frostline.study import lifeline

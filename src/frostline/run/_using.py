@@ -151,6 +151,11 @@ def evaluate_target(
     loaded = load_task(config.task, config.data)
     if is_run(folder):
         model = load(folder)
+        if (loaded.kind is TaskKind.CLASSIFICATION) == model.can_generate():
+            raise UserError(
+                f"{target} is a {type(model).__name__}, and task '{loaded.name}' is one of {loaded.kind}: it was "
+                "trained for another kind of task"
+            )
         if loaded.kind is TaskKind.CLASSIFICATION and model.config.num_labels != len(loaded.labels):
             raise UserError(
                 f"{target} tells {model.config.num_labels} labels apart, and task '{loaded.name}' has "

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from frostline.anatomy import Block
-from frostline.core.errors import UserError
+from frostline.core.errors import UserError, unknown_name
 from frostline.core.settings import first_error
 from frostline.plan import (
     AddingMode,
@@ -44,8 +44,13 @@ class Addition:
         """The mode with a user's options. Raises `UserError` with the key at fault."""
         if not isinstance(options, dict):
             raise UserError(f"{where}: its options are a mapping")
-        for key in (key for key in ("mode", *self.fixed) if key in options):
+        said = ("mode", *self.fixed)
+        for key in (key for key in said if key in options):
             raise UserError(f"{where}: {key}: the name says it")
+        known = [key for key in self.mode.model_fields if key not in said]
+        for key in (key for key in options if key not in known):
+            hint = "; those of PEFT's config go under options" if self.mode is Peft else ""
+            raise UserError(f"{where}: {unknown_name('key', str(key), known)}{hint}")
         try:
             return self.mode.model_validate({**self.defaults, **options, **self.fixed})
         except ValidationError as error:
@@ -85,6 +90,8 @@ def adapted(schedule: Schedule, situation: Situation, mode: AddingMode, name: st
     """
     if isinstance(schedule, FixedSchedule):
         return FixedSchedule(_plan(schedule.plan, situation, mode, name))
+    if isinstance(mode, Peft) and mode.method == "adalora":
+        raise UserError(f"+{name}: its ranks are shared out among all blocks, which a schedule freezes: take +lora")
     return _Adapted(schedule, situation, mode, name)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from pydantic import Field, NonNegativeInt
+from pydantic import BeforeValidator
 from torch import nn
 
 from frostline.anatomy import Anatomy, find_anatomy
@@ -54,7 +54,14 @@ class Situation:
         return self.measure(signals, rows)
 
 
-Size = Annotated[float, Field(gt=0, lt=1)] | NonNegativeInt
+def _a_size(value: Any) -> Any:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not (0 < value < 1 or (value >= 0 and value == int(value))):
+        raise ValueError("give a share of the blocks, above 0 and below 1, or a number of blocks")
+    return value if 0 < value < 1 else int(value)
+
+
+Size = Annotated[float | int, BeforeValidator(_a_size)]
 """A share of the blocks (below 1), or a number of blocks."""
 
 

@@ -73,7 +73,9 @@ def h2lpt(situation: Situation, options: HybridOptions) -> Schedule:
 
 def _tiers(situation: Situation, options: HybridOptions, name: str) -> tuple[range, range]:
     blocks = situation.blocks
-    low, high = _size(options.low, blocks), _size(options.high, blocks)
+    # A half goes to the high tier, so that three quarters and a quarter are all blocks of any model.
+    low = options.low if isinstance(options.low, int) else math.ceil(options.low * blocks - 0.5)
+    high = options.high if isinstance(options.high, int) else math.floor(options.high * blocks + 0.5)
     if low + high > blocks or low + high == 0:
         raise UserError(f"strategy '{name}': tiers of {low} and {high} blocks do not fit a model of {blocks}")
     return range(low), range(blocks - high, blocks)
@@ -95,10 +97,6 @@ def _name(stem: str, options: HybridOptions) -> str:
 def _as_published(situation: Situation, options: HybridOptions) -> bool:
     whole = not {"low", "high"} & options.model_fields_set
     return whole and situation.anatomy.model_type == "gptj" and situation.blocks == 28
-
-
-def _size(size: float, blocks: int) -> int:
-    return size if isinstance(size, int) else math.floor(size * blocks + 0.5)
 
 
 def _half(count: int) -> int:

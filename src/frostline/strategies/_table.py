@@ -95,6 +95,9 @@ def choose_schedule(name: str, situation: Situation, options: Mapping[str, Any] 
         )
     _check_budget(name, situation, plans=strategy.plans and not addition)
     mode = ADDITIONS[addition].read(given.pop(addition, {}), f"strategy_options.{addition}") if addition else None
+    for key in given:
+        if mode is not None and key not in strategy.options.model_fields and key in type(mode).model_fields:
+            raise UserError(f"strategy_options of '{name}': {key} is one of {addition}'s: give {addition}.{key}")
     schedule = strategy.choose(situation, _read_options(strategy, name, numbers, given))
     return schedule if mode is None else adapted(schedule, situation, mode, addition)
 

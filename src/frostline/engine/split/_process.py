@@ -67,7 +67,7 @@ def run_process(threads: int, parent: Connection) -> None:
     """The server or a client, from its start to its end; `parent` says which, and is told of errors.
 
     What is to be done comes through the pipe: an argument as long as a shard would keep the parent from starting the
-    next process until this one has imported all its modules.
+    next process until this one reads it.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and ends this process
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -102,17 +102,18 @@ def _take_part(job: Job, shard: Shard | None, parent: Connection) -> Finished:
 
 @contextmanager
 def _group(job: Job, rank: int) -> Iterator[None]:
-    """Inside, this process is one of torch.distributed's group."""
+    """Inside, this process is one of torch.distributed's group.
+
+    After an error the group is left as it is: to take it down could wait for the others, and keep the error untold.
+    """
     size = 1 + job.split.clients
     with lost():
         store = FileStore(str(job.folder / RENDEZVOUS_FILE), size)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=TO_MEET)
-    try:
-        yield
-        with lost():
-            dist.barrier()  # no one leaves while another still reads
-    finally:
-        dist.destroy_process_group()
+    yield
+    with lost():
+        dist.monitored_barrier(timeout=timedelta(seconds=job.split.timeout))  # no one leaves while another still reads
+    dist.destroy_process_group()
 
 
 def _end_with_parent() -> None:

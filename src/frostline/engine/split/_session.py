@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
+from multiprocessing.process import BaseProcess
 from typing import cast
 
 import torch
@@ -22,6 +22,7 @@ from frostline.engine.split._job import Job, Shard
 from frostline.engine.split._process import RESULT_FILE, Failed, Finished, Round, Told, run_process
 from frostline.engine.split._protocol import Kind
 
+PRELOADED = ["frostline.core.quiet", run_process.__module__]
 GRACE = 5.0
 """Seconds in which the process that others have lost may still tell why, or be seen dead."""
 
@@ -31,7 +32,7 @@ class _Part:
     """One process, the end of the pipe that it tells through, and what it told last."""
 
     name: str
-    process: SpawnProcess
+    process: BaseProcess
     pipe: Connection
     told: Finished | Failed | None = None
 
@@ -115,7 +116,9 @@ class Session:
         return {part.name: part.told for part in self._parts if isinstance(part.told, Finished)}
 
     def _start(self, name: str, threads: int) -> None:
-        context = multiprocessing.get_context("spawn")
+        # A server of forks imports the libraries once for all processes, and has none of this one's threads or devices.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOADED)
         here, there = context.Pipe()
         process = context.Process(target=run_process, args=(threads, there), name=name, daemon=True)
         process.start()

@@ -45,7 +45,7 @@ class SplitReport:
 
     def document(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return asdict(self)
+        return asdict(self) | {"rows": list(self.rows)}
 
 
 class SplitTrainer(Trainer):
@@ -60,7 +60,8 @@ class SplitTrainer(Trainer):
     most rows has passed over them. Gradients are clipped in each part on its own. Nothing is saved or evaluated on the
     way. `report` tells what it came to.
 
-    Raises `UserError` for a model that cannot be cut there, and for arguments that have no meaning here.
+    Raises `UserError` for a model that cannot be cut there, for fewer rows than clients, and for arguments that have no
+    meaning here.
     """
 
     control: TrainerControl
@@ -79,6 +80,7 @@ class SplitTrainer(Trainer):
         self.report: SplitReport | None = None
         _check_plan(self.applied.plan, split)
         self._cut = _cut(self.model, self.applied.anatomy, split)
+        self._dealt = deal(len(self.train_dataset or ()), split.clients, self.args.seed)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *_: Any, **__: Any) -> TrainOutput:
         """Train in other processes, to the last round. Raises `TrainingError` when one of them fails or dies."""
@@ -130,8 +132,7 @@ class SplitTrainer(Trainer):
 
     def _work(self, folder: Path) -> tuple[Job, list[Shard]]:
         args, applied, rows = self.args, self.applied, self.train_dataset
-        dealt = deal(len(rows), self.split.clients, args.seed)
-        shares = tuple(map(len, dealt))
+        shares = tuple(map(len, self._dealt))
         batch_size = args.per_device_train_batch_size
         rounds = args.max_steps if args.max_steps > 0 else rounds_of(shares, batch_size, args.num_train_epochs)
         job = Job(
@@ -153,7 +154,7 @@ class SplitTrainer(Trainer):
             collate = self._get_collator_with_removed_columns(collate)
         shards = [
             Shard(client, [dict(rows[index]) for index in indices], collate, batch_size)
-            for client, indices in enumerate(dealt)
+            for client, indices in enumerate(self._dealt)
         ]
         return job, shards
 
