@@ -104,6 +104,7 @@ def test_known_names_can_be_typed() -> None:
         ("lora+lora", "strategy 'lora+lora': 'lora' trains no block that it could go to"),
         ("bot50+prefixes", f"unknown addition 'prefixes': did you mean 'prefix'? known: {ADDED}"),
         ("hlpt(24)", "strategy 'hlpt' takes 2 numbers in brackets: low, high (given: 'hlpt(24)')"),
+        ("hlpt(24", "strategy 'hlpt(24': a bracket stays open: in a list in YAML, and in a shell, put it in quotes"),
         ("hlpt24", "strategy 'hlpt' takes no number (given: 'hlpt24')"),
         ("hlptt(2,2)", f"unknown strategy 'hlptt': did you mean 'hlpt'? known: {KNOWN}"),
         ("bot(2)", "strategy 'bot' takes no number in brackets (given: 'bot(2)')"),

@@ -111,6 +111,8 @@ def parse_name(name: str) -> tuple[Strategy, dict[str, int]]:
     """A strategy's entry and the numbers in its name, by option; `+lora` or another addition at the end may follow."""
     addition = _addition(name)
     name = name.removesuffix(f"+{addition}") if addition else name
+    if name.count("(") != name.count(")"):
+        raise UserError(f"strategy '{name}': a bracket stays open: in a list in YAML, and in a shell, put it in quotes")
     if match := re.fullmatch(r"([^()]+)\((\d+(?:,\s*\d+)*)\)", name):
         return _counted(name, match[1], [int(number) for number in match[2].split(",")])
     if name in STRATEGIES and not STRATEGIES.get(name).percents:
