@@ -45,7 +45,7 @@ def command(
         Literal["float32", "bfloat16"], typer.Option(help="What is computed in.", rich_help_panel=WORKLOAD)
     ] = "float32",
     optimizer: Annotated[
-        Literal["adamw", "sgd"], typer.Option(help="Whose state counts.", rich_help_panel=WORKLOAD)
+        Literal["adamw", "sgd", "flora"], typer.Option(help="Whose state counts.", rich_help_panel=WORKLOAD)
     ] = "adamw",
     checkpointing: Annotated[
         bool, typer.Option("--checkpointing", help="Recompute activations.", rich_help_panel=WORKLOAD)
