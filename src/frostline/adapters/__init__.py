@@ -9,12 +9,13 @@ from frostline.adapters._peft import copies_tensors, regularises
 from frostline.adapters._peft_places import peft_modules
 from frostline.adapters._ranks import begin_ranks, load_ranks_state, ranks_state, step_ranks
 from frostline.adapters._routers import mixtures, router_statistics
-from frostline.adapters._targets import LoraTarget, lora_parameters, lora_targets, matrices
+from frostline.adapters._targets import LoraTarget, adaptable, lora_parameters, lora_targets, matrices
 
 __all__ = [
     "HybridConfig",
     "HybridModel",
     "LoraTarget",
+    "adaptable",
     "adapter_names",
     "add_adapters",
     "added_parameters",

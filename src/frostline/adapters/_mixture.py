@@ -125,9 +125,6 @@ class ExpertsPart(Part):
         ]
         return output + (self.scale * torch.cat(updates, dim=1)).to(output.dtype)
 
-    def why_not_merged(self) -> str | None:
-        return "which experts a token gets depends on the input"
-
 
 @contextmanager
 def _at_work(dispatch: Dispatch) -> Iterator[Dispatch]:

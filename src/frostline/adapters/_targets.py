@@ -48,7 +48,7 @@ def matrices(mode: Lora | Bottleneck | Peft, block: Block, model_type: str) -> S
     group = mode.targets
     if group == "default" and isinstance(mode, Bottleneck):
         group = "qkv" if mode.kind == "parallel" else "outputs"
-    linears = _adaptable(block)
+    linears = adaptable(block)
     chosen = _group(group, block, linears, model_type)
     if not chosen:
         raise UserError(f"block {block.index}: {_kind(mode)} targets: {group} matches nothing, {_there(block)}")
@@ -107,7 +107,7 @@ def _kind(mode: Lora | Bottleneck | Peft) -> str:
 
 
 def _named(mode: Lora | Bottleneck | Peft, names: tuple[str, ...], block: Block) -> list[Linear]:
-    linears = _adaptable(block)
+    linears = adaptable(block)
     for name in names:
         if matching((name,), linears):
             continue
@@ -122,7 +122,8 @@ def _named(mode: Lora | Bottleneck | Peft, names: tuple[str, ...], block: Block)
     return matching(names, linears)
 
 
-def _adaptable(block: Block) -> list[Linear]:
+def adaptable(block: Block) -> list[Linear]:
+    """The block's matrices that are modules of one matrix: no experts that lie together, and no router to them."""
     experts = {linear.copies for linear in block.linears if linear.copies > 1}
     return [linear for linear in block.linears if linear.copies == 1 and linear.out_features not in experts]
 
@@ -135,5 +136,5 @@ def matching(names: str | Sequence[str], linears: Sequence[Linear]) -> list[Line
 
 
 def _there(block: Block) -> str:
-    within = [linear.name.removeprefix(f"{block.name}.") for linear in _adaptable(block)]
+    within = [linear.name.removeprefix(f"{block.name}.") for linear in adaptable(block)]
     return f"the block has {', '.join(within) or 'no matrix that can be adapted'}"

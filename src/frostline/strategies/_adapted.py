@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from frostline.adapters import adaptable
 from frostline.anatomy import Block
 from frostline.core.errors import UserError, unknown_name
 from frostline.core.settings import first_error
@@ -150,13 +151,9 @@ def _mode(mode: BlockMode, block: Block, added: AddingMode, name: str) -> BlockM
         if isinstance(added, Prefix | Mixture):
             raise UserError(f"+{name}: it goes with whole blocks, and a middle block trains in part: take +lora")
         if added.targets == "default":
-            named = _adaptable(mode.train, block) if isinstance(mode.train, tuple) else mode.train
+            single = {linear.name for linear in adaptable(block)}
+            named: Any = mode.train
+            if isinstance(named, tuple):
+                named = tuple(module for module in named if f"{block.name}.{module}" in single)
             changes |= {"targets": named} if named and named not in ("all", "biases") else {}
     return added.model_copy(update=changes)
-
-
-def _adaptable(modules: tuple[str, ...], block: Block) -> tuple[str, ...]:
-    """Those of the named modules that are one matrix: no experts that lie together, and no router to them."""
-    experts = {linear.copies for linear in block.linears if linear.copies > 1}
-    single = {linear.name for linear in block.linears if linear.copies == 1 and linear.out_features not in experts}
-    return tuple(module for module in modules if f"{block.name}.{module}" in single)
