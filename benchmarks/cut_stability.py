@@ -33,13 +33,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from frostline.checkpoints import load_tokenizer, quiet_libraries
 from frostline.core.errors import UserError
-from frostline.engine import load_tokenizer, quiet_libraries
+from frostline.core.labels import IGNORED
 from frostline.run import load_model, probe_model
 from frostline.run._versions import versions
 from frostline.signals import DEVIATIONS, Measurement, Probe, Tokens, cut_at_largest
 from frostline.signals import measure as measure_blocks
-from frostline.tasks import IGNORED, Collator, TaskOptions, encode, load_task, model_kind, prepare_tokenizer
+from frostline.tasks import Collator, TaskOptions, encode, load_task, model_kind, prepare_tokenizer
 
 MODELS = ("sentence-transformers/all-MiniLM-L6-v2", "frostline/base16")
 TASKS = ("rte", "mnli", "qnli", "cb", "webnlg")

@@ -33,12 +33,13 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from frostline.anatomy import find_anatomy
+from frostline.checkpoints import load_config, load_weights
 from frostline.core.errors import UserError
 from frostline.cost import trainable_parameters
-from frostline.engine import apply, load_config, load_weights
-from frostline.engine._meter import MemoryMeter
+from frostline.engine import MemoryMeter
+from frostline.run import make_plan
 from frostline.run._versions import versions
-from frostline.strategies import make_plan
+from frostline.surgery import apply
 
 GENERATING: dict[str, tuple[str, dict[str, Any]]] = {
     "prefix": ("prefix", {}),

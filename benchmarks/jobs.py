@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from frostline.engine import load_tokenizer, quiet_libraries
+from frostline.checkpoints import load_tokenizer, quiet_libraries
 from frostline.plan import Plan
+from frostline.run import make_plan
 from frostline.run._setup import load_model
-from frostline.strategies import make_plan
 from frostline.tasks import Collator, PackingCollator, encode, load_task, model_kind, prepare_tokenizer
 
 LENGTH = 128

@@ -17,8 +17,8 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, TrainingArguments, set_seed
 
 from frostline.engine import Trainer
+from frostline.run import make_plan
 from frostline.run.demo import MODEL_DIR, STUDY, write
-from frostline.strategies import make_plan
 from frostline.tasks import Collator, Task, encode, evaluate, load_task, prepare_tokenizer
 
 ALL = next(choice for choice in STUDY["strategies"] if choice["name"] == "all")

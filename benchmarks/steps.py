@@ -23,10 +23,11 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM
 
-from frostline.engine import apply, load_config, load_weights
+from frostline.checkpoints import load_config, load_weights
+from frostline.run import make_plan
 from frostline.run._versions import versions
 from frostline.run.demo import MODEL_DIR
-from frostline.strategies import make_plan
+from frostline.surgery import apply
 
 STRATEGIES = ("all", "bot25", "bot50", "bot75", "top50", "int50", "random50", "lora", "head")
 

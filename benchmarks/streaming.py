@@ -29,7 +29,8 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from frostline.engine import Trainer, load_above, load_config, load_weights
+from frostline.checkpoints import load_above, load_config, load_weights
+from frostline.engine import Trainer
 from frostline.plan import Frozen, Full, Plan
 from frostline.run._versions import versions
 

@@ -13,7 +13,8 @@ from transformers import TrainingArguments
 
 from architectures import AUTO_CLASSES, natural_task, tiny
 from frostline.anatomy import find_anatomy
-from frostline.engine import Trainer, load_above, load_config, trained_tensors
+from frostline.checkpoints import load_above, load_config, trained_tensors
+from frostline.engine import Trainer
 from frostline.plan import Frozen, Full, Plan
 
 Row = dict[str, Any]

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from frostline.adapters import HybridConfig
+    from frostline.checkpoints import load, merge
     from frostline.core.errors import FrostlineError, TrainingError, UserError
-    from frostline.engine import Trainer, apply, load, merge
+    from frostline.engine import Trainer
     from frostline.plan import Plan, load_plan, save_plan
-    from frostline.run import RunConfig, train
-    from frostline.strategies import Budget, make_plan
+    from frostline.run import RunConfig, make_plan, train
+    from frostline.strategies import Budget
+    from frostline.surgery import apply
 
 _PLACES = {
     "Budget": "frostline.strategies",
@@ -25,11 +27,11 @@ _PLACES = {
     "Trainer": "frostline.engine",
     "TrainingError": "frostline.core.errors",
     "UserError": "frostline.core.errors",
-    "apply": "frostline.engine",
-    "load": "frostline.engine",
+    "apply": "frostline.surgery",
+    "load": "frostline.checkpoints",
     "load_plan": "frostline.plan",
-    "make_plan": "frostline.strategies",
-    "merge": "frostline.engine",
+    "make_plan": "frostline.run",
+    "merge": "frostline.checkpoints",
     "save_plan": "frostline.plan",
     "train": "frostline.run",
 }

@@ -15,10 +15,12 @@ from architectures import batch_for, tiny
 from frostline.adapters import added_parameters
 from frostline.adapters._peft import REFUSED, methods
 from frostline.anatomy import find_anatomy
+from frostline.checkpoints import load_delta, save_delta
 from frostline.core.errors import UserError
 from frostline.core.seeding import derive_seed
-from frostline.engine import Trainer, apply, load_delta, save_delta, to_plain
+from frostline.engine import Trainer
 from frostline.plan import BlockMode, Frozen, Lora, Peft, Plan
+from frostline.surgery import apply, to_plain
 
 MODELS = ["llama", "gpt2", "bert", "qwen3"]
 SMALL = {

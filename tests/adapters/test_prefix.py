@@ -12,8 +12,8 @@ from torch import Tensor
 
 from architectures import batch_for, tiny
 from frostline.adapters._prefix import PrefixPart
-from frostline.anatomy import attention_implementation, hook_attention, hookable
 from frostline.core.errors import UserError
+from frostline.hooks import attention_implementation, hook_attention, hookable
 from hybrids import DECODERS, FAMILIES, PREFIX, added, hybrid, inputs, logits, new
 
 BLOCKS = [{"index": "1-2", **PREFIX}]

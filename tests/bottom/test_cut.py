@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from architectures import ARCHITECTURES, batch_for, decoder_names, tiny
 from frostline.anatomy import find_anatomy
-from frostline.bottom import CannotCut, Cut, StandIns, crossing, find_cut, names_above, names_below, observe
+from frostline.bottom import CannotCut, Cut, StandIns, crossing, find_cut, names_above, names_below
 from frostline.bottom._cut import MADE
 from frostline.core.errors import FrostlineError
+from frostline.hooks import observe
 
 DECODERS_AS_CLASSIFIERS = [name for name in decoder_names if name != "minicpm3"]
 CASES = [(name, None) for name in ARCHITECTURES] + [(name, "classification") for name in DECODERS_AS_CLASSIFIERS]

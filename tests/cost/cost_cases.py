@@ -14,8 +14,8 @@ from allocator import live_bytes_at_peak
 from architectures import batch_for, tiny
 from frostline.anatomy import Anatomy
 from frostline.cost import full_plan
-from frostline.engine import apply
 from frostline.plan import BlockMode, Frozen, Full, Lora, Partial, Plan
+from frostline.surgery import apply
 
 
 def named_plans(anatomy: Anatomy) -> dict[str, Plan]:

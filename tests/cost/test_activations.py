@@ -14,9 +14,9 @@ from transformers import PreTrainedModel
 from architectures import tiny
 from frostline.anatomy import find_anatomy
 from frostline.cost import Workload, flow, has_dropout, saved
-from frostline.engine import apply
-from frostline.engine.reads import read_only_what_counts
+from frostline.loss_positions import read_only_what_counts
 from frostline.plan import Plan
+from frostline.surgery import apply
 
 BATCH, LENGTH = 2, 48
 

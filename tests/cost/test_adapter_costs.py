@@ -12,8 +12,8 @@ from test_activations import kept, predicted
 
 from frostline.anatomy import find_anatomy
 from frostline.cost import Speed, Workload, memory, step_flops, step_seconds, total_parameters, trainable_parameters
-from frostline.engine import apply
 from frostline.plan import BlockMode, Bottleneck, Frozen, Lora, Mixture, Peft, Plan, Prefix
+from frostline.surgery import apply
 
 MODES: Mapping[str, BlockMode] = {
     "gated lora": Lora(targets="down", gate=True),

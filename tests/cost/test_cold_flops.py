@@ -12,16 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from frostline.anatomy import find_anatomy
-from frostline.cost import (
-    Flops,
-    Workload,
-    bottom_flops,
-    cold_pass_flops,
-    flow,
-    run_flops,
-    run_flops_ratio,
-    step_flops,
-)
+from frostline.cost import Flops, Workload, bottom_flops, cold_pass_flops, flow, run_flops, run_flops_ratio, step_flops
 from frostline.plan import Frozen, Full, Plan
 
 FAMILIES = [

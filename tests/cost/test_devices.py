@@ -16,8 +16,8 @@ from allocator import live_bytes_at_peak
 from architectures import tiny
 from frostline.anatomy import Anatomy, find_anatomy
 from frostline.cost import Workload, memory, predict, run_flops
-from frostline.engine import apply
 from frostline.plan import Plan
+from frostline.surgery import apply
 
 DEVICES = 4
 WIDE = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 8, "vocab_size": 1024}

@@ -9,15 +9,7 @@ from cost_cases import base16, counted, minilm, named_plans, small
 
 from architectures import tiny
 from frostline.anatomy import find_anatomy
-from frostline.cost import (
-    Flops,
-    Workload,
-    flops_ratio,
-    full_plan,
-    run_flops,
-    run_flops_ratio,
-    step_flops,
-)
+from frostline.cost import Flops, Workload, flops_ratio, full_plan, run_flops, run_flops_ratio, step_flops
 
 PAPER = ["all", "bot25", "bot50", "bot75", "top50", "int50", "lora"]
 FAMILIES = [

@@ -8,8 +8,8 @@ from cost_cases import counted, measured, named_plans, small, training, whole_ba
 from architectures import tiny
 from frostline.anatomy import find_anatomy
 from frostline.cost import Flops, Workload, flow, memory, step_flops, trainable_parameters
-from frostline.engine import apply
 from frostline.plan import Forward, Frozen, Full, Partial, Plan, Residual
+from frostline.surgery import apply
 
 BATCH, LENGTH = 3, 16
 WORK = Workload(batch=BATCH, length=LENGTH)

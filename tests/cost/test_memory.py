@@ -10,10 +10,10 @@ from cost_cases import base16, measured, named_plans, remove_bottom, small, trai
 
 from architectures import tiny
 from frostline.anatomy import find_anatomy
-from frostline.cost import FloraOptions, Workload, memory
-from frostline.engine import apply
-from frostline.engine.reads import read_only_what_counts
-from frostline.plan import Frozen, Full, Plan
+from frostline.cost import Workload, memory
+from frostline.loss_positions import read_only_what_counts
+from frostline.plan import FloraOptions, Frozen, Full, Plan
+from frostline.surgery import apply
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from architectures import tiny
 from frostline.anatomy import find_anatomy
 from frostline.cost import Workload, flow, memory, saved
-from frostline.engine import apply, quantise_frozen
 from frostline.engine._in_backward import step_in_backward
+from frostline.surgery import apply, quantise_frozen
 
 WIDE = {"hidden_size": 256, "intermediate_size": 768, "vocab_size": 1024}
 

@@ -7,7 +7,7 @@ from cost_cases import named_plans, small
 
 from frostline.anatomy import find_anatomy
 from frostline.cost import total_parameters, trainable_parameters
-from frostline.engine import apply
+from frostline.surgery import apply
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma", "gpt2", "mixtral", "minicpm3", "bert", "t5"])

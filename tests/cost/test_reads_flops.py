@@ -11,9 +11,9 @@ from transformers import PreTrainedModel
 from architectures import tiny
 from frostline.anatomy import Anatomy, find_anatomy
 from frostline.cost import Flops, Workload, step_flops
-from frostline.engine import apply
-from frostline.engine.reads import read_only_what_counts
+from frostline.loss_positions import read_only_what_counts
 from frostline.plan import Plan
+from frostline.surgery import apply
 
 BATCH, LENGTH, READ = 2, 12, 3
 N, M = BATCH * LENGTH, BATCH * READ

@@ -15,11 +15,13 @@ from transformers import TrainerCallback, TrainingArguments, get_cosine_schedule
 
 from architectures import batch_for, tiny
 from cold_cases import collate, rows_for
+from frostline.checkpoints import load, merge, save_delta, trained_tensors
 from frostline.core.errors import UserError
-from frostline.engine import Trainer, change, load, merge, save_delta, trained_tensors
-from frostline.engine import apply as apply_plan
+from frostline.engine import Trainer
 from frostline.plan import BlockMode, Frozen, Full, Lora, Observations, Partial, Plan, Schedule
 from frostline.strategies import Situation, choose_schedule
+from frostline.surgery import apply as apply_plan
+from frostline.surgery import change
 
 
 class Steps:

@@ -7,8 +7,8 @@ import pytest
 from architectures import tiny
 from frostline.anatomy import find_anatomy
 from frostline.bottom import CannotCut, hashes_of
-from frostline.engine import apply
 from frostline.plan import BlockMode, Frozen, Lora, Plan, Prefix
+from frostline.surgery import apply
 
 
 @pytest.mark.parametrize("mode", [Lora(), Lora(gate=True), Prefix()], ids=["lora", "gated lora", "prefix"])

@@ -21,9 +21,10 @@ import frostline.bottom._shards as shards
 import frostline.bottom._weights as weights
 from architectures import tiny
 from cold_cases import assert_same_training, bottom_plan, cold_trainer, losses, rows_for, streaming_trainer, train
+from frostline.checkpoints import load_config, load_weights
 from frostline.core import cache
 from frostline.core.errors import FrostlineError, UserError
-from frostline.engine import Trainer, load_config, load_weights
+from frostline.engine import Trainer
 from frostline.plan import Lora
 
 TESTS = Path(__file__).resolve().parents[1]

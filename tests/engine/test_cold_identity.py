@@ -13,7 +13,7 @@ from architectures import tiny
 from cold_cases import cold_trainer, rows_for, train
 from frostline.bottom import row_key
 from frostline.core.errors import FrostlineError
-from frostline.engine import quantise_frozen
+from frostline.surgery import quantise_frozen
 
 
 @pytest.fixture(autouse=True)

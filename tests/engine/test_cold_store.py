@@ -10,7 +10,8 @@ import torch
 
 from architectures import ARCHITECTURES, tiny
 from cold_cases import assert_same_training, losses, streaming_trainer, trained
-from frostline.engine import load, save_delta, tensor_hashes
+from frostline.anatomy import tensor_hashes
+from frostline.checkpoints import load, save_delta
 
 LONG = (
     "llama",

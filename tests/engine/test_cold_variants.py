@@ -29,9 +29,10 @@ from cold_cases import (
     train,
     trained,
 )
+from frostline.checkpoints import load_delta, trained_tensors
 from frostline.core.cache import default_root
 from frostline.core.errors import UserError
-from frostline.engine import Trainer, load_delta, trained_tensors
+from frostline.engine import Trainer
 from frostline.plan import Frozen, Lora
 
 TESTS = Path(__file__).resolve().parents[1]

@@ -17,12 +17,14 @@ from torch import Tensor, nn
 import frostline.engine._flora as flora
 from architectures import batch_for, tiny
 from frostline.anatomy import find_anatomy
+from frostline.checkpoints import trained_tensors
 from frostline.core.errors import UserError
-from frostline.cost import FloraOptions, Workload, memory
-from frostline.engine import Flora, Trainer, apply, trained_tensors
+from frostline.cost import Workload, memory
+from frostline.engine import Flora, Trainer
 from frostline.engine._flora import carry, compress, expand
-from frostline.plan import Frozen, Full, Lora, Partial, Plan
-from frostline.strategies import make_plan
+from frostline.plan import FloraOptions, Frozen, Full, Lora, Partial, Plan
+from frostline.run import make_plan
+from frostline.surgery import apply
 
 SMALL = FloraOptions(rank=4, kappa=3)
 MIXED = Plan(blocks=(Frozen(), Lora(r=2, lr_scale=2.0), Full(), Partial(rows=0.5)))

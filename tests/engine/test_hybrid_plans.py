@@ -15,12 +15,14 @@ from architectures import BLOCKS, batch_for, tiny
 from cold_cases import assert_same_training, trained
 from frostline.adapters import HybridConfig
 from frostline.anatomy import find_anatomy
+from frostline.checkpoints import load, load_delta, merge, save_delta, trained_tensors
 from frostline.cli.main import main
 from frostline.core.errors import UserError
 from frostline.core.seeding import derive_seed
-from frostline.engine import Trainer, apply, load, load_delta, merge, pack_rows, save_delta, trained_tensors
-from frostline.engine.reads import read_only_what_counts
+from frostline.engine import Trainer
+from frostline.loss_positions import pack_rows, read_only_what_counts
 from frostline.plan import BlockMode, Bottleneck, Frozen, Full, Lora, Plan, Prefix
+from frostline.surgery import apply
 from frostline.tasks import PackingCollator
 from hybrids import DECODERS, added, hybrid, inputs, logits, new, stir
 
@@ -146,7 +148,7 @@ def test_packed_rows_have_prefixes_as_padded_ones_have(name: str, implementation
     mask = (ids > 0).long()
     padded = {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)}
     expected = loss_and_gradients(model, padded)
-    pack_rows(model, encoded)
+    pack_rows(model, encoded, PackingCollator())
     assert_close(loss_and_gradients(model, PackingCollator()(encoded)), expected)
 
 

@@ -13,11 +13,12 @@ from transformers import TrainerCallback
 
 from allocator import live_bytes_at_peak
 from architectures import tiny
+from frostline.checkpoints import trained_tensors
 from frostline.core.errors import TrainingError, UserError
-from frostline.engine import Trainer, trained_tensors
+from frostline.engine import Trainer
 from frostline.engine._in_backward import step_in_backward
 from frostline.plan import Frozen, Full, Lora, Partial, Plan
-from frostline.strategies import make_plan
+from frostline.run import make_plan
 
 MIXED = Plan(blocks=(Frozen(), Lora(r=2, lr_scale=2.0), Full(), Partial(rows=0.5)))
 

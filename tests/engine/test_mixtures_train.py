@@ -13,10 +13,11 @@ from transformers import TrainingArguments
 from architectures import batch_for, tiny
 from frostline.adapters import mixtures, router_statistics
 from frostline.core.errors import UserError
-from frostline.engine import Trainer, apply
+from frostline.engine import Trainer
 from frostline.plan import Forward, Frozen, Mixture, Plan
 from frostline.records import read_record
 from frostline.run import read_config, train
+from frostline.surgery import apply
 
 MODE = Mixture(experts=4, r=2, dropout=0.0, balance=0.5)
 PLAN = Plan(strategy="mixlora", blocks=(Frozen(), Frozen(), MODE, MODE), head=Frozen(), final_norm=Frozen())

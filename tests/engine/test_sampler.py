@@ -10,8 +10,9 @@ import torch
 from test_trainer import StopAt, arguments
 
 from architectures import tiny
-from frostline.engine import GroupedByLength, Trainer, trained_tensors
-from frostline.strategies import make_plan
+from frostline.checkpoints import trained_tensors
+from frostline.engine import GroupedByLength, Trainer
+from frostline.run import make_plan
 
 LENGTHS = random.Random(0).choices(range(1, 50), k=203)
 

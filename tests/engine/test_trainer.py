@@ -11,12 +11,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainingArguments
 
-import frostline.engine._state as state
+import frostline.checkpoints._state as state
 from architectures import batch_for, tiny
+from frostline.checkpoints import trained_tensors
 from frostline.core.errors import FrostlineError, TrainingError, UserError
-from frostline.engine import Trainer, trained_tensors
+from frostline.engine import Trainer
 from frostline.plan import FixedSchedule, Frozen, Full, Lora, Partial, Plan
-from frostline.strategies import make_plan
+from frostline.run import make_plan
 
 STRATEGIES = ["all", "head", "bot50", "top50", "int50", "random50", "lora"]
 PLANS = {

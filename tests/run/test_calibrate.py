@@ -17,8 +17,8 @@ from frostline.anatomy import find_anatomy
 from frostline.cost import Speed, Workload, step_seconds
 from frostline.engine import Trainer
 from frostline.run import _calibrate as calibration
+from frostline.run import make_plan
 from frostline.run._calibrate import calibrate, measure
-from frostline.strategies import make_plan
 
 TINY = Workload(batch=2, length=8)
 FORWARD, BACKWARD = 0.03, 0.06

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from frostline.checkpoints import load, merge
 from frostline.core.errors import UserError
 from frostline.cost import Workload, predict
-from frostline.engine import load, merge
 from frostline.plan import Plan
 from frostline.records import read_record
 from frostline.run import RunConfig, generate_target, plan_model, read_config, train

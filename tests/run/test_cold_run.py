@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from frostline.checkpoints import load, merge, read_card
 from frostline.core.errors import UserError
-from frostline.engine import Trainer, load, merge, read_card
+from frostline.engine import Trainer
 from frostline.plan import Frozen, Full, Lora, Plan, save_plan
 from frostline.records import RunRecord, read_record
 from frostline.run import RunConfig, read_config, train
@@ -139,7 +140,7 @@ def test_a_streaming_run_is_the_same_run(tmp_path: Path, monkeypatch: pytest.Mon
 
     parts: list[set[str]] = []
     whole = read_card(plain.folder).base_tensors.keys()
-    monkeypatch.setattr("frostline.engine._models.load_part", _noting(parts))
+    monkeypatch.setattr("frostline.checkpoints._models.load_part", _noting(parts))
     streamed = config(tmp_path, *settings, "streaming=true", kind=kind, model=name, out="streamed")
     record = train(streamed)
     monkeypatch.undo()
@@ -163,7 +164,7 @@ def test_a_streaming_run_is_the_same_run(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def _noting(parts: list[set[str]]) -> Any:
-    from frostline.engine._models import load_part
+    from frostline.checkpoints._models import load_part
 
     def noted(*given: Any) -> Any:
         part = load_part(*given)

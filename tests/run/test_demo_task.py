@@ -13,8 +13,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from frostline.run.demo import LABELS, MODEL_DIR, rows, write
-from frostline.run.demo.task import KINDS, NAMES, PATTERNS, ROWS, WORDS
+from frostline.run.demo import MODEL_DIR
+from frostline.run.demo.task import KINDS, LABELS, NAMES, PATTERNS, ROWS, WORDS, rows, write
 
 STORIES = (
     "Once upon a time, there was a little girl named Lily. She loved to play outside with her dog.",

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from test_training import config
 
+from frostline.checkpoints import load, read_card
 from frostline.core.errors import UserError
-from frostline.engine import load, read_card
 from frostline.records import RECORD_FILE, read_record, write_record
 from frostline.run import RunConfig, evaluate_target, train
 from frostline.run.demo import MODEL_DIR

@@ -15,8 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from frostline.checkpoints import load, merge, read_card
 from frostline.core.errors import TrainingError, UserError
-from frostline.engine import load, merge, read_card
 from frostline.records import read_record
 from frostline.run import RunConfig, evaluate_target, generate_target, read_config, train
 from frostline.tasks import TaskOptions

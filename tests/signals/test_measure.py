@@ -13,8 +13,8 @@ from samples import alone, collate, sample
 
 from architectures import tiny
 from frostline.anatomy import find_anatomy
+from frostline.checkpoints import load_above
 from frostline.core.errors import UserError
-from frostline.engine import load_above
 from frostline.signals import Measurement, WarmUp, choose_signals, measure, reads_of, token_text
 
 

@@ -11,8 +11,8 @@ import pytest
 from samples import collate, sample
 
 from architectures import tiny
+from frostline.anatomy import tensor_hashes
 from frostline.core.errors import UserError
-from frostline.engine import tensor_hashes
 from frostline.signals import Measurement, Probe, cached, measure, probe_identity, save_figure
 
 

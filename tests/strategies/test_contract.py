@@ -16,7 +16,8 @@ from frostline.anatomy import Anatomy, notices, select
 from frostline.core.errors import UserError
 from frostline.cost import trainable_parameters
 from frostline.plan import Plan, Schedule, from_text, to_json, to_yaml
-from frostline.strategies import STRATEGIES, Situation, choose_schedule, make_plan, parse_name
+from frostline.run import make_plan
+from frostline.strategies import STRATEGIES, Situation, choose_schedule, parse_name
 
 TABLE = {
     "auto": ["auto"],

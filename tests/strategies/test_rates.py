@@ -13,7 +13,8 @@ from probes import MadeUp
 from architectures import tiny
 from frostline.core.errors import UserError
 from frostline.plan import Frozen, Full, Plan
-from frostline.strategies import Situation, choose_schedule, make_plan
+from frostline.run import make_plan
+from frostline.strategies import Situation, choose_schedule
 
 
 def surgical(*norms: float, name: str = "surgical") -> Plan:

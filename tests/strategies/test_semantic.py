@@ -13,7 +13,8 @@ from probes import MadeUp, Values, shift, vds
 from architectures import tiny
 from frostline.core.errors import UserError
 from frostline.plan import Plan
-from frostline.strategies import Situation, choose_schedule, make_plan
+from frostline.run import make_plan
+from frostline.strategies import Situation, choose_schedule
 
 LEVELS = (1.0, 0.5, 0.3, 0.1, 0.09)  # gains .5 .2 .2 .01; logarithms .69 .51 1.10 .11
 

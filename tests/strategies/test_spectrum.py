@@ -13,7 +13,8 @@ from probes import MadeUp, kinds
 from frostline.anatomy import select
 from frostline.core.errors import UserError
 from frostline.plan import Frozen, Full, Partial, Plan
-from frostline.strategies import Situation, choose_schedule, make_plan
+from frostline.run import make_plan
+from frostline.strategies import Situation, choose_schedule
 
 ATTENTION, FEED_FORWARD = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
 

@@ -9,7 +9,8 @@ import torch
 from transformers import AutoConfig, AutoTokenizer
 
 from frostline.core.errors import UserError
-from frostline.tasks import IGNORED, Collator, Example, Message, Task, TaskKind, encode, model_kind, prepare_tokenizer
+from frostline.core.labels import IGNORED
+from frostline.tasks import Collator, Example, Message, Task, TaskKind, encode, model_kind, prepare_tokenizer
 
 MakeTokenizer = Callable[..., Any]
 PAD, END = 0, 2

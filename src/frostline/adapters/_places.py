@@ -13,8 +13,9 @@ from frostline.adapters._low_rank import LowRank
 from frostline.adapters._mixture import ExpertsPart, MixturePart, beside_attention, feed_forward
 from frostline.adapters._prefix import PrefixPart, check_attention
 from frostline.adapters._targets import matrices, prefix_widths
-from frostline.anatomy import Anatomy, Block, hookable
+from frostline.anatomy import Anatomy, Block
 from frostline.core.errors import UserError
+from frostline.hooks import hookable
 from frostline.plan import BlockMode, Bottleneck, Lora, Mixture, Prefix
 
 

@@ -21,8 +21,8 @@ from torch.nn import functional
 
 from frostline.adapters._layer import Part, Run
 from frostline.adapters._low_rank import Gate
-from frostline.anatomy import attention_implementation, hook_attention
 from frostline.core.errors import UserError
+from frostline.hooks import attention_implementation, hook_attention
 from frostline.plan import Prefix
 
 _WORKS_WITH = ("sdpa", "eager")

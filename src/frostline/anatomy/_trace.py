@@ -8,16 +8,15 @@ speak of, and works the same for weights on the meta device or on an accelerator
 
 from __future__ import annotations
 
-from itertools import chain
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from frostline.anatomy._stacks import Stack
 from frostline.core.errors import UserError
+from frostline.hooks import hollow
 
 
 class _BlockReached(Exception):
@@ -62,24 +61,3 @@ def _inputs(stack: Stack) -> dict[str, Tensor]:
     if stack.after_encoder:
         inputs["encoder_hidden_states"] = torch.zeros(1, 2, stack.config.hidden_size)
     return inputs
-
-
-def hollow(module: nn.Module) -> dict[str, Tensor]:
-    """Zeros in the shape of every parameter and buffer of `module`, each one element large.
-
-    Stacked experts are whole zeros, one for all tensors of a shape: grouped products refuse strides of 0. They come
-    from numpy, whose zeros take no memory before they are written to.
-    """
-    whole: dict[tuple[torch.Size, torch.dtype], Tensor] = {}
-    named = chain(module.named_parameters(), module.named_buffers())
-    return {name: _hollow(tensor, whole) for name, tensor in named}
-
-
-def _hollow(tensor: Tensor, whole: dict[tuple[torch.Size, torch.dtype], Tensor]) -> Tensor:
-    if tensor.dim() < 3:
-        return torch.zeros((), dtype=tensor.dtype).expand(tensor.shape)
-    key = (tensor.shape, tensor.dtype)
-    if key not in whole:
-        zeros = torch.from_numpy(np.zeros(tensor.numel() * tensor.element_size(), dtype=np.uint8))
-        whole[key] = zeros.view(tensor.dtype).view(tensor.shape)
-    return whole[key]

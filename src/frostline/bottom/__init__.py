@@ -1,17 +1,15 @@
 """The frozen bottom: it runs once, and its boundary states are kept in a cold store."""
 
-from frostline.bottom._capture import capture, crossing, observe
 from frostline.bottom._cold_pass import BATCH_TOKENS, Passage, batches_by_length, cold_pass, pass_rows, same_states
-from frostline.bottom._cut import CannotCut, Cut, find_cut
+from frostline.bottom._cut import CannotCut, Cut, crossing, cut_boundary, find_cut
 from frostline.bottom._feed import COLD_ROWS, ColdCollator, ColdRows, ReadAhead, cold_rows, rows_of, stored_states
-from frostline.bottom._identity import buffers_below, hashes_of, identity, names_below, tensor_hash
+from frostline.bottom._identity import buffers_below, hashes_of, identity, names_below
 from frostline.bottom._rows import AlteredRow, find_spans, row_key, row_length
 from frostline.bottom._shards import Stream, row_bytes
 from frostline.bottom._standins import StandIns
 from frostline.bottom._store import ColdStore, check_room
 from frostline.bottom._streaming import Load, Streaming, drop_tensors, names_above, put_tensors
-from frostline.bottom._weights import come_back, give_back_free_memory, leave_memory
-from frostline.core.cache import default_root
+from frostline.bottom._weights import come_back, leave_memory
 
 __all__ = [
     "BATCH_TOKENS",
@@ -30,23 +28,20 @@ __all__ = [
     "Streaming",
     "batches_by_length",
     "buffers_below",
-    "capture",
     "check_room",
     "cold_pass",
     "cold_rows",
     "come_back",
     "crossing",
-    "default_root",
+    "cut_boundary",
     "drop_tensors",
     "find_cut",
     "find_spans",
-    "give_back_free_memory",
     "hashes_of",
     "identity",
     "leave_memory",
     "names_above",
     "names_below",
-    "observe",
     "pass_rows",
     "put_tensors",
     "row_bytes",
@@ -55,5 +50,4 @@ __all__ = [
     "rows_of",
     "same_states",
     "stored_states",
-    "tensor_hash",
 ]

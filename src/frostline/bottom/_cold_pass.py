@@ -11,10 +11,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from frostline.anatomy import evaluation_mode
-from frostline.bottom._capture import capture
 from frostline.bottom._rows import Features, cut_out, find_spans, row_length, trimmed
 from frostline.bottom._store import ColdStore
+from frostline.hooks import capture, evaluation_mode
 
 BATCH_TOKENS = {"cpu": 1024, "accelerator": 16384}
 SHARD_BYTES = 64 * 2**20

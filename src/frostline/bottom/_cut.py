@@ -19,8 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from frostline.anatomy import Anatomy, device_of, evaluation_mode, hollow
+from frostline.anatomy import Anatomy, select
 from frostline.core.errors import FrostlineError, first_line
+from frostline.hooks import device_of, evaluation_mode, hollow
+from frostline.plan import Plan
 
 Extra = str | int | None
 """An entry of a block's tuple beside the hidden states: the name or position of the argument that it is,
@@ -80,6 +82,11 @@ class Cut:
         return tuple(name for name, returned in pairs if returned.needs_block)
 
 
+def crossing(cut: Cut) -> dict[str, str]:
+    """Stream -> the last block below the boundary, whose output it is."""
+    return {stack.stream: stack.blocks[-1] for stack in cut.stacks}
+
+
 def find_cut(model: nn.Module, anatomy: Anatomy, boundary: int, *, weightless: bool = False) -> Cut:
     """The cut of `model` below block `boundary` (1 or more), seen by running it on two rows of three tokens.
 
@@ -98,6 +105,17 @@ def find_cut(model: nn.Module, anatomy: Anatomy, boundary: int, *, weightless: b
         width=anatomy.hidden_size,
         stacks=tuple(trace.stack(stream, names) for stream, names in below.items()),
     )
+
+
+def cut_boundary(plan: Plan, anatomy: Anatomy) -> int:
+    """The block below which nothing depends on training: the plan's boundary, or the end of the encoder when the
+    norm there trains, since every decoder block reads what it makes."""
+    encoder = sum(block.stack == "encoder" for block in anatomy.blocks)
+    if anatomy.encoder_decoder and plan.boundary > encoder:
+        norms = {tensor.name for tensor in anatomy.final_norm}
+        if any(trained.tensor.name in norms for trained in select(plan, anatomy)):
+            return encoder
+    return plan.boundary
 
 
 class _Done(Exception):

@@ -17,9 +17,9 @@ from torch.utils.data import get_worker_info
 from frostline.bottom._rows import AlteredRow, Features, find_spans, packed_starts, place, row_key
 from frostline.bottom._store import ColdStore
 from frostline.core.errors import UserError
+from frostline.core.labels import IGNORED
 
 COLD_ROWS = "cold_rows"
-IGNORED = -100
 
 
 @dataclass(eq=False)

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import nn
 
-from frostline.anatomy import Anatomy
+from frostline.anatomy import Anatomy, tensor_hash
 from frostline.bottom._cut import CannotCut, Cut
 
 # What a config says of where it came from and of the head, but not of what the bottom computes.
@@ -25,14 +25,6 @@ _BESIDE = (
     "use_cache",
     "dtype",
 )
-
-
-def tensor_hash(tensor: Tensor) -> str:
-    """SHA-256 over a tensor's dtype, shape and bytes."""
-    digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    digest.update(flat.view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def names_below(anatomy: Anatomy, cut: Cut) -> tuple[str, ...]:

@@ -18,15 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from frostline.anatomy import Anatomy, device_of
-from frostline.bottom._capture import crossing
+from frostline.anatomy import Anatomy, tensor_hash
 from frostline.bottom._cold_pass import Feed, Passage, cold_pass, pass_rows, same_states
-from frostline.bottom._cut import CannotCut, Cut, find_cut
+from frostline.bottom._cut import CannotCut, Cut, crossing, find_cut
 from frostline.bottom._feed import cold_rows, stored_states
-from frostline.bottom._identity import tensor_hash
 from frostline.bottom._rows import Features
 from frostline.bottom._standins import StandIns
 from frostline.bottom._store import ColdStore
+from frostline.hooks import device_of
 
 Load = Callable[[Iterable[str]], Mapping[str, Tensor]]
 """Reads the named tensors from where the model came from."""

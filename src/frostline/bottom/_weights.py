@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import gc
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,6 +12,7 @@ from torch import Tensor, nn
 
 from frostline.bottom._standins import BlockStandIn, StandIns
 from frostline.core.files import disk_errors
+from frostline.core.memory import give_back_free_memory
 
 
 def leave_memory(model: nn.Module, standins: StandIns, folder: Path) -> int:
@@ -42,13 +40,6 @@ def come_back(standins: StandIns, device: torch.device) -> None:
     """Put the weights that left back on `device`. Mapped ones are read as they are used."""
     for module in standins.originals:
         module.to(device)
-
-
-def give_back_free_memory() -> None:
-    """Ask the C library to return what was freed to the system; glibc keeps it resident otherwise."""
-    gc.collect()
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _leaving(model: nn.Module, standins: StandIns) -> list[nn.Parameter]:

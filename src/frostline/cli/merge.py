@@ -24,7 +24,7 @@ def command(
     as_json: Json = False,
 ) -> Answer:
     """Write a run's model as an ordinary checkpoint that any transformers tool loads."""
-    from frostline.engine import merge
+    from frostline.checkpoints import merge
 
     folder = merge(run, out, base=base, dtype=dtype)
     return Answer({"run": str(run), "out": str(folder)}, lambda: _view(folder), as_json)

@@ -12,21 +12,19 @@ from frostline.cost._flops import (
     run_flops_ratio,
     step_flops,
 )
-from frostline.cost._flora import FloraOptions, projected_side, state_numbers, sum_numbers
+from frostline.cost._flora import projected_side, state_numbers, sum_numbers
 from frostline.cost._flow import Flow, flow
 from frostline.cost._memory import Memory, memory
 from frostline.cost._parameters import full_plan, total_parameters, trainable_parameters
 from frostline.cost._predict import Prediction, predict
 from frostline.cost._speed import Speed, StepTimes, fit_speed, run_seconds, step_seconds
-from frostline.cost._workload import Optimizer, Workload, check_optimizer, has_dropout, storage_dtype
+from frostline.cost._workload import Workload, has_dropout, storage_dtype
 
 __all__ = [
     "Estimate",
     "Flops",
-    "FloraOptions",
     "Flow",
     "Memory",
-    "Optimizer",
     "Prediction",
     "Saved",
     "SavedByPart",
@@ -35,7 +33,6 @@ __all__ = [
     "StepTimes",
     "Workload",
     "bottom_flops",
-    "check_optimizer",
     "cold_pass_flops",
     "cold_store_estimate",
     "cold_store_pays",

@@ -46,12 +46,12 @@ from math import prod
 from frostline.anatomy import Anatomy, Part, select
 from frostline.cost._activations import SavedByPart, saved
 from frostline.cost._bottom import read_ahead, replaced
-from frostline.cost._flora import FloraOptions, state_numbers, sum_numbers
+from frostline.cost._flora import state_numbers, sum_numbers
 from frostline.cost._flow import Flow, as_trained, flow
 from frostline.cost._held import ABOVE, BELOW, Gathered, gathered, held, made_whole, on_a_device, place
 from frostline.cost._reads import chunked, head_positions, logit_positions
-from frostline.cost._workload import FLOAT, Optimizer, Workload, state_bytes
-from frostline.plan import Plan
+from frostline.cost._workload import FLOAT, Workload, state_bytes
+from frostline.plan import FloraOptions, Optimizer, Plan
 
 _STATE_TENSORS: Mapping[Optimizer, int] = {"adamw": 2, "sgd": 0, "flora": 2}
 

@@ -8,10 +8,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from frostline.anatomy import Anatomy
-from frostline.cost._flora import FloraOptions
+from frostline.plan import FloraOptions, Optimizer, check_optimizer
 
 Dtype = Literal["float32", "bfloat16", "float16"]
-Optimizer = Literal["adamw", "sgd", "flora"]
 
 BYTES: Mapping[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 FLOAT = BYTES["float32"]
@@ -103,12 +102,6 @@ class Workload(BaseModel):
     def step_tokens(self, stack: str, anatomy: Anatomy) -> int:
         """How many tokens of one batch pass the blocks of a stack."""
         return self.batch * self.row_tokens(stack, anatomy)
-
-
-def check_optimizer(optimizer: Optimizer, options: FloraOptions | None) -> None:
-    """Raise `ValueError` for options of an optimizer that has none."""
-    if options is not None and optimizer != "flora":
-        raise ValueError(f"optimizer_options are those of flora, and optimizer is {optimizer}: leave them out")
 
 
 def weight_bytes(trains: bool, workload: Workload) -> int:

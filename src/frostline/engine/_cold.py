@@ -28,11 +28,11 @@ from frostline.bottom import (
     cold_rows,
     come_back,
     crossing,
-    default_root,
     leave_memory,
     rows_of,
     stored_states,
 )
+from frostline.core.cache import default_root
 from frostline.core.errors import UserError
 from frostline.engine._cold_check import mismatch, padding_matters
 from frostline.engine._cold_work import ColdWork, Declined, Replaceable, bare_collator

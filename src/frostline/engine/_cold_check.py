@@ -23,13 +23,12 @@ from frostline.bottom import (
     StandIns,
     cold_rows,
     crossing,
-    observe,
     pass_rows,
     same_states,
     stored_states,
 )
 from frostline.core.errors import first_line
-from frostline.engine.reads._quietly import undisturbed
+from frostline.hooks import observe, undisturbed
 
 EXACT = 1e-4
 LOSS_BOUND = {torch.float32: 1e-4}

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch.utils.data import IterableDataset
 
-from frostline.anatomy import Anatomy, select
 from frostline.bottom import (
     ColdStore,
     Cut,
@@ -17,6 +16,7 @@ from frostline.bottom import (
     Stream,
     Streaming,
     buffers_below,
+    cut_boundary,
     find_cut,
     find_spans,
     hashes_of,
@@ -27,8 +27,8 @@ from frostline.bottom import (
     row_length,
 )
 from frostline.cost import Estimate, Workload, cold_store_estimate
-from frostline.engine._forward import reads_below
 from frostline.plan import Plan
+from frostline.surgery import reads_below
 
 
 class Declined(Exception):
@@ -202,17 +202,6 @@ def bare_collator(trainer: Any) -> Any:
     """What makes a trainer's batches."""
     collate = trainer.data_collator
     return collate.current if isinstance(collate, Replaceable) else collate
-
-
-def cut_boundary(plan: Plan, anatomy: Anatomy) -> int:
-    """The block below which nothing depends on training: the plan's boundary, or the end of the encoder when the
-    norm there trains, since every decoder block reads what it makes."""
-    encoder = sum(block.stack == "encoder" for block in anatomy.blocks)
-    if anatomy.encoder_decoder and plan.boundary > encoder:
-        norms = {tensor.name for tensor in anatomy.final_norm}
-        if any(trained.tensor.name in norms for trained in select(plan, anatomy)):
-            return encoder
-    return plan.boundary
 
 
 def _boundary(trainer: Any) -> int:

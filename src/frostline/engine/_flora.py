@@ -32,7 +32,8 @@ from transformers import TrainingArguments
 
 from frostline.core.errors import UserError
 from frostline.core.seeding import derive_seed
-from frostline.cost import FloraOptions, projected_side
+from frostline.cost import projected_side
+from frostline.plan import FloraOptions
 
 _TINY = 1e-30
 _LEAST_SCALE = 1e-3

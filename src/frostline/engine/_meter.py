@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import gc
 import statistics
 import threading
@@ -14,6 +12,8 @@ from typing import Any
 import psutil
 import torch
 from transformers import TrainerCallback
+
+from frostline.core.memory import give_back_free_memory
 
 
 class MemoryMeter:
@@ -33,12 +33,12 @@ class MemoryMeter:
         self._peak = 0
 
     def __enter__(self) -> MemoryMeter:
-        gc.collect()
         if torch.cuda.is_available():
+            gc.collect()
             torch.cuda.reset_peak_memory_stats()
             self._start = torch.cuda.memory_allocated()
             return self
-        _give_back_free_memory()
+        give_back_free_memory()
         self._start = self._peak = private_memory()
         self._stop.clear()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -53,11 +53,11 @@ class MemoryMeter:
 
     def restart_peak(self) -> None:
         """Forget the peak so far (of loading, of an evaluation); the start stays."""
-        gc.collect()
         if torch.cuda.is_available():
+            gc.collect()
             torch.cuda.reset_peak_memory_stats()
             return
-        _give_back_free_memory()
+        give_back_free_memory()
         with self._lock:
             self._peak = private_memory()
 
@@ -76,12 +76,6 @@ class MemoryMeter:
     def _look(self) -> None:
         with self._lock:
             self._peak = max(self._peak, private_memory())
-
-
-def _give_back_free_memory() -> None:
-    # glibc keeps freed memory resident, which would count what an earlier phase used.
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def private_memory() -> int:

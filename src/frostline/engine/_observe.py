@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from frostline.checkpoints import read_tensors
 from frostline.core.errors import unknown_name
-from frostline.engine._apply import applied_to
-from frostline.engine._tensors import read_tensors
 from frostline.signals import weight_change
+from frostline.surgery import applied_to
 
 OBSERVED_FILE = "observed.safetensors"
 OBSERVABLE = ("weight_change",)

@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from transformers import TrainerCallback
 
 from frostline.adapters import begin_ranks, load_ranks_state, ranks_state, step_ranks
-from frostline.engine._apply import applied_to
-from frostline.engine._tensors import read_tensors
+from frostline.checkpoints import read_tensors
+from frostline.surgery import applied_to
 
 RANKS_FILE = "ranks.safetensors"
 

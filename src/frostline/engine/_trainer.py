@@ -19,22 +19,20 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
 from frostline.bottom import Load, Streaming
+from frostline.checkpoints import _state, load_delta, save_delta
 from frostline.core.errors import TrainingError, UserError
 from frostline.core.files import atomic_folder, disk_errors, read_json, write_json
-from frostline.engine import _state
-from frostline.engine._apply import Applied, applied_to, apply, change
 from frostline.engine._cold import ColdBottom, Mode
 from frostline.engine._cold_work import Replaceable
-from frostline.engine._delta import load_delta, save_delta
 from frostline.engine._flora import Flora, check_flora
-from frostline.engine._forward import check_loss_is_the_models
 from frostline.engine._in_backward import check_in_backward, step_in_backward
 from frostline.engine._observe import Observer
 from frostline.engine._optimizer import regroup
 from frostline.engine._ranks import ShareRanks, load_ranks, save_ranks
 from frostline.engine._sampler import GroupedByLength
-from frostline.engine.reads import Reads, read_only_what_counts
+from frostline.loss_positions import Reads, read_only_what_counts
 from frostline.plan import FixedSchedule, Plan, Schedule, document
+from frostline.surgery import Applied, applied_to, apply, change, check_loss_is_the_models
 
 SCHEDULE_FILE = "schedule.json"
 STAGING = ".saving-"

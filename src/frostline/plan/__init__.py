@@ -3,6 +3,7 @@
 from frostline.plan._adapters import Adapter, AddingMode, Bottleneck, Lora, Mixture, Peft, Prefix, Targets
 from frostline.plan._forward import Forward, Residual
 from frostline.plan._modes import BlockMode, Frozen, Full, Partial, PartMode
+from frostline.plan._optimizer import FloraOptions, Optimizer, check_optimizer
 from frostline.plan._plan import Plan, block_ranges, named_blocks
 from frostline.plan._schedule import FixedSchedule, Observations, Schedule
 from frostline.plan._strip import strip
@@ -14,12 +15,14 @@ __all__ = [
     "BlockMode",
     "Bottleneck",
     "FixedSchedule",
+    "FloraOptions",
     "Forward",
     "Frozen",
     "Full",
     "Lora",
     "Mixture",
     "Observations",
+    "Optimizer",
     "PartMode",
     "Partial",
     "Peft",
@@ -29,6 +32,7 @@ __all__ = [
     "Schedule",
     "Targets",
     "block_ranges",
+    "check_optimizer",
     "document",
     "from_text",
     "load_plan",

@@ -1,17 +1,11 @@
 """One run end to end: config -> model, data, schedule, trainer, record; and what is done with a run after."""
 
 from frostline.run._config import RunConfig, read_config
+from frostline.run._make import make_plan
 from frostline.run._probing import probe_model
 from frostline.run._setup import anatomy_of, class_for, load_model
 from frostline.run._training import train
-from frostline.run._using import (
-    PlannedModel,
-    evaluate_target,
-    generate_target,
-    inspect_model,
-    is_run,
-    plan_model,
-)
+from frostline.run._using import PlannedModel, evaluate_target, generate_target, inspect_model, is_run, plan_model
 
 __all__ = [
     "PlannedModel",
@@ -23,6 +17,7 @@ __all__ = [
     "inspect_model",
     "is_run",
     "load_model",
+    "make_plan",
     "plan_model",
     "probe_model",
     "read_config",

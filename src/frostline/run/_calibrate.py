@@ -25,17 +25,18 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from frostline.anatomy import Anatomy, find_anatomy
+from frostline.checkpoints import quiet_libraries
 from frostline.core.cache import default_root
 from frostline.core.errors import UserError
 from frostline.core.files import read_json, write_json
+from frostline.core.labels import IGNORED
 from frostline.cost import Speed, StepTimes, Workload, fit_speed
-from frostline.engine import quantise_frozen, quiet_libraries
 from frostline.plan import BlockMode, Frozen, Full, Lora, Plan
 from frostline.run._device import device
 from frostline.run._timeline import CLOCKS, FEWEST, WARM_UP, Clock, Clocks, StepsInTime, TimedTrainer, Timeline
 from frostline.run._versions import versions
 from frostline.run._work import optimizer_of
-from frostline.tasks import IGNORED
+from frostline.surgery import quantise_frozen
 
 BLOCKS = 5
 """Blocks of the part in each stack: one of each kind, and the last."""

@@ -11,7 +11,7 @@ from pydantic import Field, PositiveInt, ValidationError, field_validator, model
 from frostline.core.errors import UserError
 from frostline.core.settings import Options, first_error, lay_over, read_mapping
 from frostline.core.sizes import parse_size
-from frostline.cost import FloraOptions, Optimizer, check_optimizer
+from frostline.plan import FloraOptions, Optimizer, check_optimizer
 from frostline.strategies import Budget
 from frostline.tasks import Decoding, TaskOptions
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from frostline.anatomy import fingerprint
 from frostline.cost import predict, total_parameters
-from frostline.engine import fingerprint
 from frostline.plan import document
 from frostline.records import DataFacts, ModelFacts, RunRecord, now
 from frostline.run._prepare import Prepared

@@ -12,20 +12,14 @@ from transformers import TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_callback import PrinterCallback
 
-from frostline.anatomy import find_anatomy
+from frostline.anatomy import find_anatomy, tensor_hashes
 from frostline.bottom import Load
+from frostline.checkpoints import load_tokenizer, quiet_libraries
 from frostline.core.errors import UserError
+from frostline.core.labels import IGNORED
 from frostline.cost import Workload
-from frostline.engine import (
-    Quantised,
-    StepMeter,
-    Trainer,
-    load_tokenizer,
-    pack_rows,
-    quantise_frozen,
-    quiet_libraries,
-    tensor_hashes,
-)
+from frostline.engine import StepMeter, Trainer
+from frostline.loss_positions import pack_rows
 from frostline.records import RunRecord
 from frostline.run._choosing import Chosen, choose, chosen_before, measure_here
 from frostline.run._config import RunConfig
@@ -35,8 +29,8 @@ from frostline.run._setup import check_length, config_for, load_model
 from frostline.run._split import trainer_for
 from frostline.run._streaming import load_streaming
 from frostline.run._work import Data, optimizer_of, workload_of
+from frostline.surgery import Quantised, quantise_frozen
 from frostline.tasks import (
-    IGNORED,
     Collator,
     Encoded,
     ModelKind,
@@ -119,7 +113,7 @@ def prepare(asked: RunConfig, data: Data, before: RunRecord | None = None) -> Pr
         bits = config.frozen_bits
         quantised = quantise_frozen(model, trainer.applied.anatomy, bits) if bits else None
         if config.batching == "packed":
-            pack_rows(model, data.rows)
+            pack_rows(model, data.rows, PackingCollator())
         trainer.cold.decide()
     return Prepared(asked, chosen, data, model, trainer, steps, quantised)
 

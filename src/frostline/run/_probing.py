@@ -9,10 +9,10 @@ from typing import Any
 
 import transformers
 
-from frostline.anatomy import Anatomy, find_anatomy, skeleton
-from frostline.bottom import CannotCut, Load, Streaming, tensor_hash
+from frostline.anatomy import Anatomy, find_anatomy, skeleton, tensor_hash, tensor_hashes
+from frostline.bottom import CannotCut, Load, Streaming
+from frostline.checkpoints import load_above, load_tokenizer, quiet_libraries
 from frostline.core.errors import UserError
-from frostline.engine import load_above, load_tokenizer, quiet_libraries, tensor_hashes
 from frostline.run._device import device
 from frostline.run._setup import check_length, class_for, config_for, load_model
 from frostline.signals import (

@@ -9,8 +9,8 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 
 from frostline.anatomy import Anatomy, find_anatomy, skeleton
+from frostline.checkpoints import load_config, load_weights
 from frostline.core.errors import UserError
-from frostline.engine import load_config, load_weights
 from frostline.tasks import Task, TaskKind, model_kind
 
 

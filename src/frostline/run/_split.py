@@ -8,9 +8,9 @@ from functools import partial
 from frostline.core.errors import UserError
 from frostline.core.sizes import size_text
 from frostline.engine import Trainer
-from frostline.engine.split import Split, SplitReport, SplitTrainer
 from frostline.plan import Schedule
 from frostline.run._config import RunConfig
+from frostline.split import Split, SplitReport, SplitTrainer
 from frostline.strategies import SplitSchedule
 
 _ONLY = {

@@ -7,10 +7,10 @@ from typing import Any
 import transformers
 
 from frostline.anatomy import find_anatomy, skeleton
-from frostline.bottom import CannotCut, Load
+from frostline.bottom import CannotCut, Load, cut_boundary
+from frostline.checkpoints import load_above
 from frostline.core.errors import UserError
 from frostline.cost import Workload
-from frostline.engine import cut_boundary, load_above
 from frostline.plan import FixedSchedule, Schedule
 from frostline.run._choosing import Chosen, choose, measure_here
 from frostline.run._config import RunConfig

@@ -12,9 +12,10 @@ import torch
 from torch import nn
 from transformers import TrainerCallback
 
-from frostline.anatomy import Anatomy, get_block, hidden_of
+from frostline.anatomy import Anatomy, get_block
 from frostline.cost import StepTimes
 from frostline.engine import Trainer
+from frostline.hooks import hidden_of
 
 Clock = Literal["wall", "cpu"]
 Clocks = Mapping[Clock, Callable[[], float]]

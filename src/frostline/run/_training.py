@@ -11,10 +11,11 @@ from rich.console import Console
 from transformers.trainer_utils import get_last_checkpoint
 
 from frostline.adapters import router_statistics
+from frostline.checkpoints import quiet_libraries, save_delta
 from frostline.core.errors import FrostlineError, UserError, first_line
 from frostline.core.files import disk_errors, read_json, write_json, write_text
 from frostline.core.sizes import size_text
-from frostline.engine import MemoryMeter, ProgressBar, Trainer, pass_bar, quiet_libraries, save_delta
+from frostline.engine import MemoryMeter, ProgressBar, Trainer, pass_bar
 from frostline.plan import Plan, document, save_plan
 from frostline.records import RECORD_FILE, Measured, RunMetrics, RunRecord, now, read_record, write_record
 from frostline.run._config import RunConfig

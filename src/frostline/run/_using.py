@@ -11,9 +11,9 @@ from typing import Any
 import transformers
 
 from frostline.anatomy import Anatomy, notices
+from frostline.checkpoints import CARD_FILE, load, load_config, load_tokenizer, load_weights
 from frostline.core.errors import UserError
 from frostline.cost import Prediction, Workload, has_dropout, predict, storage_dtype
-from frostline.engine import CARD_FILE, load, load_config, load_tokenizer, load_weights
 from frostline.plan import Plan, document
 from frostline.records import RECORD_FILE, read_record
 from frostline.run._calibrate import calibrate

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from frostline.anatomy import Anatomy
+from frostline.core.labels import IGNORED
 from frostline.cost import Workload, has_dropout, storage_dtype
 from frostline.engine import Flora, GroupedByLength
 from frostline.run._config import RunConfig
 from frostline.run._device import uses_bfloat16
-from frostline.tasks import IGNORED, Encoded, Task
+from frostline.tasks import Encoded, Task
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from frostline.anatomy import Anatomy
-from frostline.signals._reading import IGNORED
+from frostline.core.labels import IGNORED
 
 
 def loss_gradients(model: Any, anatomy: Anatomy, batches: Iterable[Mapping[str, Any]]) -> dict[str, Tensor]:

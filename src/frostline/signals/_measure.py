@@ -11,17 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from frostline.anatomy import Anatomy, device_of, evaluation_mode, find_anatomy
+from frostline.anatomy import Anatomy, find_anatomy
 from frostline.bottom import BATCH_TOKENS, Load, batches_by_length
 from frostline.core.errors import UserError, unknown_name
-from frostline.signals._deviation import (
-    SemanticBasis,
-    difference_gain,
-    log_gain,
-    semantic_deviation,
-    shift,
-    similarity,
-)
+from frostline.hooks import device_of, evaluation_mode
+from frostline.signals._deviation import SemanticBasis, difference_gain, log_gain, semantic_deviation, shift, similarity
 from frostline.signals._gradients import loss_gradients
 from frostline.signals._measurement import NOTHING, Measurement, mean
 from frostline.signals._reading import Reads, Tokens, reads_of

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from frostline.anatomy import Anatomy
+from frostline.core.labels import IGNORED
 
-IGNORED = -100
 Tokens = Literal["first", "all"]
 """Where a row has many labelled tokens: read where the first is predicted, or wherever one is."""
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from frostline.anatomy import Anatomy, hidden_of
-from frostline.bottom import capture
+from frostline.anatomy import Anatomy
+from frostline.hooks import capture, hidden_of
 from frostline.signals._reading import Reads
 
 

@@ -4,7 +4,6 @@ from frostline.strategies._adapted import ADDITIONS
 from frostline.strategies._base import Measure, NoOptions, Percent, Situation, Strategy, fixed, freeze_blocks, task_head
 from frostline.strategies._budget import Budget
 from frostline.strategies._choice import Choice
-from frostline.strategies._make import make_plan
 from frostline.strategies._split import SplitSchedule
 from frostline.strategies._table import STRATEGIES, choose_schedule, known_names, parse_name
 
@@ -23,7 +22,6 @@ __all__ = [
     "fixed",
     "freeze_blocks",
     "known_names",
-    "make_plan",
     "parse_name",
     "task_head",
 ]

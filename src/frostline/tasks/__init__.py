@@ -6,7 +6,7 @@ from frostline.tasks._build import draw_rows
 from frostline.tasks._catalog import TASKS
 from frostline.tasks._collate import Collator
 from frostline.tasks._decoding import Decoding
-from frostline.tasks._encode import IGNORED, Encoded, encode
+from frostline.tasks._encode import Encoded, encode
 from frostline.tasks._evaluate import Evaluation, Prediction, evaluate, generation_examples
 from frostline.tasks._generate import generate_texts
 from frostline.tasks._load import load_task
@@ -17,7 +17,6 @@ from frostline.tasks._task import Example, Message, Scores, Task, TaskKind, majo
 from frostline.tasks._tokenize import ModelKind, model_kind, prepare_tokenizer
 
 __all__ = [
-    "IGNORED",
     "TASKS",
     "Collator",
     "Columns",

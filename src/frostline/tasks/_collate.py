@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from frostline.tasks._encode import IGNORED
+from frostline.core.labels import IGNORED
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,10 @@ from dataclasses import dataclass
 from typing import Any, overload
 
 from frostline.core.errors import UserError
+from frostline.core.labels import IGNORED
 from frostline.tasks._chat import chat_tokens
 from frostline.tasks._task import Example, Split, Task, TaskKind
 from frostline.tasks._tokenize import ModelKind, Tokens, continuation_tokens, prompt_tokens
-
-IGNORED = -100
-"""The label of a token that does not count for the loss."""
 
 Row = dict[str, Any]
 _log = logging.getLogger(__name__)

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from frostline.core.labels import IGNORED
 from frostline.core.seeding import derive_seed
 from frostline.tasks._collate import Collator
 from frostline.tasks._decoding import Decoding
-from frostline.tasks._encode import IGNORED, Encoded, encode
+from frostline.tasks._encode import Encoded, encode
 from frostline.tasks._generate import generate_texts
 from frostline.tasks._metrics import accuracy, macro_f1, perplexity
 from frostline.tasks._task import Example, Split, Task, TaskKind
@@ -81,7 +82,7 @@ def evaluate(
     model's own.
     The tokenizer must have a pad token (`prepare_tokenizer`).
     """
-    from frostline.anatomy import evaluation_mode  # loads transformers, which naming a task need not
+    from frostline.hooks import evaluation_mode
 
     kind = model_kind(model.config)
     device = device or next(model.parameters()).device

@@ -33,7 +33,7 @@ def generate_texts(
 
     Raises `UserError` when `max_new_tokens` alone exceeds the model's positions.
     """
-    from frostline.anatomy import evaluation_mode  # loads transformers, which naming a task need not
+    from frostline.hooks import evaluation_mode
 
     decoder = model_kind(model.config) == "decoder"
     room = max_length

@@ -1,0 +1,42 @@
+"""From a model to files and back: deltas, optimizer and generator state, load, merge."""
+
+from frostline.checkpoints._delta import (
+    CARD_FILE,
+    DeltaCard,
+    load_delta,
+    put_tensors,
+    read_card,
+    save_delta,
+    trained_tensors,
+)
+from frostline.checkpoints._merge import load, merge
+from frostline.checkpoints._models import (
+    class_called,
+    load_above,
+    load_config,
+    load_part,
+    load_tokenizer,
+    load_weights,
+    quiet_libraries,
+)
+from frostline.checkpoints._tensors import read_tensors
+
+__all__ = [
+    "CARD_FILE",
+    "DeltaCard",
+    "class_called",
+    "load",
+    "load_above",
+    "load_config",
+    "load_delta",
+    "load_part",
+    "load_tokenizer",
+    "load_weights",
+    "merge",
+    "put_tensors",
+    "quiet_libraries",
+    "read_card",
+    "read_tensors",
+    "save_delta",
+    "trained_tensors",
+]

@@ -1,0 +1,168 @@
+"""The delta: a checkpoint that holds what training changed, and knows the base that it changes.
+
+A delta's folder holds `delta.safetensors` (the trained tensors by name), `delta.json` (the plan, the class and
+a hash of every tensor of the base) and the base's `config.json`. No pickle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors.torch import save_file
+from transformers.trainer_utils import get_last_checkpoint
+
+from frostline.anatomy import find_anatomy, fingerprint, tensor_hashes
+from frostline.checkpoints._tensors import read_tensors
+from frostline.core.errors import UserError
+from frostline.core.files import atomic_file, read_json, write_json
+from frostline.core.settings import first_error
+from frostline.plan import Plan, document
+from frostline.surgery import Applied, applied_to, apply, change, remember
+
+TENSORS_FILE = "delta.safetensors"
+CARD_FILE = "delta.json"
+
+
+class DeltaCard(BaseModel):
+    """What a delta changes. `base_name` is where the base came from: a hub id or a folder. `first_plan` is the plan
+    that training began with, where it has changed since."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    version: Literal[1] = 1
+    base_name: str
+    base_dtype: str
+    base_fingerprint: str
+    base_tensors: dict[str, str]
+    model_class: str
+    seed: int
+    plan: dict[str, Any]
+    first_plan: dict[str, Any] | None = None
+
+
+def trained_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Whatever has trained so far in a model that carries a plan, by name, on the CPU."""
+    return {name: p.detach().cpu().contiguous() for name, p in _applied(model).changed.items()}
+
+
+def save_delta(model: Any, folder: Path) -> None:
+    """Write what `model` learned into `folder`. Raises `UserError` when the model carries no plan."""
+    applied = _applied(model)
+    folder.mkdir(parents=True, exist_ok=True)
+    card = DeltaCard(
+        base_name=str(getattr(model.config, "_name_or_path", "") or ""),
+        base_dtype=applied.base_dtype,
+        base_fingerprint=fingerprint(applied.base),
+        base_tensors=dict(applied.base),
+        model_class=applied.anatomy.model_class,
+        seed=applied.seed,
+        plan=document(applied.plan),
+        first_plan=document(applied.first) if _has_changed(applied) else None,
+    )
+    with atomic_file(folder / TENSORS_FILE) as path:
+        save_file(trained_tensors(model), path, metadata={"format": "pt"})
+    applied.config.save_pretrained(folder)
+    write_json(folder / CARD_FILE, card.model_dump(mode="json"))
+
+
+def read_card(folder: Path) -> DeltaCard:
+    """The card of the delta in `folder`. Raises `UserError` when there is none, or it is not a card."""
+    path = folder / CARD_FILE
+    if not path.is_file():
+        last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+        hint = f"; the run's last checkpoint does: {last}" if last else ""
+        raise UserError(f"{folder} holds no delta: {CARD_FILE} is missing{hint}")
+    try:
+        return DeltaCard.model_validate(read_json(path, "delta card"))
+    except ValidationError as error:
+        raise UserError(f"{path}: not a delta card of version 1: {first_error(error)}") from None
+
+
+def load_delta(model: Any, folder: Path) -> Applied:
+    """Turn a base into the trained model, in place: apply the delta's plan and put its tensors in.
+
+    A model that already carries the plan, or the one that training began with, only takes the tensors. Of a model
+    that lies partly on the meta device the rest is turned. Raises `UserError` when `model` is not the delta's own
+    base, or the file is torn.
+    """
+    card = read_card(folder)
+    applied = applied_to(model)
+    tensors = read_tensors(folder / TENSORS_FILE, "delta file")
+    plan = Plan.read(card.plan, str(folder / CARD_FILE))
+    anatomy = applied.anatomy if applied else find_anatomy(model)
+    replaced = {tensor.name for tensor in anatomy.head} & set(tensors)
+    if applied:
+        _check_base(applied.base, card.base_tensors, replaced, card, folder)
+    else:
+        absent = {name for name, parameter in model.named_parameters() if parameter.is_meta}
+        own = {name: value for name, value in card.base_tensors.items() if name not in absent}
+        _check_base(tensor_hashes(model), own, replaced, card, folder)
+    first = plan if card.first_plan is None else Plan.read(card.first_plan, str(folder / CARD_FILE))
+    if applied is None:
+        applied = apply(first, model, seed=card.seed)
+    elif applied.first != first:
+        raise UserError(
+            f"{folder} was trained under the plan '{first.strategy}', and the model carries '{applied.first.strategy}'"
+        )
+    change(plan, model)
+    put_tensors(model, tensors, str(folder), more=card.first_plan is not None)
+    return _applied(model)
+
+
+def put_tensors(model: torch.nn.Module, tensors: dict[str, torch.Tensor], where: str, *, more: bool) -> None:
+    """Copy what was trained in; `more` than the model's plan says may be there.
+
+    Raises `UserError` when names or shapes are not the model's.
+    """
+    applied = _applied(model)
+    if more:
+        applied = remember(set(tensors) & {name for name, _ in model.named_parameters()}, model)
+    later = {name: applied.originals[name] for name in set(applied.originals) - set(tensors)}
+    needed = set(applied.lr_scales) | (set(applied.changed) - set(later))
+    if odd := sorted(set(tensors) ^ needed):
+        raise UserError(f"{where} does not hold the tensors that its plan trains (first difference: {odd[0]})")
+    with torch.no_grad():
+        for name, tensor in {**later, **tensors}.items():
+            parameter = applied.changed[name]
+            if parameter.shape != tensor.shape:
+                raise UserError(
+                    f"{where}: {name} has shape {tuple(tensor.shape)}, the model's has {tuple(parameter.shape)}"
+                )
+            parameter.copy_(tensor)
+
+
+def _check_base(
+    hashes: Mapping[str, str], own: Mapping[str, str], replaced: set[str], card: DeltaCard, folder: Path
+) -> None:
+    """Check that a model's `hashes` are those of the delta's `own` base, but for a `replaced` head."""
+    if dict(hashes) == dict(own):
+        return
+    if set(hashes) != set(own):
+        odd = sorted(set(hashes) ^ set(own))
+        raise UserError(
+            f"the delta in {folder} belongs to another base ({card.base_name or 'in memory'}): "
+            f"their tensors differ in name, first {odd[0]}"
+        )
+    differing = {name for name, value in hashes.items() if value != own[name]}
+    # A task head that no checkpoint holds is drawn anew at every load, and the delta replaces it.
+    differing -= replaced
+    if differing:
+        raise UserError(
+            f"the delta in {folder} belongs to another base ({card.base_name or 'in memory'}, "
+            f"{card.base_dtype}): {len(differing)} of {len(hashes)} tensors differ, first {min(differing)}"
+        )
+
+
+def _has_changed(applied: Applied) -> bool:
+    return applied.first != applied.plan or set(applied.changed) != set(applied.lr_scales)
+
+
+def _applied(model: torch.nn.Module) -> Applied:
+    applied = applied_to(model)
+    if applied is None:
+        raise UserError("the model carries no plan: call frostline.apply(plan, model) first")
+    return applied

@@ -1,6 +1,0 @@
-"""SplitLoRA: a model cut in two, trained by a server and several clients that keep their rows."""
-
-from frostline.engine.split._job import Split
-from frostline.engine.split._trainer import SplitReport, SplitTrainer
-
-__all__ = ["Split", "SplitReport", "SplitTrainer"]

@@ -1,0 +1,195 @@
+"""Make a model compute only what its loss reads, and prove on a batch that its training is the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from frostline.adapters import mixtures
+from frostline.anatomy import Anatomy, get_block
+from frostline.core.labels import IGNORED
+from frostline.hooks import ForwardPatch
+from frostline.loss_positions._agreement import disagreement
+from frostline.loss_positions._head import ChunkedHead, HeadRunsWhole, default_chunk, find_head
+from frostline.loss_positions._last_block import NarrowBlock, RunsWhole, find_sides
+from frostline.loss_positions._positions import ReadRule, one_label_a_token, reads
+from frostline.loss_positions._rule import draws_random_numbers, read_rule
+
+# A call with one of these asks for more than a loss, or brings keys from before.
+_WANTS_MORE = (
+    "past_key_values",
+    "logits_to_keep",
+    "output_attentions",
+    "output_hidden_states",
+    "output_router_logits",
+)
+
+
+def read_only_what_counts(
+    model: Any, anatomy: Anatomy, batch: Mapping[str, Any], *, chunk: int | None = None, exact: bool = True
+) -> Reads:
+    """Let training steps of `model` compute only what their loss reads, from now on and in place.
+
+    The head and the loss run at labelled positions alone, at most `chunk` of them at a time (by default as
+    many as have 64 MiB of scores); the last block makes keys and values of all tokens, and everything else at
+    the positions that the loss reads. Calls of the model without labels, in eval mode or without gradients are
+    the model's own.
+
+    `batch` is a small batch with labels, on the model's device, better with rows of unequal length: the model
+    runs on it a few times, and what does not give the model's own loss and gradients there is taken back, with
+    a notice. With `exact` the last block runs whole where it has dropout, since fewer positions draw other
+    random numbers. Which parameters train may change afterwards.
+    """
+    return Reads(model, anatomy, dict(batch), chunk or default_chunk(anatomy.vocab_size), exact)
+
+
+class Reads:
+    """What `read_only_what_counts` did to a model.
+
+    `rule` says which positions of the last block's output the loss reads; `last_block` and `chunked_head`
+    whether those run only there; `notices` what runs whole and why, a line each.
+    """
+
+    def __init__(self, model: Any, anatomy: Anatomy, batch: dict[str, Any], chunk: int, exact: bool) -> None:
+        self._model = model
+        self._always = self._off = False
+        self._block: NarrowBlock | None = None
+        self._head: ChunkedHead | None = None
+        self.notices: tuple[str, ...] = ()
+        self._pad_token_id = model.config.get_text_config().pad_token_id
+        block = get_block(model, anatomy, anatomy.blocks[-1].index)
+        self.rule = read_rule(model, block, batch)
+        self._patch = ForwardPatch(model, self._forward)
+        self._own = self._patch.own
+        try:
+            self._narrow_block(block, batch, exact)
+            self._chunk_head(anatomy, batch, chunk)
+            self._keep_what_agrees(batch)
+        except BaseException:
+            self.remove()
+            raise
+
+    @property
+    def last_block(self) -> bool:
+        return self._block is not None
+
+    @property
+    def chunked_head(self) -> bool:
+        return self._head is not None
+
+    def remove(self) -> None:
+        """The model computes everything again. (A forward put around this one later stays.)"""
+        self._off = True
+        self._drop_block()
+        self._head = None
+        self._patch.remove()
+
+    def _forward(self, *args: Any, **kwargs: Any) -> Any:
+        inputs = self._patch.by_name(args, kwargs)
+        read = self._positions_read(inputs) if self._wanted(inputs) else None
+        if read is None:
+            return self._own(*args, **kwargs)
+        if self._block is not None:
+            self._block.set_positions(read, even_if_many=self._always)
+        try:
+            return self._own(**inputs) if self._head is None else self._head(inputs)
+        finally:
+            if self._block is not None:
+                self._block.positions = None
+
+    def _wanted(self, inputs: Mapping[str, Any]) -> bool:
+        return (
+            not self._off
+            and (self.last_block or self.chunked_head)
+            and (self._model.training or self._always)
+            and torch.is_grad_enabled()
+            and inputs.get("labels") is not None
+            and inputs.get("return_dict") is not False
+            and not any(_is_given(inputs.get(name)) for name in _WANTS_MORE)
+        )
+
+    def _positions_read(self, inputs: Mapping[str, Any]) -> torch.Tensor | None:
+        read = reads(self.rule, inputs, self._pad_token_id)
+        # A batch without a label has a loss of its own (not a number, or 0).
+        return read if read is not None and read.any() else None
+
+    def _narrow_block(self, block: nn.Module, batch: Mapping[str, Any], exact: bool) -> None:
+        if next(block.parameters(), None) is None:
+            return None  # a stand-in for a block below the boundary: it computes nothing
+        if self.rule is ReadRule.ALL:
+            return self._whole("block", "the loss reads all of its output")
+        if any(part.balance for part in mixtures(block)):
+            return self._whole("block", "its experts are balanced over all tokens")
+        if exact and draws_random_numbers(self._model, block, batch):
+            return self._whole("block", "it draws random numbers (dropout), which would be others for fewer positions")
+        try:
+            self._block = NarrowBlock(block, find_sides(self._model, block, batch))
+        except RunsWhole as reason:
+            self._whole("block", str(reason))
+        return None
+
+    def _chunk_head(self, anatomy: Anatomy, batch: Mapping[str, Any], chunk: int) -> None:
+        if not self.rule.by_label:
+            if one_label_a_token(batch["labels"]):
+                self._whole("head", "the loss does not read the labelled positions alone")
+            return  # A classifier's head is small.
+        try:
+            head = find_head(self._model, self._own, anatomy, self.rule, batch)
+            self._head = ChunkedHead(self._own, head, self.rule, chunk)
+        except HeadRunsWhole as reason:
+            self._whole("head", str(reason))
+
+    def _keep_what_agrees(self, batch: Mapping[str, Any]) -> None:
+        """The block alone on two batches, then with the head (or the head alone) in more than one chunk."""
+        head, self._head = self._head, None
+        others = _with_other_masks(batch)
+        if self._block is not None:
+            reason = self._disagreement(batch) or self._disagreement(others)
+            if reason is not None:
+                self._drop_block()
+                self._whole("block", reason)
+        if head is not None:
+            self._head = replace(head, chunk=max(1, head.labelled(batch) // 2))
+            reason = self._disagreement(batch)
+            self._head = None if reason is not None else head
+            if reason is not None:
+                self._whole("head", reason)
+
+    def _disagreement(self, batch: Mapping[str, Any]) -> str | None:
+        def economical(on: bool) -> None:
+            self._off, self._always = not on, on
+
+        try:
+            return disagreement(self._model, batch, economical)
+        finally:
+            self._off = self._always = False
+
+    def _drop_block(self) -> None:
+        if self._block is not None:
+            self._block.remove()
+            self._block = None
+
+    def _whole(self, what: str, reason: str) -> None:
+        where = "the last block" if what == "block" else "the head"
+        self.notices += (f"{where} runs at every position: {reason}",)
+
+
+def _is_given(value: Any) -> bool:
+    return value is not None and value is not False and (not isinstance(value, int) or value != 0)
+
+
+def _with_other_masks(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """The batch without padding, so that it may get no mask at all, and with a label at every other token."""
+    changed = dict(batch)
+    mask, labels = batch.get("attention_mask"), batch["labels"]
+    if mask is not None and mask.dim() == 2:
+        changed["attention_mask"] = torch.ones_like(mask)
+    if one_label_a_token(labels) and labels.shape[1] > 2:
+        changed["labels"] = labels.clone()
+        changed["labels"][:, 1::2] = IGNORED
+        changed["labels"][:, 2] = 0
+    return changed

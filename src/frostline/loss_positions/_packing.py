@@ -1,0 +1,133 @@
+"""Packed batches: rows that lie one after the other in one sequence, and must not see each other.
+
+A model that can do this tells the rows apart by their positions, and masks what lies between two rows. Attention
+over a sequence of N tokens still takes N x N products then, which can cost more than padding did. So each row's
+attention is computed by itself, with its own part of the model's mask.
+
+    H heads, G groups of key heads, T tokens of all rows together, h head width
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from frostline.core.errors import UserError
+from frostline.core.labels import IGNORED
+from frostline.hooks import attention_implementation, hook_attention, undisturbed, uses_attention_function
+
+Collate = Callable[[Sequence[dict[str, Any]]], Mapping[str, Any]]
+
+# Relative, of the loss and of the gradient: what another order of sums makes, and what rounding makes.
+_EXACT = 1e-4
+_ROUNDED = 5e-2
+
+
+def pack_rows(model: nn.Module, rows: Sequence[dict[str, Any]], collate: Collate) -> SplitAttention:
+    """Make `model` compute the packed batches of `collate` row by row.
+
+    A few of `rows` (encoded, of any lengths) are packed to see that loss and gradients are those of the rows computed
+    one by one. Raises `UserError` when the model cannot keep them apart.
+    """
+    split = SplitAttention(model)
+    reason = _difference(model, _a_few(rows), collate)
+    if reason is not None:
+        split.remove()
+        raise UserError(f"packed: {type(model).__name__} does not keep packed rows apart ({reason}): take grouped")
+    return split
+
+
+class SplitAttention:
+    """Computes attention row by row in every forward pass of `model` over a packed batch, until `remove()`.
+
+    Modules that compute their attention without transformers' registry are left as they are, and so is flash
+    attention, which splits by itself. A hook that wants the queries and keys of a whole batch is put after this.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._lengths: list[int] = []
+        self._handles: list[Any] = [model.register_forward_pre_hook(self._read_lengths, with_kwargs=True)]
+        self._handles += [hook_attention(m, self._attend) for m in model.modules() if uses_attention_function(m)]
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _read_lengths(self, _model: nn.Module, args: Any, inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        self._lengths = row_lengths(inputs)
+        # A model that fills a cache of keys and values takes positions that begin again for one row's.
+        return args, {**inputs, "use_cache": False} if self._lengths else inputs
+
+    def _attend(
+        self,
+        attend: Callable[..., tuple[Tensor, Tensor | None]],
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        **options: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """query [1, H, T, h], key and value [1, G, T, h], attention_mask [1, 1, T, T] or None (causal)."""
+        whole = query.shape[2] == key.shape[2] == sum(self._lengths)
+        if not whole or attention_implementation(module) not in ("sdpa", "eager"):
+            return attend(module, query, key, value, attention_mask, **options)
+        rows = zip(*(torch.split(tensor, self._lengths, dim=2) for tensor in (query, key, value)), strict=True)
+        outputs, start = [], 0
+        for length, row in zip(self._lengths, rows, strict=True):
+            end = start + length
+            mask = None if attention_mask is None else attention_mask[..., start:end, start:end]
+            outputs.append(attend(module, *row, mask, **options)[0])
+            start = end
+        return torch.cat(outputs, dim=1), None  # [1, T, H, h]
+
+
+def row_lengths(inputs: Mapping[str, Any]) -> list[int]:
+    """The lengths of the rows packed in a batch with `position_ids` [1, T] and no mask; empty for any other."""
+    positions: Tensor | None = inputs.get("position_ids")
+    if positions is None or positions.shape[0] != 1 or inputs.get("attention_mask") is not None:
+        return []
+    starts = [0, *(positions[0, 1:] == 0).nonzero().flatten().add(1).tolist(), positions.shape[1]]
+    return [end - start for start, end in pairwise(starts)] if len(starts) > 2 else []
+
+
+def _a_few(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Three rows of middling length that have something to learn."""
+    labelled = [row for row in rows if any(label != IGNORED for label in row["labels"][1:])]
+    labelled.sort(key=lambda row: len(row["input_ids"]))
+    middle = max(0, len(labelled) // 2 - 1)
+    return labelled[middle : middle + 3]
+
+
+def _difference(model: nn.Module, rows: Sequence[dict[str, Any]], collate: Collate) -> str | None:
+    """What differs between `rows` packed and one by one, in a few words; None when nothing does."""
+    if "position_ids" not in inspect.signature(model.forward).parameters:
+        return "it takes no position_ids"
+    with undisturbed(model):
+        packed_loss, packed_gradient = _loss_and_gradient(model, collate(rows))
+        loss, gradient, labels = 0.0, torch.zeros_like(packed_gradient), 0
+        for row in rows:
+            batch = collate([row])
+            count = int((batch["labels"] != IGNORED).sum())
+            row_loss, row_gradient = _loss_and_gradient(model, batch)
+            loss, gradient, labels = loss + count * row_loss, gradient + count * row_gradient, labels + count
+    loss, gradient = loss / labels, gradient / labels
+    rounds = any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters())
+    bound = _ROUNDED if rounds else _EXACT
+    if not abs(packed_loss - loss) <= bound * abs(loss):
+        return f"their loss is {packed_loss:.6g}, {loss:.6g} one by one"
+    away = float((packed_gradient - gradient).norm() / gradient.norm())
+    return None if away <= bound else f"their gradient is {away:.1%} off"
+
+
+def _loss_and_gradient(model: nn.Module, batch: Mapping[str, Any]) -> tuple[float, Tensor]:
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    device = trained[0].device
+    loss = model(**{name: value.to(device) for name, value in batch.items()}).loss
+    gradients = torch.autograd.grad(loss, trained, allow_unused=True, materialize_grads=True)
+    return loss.item(), torch.cat([gradient.flatten() for gradient in gradients])

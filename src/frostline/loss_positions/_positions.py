@@ -1,0 +1,111 @@
+"""Which positions of the last block's output the loss reads, as a rule that a batch turns into positions.
+
+B rows, T tokens, M the largest number of positions read in a row, d hidden width
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from frostline.core.labels import IGNORED
+
+
+class ReadRule(StrEnum):
+    """Where the loss looks: the labels' positions, those before them, or one position of each row."""
+
+    LABELS = "labels"
+    BEFORE_LABELS = "before_labels"
+    FIRST = "first"
+    LAST_TOKEN = "last_token"
+    LAST_ATTENDED = "last_attended"
+    ALL = "all"
+
+    @property
+    def by_label(self) -> bool:
+        return self in (ReadRule.LABELS, ReadRule.BEFORE_LABELS)
+
+
+def one_label_a_token(labels: Any) -> bool:
+    """Whether `labels` are [B, T], and not a class or numbers for each row."""
+    return isinstance(labels, Tensor) and labels.dim() == 2 and not labels.is_floating_point()
+
+
+def targets(rule: ReadRule, inputs: Mapping[str, Any]) -> Tensor:
+    """The label that each position predicts, [B, T], `IGNORED` where there is none."""
+    labels: Tensor = inputs["labels"]
+    if rule is ReadRule.LABELS:
+        return labels
+    shifted: Tensor | None = inputs.get("shift_labels")
+    return functional.pad(labels[:, 1:], (0, 1), value=IGNORED) if shifted is None else shifted
+
+
+def reads(rule: ReadRule, inputs: Mapping[str, Any], pad_token_id: int | None) -> Tensor | None:
+    """Whether the loss of a batch reads a position, [B, T]; None when the batch does not say.
+
+    `LAST_TOKEN` is the rightmost one that is not the padding token (as transformers' classifiers have it),
+    `LAST_ATTENDED` the rightmost one of the attention mask: they differ where the text itself ends in the
+    padding token.
+    """
+    if rule.by_label:
+        return targets(rule, inputs) != IGNORED
+    ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
+    if ids is None or (mask is None and rule is ReadRule.LAST_ATTENDED):
+        return None
+    if rule is ReadRule.ALL:
+        return torch.ones_like(ids, dtype=torch.bool)
+    steps = torch.arange(ids.shape[1], device=ids.device)
+    if rule is ReadRule.LAST_TOKEN:
+        counted = torch.ones_like(ids) if pad_token_id is None else ids != pad_token_id
+        chosen = (steps * counted).argmax(1)
+    elif rule is ReadRule.LAST_ATTENDED:
+        chosen = (steps * (mask != 0)).argmax(1)
+    else:
+        chosen = torch.zeros_like(ids[:, 0])
+    return steps == chosen[:, None]
+
+
+@dataclass(frozen=True)
+class Positions:
+    """The positions read: `index` [B, M], of which `valid` [B, M] count, in rows of `length` T."""
+
+    index: Tensor
+    valid: Tensor
+    length: int
+
+    @classmethod
+    def of(cls, read: Tensor) -> Positions:
+        """The positions at which `read` [B, T] holds. A row with fewer than M repeats its first one."""
+        most = int(read.sum(1).max())
+        index = read.int().argsort(dim=1, descending=True, stable=True)[:, :most]
+        valid = read.gather(1, index)
+        return cls(torch.where(valid, index, index[:, :1]), valid, read.shape[1])
+
+    @cached_property
+    def flat(self) -> Tensor:
+        """`index` into rows put one after the other, [B * M]."""
+        starts = torch.arange(len(self.index), device=self.index.device) * self.length
+        return (self.index + starts[:, None]).flatten()
+
+    def gather(self, states: Tensor) -> Tensor:
+        """[B or 1, T, ...] to [B, M, ...]."""
+        rows, most = self.index.shape
+        if states.shape[0] == 1 != rows:
+            return states[0][self.index]
+        return states.flatten(0, 1).index_select(0, self.flat).view(rows, most, *states.shape[2:])
+
+    def scatter(self, states: Tensor) -> Tensor:
+        """[B, M, d] to [B, T, d], zero where nothing is read."""
+        rows, _, width = states.shape
+        places, found = self.flat, states.flatten(0, 1)
+        if not self.valid.all():
+            kept = self.valid.flatten().nonzero().squeeze(1)
+            places, found = places.index_select(0, kept), found.index_select(0, kept)
+        return found.new_zeros(rows * self.length, width).index_copy(0, places, found).view(rows, self.length, width)

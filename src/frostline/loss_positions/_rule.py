@@ -1,0 +1,89 @@
+"""Find where the loss reads the last block's output, by asking for its gradient there.
+
+B rows, T tokens, C classes, d hidden width
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from frostline.hooks import device_of, generator_state, hidden_of, undisturbed, with_hidden
+from frostline.loss_positions._positions import ReadRule, one_label_a_token, reads
+
+
+def read_rule(model: Any, block: nn.Module, inputs: Mapping[str, Any]) -> ReadRule:
+    """The rule by which the loss of `model` reads the output of `block`, its last one.
+
+    `inputs` is a small batch, better with rows of unequal length: the model runs on it once. `ALL` when no
+    other rule gives exactly the positions at which the gradient is not zero.
+    """
+    inputs = dict(inputs)
+    by_label = one_label_a_token(inputs.get("labels"))
+    pad_token_id = model.config.get_text_config().pad_token_id
+    if not by_label:
+        inputs["input_ids"] = _ending_in_padding(inputs, pad_token_id)
+    found = _gradient(model, block, inputs, by_label)
+    if found is None or not found.any():
+        return ReadRule.ALL
+    for rule in ReadRule:
+        if rule.by_label == by_label and rule is not ReadRule.ALL:
+            expected = reads(rule, inputs, pad_token_id)
+            if expected is not None and torch.equal(expected, found):
+                return rule
+    return ReadRule.ALL
+
+
+def draws_random_numbers(model: Any, block: nn.Module, inputs: Mapping[str, Any]) -> bool:
+    """Whether `block` draws random numbers while training: dropout, router noise."""
+    device = device_of(model)
+    states: list[Tensor] = []
+
+    def note(*_: Any) -> None:
+        states.append(generator_state(device))
+
+    hooks = [block.register_forward_pre_hook(note), block.register_forward_hook(note)]
+    try:
+        with undisturbed(model, training=True):
+            model(**inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return len(states) != 2 or not torch.equal(*states)
+
+
+def _ending_in_padding(inputs: Mapping[str, Any], pad_token_id: int | None) -> Any:
+    """`input_ids` whose first row ends in the padding token although it is attended."""
+    ids = inputs.get("input_ids")
+    if ids is None or pad_token_id is None:
+        return ids
+    ids = ids.clone()
+    mask = inputs.get("attention_mask")
+    last = ids.shape[1] - 1 if mask is None else int(mask[0].nonzero().max())
+    ids[0, last] = pad_token_id
+    return ids
+
+
+def _gradient(model: Any, block: nn.Module, inputs: Mapping[str, Any], by_label: bool) -> Tensor | None:
+    """Where the loss (for a classifier, any of its scores) depends on the output of `block`, [B, T]."""
+    leaves: list[Tensor] = []
+
+    def cut(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        leaves.append(hidden_of(output).detach().requires_grad_())
+        return with_hidden(output, leaves[-1])
+
+    hook = block.register_forward_hook(cut)
+    try:
+        with undisturbed(model):
+            output = model(**inputs)
+            (gradient,) = torch.autograd.grad(
+                output.loss if by_label else (output.logits * torch.randn_like(output.logits)).sum(),
+                leaves[-1],
+                allow_unused=True,
+            )
+    finally:
+        hook.remove()
+    return None if gradient is None or gradient.dim() != 3 else gradient.ne(0).any(-1)

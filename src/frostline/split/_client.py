@@ -1,0 +1,43 @@
+"""A client: its rows pass the lower part, and the gradient that comes back trains it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+from frostline.split._job import Job, Shard
+from frostline.split._parts import LowerPart
+from frostline.split._protocol import Kind, Peer
+
+
+def run_client(job: Job, shard: Shard, part: LowerPart, server: Peer) -> None:
+    """Train `part` on the rows of `shard` to the last round."""
+    stepper = job.stepping.start(part.trained)
+    batches = shard.batches(job.seed)
+    for step in range(job.rounds):
+        _one_round(next(batches), job, part, server)
+        stepper.step()
+        if job.split.averages_after(step, job.rounds):
+            _average(part, server)
+
+
+def _one_round(batch: Mapping[str, Tensor], job: Job, part: LowerPart, server: Peer) -> None:
+    with job.autocasting():
+        reached = part.forward(batch)
+    reached.send(server)
+    states = reached.states
+    gradient = server.receive(tuple(states.shape), states.dtype)
+    states.backward(gradient.to(states.device))  # type: ignore[no-untyped-call]
+
+
+def _average(part: LowerPart, server: Peer) -> None:
+    """Give the trained matrices to the server, and take their average over the clients. Optimizer state stays."""
+    parameters = list(part.trained.values())
+    own = parameters_to_vector(parameters).detach()
+    server.send(Kind.MATRICES_UP, own)
+    average = server.receive(tuple(own.shape), own.dtype)
+    with torch.no_grad():
+        vector_to_parameters(average.to(own.device), parameters)

@@ -1,0 +1,158 @@
+"""The two parts of a model: up to the cut, and from it on. Each holds only the weights that it computes with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from frostline.anatomy import find_anatomy, skeleton
+from frostline.bottom import StandIns, crossing, names_below
+from frostline.checkpoints import (
+    class_called,
+    load_above,
+    load_part,
+    put_tensors,
+    quiet_libraries,
+    read_tensors,
+    trained_tensors,
+)
+from frostline.core.labels import IGNORED
+from frostline.hooks import hidden_of
+from frostline.split._job import Job
+from frostline.split._protocol import ATTENDED, PADDING, Reached, marks_of
+from frostline.surgery import applied_to, apply
+
+BASE_FOLDER = "base"
+TENSORS_FILE = "trained.safetensors"
+
+
+def save_parts(model: Any, folder: Path) -> None:
+    """Write what both parts of `model`, which carries a plan, are loaded from: its base, and what trains."""
+    applied = applied_to(model)
+    assert applied is not None, "the trainer has applied its plan"
+    plain = set(skeleton(applied.config, class_called(applied.anatomy.model_class)).state_dict())
+    names = {name: name.replace(".base_layer.", ".") for name in model.state_dict()}
+    state = {names[name]: tensor for name, tensor in model.state_dict().items() if names[name] in plain}
+    with quiet_libraries():
+        model.save_pretrained(folder / BASE_FOLDER, state_dict=state)
+    save_file(trained_tensors(model), folder / TENSORS_FILE)
+
+
+class LowerPart:
+    """A client's part: the embeddings and the blocks below the cut. `trained` is what trains in it, by name."""
+
+    def __init__(self, job: Job) -> None:
+        model_class = class_called(job.model_class)
+        anatomy = find_anatomy(skeleton(job.config, model_class))
+        wanted = frozenset(names_below(anatomy, job.cut))
+        base = load_part(str(job.folder / BASE_FOLDER), model_class, job.config, wanted, job.dtype)
+        self._model = _under_plan(base, job)
+        self._padding = _padding(job.config)
+        self._device = job.device
+        (last,) = crossing(job.cut).values()
+        self._last = self._model.get_submodule(last)
+        own = tuple(f"{block.name}." for block in anatomy.blocks[: job.cut.boundary])
+        self.trained = {name: p for name, p in _trained(self._model).items() if name.startswith(own)}
+
+    def forward(self, batch: Mapping[str, Tensor]) -> Reached:
+        """A batch's states at the cut, which its gradient can flow back from."""
+        inputs = {name: value.to(self._device) for name, value in batch.items() if name != "labels"}
+        return Reached(
+            states=self._run(inputs),
+            labels=batch["labels"].to(torch.int32),
+            marks=marks_of(batch["input_ids"], batch.get("attention_mask"), self._padding),
+        )
+
+    def _run(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        states: list[Tensor] = []
+
+        def stop(_module: Any, _inputs: Any, output: Any) -> None:
+            states.append(hidden_of(output))
+            raise _AtTheCut
+
+        handle = self._last.register_forward_hook(stop)
+        try:
+            self._model(**inputs)
+        except _AtTheCut:
+            pass
+        finally:
+            handle.remove()
+        return states[0]
+
+
+class UpperPart:
+    """The server's part: the blocks above the cut, the final norm and the head.
+
+    `trained` is what trains in it, by name, and `lower` what trains in the clients' part, as it began.
+    """
+
+    def __init__(self, job: Job) -> None:
+        base, _ = load_above(
+            str(job.folder / BASE_FOLDER), class_called(job.model_class), job.config, job.cut.boundary, job.dtype
+        )
+        self._model = _under_plan(base, job)
+        every = _trained(self._model)
+        self._standins = StandIns(self._model, job.cut)
+        self.trained = _trained(self._model)
+        self.lower: dict[str, Tensor] = {name: p.detach() for name, p in every.items() if name not in self.trained}
+        self._padding = _padding(job.config)
+        self._device = job.device
+        (self._stream,) = job.cut.streams
+
+    def loss(self, reached: Sequence[Reached]) -> Tensor:
+        """The loss over the batches of all clients as one: the mean over their labels.
+
+        A shorter batch is padded on the right to the longest.
+        """
+        length = max(batch.marks.shape[1] for batch in reached)
+        states = torch.cat([pad(b.states, (0, 0, 0, length - b.marks.shape[1])) for b in reached])
+        marks = torch.cat([pad(b.marks, (0, length - b.marks.shape[1]), value=PADDING) for b in reached])
+        labels = torch.cat([_padded(batch.labels, length) for batch in reached])
+        self._standins.feed({self._stream: states.to(self._device)})
+        ids = self._stand_in_ids(marks)
+        output = self._model(
+            input_ids=ids.to(self._device),
+            attention_mask=marks.bitwise_and(ATTENDED).long().to(self._device),
+            labels=labels.long().to(self._device),
+        )
+        loss: Tensor = output.loss
+        return loss
+
+    def _stand_in_ids(self, marks: Tensor) -> Tensor:
+        """Ids of which only this is known: which are the padding token's. A classifier finds a row's end by them."""
+        padding = 0 if self._padding is None else self._padding
+        other = 1 if padding == 0 else 0
+        return torch.where(marks.bitwise_and(PADDING).bool(), padding, other)
+
+
+class _AtTheCut(Exception):
+    """Ends the forward pass of a lower part."""
+
+
+def _under_plan(base: Any, job: Job) -> Any:
+    apply(job.plan, base, seed=job.seed)
+    put_tensors(base, read_tensors(job.folder / TENSORS_FILE, "trained tensors"), str(job.folder), more=False)
+    for tensor in (*base.parameters(), *base.buffers()):
+        if not tensor.is_meta:  # what is not this part's has no values
+            tensor.data = tensor.data.to(job.device)
+    base.train()
+    return base
+
+
+def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def _padding(config: Any) -> int | None:
+    padding: int | None = config.get_text_config().pad_token_id
+    return padding
+
+
+def _padded(labels: Tensor, length: int) -> Tensor:
+    return labels if labels.dim() == 1 else pad(labels, (0, length - labels.shape[1]), value=IGNORED)

@@ -1,0 +1,283 @@
+"""What a plan changes in the forward pass and in the loss (methods.md 2): residual interaction, layered loss.
+
+    B rows, T tokens, d hidden width
+
+Each stack counts its own states: h_0 enters its first block, h_l is the state after its block l, counted from 1. A
+state is noted where the next block takes it in, before any conversion of dtype; the model's own `hidden_states` are
+these too.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from frostline.adapters import regularises
+from frostline.anatomy import Anatomy
+from frostline.core.errors import FrostlineError, UserError, first_line
+from frostline.hooks import device_of, hidden_of, undisturbed, with_hidden
+from frostline.plan import Mixture, Peft, Plan
+
+
+def install_forward(model: nn.Module, plan: Plan, anatomy: Anatomy) -> list[RemovableHandle]:
+    """Make `model` compute what `plan.forward` says, until every handle is removed; none for a plan that changes
+    nothing.
+
+    With a layered loss the `loss` of what the model returns in training mode is the layered one; evaluation gives
+    the ordinary loss, and the logits are always the model's. Call `check_forward` first.
+    """
+    handles: list[RemovableHandle] = []
+    if plan.forward.interacts:
+        for names in _stacks(anatomy):
+            blocks = [model.get_submodule(name) for name in names]
+            handles += interact(blocks, plan.forward.residual.alpha, plan.forward.residual.span)
+    if plan.forward.layered:
+        handles += LayeredLoss(model, anatomy, plan.forward.losses).install()
+    return handles
+
+
+def check_forward(model: nn.Module, plan: Plan, anatomy: Anatomy) -> None:
+    """Raises `UserError` when `plan.forward` cannot be exact on `model`, which is left as it was."""
+    if not plan.forward.changes:
+        return
+    name, config = type(model).__name__, model.config.to_dict()  # type: ignore[operator, union-attr]
+    if any(key.endswith("layerdrop") and value for key, value in config.items()):
+        raise UserError(f"forward: {name} leaves out blocks at random in training: set layerdrop to 0 in its config")
+    span, deepest = plan.forward.residual.span, max(map(len, _stacks(anatomy)))
+    if plan.forward.interacts and span > deepest:
+        raise UserError(f"forward.residual.span: {span} reaches over all {deepest} blocks of each stack of {name}")
+    if not plan.forward.layered:
+        return
+    if "labels" not in inspect.signature(model.forward).parameters:
+        raise UserError(f"forward.loss_weights: {name} computes no loss of its own: take a model with a task head")
+    last_stack = len(_stacks(anatomy)[-1])
+    first = len(anatomy.blocks) - last_stack
+    if any(index < first for index in plan.forward.losses):
+        raise UserError(
+            f"forward.loss_weights: an encoder's states do not go through final norm and head: give the first "
+            f"{first} of the {len(anatomy.blocks)} blocks the weight 0"
+        )
+    if config.get("output_router_logits") and not hasattr(model, "router_aux_loss_coef"):
+        raise UserError(
+            f"forward.loss_weights: the router loss of {name} cannot be told from the rest of its loss: set "
+            "output_router_logits to false in its config"
+        )
+    if (reason := LayeredLoss(model, anatomy, plan.forward.losses).disagreement()) is not None:
+        raise UserError(f"forward.loss_weights: {reason}: leave them out for {name}")
+
+
+def check_loss_is_the_models(plan: Plan, computed_outside: bool) -> None:
+    """Raises `UserError` when a plan changes the model's loss, but the caller computes it outside of the model."""
+    if plan.forward.layered and computed_outside:
+        raise UserError(
+            "forward.loss_weights: a layered loss is the model's own: leave out label_smoothing_factor and "
+            "compute_loss_func, or the weights"
+        )
+    if computed_outside and any(isinstance(mode, Mixture) and mode.balance for mode in plan.blocks):
+        raise UserError(
+            "mixture: its balance loss is added to the model's own: leave out label_smoothing_factor and "
+            "compute_loss_func, or set balance to 0"
+        )
+    if computed_outside and any(isinstance(mode, Peft) and regularises(mode) for mode in plan.blocks):
+        raise UserError(
+            "adalora: its regularisation is added to the model's own loss: leave out label_smoothing_factor and "
+            "compute_loss_func, or set orth_reg_weight to 0"
+        )
+
+
+def reads_below(plan: Plan, boundary: int) -> str | None:
+    """Why blocks from `boundary` on, or the loss, read states before the one at the boundary; None when they do not.
+
+    In one line. The boundary state itself may be read. An encoder-decoder's stacks are taken as one here: with the
+    whole encoder below, a decoder that trains from its first block on would not read below.
+    """
+    if not 0 < boundary <= len(plan.blocks):
+        return None
+    below = [index for index in plan.forward.losses if index + 1 < boundary]
+    if below:
+        return f"the layered loss reads block {below[0]}, which lies below the boundary at {boundary}"
+    if plan.forward.interacts and plan.forward.residual.span > 1 and boundary < len(plan.blocks):
+        return f"the residual interaction reads {plan.forward.residual.span} blocks back, below the boundary"
+    return None
+
+
+def interact(blocks: Sequence[nn.Module], alpha: float, span: int) -> Iterator[RemovableHandle]:
+    """Make each block of a stack give h_l = block_l(h_(l-1)) + alpha h_(l-span), for l >= span.
+
+    A noted state is let go as soon as it was added. Hooks of a block run outside of what transformers checkpoints,
+    so nothing here runs again in backward.
+    """
+    states: dict[int, Tensor] = {}
+
+    def note(index: int, _block: Any, args: Any, kwargs: Any) -> None:
+        states[index] = _hidden_given(args, kwargs)
+
+    def add(index: int, _block: Any, _inputs: Any, output: Any) -> Any:
+        if index not in states:
+            raise FrostlineError(
+                "the residual interaction needs every block to run once a pass and in order: activation "
+                "checkpointing around a whole block (FSDP's) does not go with it"
+            )
+        hidden = hidden_of(output)
+        return with_hidden(output, hidden + alpha * states.pop(index).to(hidden.dtype))
+
+    for index in range(len(blocks) - span + 1):
+        # First of the hooks: the state is noted as it was made, and every other hook sees what the block now gives.
+        yield blocks[index].register_forward_pre_hook(partial(note, index), prepend=True, with_kwargs=True)
+        yield blocks[index + span - 1].register_forward_hook(partial(add, index), prepend=True)
+
+
+# To a model that is run again: its routers are not.
+_NO_ROUTER_LOSS = {"output_router_logits": False}
+
+
+class LayeredLoss:
+    """The loss of `model` becomes sum_l lambda_l loss(h_l): `weights` has each block's lambda_l that is not 0.
+
+    After the model's own pass, it runs once more for each weighted state but the last, with blocks that only give
+    that state back: so final norm, pooling, head and loss are the model's own code. A router loss counts once.
+    """
+
+    def __init__(self, model: Any, anatomy: Anatomy, weights: Mapping[int, float]) -> None:
+        self._model, self._names = model, [block.name for block in anatomy.blocks]
+        self._last = len(self._names) - 1
+        self._encoder = self._names[: len(self._names) - len(_stacks(anatomy)[-1])]
+        self._weights = {index: weight for index, weight in weights.items() if index != self._last}
+        self._own_weight = weights.get(self._last, 0.0)
+        self._states: dict[int, Tensor] = {}
+        self._returned: dict[str, Any] = {}
+        self._noting = False
+
+    def install(self) -> Iterator[RemovableHandle]:
+        yield self._model.register_forward_pre_hook(self._begin)
+        for index, name in enumerate(self._names):
+            block = self._model.get_submodule(name)
+            if index - 1 in self._weights:
+                yield block.register_forward_pre_hook(partial(self._note, index - 1), prepend=True, with_kwargs=True)
+            yield block.register_forward_hook(partial(self._note_returned, name))
+        # First of the hooks: what others add to the loss (a mixture's balance) is weighed by no block.
+        yield self._model.register_forward_hook(self._finish, with_kwargs=True, prepend=True)
+
+    def disagreement(self) -> str | None:
+        """Why the model does not give its own output again from its last block's, in a line; None when it does.
+
+        Seen on one row of three tokens. A model that lies partly on the meta device is taken at its word.
+        """
+        if any(parameter.is_meta for parameter in self._model.parameters()):
+            return None
+        hooks = list(self.install())
+        ids = torch.ones(1, 3, dtype=torch.long, device=device_of(self._model))
+        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        if self._encoder:
+            inputs["decoder_input_ids"] = ids
+        if getattr(self._model.config, "output_router_logits", False):
+            inputs |= _NO_ROUTER_LOSS
+        try:
+            with undisturbed(self._model), torch.no_grad():
+                self._begin(self._model, None, noting=True)
+                own = self._model.forward(**inputs)
+                again = self._run_again(self._states[self._last], (), inputs)
+        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+            return f"the model does not run again from the end of its blocks ({first_line(error)})"
+        finally:
+            for hook in hooks:
+                hook.remove()
+            self._forget()
+        same = torch.equal(own.to_tuple()[0], again.to_tuple()[0])
+        return None if same else "what follows the blocks reads more than the last one's states"
+
+    def _begin(self, model: nn.Module, _inputs: Any, noting: bool = False) -> None:
+        self._forget()
+        self._noting = noting or model.training
+
+    def _note(self, index: int, _block: Any, args: Any, kwargs: Any) -> None:
+        if self._noting:
+            self._states[index] = _hidden_given(args, kwargs)
+
+    def _note_returned(self, name: str, _block: Any, _inputs: Any, output: Any) -> None:
+        if self._noting:
+            # Without the states themselves: those below the boundary would stay in memory.
+            self._returned[name] = (None, *output[1:]) if isinstance(output, tuple) else None
+            if name == self._names[-1]:
+                self._states[self._last] = hidden_of(output)
+
+    def _forget(self) -> None:
+        self._states, self._returned, self._noting = {}, {}, False
+
+    def _finish(self, _model: Any, args: Any, kwargs: Any, output: Any) -> None:
+        try:
+            if self._noting and isinstance(output, tuple):
+                raise FrostlineError("a layered loss needs the model's named output: leave out return_dict=False")
+            if self._noting and getattr(output, "loss", None) is not None:
+                output.loss = self._loss(args, kwargs, output)
+        finally:
+            self._forget()
+
+    def _loss(self, args: Any, kwargs: Any, output: Any) -> Tensor:
+        router = getattr(output, "aux_loss", None)
+        again = kwargs if router is None else {**kwargs, **_NO_ROUTER_LOSS}
+        terms = [weight * self._run_again(self._states[i], args, again).loss for i, weight in self._weights.items()]
+        if self._own_weight:
+            terms.append(self._own_weight * output.loss)
+        if router is not None and self._own_weight != 1:
+            # The model's own loss holds it already, `own_weight` times by now.
+            terms.append((1 - self._own_weight) * self._model.router_aux_loss_coef * router)
+        return torch.stack(terms).sum()
+
+    def _run_again(self, state: Tensor, args: Any, kwargs: Any) -> Any:
+        """The model's output when the blocks of its last stack all give `state` [B, T, d], and an encoder's nothing
+        new."""
+        places = {
+            name: _Given(self._model.get_submodule(name), returned, None if name in self._encoder else state)
+            for name, returned in self._returned.items()
+        }
+        with _in_place(self._model, places):
+            return self._model.forward(*args, **kwargs)
+
+
+class _Given(nn.Module):
+    """In the place of a block: gives `state` (None: the states that come in), and whatever it `returned` beside."""
+
+    def __init__(self, block: nn.Module, returned: Any, state: Tensor | None) -> None:
+        super().__init__()
+        self._held = (block, returned, state)  # in a tuple, so that the block is no part of this module
+
+    def __getattr__(self, name: str) -> Any:  # a model's forward may read its blocks' attributes
+        return getattr(self._held[0], name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        _, returned, state = self._held
+        return with_hidden(returned, _hidden_given(args, kwargs) if state is None else state)
+
+
+@contextmanager
+def _in_place(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Inside, each of `modules` stands at its path in `model`."""
+    places = [(model.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2]) for path in modules]
+    before = [parent.get_submodule(name) for parent, name in places]
+    try:
+        for (parent, name), module in zip(places, modules.values(), strict=True):
+            parent._modules[name] = module
+        yield
+    finally:
+        for (parent, name), module in zip(places, before, strict=True):
+            parent._modules[name] = module
+
+
+def _stacks(anatomy: Anatomy) -> list[list[str]]:
+    """The names of the blocks, stack by stack."""
+    kinds = dict.fromkeys(block.stack for block in anatomy.blocks)
+    return [[block.name for block in anatomy.blocks if block.stack == kind] for kind in kinds]
+
+
+def _hidden_given(args: Any, kwargs: Mapping[str, Any]) -> Tensor:
+    """The hidden states [B, T, d] among a block's arguments."""
+    hidden: Tensor = args[0] if args else kwargs["hidden_states"]
+    return hidden
