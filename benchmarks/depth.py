@@ -49,7 +49,7 @@ def measure(rounds: int, steps: int) -> dict[str, Any]:
             "alone": contender("limit", jobs[str(DEPTHS[0])], folder, "float32", steps + 1)
         }
         for depth, each in jobs.items():
-            contenders[depth] = contender("cold", each, folder, "float32", steps + 1)
+            contenders[depth] = contender("cached", each, folder, "float32", steps + 1)
         for number in range(rounds + 1):
             for other in contenders.values():
                 other.round()

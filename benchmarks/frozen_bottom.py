@@ -3,12 +3,12 @@
     all      transformers.Trainer, everything trained                                                       (a)
     plain    transformers.Trainer, the plan's parameters trained, the rest frozen by requires_grad          (b)
     lora     PEFT LoRA, r = 8, in transformers.Trainer                                                      (c)
-    cold     frostline.Trainer with the cold store; head and last block only where the loss reads
+    cached     frostline.Trainer with the activation cache; head and last block only where the loss reads
     limit    the same trainer on a model made of the trained blocks alone, fed random states                (d)
 
 Every contender trains the same batches in the same precision, without dropout. A round trains each contender for a
 few steps, in turn; figures are medians over rounds of the ratio within a round, with quartiles. `run N` is the time
-of N epochs relative to `all`: for `cold` the cold pass (measured on all rows) plus N epochs of steps.
+of N epochs relative to `all`: for `cached` the caching pass (measured on all rows) plus N epochs of steps.
 
     python benchmarks/frozen_bottom.py [SETTING ...] [--rounds 5] [--precision float32] [--memory] [--out FILE]
 
@@ -101,9 +101,9 @@ def contender(name: str, job: Job, folder: str, precision: str, steps: int) -> C
     meter, log = StepMeter(), Quiet()
     args = arguments(folder, job, precision, steps)
     common: dict[str, Any] = {"train_dataset": job.rows, "callbacks": [meter, log]}
-    if name == "cold":
+    if name == "cached":
         trainer: Any = Trainer(
-            job.model(), args, plan=job.plan, data_collator=job.collate_cold, cold_store="on", **common
+            job.model(), args, plan=job.plan, data_collator=job.collate_cached, activation_cache="on", **common
         )
     elif name == "limit":
         trainer = limit(job, args, common)
@@ -161,24 +161,24 @@ def limit(job: Job, args: TrainingArguments, common: dict[str, Any]) -> Any:
     states = RandomStates(job.setting.batch, anatomy.vocab_size, anatomy.hidden_size)
     setattr(model.base_model, "embeddings" if hasattr(model.base_model, "embeddings") else "embed_tokens", states)
     plan = job.plan.model_copy(update={"blocks": job.plan.blocks[job.plan.boundary :]})
-    return Trainer(model, args, plan=plan, data_collator=job.collate_cold, cold_store="off", **common)
+    return Trainer(model, args, plan=plan, data_collator=job.collate_cached, activation_cache="off", **common)
 
 
-CONTENDERS = ("all", "plain", "lora", "cold", "limit")
+CONTENDERS = ("all", "plain", "lora", "cached", "limit")
 
 
 def measure(setting: Setting, rounds: int, steps: int, count: int, precision: str) -> dict[str, Any]:
-    """Seconds per step of each contender, a list per round, with its losses and what the cold pass took."""
+    """Seconds per step of each contender, a list per round, with its losses and what the caching pass took."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ["FROSTLINE_CACHE"] = str(Path(folder) / "cache")
         job = job_of(setting, count)
         contenders = [contender(name, job, folder, precision, steps + 1) for name in CONTENDERS]
-        cold = next(c for c in contenders if c.name == "cold")
+        cached = next(c for c in contenders if c.name == "cached")
         for number in range(rounds + 1):
             for each in contenders:
                 each.round()
-            if number == 0:  # warms up, and makes the cold pass
-                report = cold.trainer.cold.report
+            if number == 0:  # warms up, and makes the caching pass
+                report = cached.trainer.cache.report
                 for each in contenders:
                     each.rounds.clear()
     seconds = {each.name: [statistics.median(r[1:]) for r in each.rounds] for each in contenders}
@@ -188,9 +188,9 @@ def measure(setting: Setting, rounds: int, steps: int, count: int, precision: st
         "frozen_blocks": job.plan.boundary,
         "trained_parameters": {each.name: trained_parameters(each.trainer.model) for each in contenders},
         "seconds": seconds,
-        "cold_pass": {"seconds": report.seconds, "rows": report.rows, "bytes": report.bytes},
+        "caching_pass": {"seconds": report.seconds, "rows": report.rows, "bytes": report.bytes},
         "losses": {each.name: each.log.losses[: 3 * (steps + 1)] for each in contenders},
-        "notices": list(cold.trainer.reads.notices) if cold.trainer.reads else [],
+        "notices": list(cached.trainer.reads.notices) if cached.trainer.reads else [],
     }
 
 
@@ -203,10 +203,10 @@ def ratios(result: dict[str, Any], name: str, base: str) -> list[float]:
 
 
 def run_ratio(result: dict[str, Any], epochs: int, name: str, base: str) -> float:
-    """Time of a run of `epochs` relative to `base`'s, medians, the cold pass included."""
+    """Time of a run of `epochs` relative to `base`'s, medians, the caching pass included."""
     steps = epochs * result["rows"] / result["setting"]["batch"]
     time = {key: steps * statistics.median(values) for key, values in result["seconds"].items()}
-    time["cold"] += result["cold_pass"]["seconds"]
+    time["cached"] += result["caching_pass"]["seconds"]
     return time[name] / time[base]
 
 
@@ -237,7 +237,7 @@ def print_peak_memory(setting: Setting, name: str, precision: str, count: int) -
 
 
 class Restart(TrainerCallback):
-    """Forgets what loading and the cold pass took."""
+    """Forgets what loading and the caching pass took."""
 
     def __init__(self, memory: MemoryMeter) -> None:
         self.memory = memory

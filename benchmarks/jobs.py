@@ -21,7 +21,7 @@ LENGTH = 128
 
 @dataclass(frozen=True)
 class Setting:
-    """A model, its data and a plan. `padded` fills every batch to 128 tokens; if not, `cold` alone packs its rows."""
+    """A model, its data and a plan. `padded` fills every batch to 128 tokens; if not, `cached` alone packs its rows."""
 
     model: str
     task: str
@@ -56,7 +56,7 @@ class Job:
     model: Callable[[], Any]
     plan: Plan
     collate: Callable[[Any], Any]
-    collate_cold: Callable[[Any], Any]
+    collate_cached: Callable[[Any], Any]
 
 
 def without_dropout(model: Any) -> Any:
@@ -80,8 +80,8 @@ def real_job(setting: Setting, count: int) -> Job:
             return without_dropout(load_model(setting.model, task, seed=0, dtype="float32"))
 
     padded = Collator(tokenizer, pad_to=LENGTH)
-    cold = padded if setting.padded else PackingCollator()
-    return Job(setting, rows, model, make_plan(first, setting.strategy), padded, cold)
+    cached = padded if setting.padded else PackingCollator()
+    return Job(setting, rows, model, make_plan(first, setting.strategy), padded, cached)
 
 
 def random_job(setting: Setting, count: int) -> Job:

@@ -14,7 +14,7 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from frostline.anatomy import find_anatomy, skeleton
-from frostline.cost import Workload, cold_pass_flops, memory
+from frostline.cost import Workload, caching_flops, memory
 from frostline.plan import Frozen, Full, Lora, Plan
 
 # width, feed-forward width, blocks, heads, key-value heads, vocabulary
@@ -29,7 +29,7 @@ TOPS = {"1 block, all of it": (Full(), 1), "1 block, LoRA r=8": (Lora(r=8), 1), 
 
 def main() -> None:
     table = Table(
-        "model", "bfloat16 GB", "one block GB", "what trains", "weights GB", "peak GB", "cold pass PFLOP/1M tokens"
+        "model", "bfloat16 GB", "one block GB", "what trains", "weights GB", "peak GB", "caching pass PFLOP/1M tokens"
     )
     for name, (width, inner, blocks, heads, groups, vocabulary) in MODELS.items():
         config = LlamaConfig(
@@ -50,8 +50,8 @@ def main() -> None:
                 length=512,
                 dtype="bfloat16",
                 frozen_dtype="bfloat16",
-                cold_store=True,
-                reads_only=True,
+                activation_cache=True,
+                loss_positions=True,
                 label_share=0.5,
                 checkpointing=True,
             )
@@ -66,7 +66,7 @@ def main() -> None:
                 what,
                 f"{need.weights / 1e9:.1f}",
                 f"{peak / 1e9:.1f}",
-                f"{cold_pass_flops(plan, anatomy, work) / 1e15:.0f}",
+                f"{caching_flops(plan, anatomy, work) / 1e15:.0f}",
             )
         table.add_section()
     Console(width=140).print(table)

@@ -1,10 +1,10 @@
 """What fine-tuning large models takes, on paper: memory and time per strategy and cut, from configs alone.
 
 Frozen weights are bfloat16, trained ones float32 with AdamW, matrices multiply under bfloat16 autocast. Plans with a
-frozen bottom train from the cold store (the pass through the bottom counts in the time; read block by block, it never
-takes more memory than training). Every position has a label, and the logits are made in chunks. A batch is that of
-one device; several share the model by FSDP. Time is operations at a flat share of a card's peak: an assumption, not a
-measurement; hours are those of training without checkpointing where that fits.
+frozen bottom train from the activation cache (the pass through the bottom counts in the time; read block by block, it
+never takes more memory than training). Every position has a label, and the logits are made in chunks. A batch is that
+of one device; several share the model by FSDP. Time is operations at a flat share of a card's peak: an assumption, not
+a measurement; hours are those of training without checkpointing where that fits.
 
     python benchmarks/on_paper.py [MODEL ...] [--length 512] [--rows 50000] [--epochs 3] [--out FILE]
 """
@@ -48,7 +48,7 @@ CARDS = (Cards("1 x 24 GB", 1, 24, 165), Cards("1 x 80 GB", 1, 80, 989), Cards("
 
 @dataclass(frozen=True)
 class Method:
-    """A strategy as a plan; `bits` rounds the frozen matrices, which goes without a cold store."""
+    """A strategy as a plan; `bits` rounds the frozen matrices, which goes without an activation cache."""
 
     name: str
     plan: Plan
@@ -84,8 +84,8 @@ def work(options: argparse.Namespace, method: Method, cards: Cards, **details: A
         dtype="bfloat16",
         frozen_dtype="bfloat16",
         frozen_bits=method.bits,
-        cold_store=method.bits is None and method.plan.boundary > 0,
-        reads_only=True,
+        activation_cache=method.bits is None and method.plan.boundary > 0,
+        loss_positions=True,
         **details,
     )
 

@@ -4,8 +4,9 @@ A pair is a model, a plan, a batch and a length. In each round the machine is ca
 trains it, a step of each in turn, so that what else the machine does falls on both alike; prediction and measurement
 are compared within the round, and figures are medians over the rounds, with quartiles of the errors. `wall` and `cpu`
 are two clocks that run beside each other: where the machine does other things too they differ, and the processor's
-tells error from noise. A run is three epochs of 16 batches, of the steps measured and the cold pass before them. Memory
-is measured in fresh processes: what torch's allocator holds at its peak, and beside it the process's private memory.
+tells error from noise. A run is three epochs of 16 batches, of the steps measured and the caching pass before them.
+Memory is measured in fresh processes: what torch's allocator holds at its peak, and beside it the process's private
+memory.
 
     python benchmarks/predicted_measured.py [--pairs PAIR ...] [--rounds 3] [--bf16] [--out FILE]
 
@@ -59,17 +60,17 @@ LABELLED = 4
 
 @dataclass(frozen=True)
 class Pair:
-    """What is trained. `cold`: from a cold store."""
+    """What is trained. `cached`: from an activation cache."""
 
     model: str
     strategy: str
     batch: int
     length: int
-    cold: bool = False
+    cached: bool = False
 
     @property
     def name(self) -> str:
-        return f"{self.model}-{self.strategy}{'-cold' if self.cold else ''}-{self.batch}x{self.length}"
+        return f"{self.model}-{self.strategy}{'-cached' if self.cached else ''}-{self.batch}x{self.length}"
 
 
 PAIRS = {
@@ -77,20 +78,20 @@ PAIRS = {
     for pair in (
         Pair("minilm", "all", 8, 64),
         Pair("minilm", "bot50", 16, 64),
-        Pair("minilm", "bot75", 16, 128, cold=True),
+        Pair("minilm", "bot75", 16, 128, cached=True),
         Pair("minilm", "top50", 8, 32),
         Pair("minilm", "int50", 8, 128),
         Pair("minilm", "lora", 16, 32),
         Pair("minilm", "head", 8, 128),
         Pair("base16", "all", 8, 128),
         Pair("base16", "bot50", 4, 64),
-        Pair("base16", "bot75", 8, 128, cold=True),
+        Pair("base16", "bot75", 8, 128, cached=True),
         Pair("base16", "top50", 8, 64),
         Pair("base16", "int50", 16, 32),
         Pair("base16", "lora", 8, 128),
         Pair("llama100m", "all", 4, 64),
-        Pair("llama100m", "bot50", 4, 64, cold=True),
-        Pair("llama100m", "bot75", 4, 128, cold=True),
+        Pair("llama100m", "bot50", 4, 64, cached=True),
+        Pair("llama100m", "bot75", 4, 128, cached=True),
         Pair("llama100m", "bot75", 8, 64),
         Pair("llama100m", "top50", 4, 32),
         Pair("llama100m", "int50", 8, 32),
@@ -126,9 +127,9 @@ def workload_of(pair: Pair, bf16: bool) -> Workload:
         length=pair.length,
         dtype="bfloat16" if bf16 else "float32",
         dropout=has_dropout(config),
-        cold_store=pair.cold,
+        activation_cache=pair.cached,
         label_share=1 / LABELLED if model_class is AutoModelForCausalLM else 1.0,
-        reads_only=True,
+        loss_positions=True,
     )
 
 
@@ -243,7 +244,7 @@ def make_trainer(pair: Pair, folder: str, bf16: bool, steps: int, callbacks: lis
         plan=make_plan(model, pair.strategy),
         train_dataset=rows_of(pair),
         data_collator=Pad(pair.length),
-        cold_store="on" if pair.cold else "off",
+        activation_cache="on" if pair.cached else "off",
         callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)
@@ -253,7 +254,7 @@ def make_trainer(pair: Pair, folder: str, bf16: bool, steps: int, callbacks: lis
 def one_round(
     pair: Pair, workload: Workload, bf16: bool, probe: float
 ) -> tuple[Calibration, WholeSteps, dict[str, float]]:
-    """A calibration, the steps trained in turn with it, and the seconds of the cold pass before."""
+    """A calibration, the steps trained in turn with it, and the seconds of the caching pass before."""
     turns = Turns()
     clocks = turns.clocks(0)
     steps = WholeSteps(clocks)
@@ -270,15 +271,15 @@ def one_round(
         os.environ["FROSTLINE_CACHE"] = str(Path(folder) / "cache")
         trainer = make_trainer(pair, folder, bf16, 10_000, [steps, OneStep(turns, 0)])
         before = {clock: read() for clock, read in clocks.items()}
-        trainer.cold.begin()
-        cold = {clock: read() - before[clock] for clock, read in clocks.items()}
+        trainer.cache.begin()
+        cached = {clock: read() - before[clock] for clock, read in clocks.items()}
         calibration = other.submit(calibrated)
         turns.wait(0)
         try:
             trainer.train()
         finally:
             turns.end(0)
-        return calibration.result(), steps, cold
+        return calibration.result(), steps, cached
 
 
 def compare(pair: Pair, rounds: int, bf16: bool, probe: float) -> dict[str, Any]:
@@ -289,7 +290,7 @@ def compare(pair: Pair, rounds: int, bf16: bool, probe: float) -> dict[str, Any]
     anatomy, plan = find_anatomy(bare), make_plan(bare, pair.strategy)
     found: dict[str, Any] = {clock: [] for clock in CLOCKS}
     for _ in range(rounds):
-        calibration, steps, cold = one_round(pair, workload, bf16, probe)
+        calibration, steps, cached = one_round(pair, workload, bf16, probe)
         for clock in CLOCKS:
             speed = calibration.speed(clock)
             step = steps.seconds(clock)
@@ -298,8 +299,8 @@ def compare(pair: Pair, rounds: int, bf16: bool, probe: float) -> dict[str, Any]
                     "predicted_step": step_seconds(plan, anatomy, workload, speed),
                     "step": step,
                     "predicted_run": run_seconds(plan, anatomy, workload, speed),
-                    "run": BATCHES * EPOCHS * step + (cold[clock] if pair.cold else 0.0),
-                    "cold": cold[clock],
+                    "run": BATCHES * EPOCHS * step + (cached[clock] if pair.cached else 0.0),
+                    "cached": cached[clock],
                     "speed": speed.model_dump(),
                 }
             )
@@ -314,7 +315,7 @@ def print_allocated(pair: Pair, bf16: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["FROSTLINE_CACHE"] = str(Path(folder) / "cache")
         trainer = make_trainer(pair, folder, bf16, 3, [])
-        trainer.cold.begin()
+        trainer.cache.begin()
         _read_in_this_thread(trainer)
         resident = {p.data_ptr(): p.nbytes for p in trainer.model.parameters() if not p.is_meta}
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
@@ -326,7 +327,7 @@ def print_allocated(pair: Pair, bf16: bool) -> None:
 
 def _read_in_this_thread(trainer: Trainer) -> None:
     """The profiler sees one thread: let the next batch's states be read in it."""
-    reader = trainer.cold._reader
+    reader = trainer.cache._reader
 
     def request(rows: Any) -> None:
         rows.coming = Future()
@@ -337,7 +338,7 @@ def _read_in_this_thread(trainer: Trainer) -> None:
 
 
 class Restart(TrainerCallback):
-    """Forgets what loading and the cold pass took."""
+    """Forgets what loading and the caching pass took."""
 
     def __init__(self, meter: MemoryMeter) -> None:
         self.meter = meter

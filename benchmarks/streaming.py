@@ -77,10 +77,10 @@ def train(way: str, model: str, count: int, length: int, epochs: int) -> dict[st
     watch = Watch()
     blocks = config.num_hidden_layers
     plan = Plan(blocks=(Frozen(),) * (blocks - TRAINED) + (Full(),) * TRAINED, final_norm=Full(), head=Full())
-    options: dict[str, Any] = {"cold_store": "off"}
+    options: dict[str, Any] = {"activation_cache": "off"}
     if way == "streaming":
         part, load = load_above(model, AutoModelForCausalLM, config, plan.boundary)
-        options = {"cold_store": "on", "load_bottom": load}
+        options = {"activation_cache": "on", "load_bottom": load}
     else:
         part = load_weights(model, AutoModelForCausalLM, config)
     with tempfile.TemporaryDirectory() as folder:
@@ -107,7 +107,7 @@ def train(way: str, model: str, count: int, length: int, epochs: int) -> dict[st
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return {
         "seconds": seconds,
-        "cold_pass_seconds": trainer.cold.report.seconds,
+        "caching_seconds": trainer.cache.report.seconds,
         "resident": watch.resident,
         "private": watch.private,
         "losses": [float(loss) for loss in losses],

@@ -32,7 +32,7 @@ def data_dir() -> Path:
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cold stores of a test go with it."""
+    """Activation caches of a test go with it."""
     monkeypatch.setenv("FROSTLINE_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 

@@ -29,7 +29,7 @@ def run(
     measured = Measured(
         train_seconds=seconds,
         seconds_per_step=step,
-        cold_pass_seconds=0,
+        caching_seconds=0,
         peak_memory_bytes=memory,
         steps=100,
         selection_seconds=selection,

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from architectures import VOCABULARY, tiny
 
 SPECIALS = ["<pad>", "<s>", "</s>", "<unk>"]
-WORDS = ["warm", "cold", "sun", "snow", "day", "night", "the", "a", "is", "was"]
+WORDS = ["warm", "cached", "sun", "snow", "day", "night", "the", "a", "is", "was"]
 
 
 def write_model(folder: Path, name: str = "llama") -> Path:
@@ -28,7 +28,7 @@ def write_model(folder: Path, name: str = "llama") -> Path:
 
 
 def write_task(folder: Path, rows: int = 16) -> Path:
-    """Sentences about warm and cold days, half of each label."""
+    """Sentences about warm and cached days, half of each label."""
     folder.mkdir(parents=True, exist_ok=True)
     for split, count in (("train", rows), ("dev", 8)):
         lines = [

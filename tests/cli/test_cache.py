@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from frostline.bottom import ColdStore, Stream
+from frostline.bottom import ActivationCache, Stream
 from frostline.cli.main import main
 from frostline.core import cache
 
@@ -36,23 +36,23 @@ def document(*arguments: str) -> Any:
 
 
 @pytest.fixture
-def stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[ColdStore]:
+def stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[ActivationCache]:
     """Three stores of 1, 2 and 3 kB or so, used 1, 20 and 40 days ago."""
     monkeypatch.setenv("FROSTLINE_CACHE", str(tmp_path))
     made = []
     for number, age in enumerate((1, 20, 40)):
-        store = ColdStore.open(tmp_path, {"boundary": number}, STREAMS, label=f"model-{number}")
+        store = ActivationCache.open(tmp_path, {"boundary": number}, STREAMS, label=f"model-{number}")
         store.write({f"{number}{row}": {"hidden": torch.ones(30, 8)} for row in range(number + 1)})
         os.utime(store.folder / cache.IDENTITY, (time.time() - age * DAY,) * 2)
         made.append(store)
     return made
 
 
-def kept(stores: list[ColdStore]) -> list[int]:
+def kept(stores: list[ActivationCache]) -> list[int]:
     return [number for number, store in enumerate(stores) if store.folder.exists()]
 
 
-def test_list_shows_the_one_used_last_first(stores: list[ColdStore]) -> None:
+def test_list_shows_the_one_used_last_first(stores: list[ActivationCache]) -> None:
     status, out, err = frostline("list")
     assert (status, err) == (0, "")
     lines = [" ".join(line.split()) for line in out.splitlines()]
@@ -66,21 +66,21 @@ def test_list_shows_the_one_used_last_first(stores: list[ColdStore]) -> None:
     assert found[0]["last_used"].startswith(time.strftime("%Y-%m-%d", time.gmtime(time.time() - DAY)))
 
 
-def test_opening_a_store_is_using_it(stores: list[ColdStore], tmp_path: Path) -> None:
-    ColdStore.open(tmp_path, {"boundary": 2}, STREAMS, label="the same by another name")
+def test_opening_a_store_is_using_it(stores: list[ActivationCache], tmp_path: Path) -> None:
+    ActivationCache.open(tmp_path, {"boundary": 2}, STREAMS, label="the same by another name")
     assert [entry["identity"]["boundary"] for entry in document("list")["stores"]] == [2, 0, 1]
 
 
 def test_an_empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FROSTLINE_CACHE", str(tmp_path / "none"))
-    assert frostline("list") == (0, f"no cold stores in {tmp_path / 'none'}\n", "")
+    assert frostline("list") == (0, f"no activation caches in {tmp_path / 'none'}\n", "")
     assert document("list")["stores"] == []
     assert frostline("verify") == (0, "0 shards read, 0 of them damaged\n", "")
     assert frostline("prune", "--all") == (0, f"freed 0 B; 0 B left in {tmp_path / 'none'}\n", "")
     assert not (tmp_path / "none").exists()
 
 
-def test_a_store_that_is_not_as_expected_is_listed_all_the_same(stores: list[ColdStore]) -> None:
+def test_a_store_that_is_not_as_expected_is_listed_all_the_same(stores: list[ActivationCache]) -> None:
     (stores[0].folder / cache.IDENTITY).unlink()
     (stores[1].folder / cache.IDENTITY).write_text("[torn")
     (shard,) = cache.shards(stores[2].folder)
@@ -92,7 +92,7 @@ def test_a_store_that_is_not_as_expected_is_listed_all_the_same(stores: list[Col
     assert frostline("list")[0] == 0
 
 
-def test_verify_removes_what_is_damaged(stores: list[ColdStore]) -> None:
+def test_verify_removes_what_is_damaged(stores: list[ActivationCache]) -> None:
     assert frostline("verify") == (0, "3 shards read, 0 of them damaged\n", "")
     (shard,) = cache.shards(stores[1].folder)
     content = bytearray(shard.read_bytes())
@@ -109,7 +109,7 @@ def test_verify_removes_what_is_damaged(stores: list[ColdStore]) -> None:
     assert frostline("verify")[0] == 0
 
 
-def test_verify_says_what_it_removed(stores: list[ColdStore]) -> None:
+def test_verify_says_what_it_removed(stores: list[ActivationCache]) -> None:
     (shard,) = cache.shards(stores[0].folder)
     shard.write_bytes(b"")
     status, out, err = frostline("verify")
@@ -135,7 +135,7 @@ def test_verify_says_what_it_removed(stores: list[ColdStore]) -> None:
         (["--older-than", "10d", "--max-size", "4kB"], [0]),
     ],
 )
-def test_prune_removes_what_was_asked_for(stores: list[ColdStore], options: list[str], left: list[int]) -> None:
+def test_prune_removes_what_was_asked_for(stores: list[ActivationCache], options: list[str], left: list[int]) -> None:
     sizes = [store.bytes_on_disk() for store in stores]
     done = document("prune", *options)
     assert kept(stores) == left
@@ -145,22 +145,22 @@ def test_prune_removes_what_was_asked_for(stores: list[ColdStore], options: list
     assert all(torch.equal(store.read(f"{n}0")["hidden"], torch.ones(30, 8)) for n, store in enumerate(stores))
 
 
-def test_prune_by_name(stores: list[ColdStore], tmp_path: Path) -> None:
+def test_prune_by_name(stores: list[ActivationCache], tmp_path: Path) -> None:
     name, size = stores[1].folder.name, stores[1].bytes_on_disk()
     status, out, _ = frostline("prune", name[:12], name)
     assert status == 0 and kept(stores) == [0, 2]
     assert out.splitlines()[0] == f"removed {name[:12]}: {size / 1024:.3g} KiB"
     assert out.splitlines()[1].startswith(f"freed {size / 1024:.3g} KiB; ")
     status, out, err = frostline("prune", "xyz")
-    assert (status, out) == (2, "") and err.startswith("error: unknown cold store 'xyz': ")
+    assert (status, out) == (2, "") and err.startswith("error: unknown activation cache 'xyz': ")
     assert stores[0].folder.name[:12] in err and kept(stores) == [0, 2]
-    (tmp_path / "cold" / f"{stores[0].folder.name[:12]}0").mkdir()
+    (tmp_path / "activations" / f"{stores[0].folder.name[:12]}0").mkdir()
     status, _, err = frostline("prune", stores[0].folder.name[:12])
     assert status == 2 and "beginning of several" in err and len(err.splitlines()) == 1
 
 
 @pytest.mark.parametrize("options", [[], ["abc", "--all"], ["--all", "--max-size", "0"], ["abc", "--older-than", "1d"]])
-def test_prune_wants_to_be_told_what(stores: list[ColdStore], options: list[str]) -> None:
+def test_prune_wants_to_be_told_what(stores: list[ActivationCache], options: list[str]) -> None:
     status, out, err = frostline("prune", *options)
     assert (status, out) == (2, "") and len(err.splitlines()) == 1
     assert "--all" in err and "--older-than 30d" in err and "--max-size 20GB" in err
@@ -168,12 +168,12 @@ def test_prune_wants_to_be_told_what(stores: list[ColdStore], options: list[str]
 
 
 @pytest.mark.parametrize("options", [["--older-than", "soon"], ["--max-size", "big"]])
-def test_prune_does_not_guess(stores: list[ColdStore], options: list[str]) -> None:
+def test_prune_does_not_guess(stores: list[ActivationCache], options: list[str]) -> None:
     status, _, err = frostline("prune", *options)
     assert status == 2 and options[0] in err and kept(stores) == [0, 1, 2]
 
 
-def test_a_store_that_a_running_process_fills_is_kept(stores: list[ColdStore]) -> None:
+def test_a_store_that_a_running_process_fills_is_kept(stores: list[ActivationCache]) -> None:
     with stores[2].lock():
         status, out, _ = frostline("prune", "--all")
         assert status == 1 and kept(stores) == [2]
@@ -182,8 +182,8 @@ def test_a_store_that_a_running_process_fills_is_kept(stores: list[ColdStore]) -
     assert frostline("prune", "--all")[0] == 0 and kept(stores) == []
 
 
-def test_prune_sweeps_what_killed_processes_left(stores: list[ColdStore], tmp_path: Path) -> None:
-    for folder in (tmp_path / "cold", stores[0].folder):
+def test_prune_sweeps_what_killed_processes_left(stores: list[ActivationCache], tmp_path: Path) -> None:
+    for folder in (tmp_path / "activations", stores[0].folder):
         for name, age in (("old", DAY), ("young", 60.0)):
             left = folder / f"{cache.UNFINISHED}{name}"
             left.mkdir()
@@ -202,7 +202,7 @@ def test_a_command_that_is_none() -> None:
     assert frostline()[0] == 2
 
 
-def test_nothing_heavy_is_imported(stores: list[ColdStore]) -> None:
+def test_nothing_heavy_is_imported(stores: list[ActivationCache]) -> None:
     code = """
 import sys
 from frostline.cli.main import main

@@ -1,4 +1,4 @@
-"""`frostline plan`: what a cold store and label positions change in the predicted cost."""
+"""`frostline plan`: what an activation cache and label positions change in the predicted cost."""
 
 from __future__ import annotations
 
@@ -24,12 +24,14 @@ def planned(capsys: pytest.CaptureFixture[str], model: Path, *options: str) -> A
 
 def test_flags_become_the_workload(capsys: pytest.CaptureFixture[str], model: Path) -> None:
     plain = planned(capsys, model)
-    given = planned(capsys, model, "--cold-store", "--stored-share", "0.5", "--reads-only", "--label-share", "0.25")
+    given = planned(
+        capsys, model, "--activation-cache", "--stored-share", "0.5", "--loss-positions", "--label-share", "0.25"
+    )
     assert (
-        plain["assumes"] | {"cold_store": True, "stored_share": 0.5, "reads_only": True, "label_share": 0.25}
+        plain["assumes"] | {"activation_cache": True, "stored_share": 0.5, "loss_positions": True, "label_share": 0.25}
         == (given["assumes"])
     )
-    assert (plain["assumes"]["cold_store"], plain["assumes"]["reads_only"]) == (False, False)
+    assert (plain["assumes"]["activation_cache"], plain["assumes"]["loss_positions"]) == (False, False)
     for ratio in ("flops_ratio", "run_flops_ratio", "memory_ratio", "peak_memory_bytes"):
         assert given["predicted"][ratio] < plain["predicted"][ratio]
     assert given["predicted"].keys() == plain["predicted"].keys()

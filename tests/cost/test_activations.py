@@ -14,18 +14,18 @@ from transformers import PreTrainedModel
 from architectures import tiny
 from frostline.anatomy import find_anatomy
 from frostline.cost import Workload, flow, has_dropout, saved
-from frostline.loss_positions import read_only_what_counts
+from frostline.loss_positions import compute_at_loss_positions
 from frostline.plan import Plan
 from frostline.surgery import apply
 
 BATCH, LENGTH = 2, 48
 
 
-def kept(model: PreTrainedModel, plan: Plan, bfloat16: bool, reads_only: bool = False) -> int:
+def kept(model: PreTrainedModel, plan: Plan, bfloat16: bool, loss_positions: bool = False) -> int:
     """Bytes of the distinct storages that one forward pass in training saves, parameters left out."""
     anatomy = apply(plan, model).anatomy
-    if reads_only:
-        read_only_what_counts(model, anatomy, whole_batch(model, 2, 8))
+    if loss_positions:
+        compute_at_loss_positions(model, anatomy, whole_batch(model, 2, 8))
     model.train()
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     seen: dict[int, torch.UntypedStorage] = {}
@@ -43,7 +43,9 @@ def kept(model: PreTrainedModel, plan: Plan, bfloat16: bool, reads_only: bool = 
     return total
 
 
-def predicted(model: PreTrainedModel, plan: Plan, bfloat16: bool, attention: str, reads_only: bool = False) -> float:
+def predicted(
+    model: PreTrainedModel, plan: Plan, bfloat16: bool, attention: str, loss_positions: bool = False
+) -> float:
     workload = Workload(
         batch=BATCH,
         length=LENGTH,
@@ -51,7 +53,7 @@ def predicted(model: PreTrainedModel, plan: Plan, bfloat16: bool, attention: str
         attention=attention,
         dropout=has_dropout(model.config),
         frozen_dtype=str(model.dtype).removeprefix("torch."),
-        reads_only=reads_only,
+        loss_positions=loss_positions,
     )
     return saved(flow(plan, find_anatomy(model)), workload).total
 
@@ -125,5 +127,5 @@ def test_a_last_block_of_which_one_position_is_read(family: str, attention: str,
         model = tiny(family, "classification")
         model.set_attn_implementation(attention)
         plan = named_plans(find_anatomy(model))[name]
-        expected = predicted(model, plan, bfloat16, attention, reads_only=True)
-        assert expected == pytest.approx(kept(model, plan, bfloat16, reads_only=True), rel=0.05), name
+        expected = predicted(model, plan, bfloat16, attention, loss_positions=True)
+        assert expected == pytest.approx(kept(model, plan, bfloat16, loss_positions=True), rel=0.05), name

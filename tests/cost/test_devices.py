@@ -30,7 +30,7 @@ def plan_of(name: str) -> tuple[Plan, Anatomy]:
 
 def test_devices_share_the_rows() -> None:
     plan, anatomy = plan_of("bot50")
-    work = Workload(rows=1000, batch=5, epochs=2, cold_store=True)
+    work = Workload(rows=1000, batch=5, epochs=2, activation_cache=True)
     shared = work.model_copy(update={"devices": 4})
     assert (work.steps, shared.steps) == (400, 100)
     assert run_flops(plan, anatomy, shared) == pytest.approx(run_flops(plan, anatomy, work))

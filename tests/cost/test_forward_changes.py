@@ -65,7 +65,7 @@ def test_logits_of_every_reading_stay_until_backward() -> None:
     logits = 4 * BATCH * LENGTH * 128
     assert memory(plain, anatomy, WORK).logits == 3 * logits
     assert memory(layered(plain, (0.0, 1.0, 1.0, 1.0)), anatomy, WORK).logits == 5 * logits
-    chunks = WORK.model_copy(update={"reads_only": True})
+    chunks = WORK.model_copy(update={"loss_positions": True})
     assert memory(layered(plain, (0.0, 1.0, 1.0, 1.0)), anatomy, chunks).logits == 3 * logits
 
 
@@ -94,7 +94,7 @@ def test_memory_against_the_allocator(name: str, forward: Forward) -> None:
 def test_a_frozen_bottom_keeps_what_is_added_later() -> None:
     anatomy = find_anatomy(small("llama"))
     frozen = Plan(blocks=(Frozen(),) * 4, final_norm=Frozen())
-    reads = Workload(batch=64, length=64, reads_only=True, label_share=0.001)
+    reads = Workload(batch=64, length=64, loss_positions=True, label_share=0.001)
     plain, kept = (
         memory(frozen.model_copy(update={"forward": Forward(residual=Residual(alpha=alpha, span=3))}), anatomy, reads)
         for alpha in (0.0, 0.1)

@@ -11,7 +11,7 @@ from cost_cases import base16, measured, named_plans, remove_bottom, small, trai
 from architectures import tiny
 from frostline.anatomy import find_anatomy
 from frostline.cost import Workload, memory
-from frostline.loss_positions import read_only_what_counts
+from frostline.loss_positions import compute_at_loss_positions
 from frostline.plan import FloraOptions, Frozen, Full, Plan
 from frostline.surgery import apply
 
@@ -95,9 +95,9 @@ def test_less_trained_takes_less() -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "opt"])
-def test_a_cold_store_takes_the_bottom_out_of_memory(family: str) -> None:
+def test_a_activation_cache_takes_the_bottom_out_of_memory(family: str) -> None:
     anatomy = find_anatomy(small(family))
-    plain, cold = Workload(), Workload(cold_store=True)
+    plain, cached = Workload(), Workload(activation_cache=True)
     for name in ("bot25", "bot75", "untied bot50"):
         plan = named_plans(anatomy).get(name)
         if plan is None:
@@ -105,17 +105,17 @@ def test_a_cold_store_takes_the_bottom_out_of_memory(family: str) -> None:
         below = [tensor for block in anatomy.blocks[: plan.boundary] for tensor in block.tensors]
         shared = anatomy.tied and not plan.untie
         embeddings = [t for t in anatomy.embeddings if not (shared and t.shape[0] == anatomy.vocab_size)]
-        freed = memory(plan, anatomy, plain).weights - memory(plan, anatomy, cold).weights
+        freed = memory(plan, anatomy, plain).weights - memory(plan, anatomy, cached).weights
         assert freed == 4 * sum(tensor.numel for tensor in (*below, *embeddings)) > 0, name
-        assert memory(plan, anatomy, cold).activations == memory(plan, anatomy, plain).activations
+        assert memory(plan, anatomy, cached).activations == memory(plan, anatomy, plain).activations
 
 
 def test_what_the_top_still_reads_stays() -> None:
     anatomy = find_anatomy(small("t5"))
-    cold = Workload(cold_store=True)
+    cached = Workload(activation_cache=True)
 
     def freed(plan: Plan) -> int:
-        return (memory(plan, anatomy, cold.plain).weights - memory(plan, anatomy, cold).weights) // 4
+        return (memory(plan, anatomy, cached.plain).weights - memory(plan, anatomy, cached).weights) // 4
 
     sizes = [block.parameters for block in anatomy.blocks]
     encoder = Plan(blocks=(*[Frozen()] * 2, *[Full()] * 5), final_norm=Frozen(), head=Frozen())
@@ -123,7 +123,7 @@ def test_what_the_top_still_reads_stays() -> None:
     decoder = Plan(blocks=(*[Frozen()] * 6, Full()), final_norm=Frozen(), head=Frozen())
     assert freed(decoder) == sum(sizes[1:4]) + sizes[5]  # the head shares the embedding
     untied = find_anatomy(tiny("t5", tied=False))
-    assert memory(decoder, untied, cold.plain).weights - memory(decoder, untied, cold).weights == 4 * (
+    assert memory(decoder, untied, cached.plain).weights - memory(decoder, untied, cached).weights == 4 * (
         sum(sizes[1:4]) + sizes[5] + untied.vocab_size * untied.hidden_size
     )
 
@@ -134,7 +134,7 @@ def test_what_the_top_still_reads_stays() -> None:
 )
 def test_states_are_read_ahead(dtype: str, frozen: str, bytes_a_number: int) -> None:
     """Two batches of them; under autocast, from float32 blocks, two in bfloat16 and the one in use in float32."""
-    work = {"batch": 4, "length": 16, "dtype": dtype, "frozen_dtype": frozen, "cold_store": True}
+    work = {"batch": 4, "length": 16, "dtype": dtype, "frozen_dtype": frozen, "activation_cache": True}
     anatomy = find_anatomy(small("llama"))
     assert memory(named_plans(anatomy)["bot50"], anatomy, Workload(**work)).read_ahead == 4 * 16 * 32 * bytes_a_number
     assert memory(named_plans(anatomy)["top50"], anatomy, Workload(**work)).read_ahead == 0
@@ -146,10 +146,10 @@ def test_states_are_read_ahead(dtype: str, frozen: str, bytes_a_number: int) -> 
 def test_logits_are_those_of_one_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     anatomy = find_anatomy(small("llama"))
     plan = named_plans(anatomy)["all"]
-    reads = Workload(batch=4, length=16, label_share=0.25, reads_only=True)
+    reads = Workload(batch=4, length=16, label_share=0.25, loss_positions=True)
     assert memory(plan, anatomy, reads.plain).logits == 12 * 4 * 16 * anatomy.vocab_size
     assert memory(plan, anatomy, reads).logits == 12 * 4 * 4 * anatomy.vocab_size
-    monkeypatch.setattr("frostline.cost._reads.CHUNK_BYTES", 10 * 4 * anatomy.vocab_size)
+    monkeypatch.setattr("frostline.cost._loss_positions.CHUNK_BYTES", 10 * 4 * anatomy.vocab_size)
     assert memory(plan, anatomy, reads).logits == 12 * 10 * anatomy.vocab_size
 
 
@@ -168,7 +168,7 @@ def test_against_the_allocator(models_dir: Path, name: str, checkpointing: bool)
 
 
 @pytest.mark.parametrize("name", ["bot50", "untied bot75"])
-def test_from_a_cold_store_against_the_allocator(models_dir: Path, name: str) -> None:
+def test_from_a_activation_cache_against_the_allocator(models_dir: Path, name: str) -> None:
     """The model without its bottom, fed boundary states that lie in memory, the next batch's beside them."""
     model = base16(models_dir, "sdpa")
     anatomy = find_anatomy(model)
@@ -180,13 +180,13 @@ def test_from_a_cold_store_against_the_allocator(models_dir: Path, name: str) ->
     step, optimizer = training(model, lambda: {"inputs_embeds": states[0], "labels": labels})
     gone = {"model.embed_tokens.weight"} if plan.untie else set()
     found = measured(model, step, optimizer, gone) + sum(state.nbytes for state in states)
-    predicted = memory(plan, anatomy, Workload(batch=8, length=128, cold_store=True))
+    predicted = memory(plan, anatomy, Workload(batch=8, length=128, activation_cache=True))
     assert predicted.peak == pytest.approx(found, rel=0.002)
     assert predicted.read_ahead == sum(state.nbytes for state in states)
 
 
 @pytest.mark.parametrize(("name", "chunk"), [("bot50", 256), ("untied bot75", 128)], ids=["one chunk", "two chunks"])
-def test_reads_only_against_the_allocator(
+def test_loss_positions_against_the_allocator(
     models_dir: Path, monkeypatch: pytest.MonkeyPatch, name: str, chunk: int
 ) -> None:
     model = base16(models_dir, "sdpa")
@@ -195,8 +195,8 @@ def test_reads_only_against_the_allocator(
     apply(plan, model)
     batch = whole_batch(model, 8, 128)
     batch["labels"] = torch.where(torch.arange(128) < 96, -100, batch["input_ids"])
-    monkeypatch.setattr("frostline.cost._reads.CHUNK_BYTES", chunk * 4 * anatomy.vocab_size)
-    read_only_what_counts(model, anatomy, whole_batch(model, 2, 8), chunk=chunk)
+    monkeypatch.setattr("frostline.cost._loss_positions.CHUNK_BYTES", chunk * 4 * anatomy.vocab_size)
+    compute_at_loss_positions(model, anatomy, whole_batch(model, 2, 8), chunk=chunk)
     step, optimizer = training(model, lambda: batch)
-    workload = Workload(batch=8, length=128, reads_only=True, label_share=0.25)
+    workload = Workload(batch=8, length=128, loss_positions=True, label_share=0.25)
     assert memory(plan, anatomy, workload).peak == pytest.approx(measured(model, step, optimizer), rel=0.005)

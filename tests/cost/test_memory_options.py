@@ -12,7 +12,7 @@ from architectures import tiny
 from frostline.anatomy import find_anatomy
 from frostline.cost import Workload, flow, memory, saved
 from frostline.engine._in_backward import step_in_backward
-from frostline.surgery import apply, quantise_frozen
+from frostline.surgery import apply, quantize_frozen
 
 WIDE = {"hidden_size": 256, "intermediate_size": 768, "vocab_size": 1024}
 
@@ -25,7 +25,7 @@ def test_rounded_matrices(name: str, bits: int) -> None:
     anatomy = find_anatomy(model)
     plan = named_plans(anatomy)[name]
     apply(plan, model)
-    done = quantise_frozen(model, anatomy, bits)
+    done = quantize_frozen(model, anatomy, bits)
     kept = sum(parameter.nbytes for parameter in model.parameters()) + done.bytes_after
     work = Workload(frozen_dtype="bfloat16", frozen_bits=bits)
     assert memory(plan, anatomy, work).weights == pytest.approx(kept, rel=1e-4)

@@ -86,7 +86,7 @@ def test_lora_above_half_of_the_blocks(name: str, trained: int) -> None:
 def test_a_cold_bottom_of_13b() -> None:
     """bot75: blocks 30-39, final norm and head train; the 30 below and the embeddings leave memory for the store."""
     anatomy = anatomy_of("llama-2-13b")
-    work = Workload(rows=50_000, length=512, epochs=3, dtype="bfloat16", frozen_dtype="bfloat16", cold_store=True)
+    work = Workload(rows=50_000, length=512, epochs=3, dtype="bfloat16", frozen_dtype="bfloat16", activation_cache=True)
     found = predict(cut(anatomy, 30, Full()), anatomy, work)
     trained = 10 * BLOCK_13B + 5120 + VOCABULARY * 5120
     assert found.memory.weights == 4 * trained
@@ -129,8 +129,8 @@ def test_shares_of_a_70b_half_frozen() -> None:
     plan = cut(anatomy, 40, Full())
     work = Workload(batch=1, length=512, dtype="bfloat16", frozen_dtype="bfloat16", devices=8)
     assert memory(plan, anatomy, work).weights == (4 * trained + 2 * (40 * BLOCK_70B + table)) // 8
-    cold = work.model_copy(update={"cold_store": True})
-    assert memory(plan, anatomy, cold).weights == 4 * trained // 8
+    cached = work.model_copy(update={"activation_cache": True})
+    assert memory(plan, anatomy, cached).weights == 4 * trained // 8
 
 
 @pytest.mark.parametrize(("bits", "each"), [(8, 1.0), (4, 1 / 2 + 1 / 64 + 4 / (64 * 256))])

@@ -35,7 +35,7 @@ def test_the_yardstick_computes_everything_in_every_step() -> None:
     anatomy = find_anatomy(tiny("llama"))
     plan = named_plans(anatomy)["bot75"]
     plain = Workload(epochs=3)
-    cheap = Workload(epochs=3, cold_store=True, reads_only=True, label_share=0.25)
+    cheap = Workload(epochs=3, activation_cache=True, loss_positions=True, label_share=0.25)
     assert cheap.plain == Workload(epochs=3, label_share=0.25)
     whole, less = (predict(plan, anatomy, workload) for workload in (plain, cheap))
     assert less.flops_ratio < less.run_flops_ratio < whole.run_flops_ratio == pytest.approx(whole.flops_ratio)
@@ -65,7 +65,7 @@ def test_document_is_plain_data_with_the_promised_keys() -> None:
     "wrong",
     [
         *({"batch": 0}, {"length": -1}, {"epochs": 0}, {"dtype": "float16"}, {"optimizer": "adam"}, {"lenght": 128}),
-        *({"label_share": 0}, {"label_share": 1.1}, {"stored_share": -0.1}, {"cold_store": "auto"}),
+        *({"label_share": 0}, {"label_share": 1.1}, {"stored_share": -0.1}, {"activation_cache": "auto"}),
     ],
 )
 def test_a_workload_is_validated(wrong: dict[str, object]) -> None:

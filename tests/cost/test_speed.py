@@ -80,24 +80,24 @@ def test_accumulated_batches_step_once(llama: Anatomy) -> None:
     assert step_seconds(plan, llama, sharded, SPEED) == pytest.approx(batch + step / 4)
 
 
-def test_a_run_is_its_cold_pass_and_its_steps(llama: Anatomy) -> None:
+def test_a_run_is_its_caching_pass_and_its_steps(llama: Anatomy) -> None:
     plan = named_plans(llama)["bot50"]
-    work = Workload(rows=100, epochs=3, batch=4, length=16, accumulation=5, cold_store=True, stored_share=0.25)
+    work = Workload(rows=100, epochs=3, batch=4, length=16, accumulation=5, activation_cache=True, stored_share=0.25)
     a_row = bottom_flops(plan, llama, work) / 100 * SPEED.forward
     assert a_row > 0
     step = step_seconds(plan, llama, work, SPEED)
     a_batch = (step - SPEED.parameter * trainable_parameters(plan, llama)) / 5
     check = 8 * a_row + 3 * a_batch  # four rows with the bottom, with its states again, and from the store
     assert run_seconds(plan, llama, work, SPEED) == pytest.approx(75 * a_row + check + 15 * step)
-    plain = work.model_copy(update={"cold_store": False})
+    plain = work.model_copy(update={"activation_cache": False})
     assert run_seconds(plan, llama, plain, SPEED) == 15 * step_seconds(plan, llama, plain, SPEED)
 
 
 @pytest.mark.parametrize("name", ["llama", "bert"])
-@pytest.mark.parametrize("reads_only", [False, True])
-def test_the_speed_is_found_again_in_the_times_it_makes(name: str, reads_only: bool) -> None:
+@pytest.mark.parametrize("loss_positions", [False, True])
+def test_the_speed_is_found_again_in_the_times_it_makes(name: str, loss_positions: bool) -> None:
     anatomy = find_anatomy(tiny(name, num_hidden_layers=6))
-    work = WORK.model_copy(update={"reads_only": reads_only, "label_share": 0.25})
+    work = WORK.model_copy(update={"loss_positions": loss_positions, "label_share": 0.25})
     plan = Plan(blocks=(Frozen(), Full(), Frozen(), Lora(), Frozen(), Full()), head=Full())
     flops = step_flops(plan, anatomy, work)
     block = [
@@ -145,10 +145,10 @@ def test_a_prediction_has_times_only_with_a_speed(llama: Anatomy) -> None:
 
 def test_the_yardstick_is_full_fine_tuning_without_a_store(llama: Anatomy) -> None:
     plan = named_plans(llama)["bot50"]
-    cold = Workload(epochs=3, batch=4, length=16, cold_store=True, reads_only=True, label_share=0.25)
-    full = run_seconds(named_plans(llama)["all"], llama, cold.plain, SPEED)
-    found = predict(plan, llama, cold, SPEED)
-    assert found.time_ratio == pytest.approx(run_seconds(plan, llama, cold, SPEED) / full)
+    cached = Workload(epochs=3, batch=4, length=16, activation_cache=True, loss_positions=True, label_share=0.25)
+    full = run_seconds(named_plans(llama)["all"], llama, cached.plain, SPEED)
+    found = predict(plan, llama, cached, SPEED)
+    assert found.time_ratio == pytest.approx(run_seconds(plan, llama, cached, SPEED) / full)
 
 
 def test_a_speed_is_plain_data() -> None:

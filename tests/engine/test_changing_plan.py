@@ -1,4 +1,5 @@
-"""Schedules that change the plan while training: against a plain loop, killed and resumed, saved, with a cold store."""
+"""Schedules that change the plan while training: against a plain loop, killed and resumed, saved, with an activation
+cache."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainingArguments, get_cosine_schedule_with_warmup
 
 from architectures import batch_for, tiny
-from cold_cases import collate, rows_for
+from cache_cases import collate, rows_for
 from frostline.checkpoints import load, merge, save_delta, trained_tensors
 from frostline.core.errors import UserError
 from frostline.engine import Trainer
@@ -96,7 +97,7 @@ def schedule_for(name: str, model: Any) -> Schedule:
 
 def trainer(folder: Path, name: str, architecture: str = "llama", dropout: float = 0.1, **options: Any) -> Trainer:
     model = tiny(architecture, dropout=dropout)
-    given = {"cold_store": options.pop("cold_store", "auto")}
+    given = {"activation_cache": options.pop("activation_cache", "auto")}
     schedule = schedule_for(name, model)
     rows = rows_for(model, 16)
     return Trainer(
@@ -146,8 +147,8 @@ def test_adt_is_a_plain_loop_that_freezes_blocks_after_five_steps(
     tmp_path: Path, architecture: str, most: bool
 ) -> None:
     name = "adt-h50" if most else "adt-l50"
-    ours = trainer(tmp_path, name, architecture, 0.0, save_strategy="no", cold_store="off")
-    ours.only_what_is_read = False
+    ours = trainer(tmp_path, name, architecture, 0.0, save_strategy="no", activation_cache="off")
+    ours.loss_positions = False
     order: list[dict[str, torch.Tensor]] = []
     inner = ours.data_collator.current
     ours.data_collator.current = lambda batch: order.append(inner(batch)) or order[-1]  # type: ignore[func-returns-value]
@@ -187,7 +188,7 @@ def test_adt_is_a_plain_loop_that_freezes_blocks_after_five_steps(
 
 
 def test_what_a_plan_freezes_keeps_its_values_and_leaves_the_optimizer(tmp_path: Path) -> None:
-    made = trainer(tmp_path, "freezing", save_strategy="no", cold_store="off")
+    made = trainer(tmp_path, "freezing", save_strategy="no", activation_cache="off")
     seen: list[dict[str, torch.Tensor]] = []
 
     class Look(TrainerCallback):
@@ -213,12 +214,12 @@ def test_a_bottom_that_freezes_passes_once_and_trains_alike(tmp_path: Path) -> N
     for mode in ("off", "on_its_own"):
         options = {"save_strategy": "no", "logging_steps": 1, "learning_rate": 1e-2}
         run = trainer(
-            tmp_path / mode, "freezing", dropout=0.0, cold_store="off" if mode == "off" else "auto", **options
+            tmp_path / mode, "freezing", dropout=0.0, activation_cache="off" if mode == "off" else "auto", **options
         )
         run.train()
         made[mode] = trained_tensors(run.model)
         losses[mode] = [entry["loss"] for entry in run.state.log_history if "loss" in entry]
-        assert run.cold.report.used == (mode != "off"), run.cold.report.reason
+        assert run.cache.report.used == (mode != "off"), run.cache.report.reason
     assert losses["off"] == pytest.approx(losses["on_its_own"], abs=1e-4)
     for name, tensor in made["off"].items():
         torch.testing.assert_close(made["on_its_own"][name], tensor, atol=1e-4, rtol=1e-3, msg=name)
@@ -227,14 +228,14 @@ def test_a_bottom_that_freezes_passes_once_and_trains_alike(tmp_path: Path) -> N
 def test_resumed_above_a_bottom_that_has_trained(tmp_path: Path) -> None:
     whole = trainer(tmp_path / "whole", "freezing", save_strategy="no")
     whole.train()
-    assert whole.cold.report.used
+    assert whole.cache.report.used
     killed = trainer(tmp_path / "killed", "freezing")
     killed.add_callback(StopAt(6))
     with pytest.raises(KeyboardInterrupt):
         killed.train()
     resumed = trainer(tmp_path / "killed", "freezing")
     resumed.train(resume_from_checkpoint=True)
-    assert resumed.cold.report.used
+    assert resumed.cache.report.used
     expected, got = trained_tensors(whole.model), trained_tensors(resumed.model)
     assert all(torch.equal(expected[name], got[name]) for name in expected)
 
@@ -304,15 +305,15 @@ def test_a_learning_rate_that_waits_for_results_cannot_go_on(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("name", ["freezing", "thawing"])
-@pytest.mark.parametrize("cold_store", ["auto", "off"])
-def test_the_best_model_may_be_of_an_earlier_plan(tmp_path: Path, name: str, cold_store: Any) -> None:
+@pytest.mark.parametrize("activation_cache", ["auto", "off"])
+def test_the_best_model_may_be_of_an_earlier_plan(tmp_path: Path, name: str, activation_cache: Any) -> None:
     model = tiny("llama", dropout=0.1)
     options = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 1, "save_steps": 1}
     made = Trainer(
         model,
         arguments(tmp_path, metric_for_best_model="loss", **options),
         schedule=schedule_for(name, model),
-        cold_store=cold_store,
+        activation_cache=activation_cache,
         train_dataset=rows_for(model, 16),
         eval_dataset=rows_for(model, 4),
         data_collator=collate,

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainingArguments
 
 from architectures import BLOCKS, batch_for, tiny
-from cold_cases import assert_same_training, trained
+from cache_cases import assert_same_training, trained
 from frostline.adapters import HybridConfig
 from frostline.anatomy import find_anatomy
 from frostline.checkpoints import load, load_delta, merge, save_delta, trained_tensors
@@ -20,7 +20,7 @@ from frostline.cli.main import main
 from frostline.core.errors import UserError
 from frostline.core.seeding import derive_seed
 from frostline.engine import Trainer
-from frostline.loss_positions import pack_rows, read_only_what_counts
+from frostline.loss_positions import compute_at_loss_positions, pack_rows
 from frostline.plan import BlockMode, Bottleneck, Frozen, Full, Lora, Plan, Prefix
 from frostline.surgery import apply
 from frostline.tasks import PackingCollator
@@ -168,7 +168,7 @@ def test_the_last_block_where_it_is_read(mode: Any, name: str, task: str, implem
     seen: list[int] = []
     feed_forward = [linear.name for linear in anatomy.blocks[BLOCKS - 1].linears if str(linear.role) == "feed_forward"]
     model.get_submodule(feed_forward[0]).register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[1]))
-    reads = read_only_what_counts(model, anatomy, batch, chunk=2)
+    reads = compute_at_loss_positions(model, anatomy, batch, chunk=2)
     assert reads.last_block, reads.notices
     seen.clear()
     assert_close(loss_and_gradients(model, batch), expected)
@@ -218,7 +218,7 @@ def test_over_a_bfloat16_base_what_is_added_trains_in_float32() -> None:
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "bert"])
 @pytest.mark.parametrize("top", [PREFIX, GATED, Bottleneck(kind="parallel", bottleneck=4)])
-def test_from_the_cold_store_it_is_the_same_training(name: str, top: Any, tmp_path: Path) -> None:
+def test_from_the_activation_cache_it_is_the_same_training(name: str, top: Any, tmp_path: Path) -> None:
     with_it, without = (trained(tmp_path, name, store, top=top) for store in ("on", "off"))
     assert_same_training(with_it, without)
 

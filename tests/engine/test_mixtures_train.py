@@ -1,4 +1,4 @@
-"""Mixtures of experts in training: whose loss holds their balance, exact resume, the cold store, the record."""
+"""Mixtures of experts in training: whose loss holds their balance, exact resume, the activation cache, the record."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ PLAN = Plan(strategy="mixlora", blocks=(Frozen(), Frozen(), MODE, MODE), head=Fr
 
 
 def trainer(folder: Path, plan: Plan = PLAN, **options: Any) -> Trainer:
-    own = {key: options.pop(key) for key in ("cold_store", "compute_loss_func", "only_what_is_read") if key in options}
+    own = {
+        key: options.pop(key) for key in ("activation_cache", "compute_loss_func", "loss_positions") if key in options
+    }
     given: dict[str, Any] = {
         "max_steps": 4,
         "per_device_train_batch_size": 4,
@@ -62,15 +64,15 @@ def test_resumed_training_ends_with_the_same_weights(tmp_path: Path) -> None:
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_the_cold_store_and_the_narrow_reads_keep_the_balance(tmp_path: Path) -> None:
-    cold = trainer(tmp_path / "a", cold_store="on")
-    plain = trainer(tmp_path / "b", cold_store="off", only_what_is_read=False)
-    cold.train()
+def test_the_activation_cache_and_the_narrow_reads_keep_the_balance(tmp_path: Path) -> None:
+    cached = trainer(tmp_path / "a", activation_cache="on")
+    plain = trainer(tmp_path / "b", activation_cache="off", loss_positions=False)
+    cached.train()
     plain.train()
-    assert cold.cold.report.used
-    assert losses(cold) == pytest.approx(losses(plain), abs=1e-4)
-    assert cold.reads is not None
-    assert "its experts are balanced over all tokens" in " ".join(cold.reads.notices)
+    assert cached.cache.report.used
+    assert losses(cached) == pytest.approx(losses(plain), abs=1e-4)
+    assert cached.reads is not None
+    assert "its experts are balanced over all tokens" in " ".join(cached.reads.notices)
 
 
 def test_accumulated_batches_weigh_the_balance_as_one_batch_does(tmp_path: Path) -> None:

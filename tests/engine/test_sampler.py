@@ -58,7 +58,7 @@ def test_killed_and_resumed_sees_the_batches_of_a_run_never_killed(tmp_path: Pat
             plan=make_plan(model, "bot50"),
             train_dataset=[{"input_ids": row, "labels": row} for row in rows],  # 5 batches an epoch
             data_collator=collate,
-            cold_store="off",
+            activation_cache="off",
         )
         return trainer, seen
 

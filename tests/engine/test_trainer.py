@@ -277,7 +277,7 @@ def test_what_the_trainer_refuses(tmp_path: Path) -> None:
 
 def test_checkpointing_in_the_trainer_crosses_no_frozen_block(tmp_path: Path) -> None:
     made = trainer(tmp_path, "bot50", max_steps=2, activation_checkpointing=True, save_strategy="no")
-    made.only_what_is_read, made.cold.mode = False, "off"  # both run the model before the first step
+    made.loss_positions, made.cache.mode = False, "off"  # both run the model before the first step
     seen: list[bool] = []
     layers = made.model.model.layers
     layers[1].register_forward_hook(lambda _m, _i, out: seen.append(out.requires_grad))

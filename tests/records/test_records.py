@@ -57,7 +57,7 @@ def sample(**changes: Any) -> RunRecord:
         "total_parameters": 9,
         "predicted": {"flops_ratio": 0.5, "time_ratio": None},
         "measured": Measured(
-            train_seconds=1.5, seconds_per_step=0.1, cold_pass_seconds=0.0, peak_memory_bytes=2**33, steps=15
+            train_seconds=1.5, seconds_per_step=0.1, caching_seconds=0.0, peak_memory_bytes=2**33, steps=15
         ),
         "metrics": RunMetrics(before={"accuracy": 0.4}, after={"accuracy": 0.8}, history=({"loss": 1.25, "step": 1},)),
         "notices": ("tied embeddings: größer",),
@@ -111,7 +111,7 @@ def test_the_keys_that_others_read(tmp_path: Path) -> None:
         "metrics",
         "notices",
     ]
-    assert {"train_seconds", "seconds_per_step", "cold_pass_seconds", "peak_memory_bytes"} <= set(document["measured"])
+    assert {"train_seconds", "seconds_per_step", "caching_seconds", "peak_memory_bytes"} <= set(document["measured"])
     assert document["version"] == 1
 
 

@@ -68,7 +68,7 @@ def test_a_block_owns_its_forward_and_its_backward(index: int, checkpointing: bo
 def test_a_few_blocks_stand_for_all(name: str) -> None:
     config = ARCHITECTURES[name]()
     config.num_hidden_layers = 10_000
-    work = Workload(batch=4, length=16, label_tokens=6, reads_only=True, label_share=0.25)
+    work = Workload(batch=4, length=16, label_tokens=6, loss_positions=True, label_share=0.25)
     found = measure(config, AUTO_CLASSES[natural_task(name)], work, seconds=0)
     assert len(found.anatomy.blocks) == calibration.BLOCKS * (1 + found.anatomy.encoder_decoder)
     assert {mode.mode for mode in found.plan.blocks} == {"frozen", "full", "lora"}
@@ -105,7 +105,7 @@ def test_a_speed_is_measured_once(measured: list[Speed], tmp_path: Path) -> None
         config = ARCHITECTURES["llama"](num_hidden_layers=blocks, hidden_size=width)
         return calibrate(config, AutoModelForCausalLM, TINY.model_copy(update=changes), root=tmp_path)
 
-    same = [ask(), ask(), ask(blocks=7), ask(rows=5, epochs=9.0, accumulation=2, cold_store=True)]
+    same = [ask(), ask(), ask(blocks=7), ask(rows=5, epochs=9.0, accumulation=2, activation_cache=True)]
     assert same == measured * 4
     for number, other in enumerate(({"batch": 4}, {"length": 16}, {"width": 64}, {"checkpointing": True}), start=2):
         assert ask(**other) == measured[-1]
@@ -144,7 +144,7 @@ class Steps(TrainerCallback):
 
 SHAPE = {"hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 8, "num_attention_heads": 4}
 CONFIG = LlamaConfig(vocab_size=2000, **SHAPE)
-WORK = Workload(batch=4, length=64, reads_only=True)
+WORK = Workload(batch=4, length=64, loss_positions=True)
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +172,7 @@ def test_predicted_steps_are_those_that_come(strategy: str, speed: Speed, tmp_pa
     )
     ids = torch.randint(3, 2000, (16, WORK.length)).tolist()
     rows = [{"input_ids": row, "attention_mask": [1] * (WORK.length - 1) + [0], "labels": row} for row in ids]
-    trainer = Trainer(model, arguments, plan=plan, train_dataset=rows, cold_store="off", callbacks=[steps])
+    trainer = Trainer(model, arguments, plan=plan, train_dataset=rows, activation_cache="off", callbacks=[steps])
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     assert step_seconds(plan, anatomy, WORK, speed) == pytest.approx(steps.median, rel=0.4)

@@ -80,12 +80,14 @@ def test_a_budget_is_kept_and_what_was_chosen_for_it_is_recorded(
     for resource in ("memory", "time"):
         if resource in budget:
             assert chosen[f"{resource}_share"] <= budget[resource]
-    assert record.predicted["assumes"]["cold_store"] == chosen["cold_store"]
+    assert record.predicted["assumes"]["activation_cache"] == chosen["activation_cache"]
 
 
 def test_what_the_config_says_of_the_store_holds(tmp_path: Path) -> None:
-    record = train(config(tmp_path, budget={"time": 0.7}, strategy_options={"cut": 0}, cold_store="off", epochs=3))
-    assert record.chosen is not None and not record.chosen["cold_store"]
+    record = train(
+        config(tmp_path, budget={"time": 0.7}, strategy_options={"cut": 0}, activation_cache="off", epochs=3)
+    )
+    assert record.chosen is not None and not record.chosen["activation_cache"]
 
 
 def test_a_budget_that_nothing_fits_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def workload_of(run: Prepared) -> Workload:
 
 
 def test_labels_are_a_share_of_the_padded_positions(tmp_path: Path) -> None:
-    rows = [{"prompt": "the sun is", "completion": "warm"}, {"prompt": "the day", "completion": "is cold"}]
+    rows = [{"prompt": "the sun is", "completion": "warm"}, {"prompt": "the day", "completion": "is cached"}]
     task = tmp_path / "days.jsonl"
     task.write_text("".join(json.dumps(row) + "\n" for row in rows * 10))
     run = prepared(tmp_path, task)

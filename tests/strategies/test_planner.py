@@ -62,7 +62,7 @@ CASES = {
     "decoder": Case("llama", WORK),
     "calibrated": Case("llama", WORK, SPEED),
     "tied": Case("gpt2", WORK.model_copy(update={"epochs": 1.0})),
-    "classifier": Case("bert", WORK.model_copy(update={"reads_only": True, "dropout": True}), SPEED),
+    "classifier": Case("bert", WORK.model_copy(update={"loss_positions": True, "dropout": True}), SPEED),
     "encoder-decoder": Case("t5", WORK.model_copy(update={"label_tokens": 8})),
     "narrow": Case("llama", WORK.model_copy(update={"dtype": "bfloat16", "frozen_dtype": "bfloat16"})),
     "sharded": Case("llama", WORK.model_copy(update={"devices": 4, "dtype": "bfloat16"}), SPEED),
@@ -71,7 +71,10 @@ CASES = {
     "rounded": Case("llama", WORK.model_copy(update={"frozen_bits": 8})),
     "only full": Case("llama", WORK, None, Freedom(modes=("full",), choose=("checkpointing",))),
     "as asked": Case(
-        "llama", WORK.model_copy(update={"cold_store": True}), None, Freedom(modes=("lora",), choose=(), lora_worth=0.9)
+        "llama",
+        WORK.model_copy(update={"activation_cache": True}),
+        None,
+        Freedom(modes=("lora",), choose=(), lora_worth=0.9),
     ),
 }
 
@@ -103,8 +106,8 @@ def counted(name: str) -> list[Counted]:
     step = work.batch * work.accumulation
     batches = [n for n in range(1, step + 1) if step % n == 0] if "batch" in choose else [work.batch]
     checkpointing = (False, True) if "checkpointing" in choose else (work.checkpointing,)
-    stores = (False, True) if "cold_store" in choose else (work.cold_store,)
-    if "cold_store" in choose and (work.frozen_bits or work.epochs + work.stored_share < 1):
+    stores = (False, True) if "activation_cache" in choose else (work.activation_cache,)
+    if "activation_cache" in choose and (work.frozen_bits or work.epochs + work.stored_share < 1):
         stores = (False,)
     rows = []
     for mode, boundary, batch, recomputes, stored in itertools.product(
@@ -112,7 +115,12 @@ def counted(name: str) -> list[Counted]:
     ):
         if (mode == "head") != (boundary == depth) or (stored and boundary == 0):
             continue
-        settings = {"batch": batch, "accumulation": step // batch, "checkpointing": recomputes, "cold_store": stored}
+        settings = {
+            "batch": batch,
+            "accumulation": step // batch,
+            "checkpointing": recomputes,
+            "activation_cache": stored,
+        }
         one = predict(written(mode, boundary, found), found, work.model_copy(update=settings), case.speed)
         time = one.run_flops if one.run_seconds is None else one.run_seconds
         way = (mode, recomputes and mode != "head", stored)
@@ -200,7 +208,7 @@ def test_it_finds_what_counting_every_candidate_finds(name: str, data: st.DataOb
     assert expected is not None
     assert same(choice, expected, worths, case.freedom, case)
     fits_and_keeps_the_rows_of_a_step(choice, name, limits)
-    chosen = (choice.mode, choice.workload.checkpointing, choice.workload.cold_store)
+    chosen = (choice.mode, choice.workload.checkpointing, choice.workload.activation_cache)
     other = best([one for one in rows if one.fits(limits) and one.way != chosen], worths, case.freedom)
     assert (other is None) == (choice.runner_up is None)
     if other and choice.runner_up:
@@ -294,12 +302,12 @@ def test_memory_is_bought_with_smaller_batches_then_lora_then_fewer_blocks() -> 
     assert lora.workload.checkpointing
 
 
-def test_time_is_bought_with_a_cold_store_and_fewer_blocks() -> None:
+def test_time_is_bought_with_a_activation_cache_and_fewer_blocks() -> None:
     choice = search(situation("time=0.4"), (1,) * 12)
-    assert (choice.mode, choice.workload.cold_store, choice.workload.batch) == ("full", True, 32)
+    assert (choice.mode, choice.workload.activation_cache, choice.workload.batch) == ("full", True, 32)
     assert choice.plan.blocks == (Frozen(),) * 9 + (Full(),) * 3
     below = replace(situation("time=0.4"), workload=choice.workload.model_copy(update={"epochs": 1.0}))
-    assert search(below, (1,) * 12).workload.cold_store is False, "one pass over the rows gains nothing by it"
+    assert search(below, (1,) * 12).workload.activation_cache is False, "one pass over the rows gains nothing by it"
 
 
 def test_disk_limits_the_store() -> None:
@@ -310,7 +318,7 @@ def test_disk_limits_the_store() -> None:
     (_, disk) = without.constraints
     assert disk.gain == pytest.approx(with_store.expected_gain - without.expected_gain)
     assert disk.gain > 0
-    assert disk.instead.workload.cold_store
+    assert disk.instead.workload.activation_cache
 
 
 def test_a_limit_in_bytes_is_the_share_that_it_is() -> None:
@@ -379,7 +387,10 @@ def test_worths_are_one_for_each_block(worths: tuple[int, ...]) -> None:
     ("budget", "line"),
     [
         ("memory=20MB", r"memory=20MB: it takes memory=\d+(\.\d+)?MiB, \d+(\.\d+)?MiB more, for .*batches of 1 x 32.*"),
-        ("time=0.01", r"time=0.01: it takes time=0\.\d+, 0\.\d+ more, for the head alone, batches of 32, a cold store"),
+        (
+            "time=0.01",
+            r"time=0.01: it takes time=0\.\d+, 0\.\d+ more, for the head alone, batches of 32, an activation cache",
+        ),
         ("memory=1GB,time=0.01,disk=1GB", r"time=0.01 within memory=1GB and disk=1GB: it takes time=0\.\d+, .*"),
         ("memory=1MB,time=0.01", r"memory=1MB: it takes memory=.*; nor time=0.01: it takes time=.*"),
     ],
@@ -405,7 +416,7 @@ def test_the_choice_is_told_in_lines_and_as_data() -> None:
     labels = [label for label, _ in choice.lines()]
     assert labels == ["chosen", "runner-up", "constraint", "constraint", "constraint"]
     lines = [line for _, line in choice.lines()]
-    assert lines[0].startswith("blocks 9-11 in full, batches of 32, a cold store: gain 0.30, ")
+    assert lines[0].startswith("blocks 9-11 in full, batches of 32, an activation cache: gain 0.30, ")
     assert " of full fine-tuning's), 0.4" in lines[0]
     assert lines[0].endswith(" of its time, 750 MiB on disk")
     assert lines[2] == f"memory=0.4: takes {choice.memory_share:.3g}, costs nothing"

@@ -20,7 +20,7 @@ from frostline.anatomy import find_anatomy, get_block
 from frostline.checkpoints import load, merge, save_delta
 from frostline.core.errors import FrostlineError, UserError
 from frostline.engine import Trainer
-from frostline.loss_positions import read_only_what_counts
+from frostline.loss_positions import compute_at_loss_positions
 from frostline.plan import Forward, Frozen, Full, Plan, Residual
 from frostline.surgery import applied_to, apply
 from frostline.surgery._forward import check_forward, check_loss_is_the_models, install_forward, reads_below
@@ -568,7 +568,7 @@ def test_every_term_may_be_computed_only_where_it_is_read(name: str) -> None:
     applied = apply(planned(model, ALPHA, 2, (0.0, 0.5, 0.25, 1.0)), model)
     whole = model.train()(**batch).loss
     whole_gradients = gradients(model, whole)
-    reads = read_only_what_counts(model, applied.anatomy, batch)
+    reads = compute_at_loss_positions(model, applied.anatomy, batch)
     assert reads.last_block and reads.chunked_head == (name == "llama"), reads.notices
     out = model.train()(**batch)
     torch.testing.assert_close(out.loss, whole)
@@ -590,14 +590,14 @@ def test_the_trainer_trains_as_a_plain_loop_does(tmp_path: Path, name: str) -> N
     assert wanted[0] > 1.2 * model.eval()(**batch).loss.item() > 0
 
 
-def test_the_cold_store_goes_with_what_reads_the_boundary_state_alone(tmp_path: Path) -> None:
+def test_the_activation_cache_goes_with_what_reads_the_boundary_state_alone(tmp_path: Path) -> None:
     forward = Forward(loss_weights=(0.0, 0.5, 0.25, 1.0), residual=Residual(alpha=ALPHA, span=1))
     plan = Plan(blocks=(Frozen(), Frozen(), Full(), Full()), forward=forward)
     batch = batch_for(tiny("llama"), batch=4)
     losses = {}
     for mode in ("off", "on"):
-        trainer = fl_trainer(tmp_path / mode, lively("llama"), plan, batch, cold_store=mode)
+        trainer = fl_trainer(tmp_path / mode, lively("llama"), plan, batch, activation_cache=mode)
         trainer.train()
-        assert trainer.cold.report.used == (mode == "on"), trainer.cold.report
+        assert trainer.cache.report.used == (mode == "on"), trainer.cache.report
         losses[mode] = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert losses["on"] == pytest.approx(losses["off"], rel=1e-5)

@@ -14,16 +14,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
+from frostline.bottom._cache import ActivationCache
 from frostline.bottom._rows import AlteredRow, Features, find_spans, packed_starts, place, row_key
-from frostline.bottom._store import ColdStore
 from frostline.core.errors import UserError
 from frostline.core.labels import IGNORED
 
-COLD_ROWS = "cold_rows"
+CACHED_ROWS = "cached_rows"
 
 
 @dataclass(eq=False)
-class ColdRows:
+class CachedRows:
     """The rows of a batch: their keys, and for each stream where they lie in [B, T]."""
 
     keys: tuple[str, ...]
@@ -32,8 +32,8 @@ class ColdRows:
     coming: Future[dict[str, Tensor]] | None = field(default=None, repr=False)
 
 
-class ColdCollator:
-    """Collates as `collate` does and adds which stored rows the batch holds, under `COLD_ROWS`.
+class CachingCollator:
+    """Collates as `collate` does and adds which stored rows the batch holds, under `CACHED_ROWS`.
 
     The read starts here, in a thread: a loader collates a batch before the one in front of it is trained on.
     """
@@ -52,19 +52,19 @@ class ColdCollator:
         self.reader.check(keys)
         batch = dict(self.collate(rows))
         try:
-            cold = cold_rows(keys, batch, rows, self.names)
+            cached = cached_rows(keys, batch, rows, self.names)
         except AlteredRow as error:
-            raise UserError(f"{error}: take cold_store: off") from None
+            raise UserError(f"{error}: take activation_cache: off") from None
         if get_worker_info() is None:
-            self.reader.request(cold)
-        return batch | {COLD_ROWS: cold}
+            self.reader.request(cached)
+        return batch | {CACHED_ROWS: cached}
 
 
-def cold_rows(keys: Sequence[str], batch: Mapping[str, Any], rows: Sequence[Features], names: Any) -> ColdRows:
+def cached_rows(keys: Sequence[str], batch: Mapping[str, Any], rows: Sequence[Features], names: Any) -> CachedRows:
     """Where the rows called `keys` lie in the collated `batch`."""
     spans = {stream: find_spans(batch, rows, name) for stream, name in names.items()}
     shapes = {stream: (batch[name].shape[0], batch[name].shape[1]) for stream, name in names.items()}
-    return ColdRows(tuple(keys), spans, shapes)
+    return CachedRows(tuple(keys), spans, shapes)
 
 
 def rows_of(batch: Mapping[str, Any], inputs: Sequence[str]) -> list[dict[str, Tensor]]:
@@ -83,7 +83,7 @@ def rows_of(batch: Mapping[str, Any], inputs: Sequence[str]) -> list[dict[str, T
     return rows
 
 
-def stored_states(store: ColdStore, rows: ColdRows) -> dict[str, Tensor]:
+def stored_states(store: ActivationCache, rows: CachedRows) -> dict[str, Tensor]:
     """What `store` holds of `rows`, put where they lie in their batch: stream -> [B, T, d] on the CPU."""
     found = [store.read(key) for key in rows.keys]
     return {
@@ -95,29 +95,29 @@ def stored_states(store: ColdStore, rows: ColdRows) -> dict[str, Tensor]:
 class ReadAhead:
     """Reads the states of batches from a store, in a thread, before they are asked for."""
 
-    def __init__(self, store: ColdStore, pinned: bool = False) -> None:
+    def __init__(self, store: ActivationCache, pinned: bool = False) -> None:
         self.store, self.pinned = store, pinned
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="cold-store")
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="activation-cache")
 
     def check(self, keys: Sequence[str]) -> None:
         """Raises `UserError` when the store lacks one of the rows called `keys`."""
         for key in keys:
             if key not in self.store:
                 raise UserError(
-                    "an example is not the one that went through the cold pass: a data set whose examples change "
-                    "while training needs cold_store: off"
+                    "an example is not the one that went through the caching pass: a data set whose examples change "
+                    "while training needs activation_cache: off"
                 )
 
-    def request(self, rows: ColdRows) -> None:
+    def request(self, rows: CachedRows) -> None:
         """Begin to read the states of `rows`, which the store has."""
         rows.coming = self._pool.submit(self._read, rows)
 
-    def take(self, rows: ColdRows) -> dict[str, Tensor]:
+    def take(self, rows: CachedRows) -> dict[str, Tensor]:
         """The states of `rows`, stream -> [B, T, d] on the CPU."""
         coming, rows.coming = rows.coming, None
         return self._read(rows) if coming is None else coming.result()
 
-    def _read(self, rows: ColdRows) -> dict[str, Tensor]:
+    def _read(self, rows: CachedRows) -> dict[str, Tensor]:
         states = stored_states(self.store, rows)
         return {stream: value.pin_memory() for stream, value in states.items()} if self.pinned else states
 

@@ -1,4 +1,4 @@
-"""What stored states depend on besides the example: the identity of a cold store."""
+"""What stored states depend on besides the example: the identity of an activation cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One shard of a cold store: the boundary states of some rows, without padding, in one safetensors file.
+"""One shard of an activation cache: the boundary states of some rows, without padding, in one safetensors file.
 
 N is the number of tokens of all rows in the shard, n of one row. Per stream there is one tensor [N, width]; the header
 holds the rows' keys and lengths. The file is named by the SHA-256 of all its bytes, so nothing in it changes unseen.

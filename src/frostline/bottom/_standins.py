@@ -42,8 +42,8 @@ class StandIns:
     def states(self, stream: str) -> Tensor:
         if stream not in self._states:
             raise FrostlineError(
-                "the frozen bottom is out of the model while it trains from the cold store: run other inputs inside "
-                "`with trainer.whole_model():`"
+                "the frozen bottom is out of the model while it trains from the activation cache: run other inputs "
+                "inside `with trainer.whole_model():`"
             )
         return self._states[stream]
 

@@ -1,8 +1,8 @@
-"""The streaming cold pass: one block of the frozen bottom in memory at a time, the whole data set through each.
+"""The streaming caching pass: one block of the frozen bottom in memory at a time, the whole data set through each.
 
 For a model that does not fit in memory. The weights below the boundary lie on the meta device; each block's are
 read, hashed and dropped to know the store's identity, and where rows are missing they are read once more to let
-the rows through. The states between two blocks are a cold store of their own, removed when the next is whole, so
+the rows through. The states between two blocks are an activation cache of their own, removed when the next is whole, so
 that a pass that is killed goes on at the block where it stopped. The whole model never runs, so nothing can be
 compared with it; but at each block the shortest row passes alone too, and has to have the states that are stored.
 """
@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from frostline.anatomy import Anatomy, tensor_hash
-from frostline.bottom._cold_pass import Feed, Passage, cold_pass, pass_rows, same_states
+from frostline.bottom._cache import ActivationCache
+from frostline.bottom._caching_pass import Feed, Passage, caching_pass, pass_rows, same_states
 from frostline.bottom._cut import CannotCut, Cut, crossing, find_cut
-from frostline.bottom._feed import cold_rows, stored_states
+from frostline.bottom._feed import cached_rows, stored_states
 from frostline.bottom._rows import Features
 from frostline.bottom._standins import StandIns
-from frostline.bottom._store import ColdStore
 from frostline.hooks import device_of
 
 Load = Callable[[Iterable[str]], Mapping[str, Tensor]]
@@ -63,12 +63,12 @@ class Streaming:
         finally:
             drop_tensors(self.model, names)
 
-    def cold_pass(
+    def caching_pass(
         self,
         cut: Cut,
         rows: Mapping[str, Features],
         passage_at: Callable[[Cut], Passage],
-        store_at: Callable[[Cut], ColdStore],
+        store_at: Callable[[Cut], ActivationCache],
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
         """Put the boundary states of `rows` (key -> features) into the store at `cut`.
@@ -86,7 +86,7 @@ class Streaming:
             if below is not None:
                 shutil.rmtree(store_at(below).folder, ignore_errors=True)
 
-    def _begin(self, cuts: list[Cut], rows: Mapping[str, Features], store_at: Callable[[Cut], ColdStore]) -> int:
+    def _begin(self, cuts: list[Cut], rows: Mapping[str, Features], store_at: Callable[[Cut], ActivationCache]) -> int:
         """The first block that rows have to pass: an earlier pass may have left the states after a lower one."""
         return next((i for i in range(len(cuts) - 1, 0, -1) if not store_at(cuts[i - 1]).missing(rows)), 0)
 
@@ -97,7 +97,7 @@ class Streaming:
         cut: Cut,
         rows: Mapping[str, Features],
         passage_at: Callable[[Cut], Passage],
-        store_at: Callable[[Cut], ColdStore],
+        store_at: Callable[[Cut], ActivationCache],
         progress: Callable[[int], None],
     ) -> None:
         store, passage = store_at(cut), passage_at(cut)
@@ -109,7 +109,7 @@ class Streaming:
             standins = StandIns(self.model, below)
             feed = _feeder(standins, store_at(below), passage_at(below), missing)
         try:
-            cold_pass(self.model, crossing(cut), passage, missing, store, feed=feed, progress=progress)
+            caching_pass(self.model, crossing(cut), passage, missing, store, feed=feed, progress=progress)
             if missing and not self._same_alone(cut, missing, passage, store, feed):
                 shutil.rmtree(store.folder, ignore_errors=True)
                 block = self.anatomy.blocks[index].name
@@ -120,7 +120,7 @@ class Streaming:
             drop_tensors(self.model, names)
 
     def _same_alone(
-        self, cut: Cut, rows: Mapping[str, Features], passage: Passage, store: ColdStore, feed: Feed | None
+        self, cut: Cut, rows: Mapping[str, Features], passage: Passage, store: ActivationCache, feed: Feed | None
     ) -> bool:
         """Whether the shortest of `rows`, alone in a batch, has the states that are stored, but for rounding."""
         key = min(rows, key=lambda key: passage.length(rows[key]))
@@ -146,7 +146,7 @@ class _Offset:
 
 
 def names_above(model: Any, anatomy: Anatomy, boundary: int) -> frozenset[str]:
-    """The parameters of `model` that stay while it trains above block `boundary` from a cold store.
+    """The parameters of `model` that stay while it trains above block `boundary` from an activation cache.
 
     The weights may lie on the meta device. Raises `CannotCut`.
     """
@@ -180,9 +180,9 @@ def _replace(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
                 module._parameters[leaf] = parameter
 
 
-def _feeder(standins: StandIns, store: ColdStore, passage: Passage, rows: Mapping[str, Features]) -> Feed:
+def _feeder(standins: StandIns, store: ActivationCache, passage: Passage, rows: Mapping[str, Features]) -> Feed:
     def feed(keys: Any, batch: Mapping[str, Any]) -> None:
-        states = stored_states(store, cold_rows(keys, batch, [rows[key] for key in keys], passage.names))
+        states = stored_states(store, cached_rows(keys, batch, [rows[key] for key in keys], passage.names))
         standins.feed({stream: value.to(passage.device) for stream, value in states.items()})
 
     return feed

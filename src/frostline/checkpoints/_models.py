@@ -94,8 +94,8 @@ def load_part(name: str, model_class: Any, config: Any, wanted: Container[str], 
 
 
 def load_above(name: str, model_class: Any, config: Any, boundary: int, dtype: str = "auto") -> tuple[Any, Load]:
-    """The model at `name` with only what stays in memory while it trains above block `boundary` from a cold store,
-    and a function that reads other tensors of it by name, for `Trainer(load_bottom=...)`.
+    """The model at `name` with only what stays in memory while it trains above block `boundary` from an activation
+    cache, and a function that reads other tensors of it by name, for `Trainer(load_bottom=...)`.
 
     Raises `UserError` as `load_weights` does, and `CannotCut` when the model's bottom cannot be replaced.
     """

@@ -1,4 +1,4 @@
-"""`frostline cache`: the cold stores in `$FROSTLINE_CACHE` or `~/.cache/frostline`."""
+"""`frostline cache`: the activation caches in `$FROSTLINE_CACHE` or `~/.cache/frostline`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def list_stores(as_json: Json = False) -> Answer:
-    """Show the cold stores, the one used last first."""
+    """Show the activation caches, the one used last first."""
     root = cache.default_root()
     entries = cache.entries(root)
     document = {"root": str(root), "stores": [_document(entry) for entry in entries]}
@@ -59,7 +59,7 @@ def prune(
     ] = None,
     as_json: Json = False,
 ) -> Answer:
-    """Remove cold stores. One that a running process is filling is kept."""
+    """Remove activation caches. One that a running process is filling is kept."""
     if (bool(names), everything, bool(older_than or max_size)).count(True) != 1:
         raise UserError(
             "what is to be removed? give names (see: frostline cache list), or --all, or --older-than 30d and/or "
@@ -70,7 +70,7 @@ def prune(
     root = cache.default_root()
     entries = cache.entries(root)
     chosen = _named(entries, names) if names else entries if everything else _unused(entries, age)
-    swept = sum(cache.sweep(folder) for folder in (root / "cold", *cache.store_folders(root)))
+    swept = sum(cache.sweep(folder) for folder in (root / "activations", *cache.store_folders(root)))
     removed, in_use = _remove(entries, chosen, size)
     freed = swept + sum(entry.bytes for entry in removed)
     left = sum(entry.bytes for entry in entries if entry not in removed)
@@ -87,7 +87,7 @@ def prune(
     return Answer(document, lambda: lines, as_json, status=1 if in_use else 0)
 
 
-HELP = "The cold stores on this machine: show, verify, remove."
+HELP = "The activation caches on this machine: show, verify, remove."
 COMMANDS = {"list": list_stores, "verify": verify, "prune": prune}
 
 
@@ -97,9 +97,11 @@ def _named(entries: Sequence[cache.Entry], names: Sequence[str]) -> list[cache.E
     for name in names:
         found = [entry for entry in entries if entry.folder.name.startswith(name)]
         if not found:
-            raise unknown_name("cold store", name, [entry.name for entry in entries])
+            raise unknown_name("activation cache", name, [entry.name for entry in entries])
         if len(found) > 1:
-            raise UserError(f"'{name}' is the beginning of several cold stores: {', '.join(e.name for e in found)}")
+            raise UserError(
+                f"'{name}' is the beginning of several activation caches: {', '.join(e.name for e in found)}"
+            )
         chosen += [entry for entry in found if entry not in chosen]
     return chosen
 
@@ -146,7 +148,7 @@ def _view(root: Path, entries: Sequence[cache.Entry]) -> list[RenderableType]:
     from rich.text import Text
 
     if not entries:
-        return [f"no cold stores in {root}"]
+        return [f"no activation caches in {root}"]
     table = Table("store", "model", box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
     for heading in ("boundary", "rows", "size", "last used"):
         table.add_column(heading, justify="right")

@@ -50,14 +50,14 @@ def command(
     checkpointing: Annotated[
         bool, typer.Option("--checkpointing", help="Recompute activations.", rich_help_panel=WORKLOAD)
     ] = False,
-    cold_store: Annotated[
-        bool, typer.Option("--cold-store", help="The frozen bottom runs once.", rich_help_panel=WORKLOAD)
+    activation_cache: Annotated[
+        bool, typer.Option("--activation-cache", help="The frozen bottom runs once.", rich_help_panel=WORKLOAD)
     ] = False,
     stored_share: Annotated[
         float, typer.Option(min=0, max=1, help="Rows that the store has already.", rich_help_panel=WORKLOAD)
     ] = 0.0,
-    reads_only: Annotated[
-        bool, typer.Option("--reads-only", help="Compute what the loss reads, no more.", rich_help_panel=WORKLOAD)
+    loss_positions: Annotated[
+        bool, typer.Option("--loss-positions", help="Compute what the loss reads, no more.", rich_help_panel=WORKLOAD)
     ] = False,
     label_share: Annotated[
         float, typer.Option(min=0, max=1, help="Tokens that carry a label.", rich_help_panel=WORKLOAD)
@@ -85,9 +85,9 @@ def command(
         dtype=dtype,
         optimizer=optimizer,
         checkpointing=checkpointing,
-        cold_store=cold_store,
+        activation_cache=activation_cache,
         stored_share=stored_share,
-        reads_only=reads_only,
+        loss_positions=loss_positions,
         label_share=label_share,
     )
     given: dict[str, Any] = {}
@@ -111,7 +111,7 @@ def _view(planned: PlannedModel, out: Path | None) -> list[RenderableType]:
     from rich.table import Table
     from rich.text import Text
 
-    from frostline.cost import Workload, cold_store_estimate
+    from frostline.cost import Workload, cache_estimate
     from frostline.plan import strip
     from frostline.report import bytes_text, count_text, ratio_text, seconds_text, share_text
 
@@ -127,7 +127,7 @@ def _view(planned: PlannedModel, out: Path | None) -> list[RenderableType]:
         f"{ratio_text(predicted['run_flops_ratio'])} for the whole run",
     )
     workload = Workload.model_validate(assumed)
-    facts.add_row("cold store", str(cold_store_estimate(planned.plan, planned.anatomy, workload)))
+    facts.add_row("activation cache", str(cache_estimate(planned.plan, planned.anatomy, workload)))
     if predicted["run_seconds"] is not None:
         facts.add_row(
             "time",

@@ -67,7 +67,7 @@ def command(
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             f"interrupted: the same command with --resume goes on from what was saved: checkpoints in {config.folder}, "
-            "and rows in the cold store"
+            "and rows in the activation cache"
         ) from None
     document = {"folder": str(config.folder), **record.model_dump(mode="json")}
     return Answer(document, lambda: _view(record, config.folder), as_json)
@@ -101,9 +101,9 @@ def _view(record: RunRecord, folder: Path) -> list[RenderableType]:
         if measured.resumed_at_step:
             steps += f", from step {measured.resumed_at_step} on"
         cost.add_row("training time", f"{seconds_text(measured.train_seconds)} ({steps})", "", "")
-        if measured.cold_pass_peak_memory_bytes is not None:
-            peak = bytes_text(measured.cold_pass_peak_memory_bytes)
-            cost.add_row("cold pass", f"{seconds_text(measured.cold_pass_seconds)} of it, peak memory {peak}", "", "")
+        if measured.caching_peak_memory_bytes is not None:
+            peak = bytes_text(measured.caching_peak_memory_bytes)
+            cost.add_row("caching pass", f"{seconds_text(measured.caching_seconds)} of it, peak memory {peak}", "", "")
         cost.add_row(
             "peak memory",
             bytes_text(measured.peak_memory_bytes),

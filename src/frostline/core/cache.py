@@ -1,9 +1,9 @@
-"""Cold stores as folders and files: names, checksums, locks, removal. No tensor is read here, and no torch.
+"""Activation caches as folders and files: names, checksums, locks, removal. No tensor is read here, and no torch.
 
-ROOT/cold/<digest of the identity>/
+ROOT/activations/<digest of the identity>/
     identity.json             what the boundary states depend on, but for the row; its time is that of the last use
     <sha256>.safetensors      a shard, named by the checksum of all its bytes
-    lock                      held around a cold pass
+    lock                      held around a caching pass
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Entry:
-    """One cold store as it lies on disk. `rows` is what its shards say; their content has not been verified."""
+    """One activation cache as it lies on disk. `rows` is what its shards say; their content has not been verified."""
 
     folder: Path
     label: str
@@ -66,7 +66,7 @@ def store_folder(root: Path, description: Mapping[str, Any]) -> Path:
     """The folder of the store that `description`, a JSON value, describes in full."""
     counts = {key: value for key, value in description.items() if key != LABEL}
     canonical = json.dumps(counts, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return root / "cold" / hashlib.sha256(canonical.encode()).hexdigest()[:32]
+    return root / "activations" / hashlib.sha256(canonical.encode()).hexdigest()[:32]
 
 
 def describe(folder: Path, description: Mapping[str, Any]) -> None:
@@ -79,7 +79,7 @@ def describe(folder: Path, description: Mapping[str, Any]) -> None:
 
 
 def entries(root: Path) -> list[Entry]:
-    """The cold stores below `root`, the one used last first."""
+    """The activation caches below `root`, the one used last first."""
     found = []
     for folder in store_folders(root):
         with suppress(FileNotFoundError):  # removed meanwhile
@@ -88,8 +88,8 @@ def entries(root: Path) -> list[Entry]:
 
 
 def store_folders(root: Path) -> list[Path]:
-    """The folders of the cold stores below `root`."""
-    place = root / "cold"
+    """The folders of the activation caches below `root`."""
+    place = root / "activations"
     return sorted(path for path in place.iterdir() if _is_store(path)) if place.is_dir() else []
 
 
@@ -141,7 +141,7 @@ def lock(folder: Path) -> Iterator[None]:
     """Hold the store for this process alone; wait for it if need be. The system frees it when the process ends."""
     file = _lock(folder, wait=False)
     if file is None:
-        log.warning("waiting for another process that fills the cold store %s", folder.name[:12])
+        log.warning("waiting for another process that fills the activation cache %s", folder.name[:12])
         file = _lock(folder, wait=True)
         assert file is not None
     with _held(file):

@@ -1,12 +1,12 @@
 """What a plan costs, from a model's anatomy and a workload alone: parameters, operations, memory."""
 
 from frostline.cost._activations import Saved, SavedByPart, saved
-from frostline.cost._cold_store import Estimate, cold_store_estimate, cold_store_pays
+from frostline.cost._cache import Estimate, cache_estimate, cache_pays
 from frostline.cost._flops import (
     Flops,
     StepFlops,
     bottom_flops,
-    cold_pass_flops,
+    caching_flops,
     flops_ratio,
     run_flops,
     run_flops_ratio,
@@ -33,9 +33,9 @@ __all__ = [
     "StepTimes",
     "Workload",
     "bottom_flops",
-    "cold_pass_flops",
-    "cold_store_estimate",
-    "cold_store_pays",
+    "cache_estimate",
+    "cache_pays",
+    "caching_flops",
     "fit_speed",
     "flops_ratio",
     "flow",

@@ -54,7 +54,7 @@ from dataclasses import dataclass
 from frostline.anatomy import Tensor, sides
 from frostline.cost import _prefix
 from frostline.cost._flow import AttentionFlow, BlockFlow, Flow, Matrix, Reading
-from frostline.cost._reads import block_positions, chunked, head_positions, logit_positions
+from frostline.cost._loss_positions import block_positions, chunked, head_positions, logit_positions
 from frostline.cost._structure import Norm
 from frostline.cost._workload import FLOAT, Workload, state_bytes
 

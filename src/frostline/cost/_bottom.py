@@ -1,4 +1,4 @@
-"""What leaves the model while it trains from the cold store, and what comes in its place."""
+"""What leaves the model while it trains from the activation cache, and what comes in its place."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ BATCHES_AHEAD = 2
 
 
 def replaced(step: Flow, workload: Workload) -> frozenset[int]:
-    """The blocks that do not run while training, since the cold store gives what they would: none without one."""
-    if not workload.cold_store:
+    """The blocks that do not run while training, since the activation cache gives what they would: none without one."""
+    if not workload.activation_cache:
         return frozenset()
     below = step.blocks[: step.bottom]
     stacks = [block.stack for block in below]
@@ -23,7 +23,7 @@ def replaced(step: Flow, workload: Workload) -> frozenset[int]:
 def embeddings_run(step: Flow, workload: Workload) -> bool:
     """Whether token ids are embedded while training: not if every stack begins with stored states."""
     first = {block.stack: block.index for block in reversed(step.blocks)}
-    return not workload.cold_store or any(index >= step.bottom for index in first.values())
+    return not workload.activation_cache or any(index >= step.bottom for index in first.values())
 
 
 def resident(step: Flow, workload: Workload) -> tuple[Tensor, ...]:
@@ -60,7 +60,7 @@ def bytes_on_disk(step: Flow, workload: Workload) -> int:
 def read_ahead(step: Flow, workload: Workload) -> int:
     """Bytes of the states in memory while training; those in use are there in the frozen blocks' own type too,
     where autocast stores them in another."""
-    if not workload.cold_store:
+    if not workload.activation_cache:
         return 0
     stored, own = _stored_bytes(workload), BYTES[workload.frozen_dtype]
     each = BATCHES_AHEAD * stored + (own if own != stored else 0)

@@ -25,7 +25,7 @@ computed too, as eager attention does. A fused attention recomputes its scores o
 counted, so that plans compare alike under every attention. A matrix of which some rows train has its whole
 weight gradient computed.
 
-From a cold store the blocks below the boundary, and embeddings that only they read, cost nothing in a step; the
+From an activation cache the blocks below the boundary, and embeddings that only they read, cost nothing in a step; the
 run begins with their forward pass over the rows that are not stored, each once, as long as a training row is on
 average. Left out: rows for evaluation, which are stored too.
 
@@ -45,8 +45,8 @@ from dataclasses import dataclass
 from frostline.anatomy import Anatomy, sides
 from frostline.cost._bottom import embeddings_run, replaced
 from frostline.cost._flow import AttentionFlow, BlockFlow, Flow, Matrix, flow
+from frostline.cost._loss_positions import block_positions, head_positions
 from frostline.cost._parameters import full_plan
-from frostline.cost._reads import block_positions, head_positions
 from frostline.cost._workload import Workload
 from frostline.plan import Plan
 
@@ -89,8 +89,8 @@ class StepFlops:
 
 
 def step_flops(plan: Plan, anatomy: Anatomy, workload: Workload) -> StepFlops:
-    """Operations of one training step of `workload.batch` rows under `plan`; with a cold store, of a step after
-    the cold pass."""
+    """Operations of one training step of `workload.batch` rows under `plan`; with an activation cache, of a step after
+    the caching pass."""
     step = flow(plan, anatomy)
     gone = replaced(step, workload)
     return StepFlops(
@@ -106,7 +106,7 @@ def step_flops(plan: Plan, anatomy: Anatomy, workload: Workload) -> StepFlops:
 
 def bottom_flops(plan: Plan, anatomy: Anatomy, workload: Workload) -> float:
     """Operations of one epoch in the blocks below the boundary and the embeddings before them, forward: what a
-    cold store spares."""
+    activation cache spares."""
     step = flow(plan, anatomy)
     if step.bottom == 0:
         return 0.0
@@ -114,17 +114,17 @@ def bottom_flops(plan: Plan, anatomy: Anatomy, workload: Workload) -> float:
     return _sum(below).forward * workload.rows / workload.batch
 
 
-def cold_pass_flops(plan: Plan, anatomy: Anatomy, workload: Workload) -> float:
-    """Operations of the cold pass: every row that is not stored yet goes through the frozen bottom once."""
-    if not workload.cold_store:
+def caching_flops(plan: Plan, anatomy: Anatomy, workload: Workload) -> float:
+    """Operations of the caching pass: every row that is not stored yet goes through the frozen bottom once."""
+    if not workload.activation_cache:
         return 0.0
     return (1 - workload.stored_share) * bottom_flops(plan, anatomy, workload)
 
 
 def run_flops(plan: Plan, anatomy: Anatomy, workload: Workload) -> float:
-    """Operations of the cold pass, if there is one, and of all steps of all epochs; of all devices together."""
+    """Operations of the caching pass, if there is one, and of all steps of all epochs; of all devices together."""
     steps = step_flops(plan, anatomy, workload).total * workload.steps * workload.devices
-    return cold_pass_flops(plan, anatomy, workload) + steps
+    return caching_flops(plan, anatomy, workload) + steps
 
 
 def flops_ratio(plan: Plan, anatomy: Anatomy, workload: Workload) -> float:
@@ -134,7 +134,7 @@ def flops_ratio(plan: Plan, anatomy: Anatomy, workload: Workload) -> float:
 
 
 def run_flops_ratio(plan: Plan, anatomy: Anatomy, workload: Workload) -> float:
-    """Operations of the whole run, cold pass included, relative to full fine-tuning's."""
+    """Operations of the whole run, caching pass included, relative to full fine-tuning's."""
     return run_flops(plan, anatomy, workload) / run_flops(full_plan(anatomy), anatomy, workload.plain)
 
 

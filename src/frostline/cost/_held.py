@@ -145,7 +145,7 @@ def _own(plan: Plan, anatomy: Anatomy, step: Flow, workload: Workload) -> Iterat
     for tensor in resident(step, workload):
         item, where = trained.get(tensor.name), place(tensor, step.anatomy)
         if tensor.name in rounded:
-            yield Held(where, tensor.numel, _rounded_bytes(rounded[tensor.name], workload), sharded=False)
+            yield Held(where, tensor.numel, _quantized_bytes(rounded[tensor.name], workload), sharded=False)
             continue
         widened = tensor.block is not None and step.blocks[tensor.block].widened
         number = weight_bytes(item is not None or widened, workload)
@@ -169,7 +169,7 @@ def _numbers(linear: Linear) -> int:
     return linear.in_features * linear.out_features
 
 
-def _rounded_bytes(linear: Linear, workload: Workload) -> float:
+def _quantized_bytes(linear: Linear, workload: Workload) -> float:
     numbers = _numbers(linear)
     if workload.frozen_bits == 8:
         return numbers + FLOAT * linear.out_features

@@ -9,7 +9,7 @@
     logits        of a loss over tokens: the log-probabilities, their gradient and the logits' gradient, 12
                   bytes per logit, alive together when backward begins; of each further reading of a layered
                   loss the log-probabilities
-    read_ahead    boundary states from a cold store: of the batch in use and of the next
+    read_ahead    boundary states from an activation cache: of the batch in use and of the next
     gathered      what is put together while it is used (`_held`): the units that FSDP shards, a rounded matrix
 
 Under FSDP weights, gradients and optimizer are a device's share; the other parts are those of its own batch.
@@ -21,7 +21,7 @@ of its activations again. A block below the boundary keeps nothing, but while it
 the hidden width and two of the feed-forward's (three if gated), and beside them the states that a residual
 interaction adds later.
 
-While training from a cold store the blocks below the boundary, and embeddings that nothing else reads, are not
+While training from an activation cache the blocks below the boundary, and embeddings that nothing else reads, are not
 in memory. Where the head runs in chunks of label positions, logits are those of one chunk; its gradient is taken
 with it, when of the logits theirs alone is left, and added to that of the chunks before. The gradient of a tied
 embedding is there from the head on, and twice when the embedding adds its own. Where gradients of earlier batches are
@@ -49,7 +49,7 @@ from frostline.cost._bottom import read_ahead, replaced
 from frostline.cost._flora import state_numbers, sum_numbers
 from frostline.cost._flow import Flow, as_trained, flow
 from frostline.cost._held import ABOVE, BELOW, Gathered, gathered, held, made_whole, on_a_device, place
-from frostline.cost._reads import chunked, head_positions, logit_positions
+from frostline.cost._loss_positions import chunked, head_positions, logit_positions
 from frostline.cost._workload import FLOAT, Workload, state_bytes
 from frostline.plan import FloraOptions, Optimizer, Plan
 

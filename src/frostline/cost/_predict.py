@@ -20,12 +20,12 @@ from frostline.plan import Plan
 @dataclass(frozen=True)
 class Prediction:
     """The predicted cost of a plan. Ratios are to full fine-tuning of the same model on the same workload, without
-    a cold store and with every position computed. `run_flops_ratio` includes the cold pass, if there is one.
+    an activation cache and with every position computed. `run_flops_ratio` includes the caching pass, if there is one.
 
-    `run_flops` are the operations of the run, `disk_bytes` what the cold store takes when all rows are in it: both of
-    all devices together. `memory` is one device's, in bytes by part; `assumes` is the workload.
+    `run_flops` are the operations of the run, `disk_bytes` what the activation cache takes when all rows are in it:
+    both of all devices together. `memory` is one device's, in bytes by part; `assumes` is the workload.
 
-    Parameters are exact. `run_seconds` and `time_ratio`, the cold pass included, are None without a speed.
+    Parameters are exact. `run_seconds` and `time_ratio`, the caching pass included, are None without a speed.
     """
 
     trainable_parameters: int
@@ -82,7 +82,7 @@ def predict(plan: Plan, anatomy: Anatomy, workload: Workload, speed: Speed | Non
         time_ratio=ratio,
         memory_ratio=own.peak / full.peak,
         memory=own,
-        disk_bytes=bytes_on_disk(flow(plan, anatomy), workload) if workload.cold_store else 0,
+        disk_bytes=bytes_on_disk(flow(plan, anatomy), workload) if workload.activation_cache else 0,
         assumes=workload.model_dump(mode="json"),
     )
 

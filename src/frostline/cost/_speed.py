@@ -16,12 +16,12 @@ computing only what the loss reads costs beside what it saves. So a speed is rig
 precision that it was measured at, and roughly right near them: on one core, MiniLM and base16, one of 8 rows of 64
 tokens gave other speeds' steps within 11% from half to four times as many tokens, within 17% at a quarter.
 
-A cold pass takes its forward operations, and the store is compared on a few rows before it is used: with the bottom,
+A caching pass takes its forward operations, and the store is compared on a few rows before it is used: with the bottom,
 with its own states put back, and from the store.
 
-Left out: reading a cold store, which happens beside the step; evaluation, logging and saving; loading the model, and
-what else a run does once before its first step; communication between devices; and that blocks which train need no
-unpacking where frozen ones are rounded to few bits, once that costs more than weight gradients.
+Left out: reading an activation cache, which happens beside the step; evaluation, logging and saving; loading the
+model, and what else a run does once before its first step; communication between devices; and that blocks which train
+need no unpacking where frozen ones are rounded to few bits, once that costs more than weight gradients.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from dataclasses import dataclass
 from pydantic import BaseModel, ConfigDict, Field
 
 from frostline.anatomy import Anatomy, Part, select
-from frostline.cost._flops import Flops, bottom_flops, cold_pass_flops, step_flops
+from frostline.cost._flops import Flops, bottom_flops, caching_flops, step_flops
 from frostline.cost._flow import BlockFlow, Flow, flow
 from frostline.cost._parameters import trainable_parameters
 from frostline.cost._workload import Workload
 from frostline.plan import Plan
 
 CHECKED, CHECKS, PASSED_FOR_CHECK = 4, 3, 8
-"""Before a cold store is used: rows whose loss and gradients are compared, how often they are computed, and how many
-rows pass the bottom for it."""
+"""Before an activation cache is used: rows whose loss and gradients are compared, how often they are computed, and how
+many rows pass the bottom for it."""
 
 
 class Speed(BaseModel):
@@ -84,9 +84,10 @@ def step_seconds(plan: Plan, anatomy: Anatomy, workload: Workload, speed: Speed)
 
 
 def run_seconds(plan: Plan, anatomy: Anatomy, workload: Workload, speed: Speed) -> float:
-    """Predicted seconds of a run: what comes before a cold store is used, if one is, and the steps of all epochs."""
+    """Predicted seconds of a run: what comes before an activation cache is used, if one is, and the steps of all
+    epochs."""
     steps = workload.steps / workload.accumulation
-    before = _cold_seconds(plan, anatomy, workload, speed) if workload.cold_store else 0.0
+    before = _caching_seconds(plan, anatomy, workload, speed) if workload.activation_cache else 0.0
     return before + steps * step_seconds(plan, anatomy, workload, speed)
 
 
@@ -152,12 +153,12 @@ def _batch_seconds(plan: Plan, anatomy: Anatomy, workload: Workload, speed: Spee
     )
 
 
-def _cold_seconds(plan: Plan, anatomy: Anatomy, workload: Workload, speed: Speed) -> float:
-    """The cold pass, and the comparison of a few rows with and without the store."""
+def _caching_seconds(plan: Plan, anatomy: Anatomy, workload: Workload, speed: Speed) -> float:
+    """The caching pass, and the comparison of a few rows with and without the store."""
     epoch = bottom_flops(plan, anatomy, workload)
     if not epoch:
         return 0.0
-    passing = cold_pass_flops(plan, anatomy, workload) / workload.devices + epoch * PASSED_FOR_CHECK / workload.rows
+    passing = caching_flops(plan, anatomy, workload) / workload.devices + epoch * PASSED_FOR_CHECK / workload.rows
     batches = CHECKS * min(1.0, CHECKED / workload.batch)
     return passing * speed.forward + batches * _batch_seconds(plan, anatomy, workload, speed)
 

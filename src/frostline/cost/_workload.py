@@ -31,8 +31,8 @@ class Workload(BaseModel):
     from a config). `optimizer_options` are FLORA's, which runs on one device. `optimizer_in_backward` steps each
     parameter when its gradient is there, and frees that: on one device, without accumulation.
 
-    `cold_store`: what lies below the boundary runs once, before training, and its weights leave memory; the
-    store holds `stored_share` of the rows already. `reads_only`: the head and the loss run at label positions
+    `activation_cache`: what lies below the boundary runs once, before training, and its weights leave memory; the
+    store holds `stored_share` of the rows already. `loss_positions`: the head and the loss run at label positions
     alone, `label_share` of all, in chunks, and the last block computes keys and values everywhere but all else
     at label positions (a classifier's: at one position of each row), unless it has dropout.
     """
@@ -55,10 +55,10 @@ class Workload(BaseModel):
     label_tokens: int | None = Field(None, gt=0)
     frozen_dtype: Dtype = "float32"
     frozen_bits: Literal[4, 8] | None = None
-    cold_store: bool = False
+    activation_cache: bool = False
     stored_share: float = Field(0.0, ge=0, le=1)
     label_share: float = Field(1.0, gt=0, le=1)
-    reads_only: bool = False
+    loss_positions: bool = False
 
     @model_validator(mode="after")
     def _can_step_in_backward(self) -> Workload:
@@ -80,9 +80,14 @@ class Workload(BaseModel):
 
     @property
     def plain(self) -> Workload:
-        """The same work, done in full in every step: no cold store, every position computed, and an optimizer's step
-        after the backward pass."""
-        usual = {"cold_store": False, "stored_share": 0.0, "reads_only": False, "optimizer_in_backward": False}
+        """The same work, done in full in every step: no activation cache, every position computed, and an optimizer's
+        step after the backward pass."""
+        usual = {
+            "activation_cache": False,
+            "stored_share": 0.0,
+            "loss_positions": False,
+            "optimizer_in_backward": False,
+        }
         return self.model_copy(update=usual)
 
     @property

@@ -1,4 +1,4 @@
-"""Progress bars: of the cold pass, and of training with step, loss, speed and memory."""
+"""Progress bars: of the caching pass, and of training with step, loss, speed and memory."""
 
 from __future__ import annotations
 

@@ -22,15 +22,15 @@ from frostline.bottom import Load, Streaming
 from frostline.checkpoints import _state, load_delta, save_delta
 from frostline.core.errors import TrainingError, UserError
 from frostline.core.files import atomic_folder, disk_errors, read_json, write_json
-from frostline.engine._cold import ColdBottom, Mode
-from frostline.engine._cold_work import Replaceable
+from frostline.engine._cache import CachedBottom, Mode
+from frostline.engine._cache_work import Replaceable
 from frostline.engine._flora import Flora, check_flora
 from frostline.engine._in_backward import check_in_backward, step_in_backward
 from frostline.engine._observe import Observer
 from frostline.engine._optimizer import regroup
 from frostline.engine._ranks import ShareRanks, load_ranks, save_ranks
 from frostline.engine._sampler import GroupedByLength
-from frostline.loss_positions import Reads, read_only_what_counts
+from frostline.loss_positions import Reads, compute_at_loss_positions
 from frostline.plan import FixedSchedule, Plan, Schedule, document
 from frostline.surgery import Applied, applied_to, apply, change, check_loss_is_the_models
 
@@ -51,10 +51,10 @@ class Trainer(transformers.Trainer):
 
     `optimizer_cls_and_kwargs=(Flora, {...})` trains by FLORA; what it accumulates is compressed in the backward pass.
 
-    `cold_store` says whether rows pass the frozen bottom once and train from their stored states: `auto` where it is
-    right and pays, `on`, `off`; `cold_store_limit` is what all stores together may take, in bytes. `load_bottom`
-    reads the bottom block by block (`load_above`). `only_what_is_read` runs head and last block only where the loss
-    reads. What came of them: `cold.report`, `reads.notices`.
+    `activation_cache` says whether rows pass the frozen bottom once and train from their stored states: `auto` where
+    it is right and pays, `on`, `off`; `activation_cache_limit` is what all stores together may take, in bytes.
+    `load_bottom` reads the bottom block by block (`load_above`). `loss_positions` runs head and last block only where
+    the loss reads. What came of them: `cached.report`, `reads.notices`.
 
     Under a schedule the plan may change between steps: `changes` tells which came when, `seconds_until_settled` how
     long after the first step the last one came.
@@ -75,10 +75,10 @@ class Trainer(transformers.Trainer):
         plan: Plan | None = None,
         schedule: Schedule | None = None,
         optimizer_in_backward: bool = False,
-        cold_store: Mode = "auto",
-        cold_store_limit: int | None = None,
+        activation_cache: Mode = "auto",
+        activation_cache_limit: int | None = None,
         load_bottom: Load | None = None,
-        only_what_is_read: bool = True,
+        loss_positions: bool = True,
         **options: Any,
     ) -> None:
         if optimizer_in_backward and args is not None:
@@ -93,7 +93,7 @@ class Trainer(transformers.Trainer):
         self._first_step = math.nan
         if args is not None and args.activation_checkpointing:
             args.activation_checkpointing_kwargs = _non_reentrant(args.activation_checkpointing_kwargs)
-        self.only_what_is_read = only_what_is_read
+        self.loss_positions = loss_positions
         self.reads: Reads | None = None
         self.last_loss = math.nan
         self._step = -1
@@ -106,7 +106,9 @@ class Trainer(transformers.Trainer):
         check_loss_is_the_models(self.applied.plan, self._loss_is_custom())
         if not self.schedule.settled:
             self.data_collator = Replaceable(self.data_collator)
-        self.cold = ColdBottom(self, cold_store, cold_store_limit, _streaming(model, self.applied, load_bottom))
+        self.cache = CachedBottom(
+            self, activation_cache, activation_cache_limit, _streaming(model, self.applied, load_bottom)
+        )
 
     @property
     def applied(self) -> Applied:
@@ -114,7 +116,8 @@ class Trainer(transformers.Trainer):
         return cast(Applied, applied_to(cast(nn.Module, self.model)))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *positional: Any, **options: Any) -> Any:
-        """As `transformers.Trainer.train`; the cold store is used where it is right and pays (`cold.report`)."""
+        """As `transformers.Trainer.train`; the activation cache is used where it is right and pays
+        (`cached.report`)."""
         if resume_from_checkpoint is True:
             resume_from_checkpoint = get_last_checkpoint(str(self.args.output_dir))
         try:
@@ -122,7 +125,7 @@ class Trainer(transformers.Trainer):
                 begun_with = self.applied.plan
                 self._load_from_checkpoint(str(resume_from_checkpoint))
                 if self.applied.plan != begun_with:
-                    self.cold.end()  # what was decided was for that plan
+                    self.cache.end()  # what was decided was for that plan
                 self._loaded = str(resume_from_checkpoint)
                 if self._made_optimizer:  # over what another plan may have trained
                     self.optimizer = None
@@ -133,37 +136,37 @@ class Trainer(transformers.Trainer):
             self._end_plan()
 
     def _begin_plan(self) -> None:
-        self.cold.begin()
+        self.cache.begin()
         self.reads = self._read_less()
 
     def _end_plan(self) -> None:
         if self.reads is not None:
             self.reads.remove()
-        self.cold.end()
+        self.cache.end()
 
     def whole_model(self) -> AbstractContextManager[None]:
-        """Inside, the model runs on any input also while it trains from the cold store."""
-        return self.cold.whole_model()
+        """Inside, the model runs on any input also while it trains from the activation cache."""
+        return self.cache.whole_model()
 
     def _read_less(self) -> Reads | None:
         rows: Any = self.train_dataset
         whole = self._loss_is_custom() or self.applied.plan.forward.layered
-        if not self.only_what_is_read or whole or not hasattr(rows, "__len__") or self.is_fsdp_enabled:
+        if not self.loss_positions or whole or not hasattr(rows, "__len__") or self.is_fsdp_enabled:
             return None
         collate = self._get_collator_with_removed_columns(self.data_collator)
         batch = dict(collate([rows[index] for index in range(min(3, len(rows)))]))
-        with self.cold.feeding(batch), self.accelerator.autocast():
-            return read_only_what_counts(self.model, self.applied.anatomy, self._prepare_inputs(batch), exact=False)
+        with self.cache.feeding(batch), self.accelerator.autocast():
+            return compute_at_loss_positions(self.model, self.applied.anatomy, self._prepare_inputs(batch), exact=False)
 
     def _loss_is_custom(self) -> bool:
         return self.label_smoother is not None or self.compute_loss_func is not None
 
     def evaluate(self, eval_dataset: Any = None, *positional: Any, **options: Any) -> dict[str, float]:
-        with nullcontext() if self.cold.holds(eval_dataset) else self.whole_model():
+        with nullcontext() if self.cache.holds(eval_dataset) else self.whole_model():
             return cast(dict[str, float], super().evaluate(eval_dataset, *positional, **options))
 
     def predict(self, test_dataset: Any, *positional: Any, **options: Any) -> Any:
-        with nullcontext() if self.cold.holds(test_dataset) else self.whole_model():
+        with nullcontext() if self.cache.holds(test_dataset) else self.whole_model():
             return super().predict(test_dataset, *positional, **options)
 
     def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
@@ -231,7 +234,7 @@ class Trainer(transformers.Trainer):
         return optimizer if isinstance(optimizer, Flora) and self.args.gradient_accumulation_steps > 1 else None
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *positional: Any, **options: Any) -> Any:
-        with self.cold.feeding(inputs):
+        with self.cache.feeding(inputs):
             loss = super().compute_loss(model, inputs, *positional, **options)
         if self.optimizer_in_backward and model.training:  # no later check comes before a step
             self._check_loss(loss.item())

@@ -22,7 +22,7 @@ from frostline.anatomy import Anatomy
 from frostline.core.errors import FrostlineError, first_line
 from frostline.core.labels import IGNORED
 from frostline.hooks import all_trained, forwards, undisturbed
-from frostline.loss_positions._positions import ReadRule, targets
+from frostline.loss_positions._positions import LossRule, targets
 
 _CHUNK_BYTES = 64 << 20
 _BYTES_A_SCORE = 4
@@ -58,7 +58,7 @@ class ChunkedHead:
 
     forward: Callable[..., Any]
     head: Head
-    rule: ReadRule
+    rule: LossRule
     chunk: int
 
     def labelled(self, inputs: Mapping[str, Any]) -> int:
@@ -80,7 +80,7 @@ class ChunkedHead:
 
 
 def find_head(
-    model: Any, forward: Callable[..., Any], anatomy: Anatomy, rule: ReadRule, inputs: Mapping[str, Any]
+    model: Any, forward: Callable[..., Any], anatomy: Anatomy, rule: LossRule, inputs: Mapping[str, Any]
 ) -> Head:
     """The head of `model`, whose own forward is `forward`: seen by running it on a small batch.
 
@@ -132,7 +132,7 @@ def score_chunk(
     forward: Callable[..., Any],
     stacks: Sequence[nn.Module],
     ran: Sequence[Any],
-    rule: ReadRule,
+    rule: LossRule,
     inputs: Mapping[str, Any],
     hidden: Tensor,
     wanted: Tensor,
@@ -140,7 +140,7 @@ def score_chunk(
     """The model's output for hidden states [n, d] after its last stack, with their labels [n]."""
     chunk = type(ran[-1])(last_hidden_state=hidden[None])
     labels = {"labels": wanted[None]}
-    if rule is ReadRule.BEFORE_LABELS:
+    if rule is LossRule.BEFORE_LABELS:
         labels["shift_labels"] = wanted[None]
     given = dict(zip(stacks, [*ran[:-1], chunk], strict=True))
     with forwards({stack: partial(_give, output) for stack, output in given.items()}):

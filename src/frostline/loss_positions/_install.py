@@ -16,7 +16,7 @@ from frostline.hooks import ForwardPatch
 from frostline.loss_positions._agreement import disagreement
 from frostline.loss_positions._head import ChunkedHead, HeadRunsWhole, default_chunk, find_head
 from frostline.loss_positions._last_block import NarrowBlock, RunsWhole, find_sides
-from frostline.loss_positions._positions import ReadRule, one_label_a_token, reads
+from frostline.loss_positions._positions import LossRule, one_label_a_token, reads
 from frostline.loss_positions._rule import draws_random_numbers, read_rule
 
 # A call with one of these asks for more than a loss, or brings keys from before.
@@ -29,7 +29,7 @@ _WANTS_MORE = (
 )
 
 
-def read_only_what_counts(
+def compute_at_loss_positions(
     model: Any, anatomy: Anatomy, batch: Mapping[str, Any], *, chunk: int | None = None, exact: bool = True
 ) -> Reads:
     """Let training steps of `model` compute only what their loss reads, from now on and in place.
@@ -48,7 +48,7 @@ def read_only_what_counts(
 
 
 class Reads:
-    """What `read_only_what_counts` did to a model.
+    """What `compute_at_loss_positions` did to a model.
 
     `rule` says which positions of the last block's output the loss reads; `last_block` and `chunked_head`
     whether those run only there; `notices` what runs whole and why, a line each.
@@ -120,7 +120,7 @@ class Reads:
     def _narrow_block(self, block: nn.Module, batch: Mapping[str, Any], exact: bool) -> None:
         if next(block.parameters(), None) is None:
             return None  # a stand-in for a block below the boundary: it computes nothing
-        if self.rule is ReadRule.ALL:
+        if self.rule is LossRule.ALL:
             return self._whole("block", "the loss reads all of its output")
         if any(part.balance for part in mixtures(block)):
             return self._whole("block", "its experts are balanced over all tokens")

@@ -18,7 +18,7 @@ from torch.nn import functional
 from frostline.core.labels import IGNORED
 
 
-class ReadRule(StrEnum):
+class LossRule(StrEnum):
     """Where the loss looks: the labels' positions, those before them, or one position of each row."""
 
     LABELS = "labels"
@@ -30,7 +30,7 @@ class ReadRule(StrEnum):
 
     @property
     def by_label(self) -> bool:
-        return self in (ReadRule.LABELS, ReadRule.BEFORE_LABELS)
+        return self in (LossRule.LABELS, LossRule.BEFORE_LABELS)
 
 
 def one_label_a_token(labels: Any) -> bool:
@@ -38,16 +38,16 @@ def one_label_a_token(labels: Any) -> bool:
     return isinstance(labels, Tensor) and labels.dim() == 2 and not labels.is_floating_point()
 
 
-def targets(rule: ReadRule, inputs: Mapping[str, Any]) -> Tensor:
+def targets(rule: LossRule, inputs: Mapping[str, Any]) -> Tensor:
     """The label that each position predicts, [B, T], `IGNORED` where there is none."""
     labels: Tensor = inputs["labels"]
-    if rule is ReadRule.LABELS:
+    if rule is LossRule.LABELS:
         return labels
     shifted: Tensor | None = inputs.get("shift_labels")
     return functional.pad(labels[:, 1:], (0, 1), value=IGNORED) if shifted is None else shifted
 
 
-def reads(rule: ReadRule, inputs: Mapping[str, Any], pad_token_id: int | None) -> Tensor | None:
+def reads(rule: LossRule, inputs: Mapping[str, Any], pad_token_id: int | None) -> Tensor | None:
     """Whether the loss of a batch reads a position, [B, T]; None when the batch does not say.
 
     `LAST_TOKEN` is the rightmost one that is not the padding token (as transformers' classifiers have it),
@@ -57,15 +57,15 @@ def reads(rule: ReadRule, inputs: Mapping[str, Any], pad_token_id: int | None) -
     if rule.by_label:
         return targets(rule, inputs) != IGNORED
     ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
-    if ids is None or (mask is None and rule is ReadRule.LAST_ATTENDED):
+    if ids is None or (mask is None and rule is LossRule.LAST_ATTENDED):
         return None
-    if rule is ReadRule.ALL:
+    if rule is LossRule.ALL:
         return torch.ones_like(ids, dtype=torch.bool)
     steps = torch.arange(ids.shape[1], device=ids.device)
-    if rule is ReadRule.LAST_TOKEN:
+    if rule is LossRule.LAST_TOKEN:
         counted = torch.ones_like(ids) if pad_token_id is None else ids != pad_token_id
         chosen = (steps * counted).argmax(1)
-    elif rule is ReadRule.LAST_ATTENDED:
+    elif rule is LossRule.LAST_ATTENDED:
         chosen = (steps * (mask != 0)).argmax(1)
     else:
         chosen = torch.zeros_like(ids[:, 0])

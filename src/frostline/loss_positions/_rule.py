@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from frostline.hooks import device_of, generator_state, hidden_of, undisturbed, with_hidden
-from frostline.loss_positions._positions import ReadRule, one_label_a_token, reads
+from frostline.loss_positions._positions import LossRule, one_label_a_token, reads
 
 
-def read_rule(model: Any, block: nn.Module, inputs: Mapping[str, Any]) -> ReadRule:
+def read_rule(model: Any, block: nn.Module, inputs: Mapping[str, Any]) -> LossRule:
     """The rule by which the loss of `model` reads the output of `block`, its last one.
 
     `inputs` is a small batch, better with rows of unequal length: the model runs on it once. `ALL` when no
@@ -28,13 +28,13 @@ def read_rule(model: Any, block: nn.Module, inputs: Mapping[str, Any]) -> ReadRu
         inputs["input_ids"] = _ending_in_padding(inputs, pad_token_id)
     found = _gradient(model, block, inputs, by_label)
     if found is None or not found.any():
-        return ReadRule.ALL
-    for rule in ReadRule:
-        if rule.by_label == by_label and rule is not ReadRule.ALL:
+        return LossRule.ALL
+    for rule in LossRule:
+        if rule.by_label == by_label and rule is not LossRule.ALL:
             expected = reads(rule, inputs, pad_token_id)
             if expected is not None and torch.equal(expected, found):
                 return rule
-    return ReadRule.ALL
+    return LossRule.ALL
 
 
 def draws_random_numbers(model: Any, block: nn.Module, inputs: Mapping[str, Any]) -> bool:

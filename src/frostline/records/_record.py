@@ -56,9 +56,9 @@ class Measured(_Data):
 
     `peak_memory_bytes` is the peak of private anonymous memory above that before the model was loaded, on
     a CPU, and the allocator's peak on CUDA; `seconds_per_step` is the median over the steps after the first.
-    `train_seconds` is the cold pass and all steps together; `cold_pass_seconds` of it went into deciding on the cold
-    store and filling it (0 with `cold_store: off`). `cold_pass_peak_memory_bytes` is the peak meanwhile, and
-    `peak_memory_bytes` that of the steps.
+    `train_seconds` is the caching pass and all steps together; `caching_seconds` of it went into deciding on the
+    activation cache and filling it (0 with `activation_cache: off`). `caching_peak_memory_bytes` is the peak
+    meanwhile, and `peak_memory_bytes` that of the steps.
     `cpu_seconds_per_step` is likewise the median processor time of all threads (none on an accelerator): on a
     machine that others use too it says more than wall time.
     `selection_seconds` is the time until the strategy had chosen its plan: measuring signals, the steps of a warm-up.
@@ -67,13 +67,13 @@ class Measured(_Data):
 
     train_seconds: float
     seconds_per_step: float | None
-    cold_pass_seconds: float
+    caching_seconds: float
     peak_memory_bytes: int
     steps: int
     tokens_per_second: float | None = None
     cpu_seconds_per_step: float | None = None
     resumed_at_step: int = 0
-    cold_pass_peak_memory_bytes: int | None = None
+    caching_peak_memory_bytes: int | None = None
     selection_seconds: float = 0.0
 
 

@@ -36,12 +36,12 @@ from frostline.run._device import device
 from frostline.run._timeline import CLOCKS, FEWEST, WARM_UP, Clock, Clocks, StepsInTime, TimedTrainer, Timeline
 from frostline.run._versions import versions
 from frostline.run._work import optimizer_of
-from frostline.surgery import quantise_frozen
+from frostline.surgery import quantize_frozen
 
 BLOCKS = 5
 """Blocks of the part in each stack: one of each kind, and the last."""
 MOST_STEPS = 50
-_BESIDE = {"rows", "epochs", "accumulation", "devices", "optimizer_in_backward", "cold_store", "stored_share"}
+_BESIDE = {"rows", "epochs", "accumulation", "devices", "optimizer_in_backward", "activation_cache", "stored_share"}
 """Of a workload, what a speed does not depend on."""
 
 log = logging.getLogger(__name__)
@@ -104,16 +104,16 @@ def measure(
             model,
             _arguments(single, folder),
             plan=plan,
-            cold_store="off",
+            activation_cache="off",
             optimizer_cls_and_kwargs=optimizer_of(single, seed=0),
-            only_what_is_read=single.reads_only,
+            loss_positions=single.loss_positions,
             train_dataset=_rows(model, anatomy, single),
             callbacks=[StepsInTime(timeline, seconds), *callbacks],
         )
         trainer.remove_callback(PrinterCallback)
         trainer.timeline = timeline
         if single.frozen_bits:
-            quantise_frozen(model, anatomy, single.frozen_bits)
+            quantize_frozen(model, anatomy, single.frozen_bits)
         timeline.watch(model, anatomy)
         trainer.train()
         embeddings = _embedding_gradient(model, single, clocks)

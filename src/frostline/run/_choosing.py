@@ -25,9 +25,9 @@ from frostline.tasks import draw_rows
 class Chosen:
     """What a strategy chose for a run.
 
-    `config` is the run's, with the batch, accumulation, checkpointing and cold store that a planner chose; `choice` is
-    all that it chose and over what, as plain data and in `lines`. `probe` is what the strategy measured, `speed` what
-    was calibrated, `seconds` the time that measuring (when it was done) and planning took.
+    `config` is the run's, with the batch, accumulation, checkpointing and activation cache that a planner chose;
+    `choice` is all that it chose and over what, as plain data and in `lines`. `probe` is what the strategy measured,
+    `speed` what was calibrated, `seconds` the time that measuring (when it was done) and planning took.
     """
 
     schedule: Schedule
@@ -61,10 +61,10 @@ def choose(
 
     # The run computes only what its loss reads; what it is compared with computes all.
     counts = config.budget.limits or config.calibrate
-    work = workload().model_copy(update={"reads_only": True}) if counts else Workload()
+    work = workload().model_copy(update={"loss_positions": True}) if counts else Workload()
     store = _asked_store(config) if config.budget.limits else None
     if store is not None:
-        work = work.model_copy(update={"cold_store": store})
+        work = work.model_copy(update={"activation_cache": store})
     situation = Situation(
         anatomy,
         config.seed,
@@ -72,7 +72,7 @@ def choose(
         budget=_with_disk(config),
         workload=work,
         speed=calibrate(model_config, model_class, work) if config.calibrate else None,
-        decided=frozenset() if store is None else frozenset({"cold_store"}),
+        decided=frozenset() if store is None else frozenset({"activation_cache"}),
     )
     schedule = choose_schedule(config.strategy, situation, config.strategy_options)
     choice: Choice | None = getattr(schedule, "choice", None)
@@ -80,7 +80,7 @@ def choose(
     if choice is not None:
         seconds += time.perf_counter() - begun - spent
         work = choice.workload
-        config = _with(config, work.batch, work.accumulation, work.checkpointing, work.cold_store)
+        config = _with(config, work.batch, work.accumulation, work.checkpointing, work.activation_cache)
     document = None if choice is None else choice.document()
     lines = () if choice is None else tuple(f"{label}: {line}" for label, line in choice.lines())
     return Chosen(schedule, config, document, lines, probes[-1] if probes else None, situation.speed, seconds)
@@ -89,7 +89,7 @@ def choose(
 def chosen_before(config: RunConfig, record: RunRecord) -> Chosen:
     """What a planner chose for a run that now goes on."""
     assert record.chosen is not None
-    settings = {key: record.chosen[key] for key in ("batch", "accumulation", "checkpointing", "cold_store")}
+    settings = {key: record.chosen[key] for key in ("batch", "accumulation", "checkpointing", "activation_cache")}
     schedule = FixedSchedule(Plan.read(record.plan))
     return Chosen(schedule, _with(config, **settings), record.chosen, lines=(), probe=None, speed=None, seconds=0.0)
 
@@ -109,28 +109,28 @@ def measure_here(hold: Callable[[], Held], bare: Any, anatomy: Anatomy, config: 
 
 
 def _asked_store(config: RunConfig) -> bool | None:
-    """Whether the run trains from a cold store, where its config decides."""
-    if config.streaming or config.cold_store == "on":
+    """Whether the run trains from an activation cache, where its config decides."""
+    if config.streaming or config.activation_cache == "on":
         return True
-    return False if config.cold_store == "off" or config.frozen_bits else None
+    return False if config.activation_cache == "off" or config.frozen_bits else None
 
 
 def _with_disk(config: RunConfig) -> Budget:
     """The budget, which the limit of all stores belongs to."""
-    limit, own = config.cold_store_bytes, config.budget.disk
+    limit, own = config.activation_cache_bytes, config.budget.disk
     if limit is None or not config.budget.limits or (own is not None and parse_size(own, "disk") <= limit):
         return config.budget
-    return config.budget.model_copy(update={"disk": config.cold_store_limit})
+    return config.budget.model_copy(update={"disk": config.activation_cache_limit})
 
 
-def _with(config: RunConfig, batch: int, accumulation: int, checkpointing: bool, cold_store: bool) -> RunConfig:
+def _with(config: RunConfig, batch: int, accumulation: int, checkpointing: bool, activation_cache: bool) -> RunConfig:
     """The config with what a planner chose besides the plan. A store that it chose may still prove impossible."""
-    store = config.cold_store if cold_store or config.frozen_bits else "off"
+    store = config.activation_cache if activation_cache or config.frozen_bits else "off"
     return config.model_copy(
         update={
             "batch_size": batch,
             "gradient_accumulation": accumulation,
             "checkpointing": checkpointing,
-            "cold_store": store,
+            "activation_cache": store,
         }
     )

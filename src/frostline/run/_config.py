@@ -42,10 +42,11 @@ class RunConfig(Options):
             `max_grad_norm: 0` and no accumulation.
         precision: `bfloat16` is autocast over float32 trained tensors; `auto` takes it where the hardware has it.
         frozen_dtype: what frozen tensors are kept in; `auto` keeps the checkpoint's. Trained ones are float32.
-        frozen_bits: hold the frozen matrices of the blocks in 8 or 4 bits while training (QLoRA); there is no cold
-            store then.
-        cold_store: run the frozen blocks below the lowest trained one once for all, and train from what they gave:
-            `auto` where that is right and pays. `cold_store_limit` is what all stores may take on disk, such as 20GB.
+        frozen_bits: hold the frozen matrices of the blocks in 8 or 4 bits while training (QLoRA); there is no
+            activation cache then.
+        activation_cache: run the frozen blocks below the lowest trained one once for all, and train from what they
+            gave: `auto` where that is right and pays. `activation_cache_limit` is what all stores may take on disk,
+            such as 20GB.
         streaming: read those frozen blocks one at a time, so that the whole model is never in memory.
         checkpointing: recompute the activations of trained blocks in the backward pass.
         eval_every, save_every: optimizer steps between evaluations on the loss, and between checkpoints; none
@@ -84,8 +85,8 @@ class RunConfig(Options):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     frozen_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     frozen_bits: Literal[4, 8] | None = None
-    cold_store: Literal["auto", "on", "off"] = "auto"
-    cold_store_limit: str | None = None
+    activation_cache: Literal["auto", "on", "off"] = "auto"
+    activation_cache_limit: str | None = None
     streaming: bool = False
     checkpointing: bool = False
     eval_every: PositiveInt | None = None
@@ -99,18 +100,18 @@ class RunConfig(Options):
     max_new_tokens: PositiveInt = 64
     generation: Decoding = Decoding()
 
-    @field_validator("cold_store", mode="before")
+    @field_validator("activation_cache", mode="before")
     @classmethod
     def _not_yaml_s(cls, value: Any) -> Any:
         """YAML reads a bare `on` or `off` as true or false."""
         return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
-    @field_validator("cold_store_limit", mode="before")
+    @field_validator("activation_cache_limit", mode="before")
     @classmethod
     def _a_size(cls, value: Any) -> Any:
         if isinstance(value, str | int) and not isinstance(value, bool):
             value = str(value)
-            parse_size(value, "cold_store_limit")
+            parse_size(value, "activation_cache_limit")
         return value
 
     @model_validator(mode="after")
@@ -119,9 +120,13 @@ class RunConfig(Options):
         return self
 
     @property
-    def cold_store_bytes(self) -> int | None:
-        """`cold_store_limit` in bytes."""
-        return None if self.cold_store_limit is None else parse_size(self.cold_store_limit, "cold_store_limit")
+    def activation_cache_bytes(self) -> int | None:
+        """`activation_cache_limit` in bytes."""
+        return (
+            None
+            if self.activation_cache_limit is None
+            else parse_size(self.activation_cache_limit, "activation_cache_limit")
+        )
 
     @property
     def folder(self) -> Path:

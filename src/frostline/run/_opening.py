@@ -55,19 +55,23 @@ def opening_record(prepared: Prepared) -> RunRecord:
             *applied.notices,
             *_choice_notices(prepared),
             *_cut_notice(prepared),
-            *_quantised_notice(prepared),
+            *_quantized_notice(prepared),
             *streaming_notices(config, task),
-            *_cold_notice(prepared),
+            *_cache_notice(prepared),
         ),
     )
 
 
 def predicted_cost(prepared: Prepared) -> dict[str, Any]:
-    """What the run is predicted to cost, with the cold store as things stand (`trainer.cold.report`)."""
-    applied, cold = prepared.trainer.applied, prepared.trainer.cold.report
-    stored = cold.found / (cold.rows + cold.found) if cold.used else 0.0
+    """What the run is predicted to cost, with the activation cache as things stand (`trainer.cache.report`)."""
+    applied, cached = prepared.trainer.applied, prepared.trainer.cache.report
+    stored = cached.found / (cached.rows + cached.found) if cached.used else 0.0
     work = workload_of(prepared.config, prepared.data, applied.anatomy, applied.config, applied.base_dtype)
-    reality = {"cold_store": cold.used, "stored_share": stored, "reads_only": not applied.plan.forward.layered}
+    reality = {
+        "activation_cache": cached.used,
+        "stored_share": stored,
+        "loss_positions": not applied.plan.forward.layered,
+    }
     workload = work.model_copy(update=reality)
     prediction = predict(applied.plan, applied.anatomy, workload, prepared.chosen.speed)
     return {**prediction.document(), "assumes": dict(prediction.assumes)}
@@ -83,8 +87,8 @@ def _choice_notices(prepared: Prepared) -> list[str]:
     return lines
 
 
-def _quantised_notice(prepared: Prepared) -> list[str]:
-    return [prepared.quantised.notice] if prepared.quantised else []
+def _quantized_notice(prepared: Prepared) -> list[str]:
+    return [prepared.quantized.notice] if prepared.quantized else []
 
 
 def _cut_notice(prepared: Prepared) -> list[str]:
@@ -92,13 +96,17 @@ def _cut_notice(prepared: Prepared) -> list[str]:
     return [f"{cut} of {rows} training rows are cut to {prepared.config.max_length} tokens"] if cut else []
 
 
-def _cold_notice(prepared: Prepared) -> list[str]:
-    """What is expected of the cold store, or why it is not used."""
-    report = prepared.trainer.cold.report
-    if (prepared.chosen.choice or {}).get("cold_store") and not report.used:
-        return [f"no cold store, which the plan for the budget counts on: {report.reason}"]
+def _cache_notice(prepared: Prepared) -> list[str]:
+    """What is expected of the activation cache, or why it is not used."""
+    report = prepared.trainer.cache.report
+    if (prepared.chosen.choice or {}).get("activation_cache") and not report.used:
+        return [f"no activation cache, which the plan for the budget counts on: {report.reason}"]
     if prepared.config.frozen_bits is not None:
-        return ["no cold store: frozen_bits keeps the bottom, rounded, in every step"]
-    if prepared.trainer.cold.mode == "off" or prepared.trainer.applied.plan.boundary == 0:
+        return ["no activation cache: frozen_bits keeps the bottom, rounded, in every step"]
+    if prepared.trainer.cache.mode == "off" or prepared.trainer.applied.plan.boundary == 0:
         return []
-    return [f"cold store: {report.estimate}" if report.used else f"no cold store: {report.estimate or report.reason}"]
+    return [
+        f"activation cache: {report.estimate}"
+        if report.used
+        else f"no activation cache: {report.estimate or report.reason}"
+    ]

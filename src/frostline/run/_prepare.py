@@ -29,7 +29,7 @@ from frostline.run._setup import check_length, config_for, load_model
 from frostline.run._split import trainer_for
 from frostline.run._streaming import load_streaming
 from frostline.run._work import Data, optimizer_of, workload_of
-from frostline.surgery import Quantised, quantise_frozen
+from frostline.surgery import Quantized, quantize_frozen
 from frostline.tasks import (
     Collator,
     Encoded,
@@ -54,7 +54,7 @@ class Prepared:
     model: Any
     trainer: Trainer
     steps: StepMeter
-    quantised: Quantised | None = None
+    quantized: Quantized | None = None
 
     @property
     def config(self) -> RunConfig:
@@ -71,9 +71,9 @@ def read_data(config: RunConfig) -> Data:
     kind = model_kind(model_config)
     if config.batching == "packed":
         _check_packable(config, task, kind)
-    if config.frozen_bits and (config.cold_store == "on" or config.streaming):
+    if config.frozen_bits and (config.activation_cache == "on" or config.streaming):
         raise UserError(
-            "frozen_bits: rounded blocks stay in memory, a cold store takes them out: leave one of them out"
+            "frozen_bits: rounded blocks stay in memory, an activation cache takes them out: leave one of them out"
         )
     rows, eval_rows = (encode(task, split, tokenizer, config.max_length, kind) for split in ("train", "eval"))
     for split in (rows, eval_rows):
@@ -82,10 +82,10 @@ def read_data(config: RunConfig) -> Data:
 
 
 def prepare(asked: RunConfig, data: Data, before: RunRecord | None = None) -> Prepared:
-    """Load the model, put it in a trainer, and decide on the cold store.
+    """Load the model, put it in a trainer, and decide on the activation cache.
 
     `before` is the record of a run that goes on: what a planner chose for it stays. Raises `UserError` for a strategy
-    that does not fit the model, and for a cold store or streaming that cannot be.
+    that does not fit the model, and for an activation cache or streaming that cannot be.
     """
     with quiet_libraries():
         model, chosen, load_bottom = _load(asked, data, before)
@@ -98,8 +98,8 @@ def prepare(asked: RunConfig, data: Data, before: RunRecord | None = None) -> Pr
             schedule=chosen.schedule,
             optimizer_cls_and_kwargs=optimizer_of(config, config.seed),
             optimizer_in_backward=config.optimizer_in_backward,
-            cold_store="off" if config.frozen_bits else config.cold_store,
-            cold_store_limit=config.cold_store_bytes,
+            activation_cache="off" if config.frozen_bits else config.activation_cache,
+            activation_cache_limit=config.activation_cache_bytes,
             load_bottom=load_bottom,
             train_dataset=data.rows,
             eval_dataset=data.eval_rows,
@@ -111,11 +111,11 @@ def prepare(asked: RunConfig, data: Data, before: RunRecord | None = None) -> Pr
         with suppress(OSError):  # transformers makes it, and what comes next may refuse; a folder in use stays
             config.folder.rmdir()
         bits = config.frozen_bits
-        quantised = quantise_frozen(model, trainer.applied.anatomy, bits) if bits else None
+        quantized = quantize_frozen(model, trainer.applied.anatomy, bits) if bits else None
         if config.batching == "packed":
             pack_rows(model, data.rows, PackingCollator())
-        trainer.cold.decide()
-    return Prepared(asked, chosen, data, model, trainer, steps, quantised)
+        trainer.cache.decide()
+    return Prepared(asked, chosen, data, model, trainer, steps, quantized)
 
 
 def _load(config: RunConfig, data: Data, before: RunRecord | None) -> tuple[Any, Chosen, Load | None]:

@@ -62,8 +62,8 @@ def streaming_notices(config: RunConfig, task: Task) -> list[str]:
 
 
 def _check_config(config: RunConfig) -> None:
-    if config.cold_store == "off":
-        raise UserError("streaming: true trains from the cold store: leave cold_store: off out")
+    if config.activation_cache == "off":
+        raise UserError("streaming: true trains from the activation cache: leave activation_cache: off out")
     if config.batching == "packed":
         raise UserError("streaming: batching: packed is checked on the whole model first: take batching: grouped")
 

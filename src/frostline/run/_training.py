@@ -69,10 +69,10 @@ def _run(
     config, trainer = prepared.config, prepared.trainer
     before = {} if config.streaming else _before(prepared, folder, checkpoint, console)
     memory.restart_peak()
-    record = _cold_pass(prepared, record, console)
-    passed_before = trainer.cold.active
-    cold_peak = memory.peak_bytes if passed_before else None
-    before_seconds = trainer.cold.report.seconds
+    record = _caching_pass(prepared, record, console)
+    passed_before = trainer.cache.active
+    caching_peak = memory.peak_bytes if passed_before else None
+    before_seconds = trainer.cache.report.seconds
     if config.streaming:  # only what passed the bottom can be evaluated
         before = _before(prepared, folder, checkpoint, console)
     bar = ProgressBar(console, config.strategy, memory, prepared.steps, lambda: trainer.last_loss)
@@ -109,14 +109,14 @@ def _run(
             "measured": Measured(
                 train_seconds=seconds,
                 seconds_per_step=median,
-                cold_pass_seconds=trainer.cold.report.seconds,
+                caching_seconds=trainer.cache.report.seconds,
                 peak_memory_bytes=peak,
                 steps=trainer.state.global_step,
                 tokens_per_second=tokens / median if median else None,
                 cpu_seconds_per_step=prepared.steps.cpu_median if split is None else None,  # others trained
                 resumed_at_step=trainer.state.global_step - len(prepared.steps.seconds),
                 selection_seconds=prepared.chosen.seconds + trainer.seconds_until_settled,
-                cold_pass_peak_memory_bytes=cold_peak,
+                caching_peak_memory_bytes=caching_peak,
             ),
             "split": None if split is None else split.document(),
             "routers": routers,
@@ -132,7 +132,7 @@ def _what_became(prepared: Prepared, record: RunRecord, console: Console) -> Run
     trainer = prepared.trainer
     notices = list(trainer.reads.notices) if trainer.reads is not None else []
     if trainer.changes:
-        notices.append(f"from step {trainer.changes[-1].step} on: cold store {trainer.cold.report.reason}")
+        notices.append(f"from step {trainer.changes[-1].step} on: activation cache {trainer.cache.report.reason}")
         record = record.model_copy(update={"predicted": predicted_cost(prepared)})
     split = split_report(trainer)
     if split is not None:
@@ -142,15 +142,15 @@ def _what_became(prepared: Prepared, record: RunRecord, console: Console) -> Run
     return record.model_copy(update={"notices": (*record.notices, *notices)})
 
 
-def _cold_pass(prepared: Prepared, record: RunRecord, console: Console) -> RunRecord:
-    """Fill the cold store, if one is to be used; the record then says what became of it."""
-    cold = prepared.trainer.cold
-    if not cold.report.used:
+def _caching_pass(prepared: Prepared, record: RunRecord, console: Console) -> RunRecord:
+    """Fill the activation cache, if one is to be used; the record then says what became of it."""
+    cached = prepared.trainer.cache
+    if not cached.report.used:
         return record
-    with quiet_libraries(), pass_bar(console, "cold pass") as cold.progress:
-        cold.begin()
-    freed = f", {size_text(cold.report.freed_bytes)} of weights left memory" if cold.report.freed_bytes else ""
-    notice = f"cold store {cold.report.reason}{freed}"
+    with quiet_libraries(), pass_bar(console, "caching pass") as cached.progress:
+        cached.begin()
+    freed = f", {size_text(cached.report.freed_bytes)} of weights left memory" if cached.report.freed_bytes else ""
+    notice = f"activation cache {cached.report.reason}{freed}"
     console.print(f"note: {notice}")
     # The store is off after all when the first batch is not the same with it.
     return record.model_copy(
@@ -173,7 +173,7 @@ def _check_folder(folder: Path, config: RunConfig, resume: bool) -> str | None:
         raise UserError(f"the run in {folder} is finished: there is nothing to resume")
     wanted = config.model_dump(mode="json")
     for key in wanted:
-        if key not in ("out", "threads", "cold_store_limit") and record.config.get(key) != wanted[key]:
+        if key not in ("out", "threads", "activation_cache_limit") and record.config.get(key) != wanted[key]:
             raise UserError(f"cannot resume {folder}: {key} was {record.config.get(key)!r}, now {wanted[key]!r}")
     last: str | None = get_last_checkpoint(str(folder))
     return last

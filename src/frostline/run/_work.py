@@ -39,7 +39,7 @@ class Data:
 
 
 def workload_of(config: RunConfig, data: Data, anatomy: Anatomy, model_config: Any, dtype: str) -> Workload:
-    """The work of a run: every position computed in every step, without a cold store.
+    """The work of a run: every position computed in every step, without an activation cache.
 
     `model_config` and `dtype` are those of the model before a plan is applied.
     """

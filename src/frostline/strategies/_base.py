@@ -27,7 +27,7 @@ class Situation:
 
     `measure` measures the model on its task; None where there is no task, or no weights. `budget` is what training
     may take, `workload` the work that it is counted for, and `speed` what the machine makes of it. `decided` names what
-    of the workload a planner has to leave as it is: `batch`, `checkpointing`, `cold_store`.
+    of the workload a planner has to leave as it is: `batch`, `checkpointing`, `activation_cache`.
     """
 
     anatomy: Anatomy

@@ -16,7 +16,7 @@ class Budget(Options):
         memory: peak memory of a device, as a size (`8GB`) or as a share of full fine-tuning's (`0.5`).
         time: of the whole run, as a duration (`90s`, `20min`, `2h`: wants a calibrated machine) or as a share of
             full fine-tuning's.
-        disk: what the cold store may take, as a size.
+        disk: what the activation cache may take, as a size.
     """
 
     memory: str | float | None = None

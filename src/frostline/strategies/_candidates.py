@@ -20,7 +20,7 @@ from frostline.strategies._limits import Resource
 from frostline.strategies._presets import head_only
 
 LORA_RATE = 10.0
-Setting = Literal["batch", "checkpointing", "cold_store"]
+Setting = Literal["batch", "checkpointing", "activation_cache"]
 
 
 class Freedom(Options):
@@ -29,13 +29,13 @@ class Freedom(Options):
     Attributes:
         modes: how the blocks may train: `full`, `lora`.
         choose: settings of the run that the planner sets: `batch` (with the accumulation that keeps the rows of an
-            optimizer step), `checkpointing`, `cold_store`. Others stay as the run has them.
+            optimizer step), `checkpointing`, `activation_cache`. Others stay as the run has them.
         lora: the low-rank update, by default at ten times the run's learning rate [inferred].
         lora_worth: what LoRA on a block gains of what training it in full does [inferred].
     """
 
     modes: tuple[Literal["full", "lora"], ...] = Field(("full", "lora"), min_length=1)
-    choose: tuple[Setting, ...] = ("batch", "checkpointing", "cold_store")
+    choose: tuple[Setting, ...] = ("batch", "checkpointing", "activation_cache")
     lora: Lora = Lora(lr_scale=LORA_RATE)
     lora_worth: float = Field(0.3, gt=0, le=1)
 
@@ -51,7 +51,7 @@ class Way:
 
     mode: Mode
     checkpointing: bool
-    cold_store: bool
+    activation_cache: bool
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Candidates:
     def rank(self, candidate: Candidate) -> tuple[float, ...]:
         """Sorts the better first: by gain, then by time, then by how little is changed of what was asked."""
         way, ratio = candidate.way, candidate.batch / self._asked.batch
-        settings = abs(math.log(ratio)), way.checkpointing, way.cold_store, -ratio
+        settings = abs(math.log(ratio)), way.checkpointing, way.activation_cache, -ratio
         return (-self.gain(candidate), self.use("time", candidate), *settings)
 
     def plan(self, candidate: Candidate) -> Plan:
@@ -115,7 +115,7 @@ class Candidates:
             "batch": candidate.batch,
             "accumulation": asked.batch * asked.accumulation // candidate.batch,
             "checkpointing": way.checkpointing,
-            "cold_store": way.cold_store,
+            "activation_cache": way.activation_cache,
         }
         return asked.model_copy(update=chosen)
 
@@ -129,8 +129,8 @@ class Candidates:
 
     def _with_or_without_store(self) -> tuple[bool, ...]:
         """No store where its pass takes rows that training never reaches, nor with rounded frozen blocks."""
-        if "cold_store" not in self._freedom.choose:
-            return (self._asked.cold_store,)
+        if "activation_cache" not in self._freedom.choose:
+            return (self._asked.activation_cache,)
         may_pay = self._asked.epochs >= 1 - self._asked.stored_share and self._asked.frozen_bits is None
         return (False, True) if may_pay else (False,)
 
@@ -152,7 +152,7 @@ class Candidates:
         if way.mode == "head":
             return [[self._situation.blocks]]
         boundaries = [index for index, worth in enumerate(self._worths) if worth > 0]
-        if not way.cold_store:
+        if not way.activation_cache:
             return [boundaries] if boundaries else []
         stretches = groupby(boundaries, self._stacks_below)
         return [list(stretch) for stacks, stretch in stretches if stacks]
@@ -173,7 +173,7 @@ class Candidates:
         if resource == "memory":
             return memory(plan, anatomy, workload).peak
         if resource == "disk":
-            return predict(plan, anatomy, workload).disk_bytes if candidate.way.cold_store else 0.0
+            return predict(plan, anatomy, workload).disk_bytes if candidate.way.activation_cache else 0.0
         return run_flops(plan, anatomy, workload) if speed is None else run_seconds(plan, anatomy, workload, speed)
 
 

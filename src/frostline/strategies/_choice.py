@@ -19,7 +19,7 @@ class Option:
 
     Attributes:
         mode: how the blocks from the plan's boundary on train; `head` where none does.
-        workload: the work as this way does it: batch, accumulation, checkpointing and cold store are chosen.
+        workload: the work as this way does it: batch, accumulation, checkpointing and activation cache are chosen.
         expected_gain: of training every block that is worth it in full, which gains 1.
         memory_share, time_share: of full fine-tuning of the workload as it was asked for.
     """
@@ -40,7 +40,7 @@ class Option:
         blocks = f"block {last}" if boundary == last else f"blocks {boundary}-{last}"
         parts = ["the head alone" if self.mode == "head" else f"{blocks} {_HOW[self.mode]}"]
         parts.append(f"batches of {work.batch}" + (f" x {work.accumulation}" if work.accumulation > 1 else ""))
-        parts += ["checkpointing"] * work.checkpointing + ["a cold store"] * work.cold_store
+        parts += ["checkpointing"] * work.checkpointing + ["an activation cache"] * work.activation_cache
         return ", ".join(parts)
 
     @property
@@ -63,7 +63,7 @@ class Option:
             "batch": work.batch,
             "accumulation": work.accumulation,
             "checkpointing": work.checkpointing,
-            "cold_store": work.cold_store,
+            "activation_cache": work.activation_cache,
             "expected_gain": round(self.expected_gain, 6),
             "memory_share": round(self.memory_share, 6),
             "time_share": round(self.time_share, 6),
@@ -107,7 +107,7 @@ class ConstraintCost:
 class Choice(Option):
     """The option with the largest expected gain within a budget.
 
-    `runner_up` is the best that differs in mode, checkpointing or cold store; None where no such one fits.
+    `runner_up` is the best that differs in mode, checkpointing or activation cache; None where no such one fits.
     `constraints` tells what each limit of the budget cost.
     """
 

@@ -1,7 +1,7 @@
 """The planner: of all plans that a budget allows, the one with the largest expected gain.
 
 A candidate trains the blocks from its boundary to the top, in full or with LoRA, in batches that together are an
-optimizer step of the workload's, with or without checkpointing and a cold store. Its expected gain is
+optimizer step of the workload's, with or without checkpointing and an activation cache. Its expected gain is
 
     share of the blocks' worth above the boundary  x  worth of the mode (full: 1, LoRA: less)
 

@@ -2,16 +2,16 @@
 
 from frostline.surgery._apply import Applied, applied_to, apply, change, remember, to_plain
 from frostline.surgery._forward import check_loss_is_the_models, reads_below
-from frostline.surgery._quantize import Quantised, quantise_frozen
+from frostline.surgery._quantize import Quantized, quantize_frozen
 
 __all__ = [
     "Applied",
-    "Quantised",
+    "Quantized",
     "applied_to",
     "apply",
     "change",
     "check_loss_is_the_models",
-    "quantise_frozen",
+    "quantize_frozen",
     "reads_below",
     "remember",
     "to_plain",

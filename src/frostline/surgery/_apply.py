@@ -29,9 +29,9 @@ class Applied:
     `anatomy`, `base` (tensor name -> hash), `base_dtype` and `config` are those of the model before;
     `lr_scales` maps the name of every trained parameter of the model as it is now to its learning-rate scale.
     `plan` is the current one and `first` that which training began with; `changed` is whatever has trained so far, by
-    name, also when it lies in blocks that are out of the model while it trains from the cold store; `originals` are the
-    values that some of it began with. `adapters` names the trainable parameters that the plan added, by the methods of
-    `peft_models`.
+    name, also when it lies in blocks that are out of the model while it trains from the activation cache; `originals`
+    are the values that some of it began with. `adapters` names the trainable parameters that the plan added, by the
+    methods of `peft_models`.
     """
 
     plan: Plan

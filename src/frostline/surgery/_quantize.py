@@ -24,8 +24,8 @@ Bits = Literal[4, 8]
 
 
 @dataclass(frozen=True)
-class Quantised:
-    """What `quantise_frozen` did: how many matrices, and their bytes before and after."""
+class Quantized:
+    """What `quantize_frozen` did: how many matrices, and their bytes before and after."""
 
     bits: Bits
     matrices: int
@@ -40,7 +40,7 @@ class Quantised:
         )
 
 
-def quantise_frozen(model: nn.Module, anatomy: Anatomy, bits: Bits) -> Quantised:
+def quantize_frozen(model: nn.Module, anatomy: Anatomy, bits: Bits) -> Quantized:
     """Hold the frozen matrices of the blocks of `model` in 8 or 4 bits, in place, after a plan was applied.
 
     The frozen matrices of a LoRA block are rounded too. Left as they are: embeddings, head, norms, biases, experts
@@ -53,15 +53,15 @@ def quantise_frozen(model: nn.Module, anatomy: Anatomy, bits: Bits) -> Quantised
     count = before = after = 0
     for name, linear in list(_frozen_linears(model, anatomy)):
         owner, _, attribute = name.rpartition(".")
-        rounded = RoundedLinear(linear, bits, library.functional).train(linear.training)
+        rounded = QuantizedLinear(linear, bits, library.functional).train(linear.training)
         setattr(model.get_submodule(owner), attribute, rounded)
         count, before, after = count + 1, before + linear.weight.nbytes, after + rounded.bytes
     if not count:
         raise UserError("frozen_bits: the plan freezes no matrix that could be rounded: leave it out")
-    return Quantised(bits, count, before, after)
+    return Quantized(bits, count, before, after)
 
 
-class RoundedLinear(nn.Module):
+class QuantizedLinear(nn.Module):
     """A frozen linear layer whose matrix [out, in] is held in 8 or 4 bits."""
 
     codes: Tensor
@@ -106,7 +106,7 @@ class _Product(torch.autograd.Function):
     """inputs [..., in] times the matrix; for the backward pass the matrix is made again instead of kept."""
 
     @staticmethod
-    def forward(ctx: Any, inputs: Tensor, linear: RoundedLinear) -> Tensor:
+    def forward(ctx: Any, inputs: Tensor, linear: QuantizedLinear) -> Tensor:
         ctx.linear = linear
         return nn.functional.linear(inputs, linear.weight)
 
@@ -134,7 +134,7 @@ def _bitsandbytes() -> Any:
             warnings.simplefilter("ignore", DeprecationWarning)
             import bitsandbytes
     except ImportError:
-        raise UserError("frozen_bits wants bitsandbytes: pip install 'frostline[quantised]'") from None
+        raise UserError("frozen_bits wants bitsandbytes: pip install 'frostline[quantized]'") from None
     finally:
         logger.setLevel(level)
     return bitsandbytes

@@ -1,6 +1,6 @@
-"""When a cold store pays.
+"""When an activation cache pays.
 
-In units of one forward pass of all rows through the frozen bottom: the cold pass costs `1 - stored`, for it takes
+In units of one forward pass of all rows through the frozen bottom: the caching pass costs `1 - stored`, for it takes
 every row that the store lacks, and each epoch saves one. Writing and reading add to that what was measured on a
 CPU with a decoder of 12 blocks of width 512 (methods.md, section 7): 3.4 ms a step to write and 1.4 ms to read
 the states of a bottom that takes 732 ms. So it pays from
@@ -31,10 +31,10 @@ READING = 1.4 / 732
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a cold store would do for a run; `str` tells it in one line.
+    """What an activation cache would do for a run; `str` tells it in one line.
 
     `epochs`: passes over the data. `bytes`: what it has to write. `break_even_epochs`: it pays above these.
-    `saved_share`: of the operations of the run without it; negative if the cold pass costs more than it saves.
+    `saved_share`: of the operations of the run without it; negative if the caching pass costs more than it saves.
     `reason`: why it pays or does not.
     """
 
@@ -52,8 +52,8 @@ class Estimate:
         return f"{passes}, {size_text(self.bytes)} to write, break-even at {self.break_even_epochs:.3g}: {self.reason}"
 
 
-def cold_store_pays(*, epochs: float, store_bytes: int, bottom_share: float, stored_share: float = 0.0) -> Estimate:
-    """Whether a cold store makes a run of `epochs` passes over the data cheaper.
+def cache_pays(*, epochs: float, store_bytes: int, bottom_share: float, stored_share: float = 0.0) -> Estimate:
+    """Whether an activation cache makes a run of `epochs` passes over the data cheaper.
 
     `store_bytes` is what the boundary states of all rows take; `stored_share` of them the store holds already.
     `bottom_share` is the share of a step's operations, without a store, that the frozen bottom's forward takes.
@@ -74,17 +74,17 @@ def cold_store_pays(*, epochs: float, store_bytes: int, bottom_share: float, sto
     )
 
 
-def cold_store_estimate(plan: Plan, anatomy: Anatomy, workload: Workload, store_bytes: int | None = None) -> Estimate:
-    """Whether a cold store makes training under `plan` on `workload` cheaper.
+def cache_estimate(plan: Plan, anatomy: Anatomy, workload: Workload, store_bytes: int | None = None) -> Estimate:
+    """Whether an activation cache makes training under `plan` on `workload` cheaper.
 
     `store_bytes` is what the states of all rows take, where it is known better than by `workload.length`, which
     counts padding. Raises `UserError` when the plan does not fit the anatomy.
     """
-    without = workload.model_copy(update={"cold_store": False})
+    without = workload.model_copy(update={"activation_cache": False})
     an_epoch = step_flops(plan, anatomy, without).total * workload.rows / workload.batch
     if store_bytes is None:
         store_bytes = bytes_on_disk(flow(plan, anatomy), workload)
-    return cold_store_pays(
+    return cache_pays(
         epochs=workload.epochs,
         store_bytes=store_bytes,
         bottom_share=bottom_flops(plan, anatomy, workload) / an_epoch,
@@ -96,7 +96,7 @@ def _why_not(epochs: float, wanted: float) -> str:
     if epochs > wanted:
         return "what it saves is less than writing and reading the states costs"
     if epochs < wanted:
-        return "the cold pass costs more than it saves, since it takes rows that training never reaches"
+        return "the caching pass costs more than it saves, since it takes rows that training never reaches"
     if wanted == 1:
         return "it saves nothing at one epoch: each row passes the frozen bottom once either way"
     return "it saves nothing: as many rows are missing from it as training reads"

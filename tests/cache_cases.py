@@ -1,4 +1,4 @@
-"""Small trainings with a frozen bottom, for the tests of the cold store."""
+"""Small trainings with a frozen bottom, for the tests of the activation cache."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def arguments(folder: Path, **options: Any) -> TrainingArguments:
     return TrainingArguments(output_dir=str(folder), **given | options)
 
 
-def cold_trainer(
+def cache_trainer(
     folder: Path,
     model: Any,
     store: Any = "on",
@@ -90,7 +90,7 @@ def cold_trainer(
     rows: Any = None,
     collator: Any = collate,
     limit: int | None = None,
-    only_what_is_read: bool = True,
+    loss_positions: bool = True,
     **options: Any,
 ) -> Trainer:
     """A trainer of `model` above `boundary`; `options` are those of transformers."""
@@ -101,16 +101,16 @@ def cold_trainer(
         train_dataset=rows_for(model) if rows is None else rows,
         eval_dataset=rows_for(model, 5, seed=2),
         data_collator=collator,
-        cold_store=store,
-        cold_store_limit=limit,
-        only_what_is_read=only_what_is_read,
+        activation_cache=store,
+        activation_cache_limit=limit,
+        loss_positions=loss_positions,
     )
 
 
 def train(*given: Any, **options: Any) -> Trainer:
-    """`cold_trainer`, trained."""
+    """`cache_trainer`, trained."""
     gc.freeze()  # a training collects garbage three times, and would look for it in all of transformers
-    trainer = cold_trainer(*given, **options)
+    trainer = cache_trainer(*given, **options)
     trainer.train()
     return trainer
 
@@ -122,7 +122,7 @@ def trained(folder: Path, name: str, store: str, boundary: int = 2, top: Any = N
 
 
 def streaming_trainer(folder: Path, model: Any, boundary: int, collator: Any = collate, **options: Any) -> Trainer:
-    """A trainer as `cold_trainer`'s, of a checkpoint whose bottom is read block by block."""
+    """A trainer as `cache_trainer`'s, of a checkpoint whose bottom is read block by block."""
     place = str(folder / "base")
     model.save_pretrained(place)
     model_class = AUTO_CLASSES[natural_task(model.config.model_type)]
@@ -144,8 +144,8 @@ def losses(trainer: Trainer, name: str = "loss") -> list[float]:
 
 def assert_same_training(with_it: Trainer, without: Trainer, bf16: bool = False) -> None:
     """The store was used, and gave the losses and, in float32, the weights of training without it."""
-    assert with_it.cold.report.used, with_it.cold.report.reason
-    assert not without.cold.report.used
+    assert with_it.cache.report.used, with_it.cache.report.reason
+    assert not without.cache.report.used
     assert losses(with_it) == pytest.approx(losses(without), abs=2e-2 if bf16 else 1e-4)
     if not bf16:
         got = trained_tensors(with_it.model)

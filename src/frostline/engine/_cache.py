@@ -1,4 +1,5 @@
-"""Training from the cold store: what a trainer does before its first step, around each step, and after the last."""
+"""Training from the activation cache: what a trainer does before its first step, around each step, and after the
+last."""
 
 from __future__ import annotations
 
@@ -13,19 +14,19 @@ from typing import Any, Literal
 from torch import Tensor
 
 from frostline.bottom import (
-    COLD_ROWS,
+    CACHED_ROWS,
+    ActivationCache,
     AlteredRow,
+    CachedRows,
+    CachingCollator,
     CannotCut,
-    ColdCollator,
-    ColdRows,
-    ColdStore,
     Cut,
     ReadAhead,
     StandIns,
     Streaming,
+    cached_rows,
+    caching_pass,
     check_room,
-    cold_pass,
-    cold_rows,
     come_back,
     crossing,
     leave_memory,
@@ -34,16 +35,16 @@ from frostline.bottom import (
 )
 from frostline.core.cache import default_root
 from frostline.core.errors import UserError
-from frostline.engine._cold_check import mismatch, padding_matters
-from frostline.engine._cold_work import ColdWork, Declined, Replaceable, bare_collator
+from frostline.engine._cache_check import mismatch, padding_matters
+from frostline.engine._cache_work import CacheWork, Declined, Replaceable, bare_collator
 
 Mode = Literal["auto", "on", "off"]
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class ColdReport:
-    """What became of the cold store in a run.
+class CacheReport:
+    """What became of the activation cache in a run.
 
     `reason` says why it was used or not, `estimate` what was expected of it (both one line). `rows` passed the
     frozen bottom in this run, `found` were in the store already; `bytes` is what the run's rows take on disk,
@@ -51,7 +52,7 @@ class ColdReport:
     """
 
     used: bool = False
-    reason: str = "cold_store: off"
+    reason: str = "activation_cache: off"
     estimate: str = ""
     rows: int = 0
     found: int = 0
@@ -64,25 +65,27 @@ class Mismatch(Declined):
     """Training from the store would not be the same training."""
 
 
-class ColdBottom:
+class CachedBottom:
     """The frozen bottom of a trainer's model: runs once, then its stored states stand in for it.
 
-    `decide` says whether the store will be used; `begin` makes the cold pass, compares a batch with and without,
+    `decide` says whether the store will be used; `begin` makes the caching pass, compares a batch with and without,
     and takes the bottom out of the model; `end` puts it back. In between batches come with their stored rows.
     `report` says what happened. The trainer calls all three; a caller who wants to know before may do so too.
     """
 
     def __init__(self, trainer: Any, mode: Mode, limit: int | None = None, streaming: Streaming | None = None) -> None:
         if mode not in ("auto", "on", "off"):
-            raise UserError(f"cold_store: '{mode}' is not one of auto, on, off")
+            raise UserError(f"activation_cache: '{mode}' is not one of auto, on, off")
         self.trainer, self.mode, self.limit, self.streaming = trainer, mode, limit, streaming
         if streaming is not None and mode == "off":
-            raise UserError("a bottom that is read block by block needs the cold store: take cold_store: on")
+            raise UserError(
+                "a bottom that is read block by block needs the activation cache: take activation_cache: on"
+            )
         self.root = default_root()
-        self.report = ColdReport()
+        self.report = CacheReport()
         self.progress: Callable[[int, int], None] = lambda done, rows: None
         self._decided = False
-        self._work: ColdWork | None = None
+        self._work: CacheWork | None = None
         self._standins: StandIns | None = None
         self._reader: ReadAhead | None = None
         self._collate: Any = None
@@ -93,13 +96,13 @@ class ColdBottom:
     def active(self) -> bool:
         return self._standins is not None
 
-    def decide(self) -> ColdReport:
+    def decide(self) -> CacheReport:
         """Whether the store is to be used and what is expected of it, before any row passes the bottom.
 
         Raises `UserError` when it was asked for (`on`) and cannot be used, or does not fit its disk.
         """
         if self.mode != "off" and not self._decided and not self.active:
-            self._decided, self.report = True, ColdReport()
+            self._decided, self.report = True, CacheReport()
             with self._trying():
                 self._prepare()
         return self.report
@@ -111,7 +114,7 @@ class ColdBottom:
             return
         with self._trying():
             self._take_over()
-        _log.info("cold store: %s", self.report.reason)
+        _log.info("activation cache: %s", self.report.reason)
 
     def end(self) -> None:
         """After training: the model is whole again (but for a bottom that is read block by block)."""
@@ -131,9 +134,9 @@ class ColdBottom:
             off = "off, because " if isinstance(error, Mismatch) else ""
             self.report = replace(self.report, used=False, reason=f"{off}{error}")
             if self.streaming is not None:
-                raise UserError(f"streaming needs the cold store, but {error}: take streaming: false") from None
+                raise UserError(f"streaming needs the activation cache, but {error}: take streaming: false") from None
             if self.mode == "on" and not isinstance(error, Mismatch):
-                raise UserError(f"cold_store: on, but {error}: take auto or off") from None
+                raise UserError(f"activation_cache: on, but {error}: take auto or off") from None
         finally:
             self.report = replace(self.report, seconds=self.report.seconds + time.perf_counter() - begun)
 
@@ -152,7 +155,9 @@ class ColdBottom:
             yield
             return
         if self.streaming is not None:
-            raise UserError("the whole model is never in memory: only examples that went through the cold pass can run")
+            raise UserError(
+                "the whole model is never in memory: only examples that went through the caching pass can run"
+            )
         self._put_back()
         try:
             yield
@@ -162,7 +167,7 @@ class ColdBottom:
     @contextmanager
     def feeding(self, inputs: dict[str, Any]) -> Iterator[None]:
         """Around one forward pass: the states of the batch's rows stand ready. Takes its own entry out of `inputs`."""
-        rows: ColdRows | None = inputs.pop(COLD_ROWS, None)
+        rows: CachedRows | None = inputs.pop(CACHED_ROWS, None)
         if rows is None or self._standins is None or self._reader is None:
             yield
             return
@@ -187,7 +192,7 @@ class ColdBottom:
         rows = rows_of(kwargs, work.inputs)
         keys = [work.key(row) for row in rows]
         if all(key in work.store for key in keys):
-            states = stored_states(work.store, cold_rows(keys, kwargs, rows, work.names))
+            states = stored_states(work.store, cached_rows(keys, kwargs, rows, work.names))
             self._standins.feed({name: value.to(self.trainer.args.device) for name, value in states.items()})
 
     def holds(self, dataset: Any) -> bool:
@@ -204,7 +209,7 @@ class ColdBottom:
     # What `decide` and `begin` do.
 
     def _prepare(self) -> None:
-        work = self._work = ColdWork(self.trainer, self.streaming, self.root)
+        work = self._work = CacheWork(self.trainer, self.streaming, self.root)
         missing = work.store.missing(work.rows)
         estimate = work.estimate(len(missing))
         self.report = replace(self.report, estimate=str(estimate))
@@ -223,13 +228,13 @@ class ColdBottom:
 
     def _take_over(self) -> None:
         work = self._known
-        witnesses = work.witnesses()
+        check_rows = work.check_rows()
         with self._bottom_or_first_block(work.cut) as places:
-            if (why := padding_matters(self.trainer.model, places, work.passage, witnesses)) is not None:
+            if (why := padding_matters(self.trainer.model, places, work.passage, check_rows)) is not None:
                 raise Mismatch(why)
         passed = self._pass(work)
         if self.streaming is None:
-            found = mismatch(self.trainer, work.cut, work.passage, work.store, witnesses)
+            found = mismatch(self.trainer, work.cut, work.passage, work.store, check_rows)
             if found is not None:
                 raise Mismatch(found)
         self._reader = ReadAhead(work.store, pinned=self.trainer.args.device.type == "cuda")
@@ -254,7 +259,7 @@ class ColdBottom:
         )
 
     @property
-    def _known(self) -> ColdWork:
+    def _known(self) -> CacheWork:
         assert self._work is not None, "the store has been decided on"
         return self._work
 
@@ -267,7 +272,7 @@ class ColdBottom:
             with self.streaming.first_block() as block:
                 yield {cut.streams[0]: block}
 
-    def _pass(self, work: ColdWork) -> int:
+    def _pass(self, work: CacheWork) -> int:
         """How many rows passed. Each process takes its own share of them; one holds the store's lock for all."""
         state, store = self.trainer.accelerator, work.store
         with _locked(store, self.trainer.is_world_process_zero(), state.wait_for_everyone):
@@ -275,10 +280,10 @@ class ColdBottom:
             state.wait_for_everyone()  # nobody writes before all know what is missing
             share = {key: work.rows[key] for key in keys[state.process_index :: state.num_processes]}
             if self.streaming is not None and share:
-                self.streaming.cold_pass(work.cut, share, work.passage_at, work.store_at, self.progress)
+                self.streaming.caching_pass(work.cut, share, work.passage_at, work.store_at, self.progress)
             elif share:
                 progress = partial(_of_all, self.progress, len(share))
-                cold_pass(self.trainer.model, crossing(work.cut), work.passage, share, store, progress=progress)
+                caching_pass(self.trainer.model, crossing(work.cut), work.passage, share, store, progress=progress)
             state.wait_for_everyone()
         store.refresh()
         return len(keys)
@@ -290,7 +295,7 @@ class ColdBottom:
         self._standins = StandIns(model, work.cut)
         self._hook = model.register_forward_pre_hook(self._feed_by_content, with_kwargs=True)
         self._collate = bare_collator(trainer)
-        self._collate_with(ColdCollator(self._collate, work.names, work.inputs, self._reader))
+        self._collate_with(CachingCollator(self._collate, work.names, work.inputs, self._reader))
         freed = leave_memory(model, self._standins, self.root)
         self.report = replace(self.report, freed_bytes=freed)
 
@@ -300,7 +305,7 @@ def _of_all(progress: Callable[[int, int], None], rows: int, done: int) -> None:
 
 
 @contextmanager
-def _locked(store: ColdStore, leads: bool, wait: Callable[[], None]) -> Iterator[None]:
+def _locked(store: ActivationCache, leads: bool, wait: Callable[[], None]) -> Iterator[None]:
     if leads:
         with store.lock():
             wait()

@@ -1,4 +1,4 @@
-"""The cold store: boundary states on disk, found by what produced them, verified before they are used."""
+"""The activation cache: boundary states on disk, found by what produced them, verified before they are used."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ FORMAT = 1
 log = logging.getLogger(__name__)
 
 
-class ColdStore:
+class ActivationCache:
     """The boundary states of rows, for one identity: all that they depend on except the row.
 
-    `ColdStore.open` makes one. Rows are found by a key, a hash of their content. Several processes may read and write
-    one store at once; each hands out only what it has itself verified, or written.
+    `ActivationCache.open` makes one. Rows are found by a key, a hash of their content. Several processes may read and
+    write one store at once; each hands out only what it has itself verified, or written.
     """
 
     def __init__(self, root: Path, identity: Mapping[str, Any], streams: Mapping[str, Stream], label: str = "") -> None:
@@ -45,7 +45,9 @@ class ColdStore:
         self._places: dict[str, tuple[Shard, int]] = {}
 
     @classmethod
-    def open(cls, root: Path, identity: Mapping[str, Any], streams: Mapping[str, Stream], label: str = "") -> ColdStore:
+    def open(
+        cls, root: Path, identity: Mapping[str, Any], streams: Mapping[str, Stream], label: str = ""
+    ) -> ActivationCache:
         """The store below `root` of `identity` (a JSON value) and `streams`; its folder is made with its first rows.
         `label` is for people to read: two stores that differ in it alone are one.
 
@@ -60,7 +62,7 @@ class ColdStore:
 
     def __reduce__(self) -> Any:
         # Another process verifies for itself.
-        return (ColdStore.open, self._opened_with)
+        return (ActivationCache.open, self._opened_with)
 
     def refresh(self) -> None:
         """Verify and take in the shards that other processes have written since."""
@@ -73,7 +75,9 @@ class ColdStore:
                     self._take_in(path)
                 else:
                     cache.drop(path)
-                    log.warning("removed the shard %s of the cold store %s: %s", path.stem, self.folder.name, fault)
+                    log.warning(
+                        "removed the shard %s of the activation cache %s: %s", path.stem, self.folder.name, fault
+                    )
 
     def missing(self, keys: Iterable[str]) -> list[str]:
         """Those of `keys` that are not in the store: in order, each once."""
@@ -104,7 +108,7 @@ class ColdStore:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold this store alone among processes, as a cold pass does; the system frees it when the process ends.
+        """Hold this store alone among processes, as a caching pass does; the system frees it when the process ends.
 
         What others wrote while this one waited is taken in.
         """
@@ -124,16 +128,17 @@ class ColdStore:
 
 
 def check_room(root: Path, wanted: int, limit: int | None = None) -> None:
-    """Check that `wanted` bytes more fit the disk, and `limit`: what all cold stores below `root` may take together.
+    """Check that `wanted` bytes more fit the disk, and `limit`: what all activation caches below `root` may take
+    together.
 
     Raises `UserError` that says how much is wanted, allowed, taken and free, and what to do.
     """
     taken = sum(cache.bytes_on_disk(folder) for folder in cache.store_folders(root))
-    needs = f"the cold store needs {size_text(wanted)}"
+    needs = f"the activation cache needs {size_text(wanted)}"
     if limit is not None and taken + wanted > limit:
         raise UserError(
-            f"{needs}, {size_text(limit)} are allowed and {size_text(taken)} of them taken: raise cold_store_limit, "
-            f"or free some with `frostline cache prune`"
+            f"{needs}, {size_text(limit)} are allowed and {size_text(taken)} of them taken: raise "
+            f"activation_cache_limit, or free some with `frostline cache prune`"
         )
     place = next(path for path in (root.absolute(), *root.absolute().parents) if path.is_dir())
     free = shutil.disk_usage(place).free

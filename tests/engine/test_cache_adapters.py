@@ -1,4 +1,4 @@
-"""The cold store and adapters of an earlier plan: blocks that carry them do not leave memory."""
+"""The activation cache and adapters of an earlier plan: blocks that carry them do not leave memory."""
 
 from __future__ import annotations
 

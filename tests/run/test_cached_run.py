@@ -1,4 +1,4 @@
-"""Runs that train from the cold store, and runs whose model is never whole in memory."""
+"""Runs that train from the activation cache, and runs whose model is never whole in memory."""
 
 from __future__ import annotations
 
@@ -57,22 +57,22 @@ def delta(run: RunConfig) -> dict[str, torch.Tensor]:
 
 def assumes(record: RunRecord) -> tuple[bool, float]:
     assumed = record.predicted["assumes"]
-    return assumed["cold_store"], assumed["stored_share"]
+    return assumed["activation_cache"], assumed["stored_share"]
 
 
 def test_a_run_fills_the_store_and_the_next_one_finds_it(tmp_path: Path) -> None:
-    off = train(config(tmp_path, "cold_store=off", out="off"))
+    off = train(config(tmp_path, "activation_cache=off", out="off"))
     assert off.measured is not None
-    assert (off.measured.cold_pass_seconds, off.measured.cold_pass_peak_memory_bytes) == (0.0, None)
-    assert not any("cold" in notice for notice in off.notices) and assumes(off) == (False, 0.0)
+    assert (off.measured.caching_seconds, off.measured.caching_peak_memory_bytes) == (0.0, None)
+    assert not any("cached" in notice for notice in off.notices) and assumes(off) == (False, 0.0)
 
     first = train(config(tmp_path, out="first"))
     assert first.measured is not None
-    assert 0 < first.measured.cold_pass_seconds < first.measured.train_seconds
-    assert first.measured.cold_pass_peak_memory_bytes is not None
+    assert 0 < first.measured.caching_seconds < first.measured.train_seconds
+    assert first.measured.caching_peak_memory_bytes is not None
     expected, done = first.notices[-2:]
-    assert expected.startswith("cold store: 3 epochs, ") and "break-even at 1.01: it saves" in expected
-    assert done.startswith("cold store on: 16 rows, 16 of them passed the frozen bottom now, ")
+    assert expected.startswith("activation cache: 3 epochs, ") and "break-even at 1.01: it saves" in expected
+    assert done.startswith("activation cache on: 16 rows, 16 of them passed the frozen bottom now, ")
     assert assumes(first) == (True, 0.0)
     assert first.predicted["run_flops_ratio"] < off.predicted["run_flops_ratio"]
     assert first.metrics is not None and off.metrics is not None
@@ -88,20 +88,22 @@ def test_a_run_fills_the_store_and_the_next_one_finds_it(tmp_path: Path) -> None
 
 def test_one_epoch_does_not_pay_and_says_so(tmp_path: Path) -> None:
     record = train(config(tmp_path, "epochs=1"))
-    assert "no cold store: 1 epoch, " in record.notices[-1] and "it saves nothing at one epoch" in record.notices[-1]
+    assert (
+        "no activation cache: 1 epoch, " in record.notices[-1] and "it saves nothing at one epoch" in record.notices[-1]
+    )
     assert assumes(record) == (False, 0.0)
     everything = train(config(tmp_path, "strategy=all", out="all"))
-    assert not any("cold store" in notice for notice in everything.notices)  # nobody would expect one
+    assert not any("activation cache" in notice for notice in everything.notices)  # nobody would expect one
 
 
 def test_a_store_that_would_change_training_is_off_and_not_predicted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("frostline.engine._cold.mismatch", lambda *_: "the loss differs")
+    monkeypatch.setattr("frostline.engine._cache.mismatch", lambda *_: "the loss differs")
     record = train(config(tmp_path))
-    assert record.notices[-1] == "cold store off, because the loss differs"
+    assert record.notices[-1] == "activation cache off, because the loss differs"
     assert assumes(record) == (False, 0.0)
-    assert record.measured is not None and record.measured.cold_pass_seconds > 0
+    assert record.measured is not None and record.measured.caching_seconds > 0
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -187,26 +189,26 @@ def test_what_is_refused_before_anything_is_written(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
     refused("strategy 'all' freezes nothing below the lowest trained block", "streaming=true", "strategy=all")
-    refused("leave cold_store: off out", "streaming=true", "cold_store=off")
-    refused("cold_store: on, but nothing is frozen below", "cold_store=on", "strategy=all")
-    refused("raise cold_store_limit", "cold_store=on", "cold_store_limit=10B")
-    refused("cold_store_limit '20 apples': a size is a number and a unit", "cold_store_limit=20 apples")
+    refused("leave activation_cache: off out", "streaming=true", "activation_cache=off")
+    refused("activation_cache: on, but nothing is frozen below", "activation_cache=on", "strategy=all")
+    refused("raise activation_cache_limit", "activation_cache=on", "activation_cache_limit=10B")
+    refused("activation_cache_limit '20 apples': a size is a number and a unit", "activation_cache_limit=20 apples")
     refused("strategy 'adt-l50' changes its plan while it trains", "streaming=true", "strategy=adt-l50")
     assert not (tmp_path / "run").exists()
 
 
 def test_what_yaml_makes_of_on_and_off(tmp_path: Path) -> None:
-    (tmp_path / "run.yaml").write_text("model: m\ntask: t\ncold_store: off\ncold_store_limit: 1000\n")
+    (tmp_path / "run.yaml").write_text("model: m\ntask: t\nactivation_cache: off\nactivation_cache_limit: 1000\n")
     read = read_config(tmp_path / "run.yaml")
-    assert (read.cold_store, read.cold_store_bytes) == ("off", 1000)
-    read = read_config(tmp_path / "run.yaml", ["cold_store=on", "cold_store_limit=2 GB"])
-    assert (read.cold_store, read.cold_store_bytes) == ("on", 2_000_000_000)
-    with pytest.raises(UserError, match="cold_store"):
-        read_config(tmp_path / "run.yaml", ["cold_store=sometimes"])
+    assert (read.activation_cache, read.activation_cache_bytes) == ("off", 1000)
+    read = read_config(tmp_path / "run.yaml", ["activation_cache=on", "activation_cache_limit=2 GB"])
+    assert (read.activation_cache, read.activation_cache_bytes) == ("on", 2_000_000_000)
+    with pytest.raises(UserError, match="activation_cache"):
+        read_config(tmp_path / "run.yaml", ["activation_cache=sometimes"])
 
 
 def test_the_record_of_a_run_is_read_back(tmp_path: Path) -> None:
-    wanted = config(tmp_path, "cold_store=on")
+    wanted = config(tmp_path, "activation_cache=on")
     assert train(wanted) == read_record(wanted.folder)
 
 

@@ -1,4 +1,4 @@
-"""What a run's cold store holds and where: the examples, the cut, how rows pass, what is expected of it."""
+"""What a run's activation cache holds and where: the examples, the cut, how rows pass, what is expected of it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import IterableDataset
 
 from frostline.bottom import (
-    ColdStore,
+    ActivationCache,
     Cut,
     Passage,
     Stream,
@@ -26,13 +26,13 @@ from frostline.bottom import (
     row_key,
     row_length,
 )
-from frostline.cost import Estimate, Workload, cold_store_estimate
+from frostline.cost import Estimate, Workload, cache_estimate
 from frostline.plan import Plan
 from frostline.surgery import reads_below
 
 
 class Declined(Exception):
-    """The cold store is not used; the message says why, in one line."""
+    """The activation cache is not used; the message says why, in one line."""
 
 
 class Replaceable:
@@ -45,7 +45,7 @@ class Replaceable:
         return self.current(rows)
 
 
-class ColdWork:
+class CacheWork:
     """What is to pass the frozen bottom of a trainer's model: `rows`, every example that training will use, by key.
 
     Raises `Declined` or `CannotCut` when a store cannot be right for this trainer.
@@ -53,7 +53,7 @@ class ColdWork:
 
     def __init__(self, trainer: Any, streaming: Streaming | None, root: Any) -> None:
         self.trainer, self.streaming, self.root = trainer, streaming, root
-        self._stores: dict[int, ColdStore] = {}
+        self._stores: dict[int, ActivationCache] = {}
         boundary = _boundary(trainer)
         if streaming is not None and trainer.args.world_size > 1:
             raise Declined("several processes would each read the bottom, and remove what others still read")
@@ -92,13 +92,13 @@ class ColdWork:
             device=device,
         )
 
-    def store_at(self, cut: Cut) -> ColdStore:
+    def store_at(self, cut: Cut) -> ActivationCache:
         """The store of the states at `cut`."""
         if cut.boundary not in self._stores:
             self._stores[cut.boundary] = self._open(cut)
         return self._stores[cut.boundary]
 
-    def _open(self, cut: Cut) -> ColdStore:
+    def _open(self, cut: Cut) -> ActivationCache:
         trainer = self.trainer
         below = names_below(trainer.applied.anatomy, cut)
         trained = sorted(set(below) & set(trainer.applied.lr_scales))
@@ -116,10 +116,10 @@ class ColdWork:
             device=trainer.args.device.type,
         )
         name = str(getattr(trainer.model.config, "_name_or_path", "")).rstrip("/").rpartition("/")[2]
-        return ColdStore.open(self.root, key, _streams(cut, self.passage_at(cut)), label=name)
+        return ActivationCache.open(self.root, key, _streams(cut, self.passage_at(cut)), label=name)
 
     @property
-    def store(self) -> ColdStore:
+    def store(self) -> ActivationCache:
         """The store of the states at the work's own cut."""
         return self.store_at(self.cut)
 
@@ -136,7 +136,7 @@ class ColdWork:
         )
         return {key: row_bytes(streams, length) for key, length in lengths}
 
-    def witnesses(self) -> dict[str, Any]:
+    def check_rows(self) -> dict[str, Any]:
         """Some rows by key: the longest, the shortest and two others."""
         by_length = sorted(self.rows, key=self.row_bytes.__getitem__)
         return {key: self.rows[key] for key in (by_length[-1], by_length[0], *list(self.rows)[:2])}
@@ -152,7 +152,7 @@ class ColdWork:
             dtype="float32" if self._autocast_dtype is None else "bfloat16",
             stored_share=1 - missing / count,
         )
-        return cold_store_estimate(applied.plan, applied.anatomy, workload, sum(self.row_bytes.values()))
+        return cache_estimate(applied.plan, applied.anatomy, workload, sum(self.row_bytes.values()))
 
     @property
     def _autocast_dtype(self) -> torch.dtype | None:
@@ -192,7 +192,7 @@ class ColdWork:
         return rows
 
     def _check_collator(self) -> None:
-        features = list(self.witnesses().values())
+        features = list(self.check_rows().values())
         batch = self.passage.batch(features)
         for name in set(self.names.values()):
             find_spans(batch, features, name)

@@ -15,7 +15,7 @@ from transformers import TrainingArguments
 
 from architectures import BLOCKS, batch_for, decoder_names, encoder_names, natural_task, tiny
 from frostline.anatomy import find_anatomy, get_block
-from frostline.loss_positions import ReadRule, Reads, read_only_what_counts
+from frostline.loss_positions import LossRule, Reads, compute_at_loss_positions
 from frostline.plan import Frozen, Full, Lora, Plan
 from frostline.surgery import apply
 
@@ -25,8 +25,8 @@ CASES = [
     *((name, task) for name in encoder_names for task in ("classification", "masked")),
     ("t5", "seq2seq"),
 ]
-RULES = {"causal": {ReadRule.BEFORE_LABELS}, "masked": {ReadRule.LABELS}, "seq2seq": {ReadRule.LABELS}}
-POOLED = {ReadRule.FIRST, ReadRule.LAST_TOKEN}
+RULES = {"causal": {LossRule.BEFORE_LABELS}, "masked": {LossRule.LABELS}, "seq2seq": {LossRule.LABELS}}
+POOLED = {LossRule.FIRST, LossRule.LAST_TOKEN}
 
 
 def batch_of(model: Any, side: str = "right", length: int = 12) -> dict[str, torch.Tensor]:
@@ -62,7 +62,7 @@ def assert_same(found: Any, expected: Any, of_loss: float = 1e-5, of_gradients: 
 
 
 def installed(model: Any, batch: Any, **options: Any) -> Reads:
-    return read_only_what_counts(model, find_anatomy(model), batch, **options)
+    return compute_at_loss_positions(model, find_anatomy(model), batch, **options)
 
 
 def positions_seen(model: Any) -> dict[str, list[int]]:
@@ -145,7 +145,7 @@ def test_same_under_a_plan(mode: Any, dtype: torch.dtype) -> None:
             torch.nn.init.normal_(parameter, std=0.1)
     batch = batch_of(model)
     expected = loss_and_gradients(model, batch)
-    reads = read_only_what_counts(model, anatomy, batch, chunk=2)
+    reads = compute_at_loss_positions(model, anatomy, batch, chunk=2)
     assert reads.last_block and reads.chunked_head, reads.notices
     near = (1e-5, 1e-4) if dtype is torch.float32 else (2e-2, 5e-2)
     assert_same(loss_and_gradients(model, batch), expected, *near)
@@ -172,7 +172,7 @@ def test_a_parametrised_head_trains_too() -> None:
     expected = loss_and_gradients(model, batch)
     assert list(expected[1]) == ["lm_head.parametrizations.weight.original"]
     anatomy = find_anatomy(tiny("llama", tied=False))
-    assert read_only_what_counts(model, anatomy, batch, chunk=2).chunked_head
+    assert compute_at_loss_positions(model, anatomy, batch, chunk=2).chunked_head
     assert_same(loss_and_gradients(model, batch), expected)
 
 
@@ -373,7 +373,7 @@ def test_a_block_that_mixes_tokens_outside_attention_is_caught() -> None:
 def test_a_classifier_that_reads_every_token_runs_whole() -> None:
     model = tiny("modernbert", classifier_pooling="mean")
     reads = installed(model, batch_of(model))
-    assert reads.rule is ReadRule.ALL and not reads.last_block
+    assert reads.rule is LossRule.ALL and not reads.last_block
     assert "reads all of its output" in reads.notices[0]
 
 
@@ -381,7 +381,7 @@ def test_a_text_that_ends_in_the_padding_token_is_read_where_the_model_reads_it(
     model = tiny("llama", "classification")
     batch = batch_of(model)
     reads = installed(model, batch)
-    assert reads.rule is ReadRule.LAST_TOKEN
+    assert reads.rule is LossRule.LAST_TOKEN
     batch["input_ids"][0, -1] = model.config.pad_token_id
     found = loss_and_gradients(model, batch)
     reads.remove()

@@ -1,4 +1,4 @@
-"""Training from the cold store is the same training, on every architecture, or it is refused with a reason."""
+"""Training from the activation cache is the same training, on every architecture, or it is refused with a reason."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from architectures import ARCHITECTURES, tiny
-from cold_cases import assert_same_training, losses, streaming_trainer, trained
+from cache_cases import assert_same_training, losses, streaming_trainer, trained
 from frostline.anatomy import tensor_hashes
 from frostline.checkpoints import load, save_delta
 
@@ -61,7 +61,7 @@ def test_a_streamed_bfloat16_base_is_the_delta_s_own(tmp_path: Path) -> None:
     model = tiny("llama").bfloat16()
     streaming = streaming_trainer(tmp_path, model, 3, num_train_epochs=1)  # one epoch: it streams because it has to
     streaming.train()
-    assert streaming.cold.report.used
+    assert streaming.cache.report.used
     assert streaming.applied.base == tensor_hashes(model)
     save_delta(streaming.model, tmp_path / "run")
     loaded = load(tmp_path / "run")

@@ -1,4 +1,4 @@
-"""The cold store: what is written comes back, what was damaged never does, and processes share it."""
+"""The activation cache: what is written comes back, what was damaged never does, and processes share it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from frostline.bottom import ColdStore, Stream, _shards, check_room, row_bytes
+from frostline.bottom import ActivationCache, Stream, _shards, check_room, row_bytes
 from frostline.core import cache
 from frostline.core.errors import FrostlineError, UserError
 
@@ -27,15 +27,15 @@ HIDDEN = {"hidden": Stream(4, torch.float32)}
 BOTH = {"encoder": Stream(3, torch.bfloat16), "decoder": Stream(5, torch.float16)}
 
 
-def opened(root: Path, streams: dict[str, Stream] = HIDDEN, identity: dict[str, Any] = IDENTITY) -> ColdStore:
-    return ColdStore.open(root, identity, streams)
+def opened(root: Path, streams: dict[str, Stream] = HIDDEN, identity: dict[str, Any] = IDENTITY) -> ActivationCache:
+    return ActivationCache.open(root, identity, streams)
 
 
 def states(seed: int, length: int = 6) -> dict[str, Tensor]:
     return {"hidden": torch.randn(length, 4, generator=torch.Generator().manual_seed(seed))}
 
 
-def shard_of(store: ColdStore) -> Path:
+def shard_of(store: ActivationCache) -> Path:
     (path,) = cache.shards(store.folder)
     return path
 
@@ -206,7 +206,7 @@ def test_mapped_shards_serve_on_when_the_store_is_pruned(tmp_path: Path) -> None
     store = opened(tmp_path)
     store.write({"aa": states(0)})
     assert cache.remove(store.folder)
-    assert list((tmp_path / "cold").iterdir()) == []
+    assert list((tmp_path / "activations").iterdir()) == []
     store.refresh()
     assert same(store.read("aa"), states(0))
     store.write({"bb": states(1)})
@@ -218,10 +218,10 @@ def process(code: str, root: Path) -> subprocess.Popen[str]:
     begin = f"""
 import sys, time, torch
 from pathlib import Path
-from frostline.bottom import ColdStore, Stream
+from frostline.bottom import ActivationCache, Stream
 def states(seed):
     return {{"hidden": torch.randn(6, 4, generator=torch.Generator().manual_seed(seed))}}
-store = ColdStore.open(Path({str(root)!r}), {IDENTITY!r}, {{"hidden": Stream(4, torch.float32)}})
+store = ActivationCache.open(Path({str(root)!r}), {IDENTITY!r}, {{"hidden": Stream(4, torch.float32)}})
 print("open", flush=True)
 sys.stdin.readline()
 """
@@ -344,7 +344,7 @@ def test_room_is_checked_against_the_budget_of_all_stores_and_the_disk(tmp_path:
     opened(tmp_path, identity={"another": 1}).write({"aa": states(0, 1000)})
     check_room(tmp_path, 10_000, 50_000)
     with pytest.raises(
-        UserError, match=r"needs 19.5 KiB, 48.8 KiB are allowed and 31.\d KiB .*cold_store_limit.*prune"
+        UserError, match=r"needs 19.5 KiB, 48.8 KiB are allowed and 31.\d KiB .*activation_cache_limit.*prune"
     ):
         check_room(tmp_path, 20_000, 50_000)
     with pytest.raises(UserError, match=r"needs 931,323 GiB, .* GiB are free on the disk of .*prune"):

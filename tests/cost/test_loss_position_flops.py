@@ -11,13 +11,13 @@ from transformers import PreTrainedModel
 from architectures import tiny
 from frostline.anatomy import Anatomy, find_anatomy
 from frostline.cost import Flops, Workload, step_flops
-from frostline.loss_positions import read_only_what_counts
+from frostline.loss_positions import compute_at_loss_positions
 from frostline.plan import Plan
 from frostline.surgery import apply
 
 BATCH, LENGTH, READ = 2, 12, 3
 N, M = BATCH * LENGTH, BATCH * READ
-READS = Workload(batch=BATCH, length=LENGTH, label_share=READ / LENGTH, reads_only=True)
+READS = Workload(batch=BATCH, length=LENGTH, label_share=READ / LENGTH, loss_positions=True)
 
 PLANS = ["all", "bot50", "top50", "lora", "lora on all of the top", "attention of the top", "rows of the top", "head"]
 DECODERS = [
@@ -44,7 +44,7 @@ def counted(model: PreTrainedModel, plan: Plan, checkpointing: bool = False) -> 
     batch = whole_batch(model, BATCH, LENGTH)
     if batch["labels"].dim() == 2:
         batch["labels"] = torch.where(torch.arange(LENGTH) < LENGTH - READ, -100, batch["input_ids"])
-    read_only_what_counts(model, anatomy, batch, exact=False)
+    compute_at_loss_positions(model, anatomy, batch, exact=False)
     if checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     with FlopCounterMode(display=False) as counter:

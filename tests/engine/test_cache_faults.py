@@ -1,4 +1,5 @@
-"""What may go wrong with a cold store: a kill, damage, a full disk, company, and inputs that are not what they were."""
+"""What may go wrong with an activation cache: a kill, damage, a full disk, company, and inputs that are not what
+they were."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ import torch
 import frostline.bottom._shards as shards
 import frostline.bottom._weights as weights
 from architectures import tiny
-from cold_cases import assert_same_training, bottom_plan, cold_trainer, losses, rows_for, streaming_trainer, train
+from cache_cases import assert_same_training, bottom_plan, cache_trainer, losses, rows_for, streaming_trainer, train
 from frostline.checkpoints import load_config, load_weights
 from frostline.core import cache
 from frostline.core.errors import FrostlineError, UserError
@@ -54,20 +55,20 @@ SLOW = """
     import json, sys, time
     from pathlib import Path
     import torch
-    import frostline.bottom._cold_pass as cold_pass
+    import frostline.bottom._caching_pass as caching_pass
     from architectures import tiny
-    from cold_cases import cold_trainer, losses
+    from cache_cases import cache_trainer, losses
 
     torch.set_num_threads(1)
-    cold_pass.SHARD_BYTES, cold_pass.BATCH_TOKENS = 1, {"cpu": 1}
+    caching_pass.SHARD_BYTES, caching_pass.BATCH_TOKENS = 1, {"cpu": 1}
     folder, seconds = Path(sys.argv[1]), float(sys.argv[2])
-    trainer = cold_trainer(folder, tiny("llama"), "on")
-    trainer.cold.progress = lambda done, rows: time.sleep(seconds)
+    trainer = cache_trainer(folder, tiny("llama"), "on")
+    trainer.cache.progress = lambda done, rows: time.sleep(seconds)
     (folder / "ready").touch()
     while not (folder.parent / "go").exists():
         time.sleep(0.01)
     trainer.train()
-    report = trainer.cold.report
+    report = trainer.cache.report
     found = {"losses": losses(trainer), "used": report.used, "rows": report.rows, "found": report.found}
     (folder / "found.json").write_text(json.dumps(found))
 """
@@ -97,7 +98,7 @@ def test_a_killed_pass_goes_on_where_it_stopped(tmp_path: Path) -> None:
     kept = len(stored(tmp_path))
     assert 3 <= kept < 12
     after = llama(tmp_path)
-    assert (after.cold.report.found, after.cold.report.rows) == (kept, 12 - kept)
+    assert (after.cache.report.found, after.cache.report.rows) == (kept, 12 - kept)
     assert_same_training(after, llama(tmp_path, "off"))
 
 
@@ -123,11 +124,11 @@ def test_a_killed_streaming_pass_goes_on_at_its_block(tmp_path: Path) -> None:
             raise MemoryError  # unlike Ctrl-C, after which the rows that passed are still written
 
     killed = streaming_trainer(tmp_path, tiny("llama"), 3)
-    killed.cold.progress = stop
+    killed.cache.progress = stop
     with pytest.raises(MemoryError):
         killed.train()
     after = streaming_trainer(tmp_path, tiny("llama"), 3)
-    after.cold.progress = lambda done, total: passages.append((done, total))
+    after.cache.progress = lambda done, total: passages.append((done, total))
     after.train()
     assert passages[-1] == (34, 34)  # the first of three blocks was done
     assert losses(after) == pytest.approx(losses(llama(tmp_path, "off", boundary=3)), abs=1e-4)
@@ -138,11 +139,11 @@ def test_an_interrupted_pass_loses_no_row(tmp_path: Path) -> None:
     def interrupt(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
-    stopped = cold_trainer(tmp_path, tiny("llama"), "on")
-    stopped.cold.progress = interrupt
+    stopped = cache_trainer(tmp_path, tiny("llama"), "on")
+    stopped.cache.progress = interrupt
     with pytest.raises(KeyboardInterrupt):
         stopped.train()
-    assert llama(tmp_path).cold.report.rows == 0  # all of them passed in the one batch that was interrupted
+    assert llama(tmp_path).cache.report.rows == 0  # all of them passed in the one batch that was interrupted
 
 
 @pytest.mark.parametrize("damage", ["a flipped byte", "truncated", "empty", "swapped"])
@@ -158,29 +159,29 @@ def test_a_damaged_shard_is_made_anew(tmp_path: Path, damage: str, caplog: pytes
         content.clear()
     else:
         other = llama(tmp_path, rows=rows_for(tiny("llama"), seed=5))
-        assert other.cold.report.rows == 12
+        assert other.cache.report.rows == 12
         (another,) = set(stored(tmp_path)) - {shard}
         content[:] = another.read_bytes()
         another.unlink()
     shard.write_bytes(content)
     after = llama(tmp_path)
-    assert (after.cold.report.rows, after.cold.report.found) == (12, 0)
+    assert (after.cache.report.rows, after.cache.report.found) == (12, 0)
     assert losses(after) == losses(before)
     assert "removed the shard" in caplog.text
     assert shard.read_bytes() != content
 
 
 def test_one_damaged_shard_among_sound_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("frostline.bottom._cold_pass.SHARD_BYTES", 1)
-    monkeypatch.setattr("frostline.bottom._cold_pass.BATCH_TOKENS", {"cpu": 18})
+    monkeypatch.setattr("frostline.bottom._caching_pass.SHARD_BYTES", 1)
+    monkeypatch.setattr("frostline.bottom._caching_pass.BATCH_TOKENS", {"cpu": 18})
     before = llama(tmp_path)
     found = stored(tmp_path)
     assert len(found) > 3
     content = found[1].read_bytes()
     found[1].write_bytes(content[:-1] + bytes([content[-1] ^ 128]))
     after = llama(tmp_path)
-    assert 0 < after.cold.report.rows <= 4
-    assert after.cold.report.rows + after.cold.report.found == 12
+    assert 0 < after.cache.report.rows <= 4
+    assert after.cache.report.rows + after.cache.report.found == 12
     assert losses(after) == losses(before)
 
 
@@ -193,29 +194,29 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
     monkeypatch.setattr(shards if where == "store" else weights, "save_file", full)
     model = tiny("llama")
     modules, state = dict(model.named_modules()), {key: value.clone() for key, value in model.state_dict().items()}
-    trainer = cold_trainer(tmp_path, model, "on")
+    trainer = cache_trainer(tmp_path, model, "on")
     with pytest.raises(FrostlineError, match=r"^no space left while writing [^\n]*$"):
         trainer.train()
     assert len(stored(tmp_path)) == (0 if where == "store" else 1)
     assert written(tmp_path) == {path.name for path in stored(tmp_path)}
     assert all(modules[name] is module for name, module in model.named_modules())
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
-    assert not trainer.cold.active
+    assert not trainer.cache.active
     monkeypatch.undo()
     monkeypatch.setenv("FROSTLINE_CACHE", str(tmp_path / "cache"))
     trainer.train()
-    assert trainer.cold.report.used
+    assert trainer.cache.report.used
     assert losses(trainer) == pytest.approx(losses(llama(tmp_path, "off")), abs=1e-4)
 
 
 def test_too_small_a_budget(tmp_path: Path) -> None:
-    said = r"the cold store needs 9\.75 KiB, 8\.79 KiB are allowed .*limit"
+    said = r"the activation cache needs 9\.75 KiB, 8\.79 KiB are allowed .*limit"
     with pytest.raises(UserError, match=f"^{said}"):
         llama(tmp_path, "on", limit=9_000)
     without = llama(tmp_path, "auto", limit=9_000)
-    assert not without.cold.report.used and re.match(said, without.cold.report.reason)
+    assert not without.cache.report.used and re.match(said, without.cache.report.reason)
     assert not list((tmp_path / "cache").rglob("*"))
-    assert llama(tmp_path, "auto", limit=10_000).cold.report.bytes == 78 * 32 * 4
+    assert llama(tmp_path, "auto", limit=10_000).cache.report.bytes == 78 * 32 * 4
 
 
 def saved_model(folder: Path, seed: int) -> Any:
@@ -227,9 +228,9 @@ def saved_model(folder: Path, seed: int) -> Any:
 def test_a_changed_model_file_of_the_same_name_is_another_model(tmp_path: Path) -> None:
     first = train(tmp_path, saved_model(tmp_path / "model", 0), "on")
     again = train(tmp_path, saved_model(tmp_path / "model", 0), "on")
-    assert (first.cold.report.rows, again.cold.report.rows, again.cold.report.found) == (12, 0, 12)
+    assert (first.cache.report.rows, again.cache.report.rows, again.cache.report.found) == (12, 0, 12)
     changed = train(tmp_path, saved_model(tmp_path / "model", 1), "on")
-    assert (changed.cold.report.rows, changed.cold.report.found) == (12, 0)
+    assert (changed.cache.report.rows, changed.cache.report.found) == (12, 0)
     assert_same_training(changed, train(tmp_path, saved_model(tmp_path / "model", 1), "off"))
     assert len(cache.store_folders(tmp_path / "cache")) == 2
 
@@ -242,7 +243,7 @@ def test_one_changed_weight(tmp_path: Path, name: str, above: bool) -> None:
     model = tiny("llama")
     with torch.no_grad():
         model.get_parameter(name)[0, 0] += 1e-3
-    assert train(tmp_path, model, "on").cold.report.found == (12 if above else 0)
+    assert train(tmp_path, model, "on").cache.report.found == (12 if above else 0)
 
 
 def test_only_a_changed_row_passes(tmp_path: Path) -> None:
@@ -250,11 +251,11 @@ def test_only_a_changed_row_passes(tmp_path: Path) -> None:
     rows = rows_for(tiny("llama"))
     rows[3]["input_ids"][2] = 5
     changed = llama(tmp_path, rows=rows)
-    assert (changed.cold.report.rows, changed.cold.report.found) == (1, 11)
+    assert (changed.cache.report.rows, changed.cache.report.found) == (1, 11)
     assert_same_training(changed, llama(tmp_path, "off", rows=rows))
     for row in rows:
         row["labels"] = row["input_ids"]  # which nothing below the boundary reads
-    assert llama(tmp_path, rows=rows).cold.report.rows == 0
+    assert llama(tmp_path, rows=rows).cache.report.rows == 0
 
 
 class Changing(list[Any]):
@@ -275,27 +276,29 @@ class Changing(list[Any]):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_row_that_changes_while_training_ends_it(tmp_path: Path, workers: int) -> None:
     rows = Changing(rows_for(tiny("llama")), times=1)
-    trainer = cold_trainer(tmp_path, tiny("llama"), "on", rows=rows, dataloader_num_workers=workers)
-    with pytest.raises(UserError, match=r"not the one that went through the cold pass: .* needs cold_store: off"):
+    trainer = cache_trainer(tmp_path, tiny("llama"), "on", rows=rows, dataloader_num_workers=workers)
+    with pytest.raises(
+        UserError, match=r"not the one that went through the caching pass: .* needs activation_cache: off"
+    ):
         trainer.train()
-    assert not trainer.cold.active
+    assert not trainer.cache.active
     assert trainer.evaluate()["eval_loss"] > 0
 
 
 def test_the_same_bottom_is_found_again(tmp_path: Path) -> None:
     model = tiny("llama")
-    assert llama(tmp_path, seed=1).cold.report.rows == 12
+    assert llama(tmp_path, seed=1).cache.report.rows == 12
     others = [
         llama(tmp_path, seed=2, learning_rate=5e-5, per_device_train_batch_size=3),
         llama(tmp_path, plan=bottom_plan(model, 2, Lora(r=2))),
         llama(tmp_path, rows=rows_for(model)[5:], optim="sgd", gradient_accumulation_steps=2),
     ]
     for other in others:
-        assert other.cold.report.rows == 0
-        assert other.cold.report.found == len(other.train_dataset)
-        assert "0 of them passed" in other.cold.report.reason
-    assert llama(tmp_path, boundary=3).cold.report.found == 0
-    assert llama(tmp_path, bf16=True).cold.report.found == 0
+        assert other.cache.report.rows == 0
+        assert other.cache.report.found == len(other.train_dataset)
+        assert "0 of them passed" in other.cache.report.reason
+    assert llama(tmp_path, boundary=3).cache.report.found == 0
+    assert llama(tmp_path, bf16=True).cache.report.found == 0
 
 
 class ScaledGradient(torch.autograd.Function):
@@ -339,9 +342,9 @@ def leaking(how: str) -> Any:
     ],
 )
 def test_a_model_that_reads_past_its_boundary(tmp_path: Path, how: str, reason: str, batch: int) -> None:
-    options: dict[str, Any] = {"per_device_train_batch_size": batch, "only_what_is_read": False}
+    options: dict[str, Any] = {"per_device_train_batch_size": batch, "loss_positions": False}
     with_it, without = (train(tmp_path, leaking(how), store, **options) for store in ("on", "off"))
-    assert not with_it.cold.report.used
-    assert reason in with_it.cold.report.reason
+    assert not with_it.cache.report.used
+    assert reason in with_it.cache.report.reason
     assert losses(with_it) == losses(without)
     assert all(p.device.type == "cpu" and p.abs().sum() > 0 for p in with_it.model.model.layers[0].parameters())

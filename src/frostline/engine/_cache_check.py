@@ -1,4 +1,4 @@
-"""Before the first step: one batch's loss and gradients, with the cold store and without.
+"""Before the first step: one batch's loss and gradients, with the activation cache and without.
 
 Compared twice. First the model's own boundary states are given back to the model with its bottom replaced: the
 same operations on the same numbers, so any difference is something else that crosses the boundary (a router loss,
@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from frostline.bottom import (
-    ColdStore,
+    ActivationCache,
     Cut,
     Passage,
     StandIns,
-    cold_rows,
+    cached_rows,
     crossing,
     pass_rows,
     same_states,
@@ -51,7 +51,7 @@ def padding_matters(model: Any, places: Mapping[str, str], passage: Passage, row
     return "what the blocks below the boundary make of an example changes with the padding beside it"
 
 
-def mismatch(trainer: Any, cut: Cut, passage: Passage, store: ColdStore, rows: Mapping[str, Any]) -> str | None:
+def mismatch(trainer: Any, cut: Cut, passage: Passage, store: ActivationCache, rows: Mapping[str, Any]) -> str | None:
     """What differs, in one line, when the trainer's model computes `rows` from the store; None when nothing does.
 
     `rows` (key -> features) are the longest, the shortest and maybe others; no more than a training batch of them
@@ -66,7 +66,7 @@ def mismatch(trainer: Any, cut: Cut, passage: Passage, store: ColdStore, rows: M
         own = _loss_and_gradients(trainer, passage, batch)
     another = list(rows)[:2][-1]
     pass_rows(model, crossing(cut), passage, {another: rows[another]})
-    stored = stored_states(store, cold_rows(keys, batch, features, passage.names))
+    stored = stored_states(store, cached_rows(keys, batch, features, passage.names))
     standins = StandIns(model, cut)
     try:
         standins.feed(own_states)

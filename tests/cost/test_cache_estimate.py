@@ -1,4 +1,4 @@
-"""When a cold store pays."""
+"""When an activation cache pays."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import pytest
 from cost_cases import named_plans, small
 
 from frostline.anatomy import find_anatomy
-from frostline.cost import Estimate, Workload, bottom_flops, cold_store_estimate, cold_store_pays, run_flops
+from frostline.cost import Estimate, Workload, bottom_flops, cache_estimate, cache_pays, run_flops
 
 
 def pays(epochs: float, stored_share: float = 0.0) -> Estimate:
-    return cold_store_pays(epochs=epochs, store_bytes=1000 * 2**20, bottom_share=0.3, stored_share=stored_share)
+    return cache_pays(epochs=epochs, store_bytes=1000 * 2**20, bottom_share=0.3, stored_share=stored_share)
 
 
 def test_one_epoch_from_an_empty_store_saves_nothing_and_says_so() -> None:
@@ -57,7 +57,7 @@ def test_what_is_stored_counts() -> None:
 
 def test_without_a_bottom_there_is_nothing_to_store() -> None:
     anatomy = find_anatomy(small("llama"))
-    estimate = cold_store_estimate(named_plans(anatomy)["all"], anatomy, Workload(epochs=3))
+    estimate = cache_estimate(named_plans(anatomy)["all"], anatomy, Workload(epochs=3))
     assert (estimate.pays, estimate.bytes, estimate.break_even_epochs) == (False, 0, math.inf)
     assert str(estimate) == "no block lies below the boundary: there is nothing to store"
 
@@ -68,16 +68,16 @@ def test_an_estimate_is_what_the_run_saves(family: str) -> None:
     plan = named_plans(anatomy)["bot75"]
     for stored in (0.0, 0.4):
         plain = Workload(rows=100, length=16, batch=8, epochs=4, stored_share=stored)
-        cold = plain.model_copy(update={"cold_store": True})
-        estimate = cold_store_estimate(plan, anatomy, plain)
+        cached = plain.model_copy(update={"activation_cache": True})
+        estimate = cache_estimate(plan, anatomy, plain)
         without = run_flops(plan, anatomy, plain)
-        assert estimate.saved_share == pytest.approx(1 - run_flops(plan, anatomy, cold) / without)
-        assert estimate == cold_store_estimate(plan, anatomy, cold)
+        assert estimate.saved_share == pytest.approx(1 - run_flops(plan, anatomy, cached) / without)
+        assert estimate == cache_estimate(plan, anatomy, cached)
         assert estimate.bytes == (1 - stored) * 100 * 16 * 32 * 4
     assert bottom_flops(plan, anatomy, plain) > 0
 
 
 def test_bytes_of_rows_without_padding_can_be_given() -> None:
     anatomy = find_anatomy(small("llama"))
-    estimate = cold_store_estimate(named_plans(anatomy)["bot50"], anatomy, Workload(epochs=2), store_bytes=12345)
+    estimate = cache_estimate(named_plans(anatomy)["bot50"], anatomy, Workload(epochs=2), store_bytes=12345)
     assert estimate.bytes == 12345

@@ -1,4 +1,4 @@
-"""Operations with a cold store: a step is one of the model without its bottom, the bottom runs once."""
+"""Operations with an activation cache: a step is one of the model without its bottom, the bottom runs once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from frostline.anatomy import find_anatomy
-from frostline.cost import Flops, Workload, bottom_flops, cold_pass_flops, flow, run_flops, run_flops_ratio, step_flops
+from frostline.cost import Flops, Workload, bottom_flops, caching_flops, flow, run_flops, run_flops_ratio, step_flops
 from frostline.plan import Frozen, Full, Plan
 
 FAMILIES = [
@@ -30,11 +30,11 @@ def forward_flops(model: PreTrainedModel, batch: int, length: int) -> int:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_step_is_that_of_the_top_alone(family: str) -> None:
     anatomy = find_anatomy(small(family))
-    cold = Workload(batch=2, length=12, cold_store=True)
+    cached = Workload(batch=2, length=12, activation_cache=True)
     for name in ("bot25", "bot50", "bot75", "lora on all of the top", "feed-forward of the top", "head"):
         plan = named_plans(anatomy)[name]
         boundary = plan.boundary
-        step = step_flops(plan, anatomy, cold)
+        step = step_flops(plan, anatomy, cached)
         assert step.blocks[:boundary] == (Flops(),) * boundary
         assert step.total == pytest.approx(counted(small(family), plan, 2, 12, without=boundary), rel=0.001), name
 
@@ -44,12 +44,12 @@ def test_real_models(models_dir: Path, make: Callable[[Path], PreTrainedModel], 
     anatomy = find_anatomy(make(models_dir))
     modes = (*[Frozen()] * count, *[Full()] * (len(anatomy.blocks) - count))
     plan = Plan(blocks=modes, head=Frozen() if anatomy.tied else Full())
-    cold = Workload(rows=10, batch=2, length=32, cold_store=True)
+    cached = Workload(rows=10, batch=2, length=32, activation_cache=True)
     model = make(models_dir)
     whole = forward_flops(model, 2, 32)
     step = counted(model, plan, 2, 32, without=count)
-    assert step_flops(plan, anatomy, cold).total == pytest.approx(step, rel=0.001)
-    assert cold_pass_flops(plan, anatomy, cold) == pytest.approx(5 * (whole - forward_flops(model, 2, 32)), rel=0.001)
+    assert step_flops(plan, anatomy, cached).total == pytest.approx(step, rel=0.001)
+    assert caching_flops(plan, anatomy, cached) == pytest.approx(5 * (whole - forward_flops(model, 2, 32)), rel=0.001)
 
 
 def test_embeddings_that_multiply_run_with_the_bottom() -> None:
@@ -59,61 +59,61 @@ def test_embeddings_that_multiply_run_with_the_bottom() -> None:
     anatomy = find_anatomy(model)
     assert anatomy.embedding_linears
     plan = named_plans(anatomy)["bot50"]
-    plain, cold = Workload(rows=2, batch=2, length=12), Workload(rows=2, batch=2, length=12, cold_store=True)
+    plain, cached = Workload(rows=2, batch=2, length=12), Workload(rows=2, batch=2, length=12, activation_cache=True)
     assert step_flops(plan, anatomy, plain).embeddings.forward == 2 * 2 * 12 * 16 * 32
-    assert step_flops(plan, anatomy, cold).embeddings == Flops()
+    assert step_flops(plan, anatomy, cached).embeddings == Flops()
     below = step_flops(plan, anatomy, plain)
-    assert cold_pass_flops(plan, anatomy, cold) == below.embeddings.forward + sum(b.forward for b in below.blocks[:2])
+    assert caching_flops(plan, anatomy, cached) == below.embeddings.forward + sum(b.forward for b in below.blocks[:2])
 
 
-def test_the_cold_pass_takes_each_row_that_is_not_stored_once() -> None:
+def test_the_caching_pass_takes_each_row_that_is_not_stored_once() -> None:
     anatomy = find_anatomy(small("llama"))
     plan = named_plans(anatomy)["bot50"]
     plain = Workload(rows=100, batch=8, epochs=3)
     below = sum(block.total for block in step_flops(plan, anatomy, plain).blocks[:2])
     assert bottom_flops(plan, anatomy, plain) == pytest.approx(below * 100 / 8)
-    assert cold_pass_flops(plan, anatomy, plain) == 0
+    assert caching_flops(plan, anatomy, plain) == 0
     for stored in (0.0, 0.25, 1.0):
-        cold = Workload(rows=100, batch=8, epochs=3, cold_store=True, stored_share=stored)
-        cold_pass = cold_pass_flops(plan, anatomy, cold)
-        assert cold_pass == pytest.approx((1 - stored) * below * 100 / 8)
-        step = step_flops(plan, anatomy, cold).total
-        assert run_flops(plan, anatomy, cold) == pytest.approx(cold_pass + step * 100 * 3 / 8)
-        spared = run_flops(plan, anatomy, plain) - run_flops(plan, anatomy, cold)
+        cached = Workload(rows=100, batch=8, epochs=3, activation_cache=True, stored_share=stored)
+        caching_pass = caching_flops(plan, anatomy, cached)
+        assert caching_pass == pytest.approx((1 - stored) * below * 100 / 8)
+        step = step_flops(plan, anatomy, cached).total
+        assert run_flops(plan, anatomy, cached) == pytest.approx(caching_pass + step * 100 * 3 / 8)
+        spared = run_flops(plan, anatomy, plain) - run_flops(plan, anatomy, cached)
         assert spared == pytest.approx((3 - (1 - stored)) * below * 100 / 8)
 
 
 def test_ratios_are_to_full_fine_tuning_without_a_store() -> None:
     anatomy = find_anatomy(small("llama"))
     plans = named_plans(anatomy)
-    once, cold = Workload(), Workload(cold_store=True, stored_share=0.5, reads_only=True, label_share=0.5)
-    assert run_flops_ratio(plans["bot50"], anatomy, Workload(cold_store=True)) == pytest.approx(
+    once, cached = Workload(), Workload(activation_cache=True, stored_share=0.5, loss_positions=True, label_share=0.5)
+    assert run_flops_ratio(plans["bot50"], anatomy, Workload(activation_cache=True)) == pytest.approx(
         run_flops_ratio(plans["bot50"], anatomy, once)  # at one epoch nothing is spared
     )
     full = run_flops(plans["all"], anatomy, once)
-    assert run_flops_ratio(plans["bot50"], anatomy, cold) == run_flops(plans["bot50"], anatomy, cold) / full
+    assert run_flops_ratio(plans["bot50"], anatomy, cached) == run_flops(plans["bot50"], anatomy, cached) / full
 
 
 @pytest.mark.parametrize("name", ["all", "top50", "int50"])
 def test_without_a_bottom_a_store_changes_nothing(name: str) -> None:
     anatomy = find_anatomy(small("llama"))
     plan = named_plans(anatomy)[name]
-    plain, cold = Workload(), Workload(cold_store=True)
+    plain, cached = Workload(), Workload(activation_cache=True)
     assert flow(plan, anatomy).bottom == 0
-    assert step_flops(plan, anatomy, cold) == step_flops(plan, anatomy, plain)
-    assert run_flops(plan, anatomy, cold) == run_flops(plan, anatomy, plain)
+    assert step_flops(plan, anatomy, cached) == step_flops(plan, anatomy, plain)
+    assert run_flops(plan, anatomy, cached) == run_flops(plan, anatomy, plain)
 
 
 def test_t5s_first_blocks_run_on_for_their_position_table() -> None:
     anatomy = find_anatomy(small("t5"))
     plan = Plan(blocks=(*[Frozen()] * 6, Full()), final_norm=Frozen(), head=Frozen())
-    plain, cold = Workload(label_tokens=16), Workload(label_tokens=16, cold_store=True)
-    before, after = step_flops(plan, anatomy, plain), step_flops(plan, anatomy, cold)
+    plain, cached = Workload(label_tokens=16), Workload(label_tokens=16, activation_cache=True)
+    before, after = step_flops(plan, anatomy, plain), step_flops(plan, anatomy, cached)
     ran = [block.total > 0 for block in after.blocks]
     assert ran == [True, False, False, False, True, False, True]
     assert (after.blocks[0], after.blocks[4], after.blocks[6]) == (before.blocks[0], before.blocks[4], before.blocks[6])
-    assert cold_pass_flops(plan, anatomy, cold) == pytest.approx(
-        sum(block.forward for block in before.blocks[:6]) * cold.rows / cold.batch
+    assert caching_flops(plan, anatomy, cached) == pytest.approx(
+        sum(block.forward for block in before.blocks[:6]) * cached.rows / cached.batch
     )
 
 

@@ -1,4 +1,4 @@
-"""The cold pass: every example goes through the frozen bottom once, and its boundary states to the store."""
+"""The caching pass: every example goes through the frozen bottom once, and its boundary states to the store."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from frostline.bottom._cache import ActivationCache
 from frostline.bottom._rows import Features, cut_out, find_spans, row_length, trimmed
-from frostline.bottom._store import ColdStore
 from frostline.hooks import capture, evaluation_mode
 
 BATCH_TOKENS = {"cpu": 1024, "accelerator": 16384}
@@ -51,12 +51,12 @@ class Passage:
         return max(row_length(features, name) for name in set(self.names.values()))
 
 
-def cold_pass(
+def caching_pass(
     model: nn.Module,
     places: Mapping[str, str],
     passage: Passage,
     rows: Mapping[str, Features],
-    store: ColdStore,
+    store: ActivationCache,
     *,
     feed: Feed | None = None,
     progress: Callable[[int], None] = lambda rows: None,

@@ -18,8 +18,8 @@ from frostline.core.errors import UserError
 from frostline.engine import Trainer
 from frostline.plan import Frozen, Full, Lora, Plan
 from frostline.run import RunConfig, make_plan, read_config, train
-from frostline.surgery import apply, quantise_frozen
-from frostline.surgery._quantize import Bits, RoundedLinear
+from frostline.surgery import apply, quantize_frozen
+from frostline.surgery._quantize import Bits, QuantizedLinear
 
 needs_bitsandbytes = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
 
@@ -45,8 +45,8 @@ def test_it_is_the_model_with_its_frozen_matrices_rounded(name: str, blocks: int
     for model in models:
         applied = apply(lora_everywhere(blocks), model)
     rounded, plain = models
-    report = quantise_frozen(rounded, applied.anatomy, bits)
-    layers = {n: m for n, m in rounded.named_modules() if isinstance(m, RoundedLinear)}
+    report = quantize_frozen(rounded, applied.anatomy, bits)
+    layers = {n: m for n, m in rounded.named_modules() if isinstance(m, QuantizedLinear)}
     assert len(layers) == report.matrices > 0
     assert all(name.endswith(".base_layer") for name in layers)
     for path, layer in layers.items():
@@ -73,7 +73,7 @@ def test_bytes_are_those_held(bits: Bits, share: float) -> None:
     applied = apply(make_plan(model, "bot50"), model)
     frozen = [f"{block.name}." for block in applied.anatomy.blocks[:2]]
     linears = [p for n, p in model.named_parameters() if n.startswith(tuple(frozen)) and p.ndim == 2]
-    report = quantise_frozen(model, applied.anatomy, bits)
+    report = quantize_frozen(model, applied.anatomy, bits)
     assert report.matrices == len(linears) == 14
     assert report.bytes_before == sum(p.nbytes for p in linears)
     assert report.bytes_after < share * report.bytes_before
@@ -85,7 +85,7 @@ def test_bytes_are_those_held(bits: Bits, share: float) -> None:
 def test_under_autocast_over_a_bfloat16_base() -> None:
     model = tiny("llama").to(torch.bfloat16)
     applied = apply(Plan(blocks=(Frozen(), Lora(dropout=0.0), Full(), Full())), model)
-    quantise_frozen(model, applied.anatomy, 4)
+    quantize_frozen(model, applied.anatomy, 4)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss, got = gradients(model.train(), batch_for(model))
     assert loss.isfinite() and all(gradient.isfinite().all() for gradient in got.values())
@@ -97,15 +97,15 @@ def test_nothing_to_round_is_refused() -> None:
     model = tiny("llama")
     applied = apply(make_plan(model, "all"), model)
     with pytest.raises(UserError, match="frozen_bits: the plan freezes no matrix"):
-        quantise_frozen(model, applied.anatomy, 8)
+        quantize_frozen(model, applied.anatomy, 8)
 
 
 def test_without_bitsandbytes_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     model = tiny("llama")
     applied = apply(make_plan(model, "bot50"), model)
-    with pytest.raises(UserError, match=r"^frozen_bits wants bitsandbytes: pip install 'frostline\[quantised\]'$"):
-        quantise_frozen(model, applied.anatomy, 8)
+    with pytest.raises(UserError, match=r"^frozen_bits wants bitsandbytes: pip install 'frostline\[quantized\]'$"):
+        quantize_frozen(model, applied.anatomy, 8)
 
 
 @needs_bitsandbytes
@@ -113,8 +113,10 @@ def test_killed_and_resumed_is_never_killed(tmp_path: Path) -> None:
     def made(folder: str) -> Trainer:
         model = tiny("llama", dropout=0.1)
         plan = Plan(blocks=(Frozen(), Lora(), Lora(), Full()))
-        trainer = Trainer(model, arguments(tmp_path / folder), plan=plan, train_dataset=rows(model), cold_store="off")
-        quantise_frozen(model, trainer.applied.anatomy, 4)
+        trainer = Trainer(
+            model, arguments(tmp_path / folder), plan=plan, train_dataset=rows(model), activation_cache="off"
+        )
+        quantize_frozen(model, trainer.applied.anatomy, 4)
         return trainer
 
     whole = made("whole")
@@ -145,11 +147,11 @@ def test_a_run_says_so_and_its_delta_belongs_to_the_unrounded_base(
     assert any("held in 4 bits" in notice for notice in record.notices)
     assert record.metrics is not None and record.metrics.after["loss"] < record.metrics.before["loss"]
     model = load(tmp_path / "run")
-    assert not any(isinstance(module, RoundedLinear) for module in model.modules())
+    assert not any(isinstance(module, QuantizedLinear) for module in model.modules())
 
 
-def test_rounded_blocks_and_a_cold_store_do_not_go_together(tmp_path: Path, models_dir: Path) -> None:
-    for other in ("cold_store=on", "streaming=true"):
+def test_rounded_blocks_and_a_activation_cache_do_not_go_together(tmp_path: Path, models_dir: Path) -> None:
+    for other in ("activation_cache=on", "streaming=true"):
         with pytest.raises(UserError, match="frozen_bits: rounded blocks stay in memory"):
             train(config(tmp_path, models_dir, "frozen_bits=8", other))
     assert not (tmp_path / "run").exists()

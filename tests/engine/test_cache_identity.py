@@ -1,4 +1,4 @@
-"""What a cold store is found by: everything its states depend on, and nothing that a forward pass did before."""
+"""What an activation cache is found by: everything its states depend on, and nothing that a forward pass did before."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, TrainerCallback
 
 from architectures import tiny
-from cold_cases import cold_trainer, rows_for, train
+from cache_cases import cache_trainer, rows_for, train
 from frostline.bottom import row_key
 from frostline.core.errors import FrostlineError
-from frostline.surgery import quantise_frozen
+from frostline.surgery import quantize_frozen
 
 
 @pytest.fixture(autouse=True)
@@ -48,9 +48,9 @@ def corrected(shift: float) -> Any:
 
 def test_a_buffer_below_the_boundary_counts_as_a_weight(tmp_path: Path) -> None:
     train(tmp_path, corrected(0.0), "on")
-    assert train(tmp_path, corrected(0.0), "on").cold.report.rows == 0
+    assert train(tmp_path, corrected(0.0), "on").cache.report.rows == 0
     changed = train(tmp_path, corrected(0.1), "on")
-    assert changed.cold.report.used and changed.cold.report.rows == 12
+    assert changed.cache.report.used and changed.cache.report.rows == 12
 
 
 @pytest.mark.parametrize(
@@ -76,16 +76,16 @@ def test_how_exactly_matrices_are_multiplied_counts(tmp_path: Path, precision: s
     before = backends.fp32_precision
     try:
         backends.fp32_precision = precision  # what transformers' `tf32` sets
-        assert cold_trainer(tmp_path, tiny("llama"), "on").cold.decide().rows == 12
+        assert cache_trainer(tmp_path, tiny("llama"), "on").cache.decide().rows == 12
     finally:
         backends.fp32_precision = before
 
 
 def test_a_rounded_bottom_has_no_store(tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
-    trainer = cold_trainer(tmp_path, tiny("llama"), "auto")
-    quantise_frozen(trainer.model, trainer.applied.anatomy, 8)
-    report = trainer.cold.decide()
+    trainer = cache_trainer(tmp_path, tiny("llama"), "auto")
+    quantize_frozen(trainer.model, trainer.applied.anatomy, 8)
+    report = trainer.cache.decide()
     assert not report.used and "is held in fewer bits" in report.reason
 
 
@@ -110,7 +110,7 @@ class CallsAfterKnownRows(TrainerCallback):
 
 @pytest.mark.parametrize("how", ["by position", "embedded"])
 def test_states_of_one_pass_are_never_another_s(tmp_path: Path, how: str) -> None:
-    trainer = cold_trainer(tmp_path, tiny("llama"), "on", max_steps=2)
+    trainer = cache_trainer(tmp_path, tiny("llama"), "on", max_steps=2)
     calls = CallsAfterKnownRows(rows_for(trainer.model), how)
     trainer.add_callback(calls)
     trainer.train()
