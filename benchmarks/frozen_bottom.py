@@ -178,7 +178,7 @@ def measure(setting: Setting, rounds: int, steps: int, count: int, precision: st
             for each in contenders:
                 each.round()
             if number == 0:  # warms up, and makes the caching pass
-                report = cached.trainer.cache.report
+                report = cached.trainer.cache_report
                 for each in contenders:
                     each.rounds.clear()
     seconds = {each.name: [statistics.median(r[1:]) for r in each.rounds] for each in contenders}
@@ -190,7 +190,7 @@ def measure(setting: Setting, rounds: int, steps: int, count: int, precision: st
         "seconds": seconds,
         "caching_pass": {"seconds": report.seconds, "rows": report.rows, "bytes": report.bytes},
         "losses": {each.name: each.log.losses[: 3 * (steps + 1)] for each in contenders},
-        "notices": list(cached.trainer.reads.notices) if cached.trainer.reads else [],
+        "notices": list(cached.trainer.notices),
     }
 
 

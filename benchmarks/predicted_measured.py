@@ -271,7 +271,7 @@ def one_round(
         os.environ["FROSTLINE_CACHE"] = str(Path(folder) / "cache")
         trainer = make_trainer(pair, folder, bf16, 10_000, [steps, OneStep(turns, 0)])
         before = {clock: read() for clock, read in clocks.items()}
-        trainer.cache.begin()
+        trainer.session.begin()
         cached = {clock: read() - before[clock] for clock, read in clocks.items()}
         calibration = other.submit(calibrated)
         turns.wait(0)
@@ -315,7 +315,7 @@ def print_allocated(pair: Pair, bf16: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["FROSTLINE_CACHE"] = str(Path(folder) / "cache")
         trainer = make_trainer(pair, folder, bf16, 3, [])
-        trainer.cache.begin()
+        trainer.session.begin()
         _read_in_this_thread(trainer)
         resident = {p.data_ptr(): p.nbytes for p in trainer.model.parameters() if not p.is_meta}
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
@@ -327,14 +327,15 @@ def print_allocated(pair: Pair, bf16: bool) -> None:
 
 def _read_in_this_thread(trainer: Trainer) -> None:
     """The profiler sees one thread: let the next batch's states be read in it."""
-    reader = trainer.cache._reader
+    reader = trainer.session._reader
 
-    def request(rows: Any) -> None:
-        rows.coming = Future()
-        rows.coming.set_result(reader._read(rows))
+    def submit(read: Any, rows: Any) -> Any:
+        coming: Any = Future()
+        coming.set_result(read(rows))
+        return coming
 
     if reader is not None:
-        reader.request = request
+        reader._pool.submit = submit
 
 
 class Restart(TrainerCallback):

@@ -107,7 +107,7 @@ def train(way: str, model: str, count: int, length: int, epochs: int) -> dict[st
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return {
         "seconds": seconds,
-        "caching_seconds": trainer.cache.report.seconds,
+        "caching_seconds": trainer.cache_report.seconds,
         "resident": watch.resident,
         "private": watch.private,
         "losses": [float(loss) for loss in losses],

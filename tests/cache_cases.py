@@ -144,8 +144,8 @@ def losses(trainer: Trainer, name: str = "loss") -> list[float]:
 
 def assert_same_training(with_it: Trainer, without: Trainer, bf16: bool = False) -> None:
     """The store was used, and gave the losses and, in float32, the weights of training without it."""
-    assert with_it.cache.report.used, with_it.cache.report.reason
-    assert not without.cache.report.used
+    assert with_it.cache_report.used, with_it.cache_report.reason
+    assert not without.cache_report.used
     assert losses(with_it) == pytest.approx(losses(without), abs=2e-2 if bf16 else 1e-4)
     if not bf16:
         got = trained_tensors(with_it.model)

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from architectures import tiny
 from frostline.anatomy import find_anatomy
 from frostline.cost import Workload, flow, has_dropout, saved
-from frostline.loss_positions import compute_at_loss_positions
+from frostline.loss_positions import use_loss_positions
 from frostline.plan import Plan
 from frostline.surgery import apply
 
@@ -25,7 +25,7 @@ def kept(model: PreTrainedModel, plan: Plan, bfloat16: bool, loss_positions: boo
     """Bytes of the distinct storages that one forward pass in training saves, parameters left out."""
     anatomy = apply(plan, model).anatomy
     if loss_positions:
-        compute_at_loss_positions(model, anatomy, whole_batch(model, 2, 8))
+        use_loss_positions(model, anatomy, whole_batch(model, 2, 8))
     model.train()
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     seen: dict[int, torch.UntypedStorage] = {}

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from architectures import tiny
 from frostline.anatomy import Anatomy, find_anatomy
 from frostline.cost import Flops, Workload, step_flops
-from frostline.loss_positions import compute_at_loss_positions
+from frostline.loss_positions import use_loss_positions
 from frostline.plan import Plan
 from frostline.surgery import apply
 
@@ -44,7 +44,7 @@ def counted(model: PreTrainedModel, plan: Plan, checkpointing: bool = False) -> 
     batch = whole_batch(model, BATCH, LENGTH)
     if batch["labels"].dim() == 2:
         batch["labels"] = torch.where(torch.arange(LENGTH) < LENGTH - READ, -100, batch["input_ids"])
-    compute_at_loss_positions(model, anatomy, batch, exact=False)
+    use_loss_positions(model, anatomy, batch, exact=False)
     if checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     with FlopCounterMode(display=False) as counter:

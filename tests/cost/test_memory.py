@@ -11,7 +11,7 @@ from cost_cases import base16, measured, named_plans, remove_bottom, small, trai
 from architectures import tiny
 from frostline.anatomy import find_anatomy
 from frostline.cost import Workload, memory
-from frostline.loss_positions import compute_at_loss_positions
+from frostline.loss_positions import use_loss_positions
 from frostline.plan import FloraOptions, Frozen, Full, Plan
 from frostline.surgery import apply
 
@@ -196,7 +196,7 @@ def test_loss_positions_against_the_allocator(
     batch = whole_batch(model, 8, 128)
     batch["labels"] = torch.where(torch.arange(128) < 96, -100, batch["input_ids"])
     monkeypatch.setattr("frostline.cost._loss_positions.CHUNK_BYTES", chunk * 4 * anatomy.vocab_size)
-    compute_at_loss_positions(model, anatomy, whole_batch(model, 2, 8), chunk=chunk)
+    use_loss_positions(model, anatomy, whole_batch(model, 2, 8), chunk=chunk)
     step, optimizer = training(model, lambda: batch)
     workload = Workload(batch=8, length=128, loss_positions=True, label_share=0.25)
     assert memory(plan, anatomy, workload).peak == pytest.approx(measured(model, step, optimizer), rel=0.005)

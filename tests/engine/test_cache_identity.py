@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, TrainerCallback
 from architectures import tiny
 from cache_cases import cache_trainer, rows_for, train
 from frostline.bottom import row_key
-from frostline.core.errors import FrostlineError
 from frostline.surgery import quantize_frozen
 
 
@@ -48,9 +48,9 @@ def corrected(shift: float) -> Any:
 
 def test_a_buffer_below_the_boundary_counts_as_a_weight(tmp_path: Path) -> None:
     train(tmp_path, corrected(0.0), "on")
-    assert train(tmp_path, corrected(0.0), "on").cache.report.rows == 0
+    assert train(tmp_path, corrected(0.0), "on").cache_report.rows == 0
     changed = train(tmp_path, corrected(0.1), "on")
-    assert changed.cache.report.used and changed.cache.report.rows == 12
+    assert changed.cache_report.used and changed.cache_report.rows == 12
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_how_exactly_matrices_are_multiplied_counts(tmp_path: Path, precision: s
     before = backends.fp32_precision
     try:
         backends.fp32_precision = precision  # what transformers' `tf32` sets
-        assert cache_trainer(tmp_path, tiny("llama"), "on").cache.decide().rows == 12
+        assert cache_trainer(tmp_path, tiny("llama"), "on").session.decide().rows == 12
     finally:
         backends.fp32_precision = before
 
@@ -85,7 +85,7 @@ def test_a_rounded_bottom_has_no_store(tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
     trainer = cache_trainer(tmp_path, tiny("llama"), "auto")
     quantize_frozen(trainer.model, trainer.applied.anatomy, 8)
-    report = trainer.cache.decide()
+    report = trainer.session.decide()
     assert not report.used and "is held in fewer bits" in report.reason
 
 
@@ -93,25 +93,33 @@ class CallsAfterKnownRows(TrainerCallback):
     """After a pass over rows that are in the store, calls the model with others of the same shape."""
 
     def __init__(self, rows: list[dict[str, Any]], how: str) -> None:
-        self.rows, self.how, self.asked = rows, how, False
+        self.rows, self.how = rows, how
+        self.asked: list[torch.Tensor] = []
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         ids = torch.tensor([self.rows[0]["input_ids"]])
         other = (ids + 1) % 100 + 3
-        with torch.no_grad():
-            model(input_ids=ids, attention_mask=torch.ones_like(ids))
-            self.asked = True
-            with pytest.raises(FrostlineError, match="is out of the model"):
+        whole = copy.deepcopy(model)  # nothing stands in for its bottom
+        for asked in (model, whole):
+            asked.eval()
+            with torch.no_grad():
+                asked(input_ids=ids, attention_mask=torch.ones_like(ids))
                 if self.how == "by position":
-                    model(other, torch.ones_like(ids))
+                    output = asked(other, torch.ones_like(ids))
+                elif self.how == "embedded":
+                    output = asked(inputs_embeds=torch.ones(*ids.shape, 32))
                 else:
-                    model(inputs_embeds=torch.ones(*ids.shape, 32))
+                    past = asked(input_ids=ids[:, :-1], use_cache=True).past_key_values
+                    output = asked(input_ids=ids[:, -1:], past_key_values=past)
+            self.asked.append(output.logits)
+        model.train()
 
 
-@pytest.mark.parametrize("how", ["by position", "embedded"])
+@pytest.mark.parametrize("how", ["by position", "embedded", "after other tokens"])
 def test_states_of_one_pass_are_never_another_s(tmp_path: Path, how: str) -> None:
     trainer = cache_trainer(tmp_path, tiny("llama"), "on", max_steps=2)
     calls = CallsAfterKnownRows(rows_for(trainer.model), how)
     trainer.add_callback(calls)
     trainer.train()
-    assert calls.asked
+    assert len(calls.asked) == 4
+    assert torch.equal(*calls.asked[:2]) and torch.equal(*calls.asked[2:])

@@ -96,14 +96,14 @@ def test_positions_that_count_padding_are_refused(tmp_path: Path, name: str, ord
     # In either order the first rows may have the very padding that they had in the caching pass.
     rows = rows_for(tiny(name))[::order]
     with_it, without = both(tmp_path, lambda: tiny(name), rows=rows, collator=collate_on_the_left)
-    assert not with_it.cache.report.used
-    assert "padding" in with_it.cache.report.reason
+    assert not with_it.cache_report.used
+    assert "padding" in with_it.cache_report.reason
     assert losses(with_it) == losses(without)
 
 
 def test_what_is_refused_for_its_padding_leaves_no_states_behind(tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match=r"streaming needs the activation cache, but what .* padding .*: take streaming: false$"
+        UserError, match=r"streaming needs the activation cache, but what .* padding .*: use streaming: false$"
     ):
         streaming_trainer(tmp_path, tiny("gpt2"), 2, collator=collate_on_the_left).train()
     train(tmp_path, tiny("gpt2"), "on", collator=collate_on_the_left)
@@ -142,7 +142,7 @@ def test_token_types(tmp_path: Path) -> None:
     with_it, without = both(tmp_path, lambda: tiny("bert"), rows=rows)
     assert_same_training(with_it, without)
     plain = train(tmp_path, tiny("bert"), "on")
-    assert plain.cache.report.found == 0
+    assert plain.cache_report.found == 0
     assert losses(plain) != pytest.approx(losses(with_it), abs=1e-4)
 
 
@@ -150,7 +150,7 @@ def test_token_types(tmp_path: Path) -> None:
 def test_evaluation_while_training(tmp_path: Path, name: str) -> None:
     with_it, without = both(tmp_path, lambda: tiny(name), eval_strategy="steps", eval_steps=2)
     assert_same_training(with_it, without)
-    assert with_it.cache.report.rows == 17
+    assert with_it.cache_report.rows == 17
     assert losses(with_it, "eval_loss") == pytest.approx(losses(without, "eval_loss"), abs=1e-4)
     assert len(losses(with_it, "eval_loss")) == 5
 
@@ -169,7 +169,7 @@ class EvaluatesElsewhere(TrainerCallback):
             self.seen.append(self.trainer.evaluate(rows_for(model, 3, seed=7))["eval_loss"])
             self.seen.append(self.trainer.evaluate()["eval_loss"])
             self.seen.append(self.trainer.predict(rows_for(model, 3, seed=8)).metrics["test_loss"])
-            with self.trainer.whole_model(), torch.no_grad():
+            with torch.no_grad():  # rows that are not in the cache
                 self.seen.append(model(**batch_for(model)).loss.item())
             model.train(training)
 
@@ -209,10 +209,10 @@ def test_killed_and_resumed_is_never_killed(tmp_path: Path, name: str) -> None:
     killed.add_callback(StopAt())
     with pytest.raises(KeyboardInterrupt):
         killed.train()
-    assert not killed.cache.active
+    assert not killed.session.active
     resumed = made("killed")
     resumed.train(resume_from_checkpoint=True)
-    assert resumed.cache.report.used and resumed.cache.report.rows == 0
+    assert resumed.cache_report.used and resumed.cache_report.rows == 0
     expected, got = trained_tensors(whole.model), trained_tensors(resumed.model)
     assert all(torch.equal(tensor, got[key]) for key, tensor in expected.items())
 
@@ -242,7 +242,7 @@ def test_a_delta_saved_while_training_fits_the_base(tmp_path: Path, top: Any) ->
     model = tiny("llama")
     plan = bottom_plan(model, 2, top)
     trainer = train(tmp_path, model, "on", plan=plan, save_strategy="steps", save_steps=9)
-    assert trainer.cache.report.used
+    assert trainer.cache_report.used
     other = cache_trainer(tmp_path, tiny("llama"), "off", plan=plan)
     load_delta(other.model, tmp_path / "checkpoint-9")
     got = trained_tensors(other.model)
@@ -257,7 +257,7 @@ TWO_PROCESSES = """
     from architectures import tiny
     from cache_cases import losses, train
     from frostline.bottom import ActivationCache
-    from frostline.engine import trained_tensors
+    from frostline.checkpoints import trained_tensors
 
     torch.set_num_threads(1)
     written, real = [], ActivationCache.write
@@ -268,7 +268,7 @@ TWO_PROCESSES = """
     folder, found = Path(sys.argv[1]), {}
     for store in ("on", "off"):
         trainer = train(folder, tiny("llama"), store, per_device_train_batch_size=2)
-        found[store] = {"losses": losses(trainer), "used": trainer.cache.report.used, "rows": trainer.cache.report.rows}
+        found[store] = {"losses": losses(trainer), "used": trainer.cache_report.used, "rows": trainer.cache_report.rows}
         found[store]["weights"] = {k: v.tolist() for k, v in trained_tensors(trainer.model).items()}
     found["written"] = written
     (folder / f"{trainer.args.process_index}.json").write_text(json.dumps(found))
@@ -298,13 +298,13 @@ def test_two_processes_share_the_pass(tmp_path: Path) -> None:
 
 def test_auto_takes_it_where_it_pays(tmp_path: Path) -> None:
     once = train(tmp_path, tiny("llama"), "auto", num_train_epochs=1)
-    assert not once.cache.report.used
-    assert "saves nothing at one epoch" in once.cache.report.reason
-    assert "break-even" in once.cache.report.estimate
+    assert not once.cache_report.used
+    assert "saves nothing at one epoch" in once.cache_report.reason
+    assert "break-even" in once.cache_report.estimate
     thrice = train(tmp_path, tiny("llama"), "auto")
-    assert thrice.cache.report.used and thrice.cache.report.rows == 12
+    assert thrice.cache_report.used and thrice.cache_report.rows == 12
     again = train(tmp_path, tiny("llama"), "auto", num_train_epochs=1)
-    assert again.cache.report.used and again.cache.report.found == 12  # all is there already
+    assert again.cache_report.used and again.cache_report.found == 12  # all is there already
 
 
 class Endless(IterableDataset[Any]):
@@ -344,10 +344,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize(("options", "reason"), REFUSED.values(), ids=REFUSED.keys())
 def test_refused_where_it_cannot_be_right(tmp_path: Path, options: dict[str, Any], reason: str) -> None:
     trainer = train(tmp_path, tiny("llama"), "auto", **options)
-    assert not trainer.cache.report.used
-    assert reason in trainer.cache.report.reason
+    assert not trainer.cache_report.used
+    assert reason in trainer.cache_report.reason
     assert len(losses(trainer)) == 9
-    with pytest.raises(UserError, match=f"activation_cache: on, but .*{reason}.*: take auto or off$"):
+    with pytest.raises(UserError, match=f"activation_cache: on, but .*{reason}.*: use auto or off$"):
         train(tmp_path, tiny("llama"), "on", **options)
     assert not list(default_root().rglob("*"))
 
@@ -362,8 +362,8 @@ def test_a_schedule_that_may_thaw_is_refused(tmp_path: Path) -> None:
             return self.plan if step == 0 else None
 
     trainer = Trainer(tiny("llama"), arguments(tmp_path), schedule=Undecided(), train_dataset=rows_for(tiny("llama")))
-    assert not trainer.cache.decide().used
-    assert trainer.cache.report.reason == "the schedule may yet change which blocks train"
+    assert not trainer.session.decide().used
+    assert trainer.cache_report.reason == "the schedule may yet change which blocks train"
 
 
 def test_a_router_loss_is_refused(tmp_path: Path) -> None:
@@ -371,8 +371,8 @@ def test_a_router_loss_is_refused(tmp_path: Path) -> None:
         return tiny("mixtral", output_router_logits=True)
 
     trainer = train(tmp_path, routed(), "auto")
-    assert not trainer.cache.report.used
-    assert "router loss" in trainer.cache.report.reason
+    assert not trainer.cache_report.used
+    assert "router loss" in trainer.cache_report.reason
     assert losses(trainer) == losses(train(tmp_path, routed(), "off"))
     with pytest.raises(UserError, match="activation_cache: on, but the router loss"):
         train(tmp_path, routed(), "on")
@@ -380,5 +380,5 @@ def test_a_router_loss_is_refused(tmp_path: Path) -> None:
 
 def test_a_stand_in_for_the_last_block_is_no_notice(tmp_path: Path) -> None:
     trainer = trained(tmp_path, "bert", "on", boundary=4)
-    assert trainer.cache.report.used
-    assert trainer.reads is not None and trainer.reads.notices == ()
+    assert trainer.cache_report.used
+    assert trainer.positions is not None and trainer.notices == ()

@@ -61,7 +61,7 @@ def test_a_streamed_bfloat16_base_is_the_delta_s_own(tmp_path: Path) -> None:
     model = tiny("llama").bfloat16()
     streaming = streaming_trainer(tmp_path, model, 3, num_train_epochs=1)  # one epoch: it streams because it has to
     streaming.train()
-    assert streaming.cache.report.used
+    assert streaming.cache_report.used
     assert streaming.applied.base == tensor_hashes(model)
     save_delta(streaming.model, tmp_path / "run")
     loaded = load(tmp_path / "run")

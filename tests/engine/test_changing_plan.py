@@ -150,8 +150,8 @@ def test_adt_is_a_plain_loop_that_freezes_blocks_after_five_steps(
     ours = trainer(tmp_path, name, architecture, 0.0, save_strategy="no", activation_cache="off")
     ours.loss_positions = False
     order: list[dict[str, torch.Tensor]] = []
-    inner = ours.data_collator.current
-    ours.data_collator.current = lambda batch: order.append(inner(batch)) or order[-1]  # type: ignore[func-returns-value]
+    inner = ours.data_collator
+    ours.data_collator = lambda batch: order.append(inner(batch)) or order[-1]  # type: ignore[func-returns-value]
     ours.train()
 
     plain = tiny(architecture, dropout=0.0)
@@ -219,7 +219,7 @@ def test_a_bottom_that_freezes_passes_once_and_trains_alike(tmp_path: Path) -> N
         run.train()
         made[mode] = trained_tensors(run.model)
         losses[mode] = [entry["loss"] for entry in run.state.log_history if "loss" in entry]
-        assert run.cache.report.used == (mode != "off"), run.cache.report.reason
+        assert run.cache_report.used == (mode != "off"), run.cache_report.reason
     assert losses["off"] == pytest.approx(losses["on_its_own"], abs=1e-4)
     for name, tensor in made["off"].items():
         torch.testing.assert_close(made["on_its_own"][name], tensor, atol=1e-4, rtol=1e-3, msg=name)
@@ -228,14 +228,14 @@ def test_a_bottom_that_freezes_passes_once_and_trains_alike(tmp_path: Path) -> N
 def test_resumed_above_a_bottom_that_has_trained(tmp_path: Path) -> None:
     whole = trainer(tmp_path / "whole", "freezing", save_strategy="no")
     whole.train()
-    assert whole.cache.report.used
+    assert whole.cache_report.used
     killed = trainer(tmp_path / "killed", "freezing")
     killed.add_callback(StopAt(6))
     with pytest.raises(KeyboardInterrupt):
         killed.train()
     resumed = trainer(tmp_path / "killed", "freezing")
     resumed.train(resume_from_checkpoint=True)
-    assert resumed.cache.report.used
+    assert resumed.cache_report.used
     expected, got = trained_tensors(whole.model), trained_tensors(resumed.model)
     assert all(torch.equal(expected[name], got[name]) for name in expected)
 
@@ -353,5 +353,5 @@ def test_an_earlier_checkpoint_on_the_same_trainer(tmp_path: Path) -> None:
 def test_reads_are_told_after_training(tmp_path: Path) -> None:
     made = trainer(tmp_path, "freezing", save_strategy="no")
     made.train()
-    assert made.reads is not None
-    assert isinstance(made.reads.notices, tuple | list)
+    assert made.positions is not None
+    assert isinstance(made.notices, tuple | list)

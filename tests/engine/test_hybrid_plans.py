@@ -20,7 +20,7 @@ from frostline.cli.main import main
 from frostline.core.errors import UserError
 from frostline.core.seeding import derive_seed
 from frostline.engine import Trainer
-from frostline.loss_positions import compute_at_loss_positions, pack_rows
+from frostline.loss_positions import pack_rows, use_loss_positions
 from frostline.plan import BlockMode, Bottleneck, Frozen, Full, Lora, Plan, Prefix
 from frostline.surgery import apply
 from frostline.tasks import PackingCollator
@@ -168,7 +168,7 @@ def test_the_last_block_where_it_is_read(mode: Any, name: str, task: str, implem
     seen: list[int] = []
     feed_forward = [linear.name for linear in anatomy.blocks[BLOCKS - 1].linears if str(linear.role) == "feed_forward"]
     model.get_submodule(feed_forward[0]).register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[1]))
-    reads = compute_at_loss_positions(model, anatomy, batch, chunk=2)
+    reads = use_loss_positions(model, anatomy, batch, chunk=2)
     assert reads.last_block, reads.notices
     seen.clear()
     assert_close(loss_and_gradients(model, batch), expected)

@@ -69,10 +69,10 @@ def test_the_activation_cache_and_the_narrow_reads_keep_the_balance(tmp_path: Pa
     plain = trainer(tmp_path / "b", activation_cache="off", loss_positions=False)
     cached.train()
     plain.train()
-    assert cached.cache.report.used
+    assert cached.cache_report.used
     assert losses(cached) == pytest.approx(losses(plain), abs=1e-4)
-    assert cached.reads is not None
-    assert "its experts are balanced over all tokens" in " ".join(cached.reads.notices)
+    assert cached.positions is not None
+    assert "its experts are balanced over all tokens" in " ".join(cached.notices)
 
 
 def test_accumulated_batches_weigh_the_balance_as_one_batch_does(tmp_path: Path) -> None:

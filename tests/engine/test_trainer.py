@@ -183,7 +183,7 @@ def test_a_checkpoint_holds_no_pickle_and_only_what_changed(tmp_path: Path) -> N
         "delta.safetensors",
         "optimizer.json",
         "optimizer.safetensors",
-        "rng.json",
+        "rng_0.json",
         "schedule.json",
         "scheduler.json",
         "trainer_state.json",
@@ -277,7 +277,7 @@ def test_what_the_trainer_refuses(tmp_path: Path) -> None:
 
 def test_checkpointing_in_the_trainer_crosses_no_frozen_block(tmp_path: Path) -> None:
     made = trainer(tmp_path, "bot50", max_steps=2, activation_checkpointing=True, save_strategy="no")
-    made.loss_positions, made.cache.mode = False, "off"  # both run the model before the first step
+    made.loss_positions, made.session.mode = False, "off"  # both run the model before the first step
     seen: list[bool] = []
     layers = made.model.model.layers
     layers[1].register_forward_hook(lambda _m, _i, out: seen.append(out.requires_grad))

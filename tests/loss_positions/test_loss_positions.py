@@ -15,7 +15,7 @@ from transformers import TrainingArguments
 
 from architectures import BLOCKS, batch_for, decoder_names, encoder_names, natural_task, tiny
 from frostline.anatomy import find_anatomy, get_block
-from frostline.loss_positions import LossRule, Reads, compute_at_loss_positions
+from frostline.loss_positions import LossPositions, LossRule, use_loss_positions
 from frostline.plan import Frozen, Full, Lora, Plan
 from frostline.surgery import apply
 
@@ -61,8 +61,8 @@ def assert_same(found: Any, expected: Any, of_loss: float = 1e-5, of_gradients: 
         assert away <= of_gradients, f"{name}: {away}"
 
 
-def installed(model: Any, batch: Any, **options: Any) -> Reads:
-    return compute_at_loss_positions(model, find_anatomy(model), batch, **options)
+def installed(model: Any, batch: Any, **options: Any) -> LossPositions:
+    return use_loss_positions(model, find_anatomy(model), batch, **options)
 
 
 def positions_seen(model: Any) -> dict[str, list[int]]:
@@ -145,7 +145,7 @@ def test_same_under_a_plan(mode: Any, dtype: torch.dtype) -> None:
             torch.nn.init.normal_(parameter, std=0.1)
     batch = batch_of(model)
     expected = loss_and_gradients(model, batch)
-    reads = compute_at_loss_positions(model, anatomy, batch, chunk=2)
+    reads = use_loss_positions(model, anatomy, batch, chunk=2)
     assert reads.last_block and reads.chunked_head, reads.notices
     near = (1e-5, 1e-4) if dtype is torch.float32 else (2e-2, 5e-2)
     assert_same(loss_and_gradients(model, batch), expected, *near)
@@ -172,7 +172,7 @@ def test_a_parametrised_head_trains_too() -> None:
     expected = loss_and_gradients(model, batch)
     assert list(expected[1]) == ["lm_head.parametrizations.weight.original"]
     anatomy = find_anatomy(tiny("llama", tied=False))
-    assert compute_at_loss_positions(model, anatomy, batch, chunk=2).chunked_head
+    assert use_loss_positions(model, anatomy, batch, chunk=2).chunked_head
     assert_same(loss_and_gradients(model, batch), expected)
 
 

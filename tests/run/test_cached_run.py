@@ -99,7 +99,7 @@ def test_one_epoch_does_not_pay_and_says_so(tmp_path: Path) -> None:
 def test_a_store_that_would_change_training_is_off_and_not_predicted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("frostline.engine._cache.mismatch", lambda *_: "the loss differs")
+    monkeypatch.setattr("frostline.bottom._session.mismatch", lambda *_: "the loss differs")
     record = train(config(tmp_path))
     assert record.notices[-1] == "activation cache off, because the loss differs"
     assert assumes(record) == (False, 0.0)

@@ -20,10 +20,10 @@ from frostline.anatomy import find_anatomy, get_block
 from frostline.checkpoints import load, merge, save_delta
 from frostline.core.errors import FrostlineError, UserError
 from frostline.engine import Trainer
-from frostline.loss_positions import compute_at_loss_positions
+from frostline.loss_positions import use_loss_positions
 from frostline.plan import Forward, Frozen, Full, Plan, Residual
 from frostline.surgery import applied_to, apply
-from frostline.surgery._forward import check_forward, check_loss_is_the_models, install_forward, reads_below
+from frostline.surgery._forward import check_forward, check_loss_is_the_models, install_forward
 
 ALPHA = 0.3
 
@@ -493,7 +493,7 @@ def test_a_loss_from_outside_is_refused() -> None:
 )
 def test_what_reads_below_the_boundary(boundary: int, forward: dict[str, Any], reason: str | None) -> None:
     blocks = (Frozen(),) * boundary + (Full(),) * (4 - boundary)
-    found = reads_below(Plan(blocks=blocks, forward=Forward(**forward)), boundary)
+    found = Plan(blocks=blocks, forward=Forward(**forward)).reads_below(boundary)
     assert found is None if reason is None else found is not None and reason in found and "\n" not in found
 
 
@@ -568,7 +568,7 @@ def test_every_term_may_be_computed_only_where_it_is_read(name: str) -> None:
     applied = apply(planned(model, ALPHA, 2, (0.0, 0.5, 0.25, 1.0)), model)
     whole = model.train()(**batch).loss
     whole_gradients = gradients(model, whole)
-    reads = compute_at_loss_positions(model, applied.anatomy, batch)
+    reads = use_loss_positions(model, applied.anatomy, batch)
     assert reads.last_block and reads.chunked_head == (name == "llama"), reads.notices
     out = model.train()(**batch)
     torch.testing.assert_close(out.loss, whole)
@@ -598,6 +598,6 @@ def test_the_activation_cache_goes_with_what_reads_the_boundary_state_alone(tmp_
     for mode in ("off", "on"):
         trainer = fl_trainer(tmp_path / mode, lively("llama"), plan, batch, activation_cache=mode)
         trainer.train()
-        assert trainer.cache.report.used == (mode == "on"), trainer.cache.report
+        assert trainer.cache_report.used == (mode == "on"), trainer.cache_report
         losses[mode] = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert losses["on"] == pytest.approx(losses["off"], rel=1e-5)

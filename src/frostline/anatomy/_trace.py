@@ -16,11 +16,7 @@ from torch.func import functional_call
 
 from frostline.anatomy._stacks import Stack
 from frostline.core.errors import UserError
-from frostline.hooks import hollow
-
-
-class _BlockReached(Exception):
-    """Ends the run."""
+from frostline.hooks import generators_kept, hollow, stoppable
 
 
 def modules_before_blocks(stack: Stack) -> set[nn.Module]:
@@ -34,22 +30,24 @@ def modules_before_blocks(stack: Stack) -> set[nn.Module]:
 
     def note(module: nn.Module, _inputs: Any) -> None:
         if module in blocks:
-            raise _BlockReached
+            stop()
         ran.add(module)
 
-    hooks = [module.register_forward_pre_hook(note) for module in stack.module.modules()]
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            functional_call(stack.module, hollow(stack.module), (), _inputs(stack))
-    except _BlockReached:
+    reason = "no block ran"
+    with stoppable() as stop:
+        hooks = [module.register_forward_pre_hook(note) for module in stack.module.modules()]
+        try:
+            with torch.no_grad(), generators_kept():
+                functional_call(stack.module, hollow(stack.module), (), _inputs(stack))
+        except Exception as error:
+            if stop.reached:
+                raise
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        finally:
+            for hook in hooks:
+                hook.remove()
+    if stop.reached:
         return ran
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-    else:
-        reason = "no block ran"
-    finally:
-        for hook in hooks:
-            hook.remove()
     raise UserError(
         f"{type(stack.module).__name__} does not run from token ids to its first block ({reason}): give a text model"
     )

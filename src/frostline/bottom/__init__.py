@@ -1,4 +1,5 @@
-"""The frozen bottom: it runs once, and its boundary states are kept in an activation cache."""
+"""The frozen bottom: it runs once, its boundary states are kept in an activation cache, and a session trains from
+them."""
 
 from frostline.bottom._cache import ActivationCache, check_room
 from frostline.bottom._caching_pass import (
@@ -9,44 +10,43 @@ from frostline.bottom._caching_pass import (
     pass_rows,
     same_states,
 )
+from frostline.bottom._contents import Amount, Contents, Declined, Training
 from frostline.bottom._cut import CannotCut, Cut, crossing, cut_boundary, find_cut
-from frostline.bottom._feed import (
-    CACHED_ROWS,
-    CachedRows,
-    CachingCollator,
-    ReadAhead,
-    cached_rows,
-    rows_of,
-    stored_states,
-)
+from frostline.bottom._feed import ReadAhead, RowsInBatch, rows_in_batch, rows_of, stored_states
 from frostline.bottom._identity import buffers_below, hashes_of, identity, names_below
 from frostline.bottom._rows import AlteredRow, find_spans, row_key, row_length
+from frostline.bottom._session import CacheReport, CacheSession, Mode, Processes
 from frostline.bottom._shards import Stream, row_bytes
 from frostline.bottom._standins import StandIns
 from frostline.bottom._streaming import Load, Streaming, drop_tensors, names_above, put_tensors
-from frostline.bottom._weights import come_back, leave_memory
+from frostline.bottom._weights import AwayWeights
 
 __all__ = [
     "BATCH_TOKENS",
-    "CACHED_ROWS",
     "ActivationCache",
     "AlteredRow",
-    "CachedRows",
-    "CachingCollator",
+    "Amount",
+    "AwayWeights",
+    "CacheReport",
+    "CacheSession",
     "CannotCut",
+    "Contents",
     "Cut",
+    "Declined",
     "Load",
+    "Mode",
     "Passage",
+    "Processes",
     "ReadAhead",
+    "RowsInBatch",
     "StandIns",
     "Stream",
     "Streaming",
+    "Training",
     "batches_by_length",
     "buffers_below",
-    "cached_rows",
     "caching_pass",
     "check_room",
-    "come_back",
     "crossing",
     "cut_boundary",
     "drop_tensors",
@@ -54,7 +54,6 @@ __all__ = [
     "find_spans",
     "hashes_of",
     "identity",
-    "leave_memory",
     "names_above",
     "names_below",
     "pass_rows",
@@ -62,6 +61,7 @@ __all__ = [
     "row_bytes",
     "row_key",
     "row_length",
+    "rows_in_batch",
     "rows_of",
     "same_states",
     "stored_states",

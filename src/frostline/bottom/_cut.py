@@ -21,7 +21,7 @@ from torch.func import functional_call
 
 from frostline.anatomy import Anatomy, select
 from frostline.core.errors import FrostlineError, first_line
-from frostline.hooks import device_of, evaluation_mode, hollow
+from frostline.hooks import Stop, device_of, evaluation_mode, generators_kept, hollow, stoppable
 from frostline.plan import Plan
 
 Extra = str | int | None
@@ -118,10 +118,6 @@ def cut_boundary(plan: Plan, anatomy: Anatomy) -> int:
     return plan.boundary
 
 
-class _Done(Exception):
-    """Ends the run: all that lies below the boundary has been seen."""
-
-
 class _Trace:
     """Notes what blocks below the boundary are given and return, up to the blocks above that take over."""
 
@@ -139,28 +135,31 @@ class _Trace:
         self._pending: list[str] = []
 
     def run(self, weightless: bool) -> None:
+        with stoppable() as stop:
+            self._run(weightless, stop)
+        if self.last not in self.outputs:
+            raise CannotCut("the model's forward does not reach its boundary")
+
+    def _run(self, weightless: bool, stop: Stop) -> None:
+        """Run the model until all that lies below the boundary has been seen."""
         handles = []
         for name, module in self.model.named_modules():
             if name in self.blocks:
-                handles.append(module.register_forward_pre_hook(self._before_block(name), with_kwargs=True))
+                handles.append(module.register_forward_pre_hook(self._before_block(name, stop), with_kwargs=True))
                 handles.append(module.register_forward_hook(self._after_block(name)))
             elif self._feeds(name, module):
                 handles.append(module.register_forward_hook(self._after_embedding(name), with_kwargs=True))
         try:
-            with evaluation_mode(self.model), torch.no_grad(), torch.random.fork_rng(devices=[]):
+            with evaluation_mode(self.model), torch.no_grad(), generators_kept():
                 if weightless:
                     functional_call(self.model, hollow(self.model), (), self._inputs(torch.device("cpu")))
                 else:
                     self.model(**self._inputs(device_of(self.model)))
-        except _Done:
-            pass
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise CannotCut(f"the model does not run on a plain batch ({first_line(error)})") from error
         finally:
             for handle in handles:
                 handle.remove()
-        if self.last not in self.outputs:
-            raise CannotCut("the model's forward does not reach its boundary")
 
     def stack(self, stream: str, names: list[str]) -> StackCut:
         fed = self.fed[names[0]]
@@ -170,7 +169,7 @@ class _Trace:
             blocks=tuple(names),
             returns=tuple(BlockReturn(name in self.in_tuple, self._extras(name)) for name in names),
             embeddings=tuple(name for name in fed if not any(name.startswith(other + ".") for other in fed)),
-            dtype=(first[0] if 0 in first else first["hidden_states"]).dtype,
+            dtype=first[0 if 0 in first else "hidden_states"].dtype,
             state_dtype=self.outputs[names[-1]][0].dtype,
         )
 
@@ -205,12 +204,12 @@ class _Trace:
 
         return note
 
-    def _before_block(self, name: str) -> Any:
+    def _before_block(self, name: str, stop: Stop) -> Any:
         def note(_module: Any, args: Any, kwargs: Any) -> None:
             self.given[name] = {**dict(enumerate(args)), **kwargs}
             self.fed[name], self._pending = self._pending, []
             if self.last in self.outputs:
-                raise _Done
+                stop()
 
         return note
 

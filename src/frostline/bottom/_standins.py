@@ -2,115 +2,100 @@
 
     B rows, T tokens, d hidden width
 
-Blocks below the boundary are replaced in their list by modules without weights that pass on what they are given;
-the last of them returns the stored states. Embeddings that only feed those blocks are replaced by zeros [B, T, d]
-of one element, seen through strides of 0. Masks, positions, rotary tables, token types and the search for a
-row's last token stay the model's own.
+While states are fed, a call of a block below the boundary passes on what it is given, and that of the last of them
+returns the stored states. Calls of embeddings that only feed those blocks give zeros [B, T, d] of one element, seen
+through strides of 0. Masks, positions, rotary tables, token types and the search for a row's last token stay the
+model's own. While nothing is fed, the bottom runs as ever. Every module stays in its place, with its weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from frostline.bottom._cut import MADE, BlockReturn, Cut, StackCut, token_ids
-from frostline.core.errors import FrostlineError
+from frostline.hooks import CALL, Override, hidden_given
 
 
 class StandIns:
-    """Replaces the bottom of `model` at `cut`, until `remove`.
+    """Stand in for the bottom of `model` at `cut`, until `remove`.
 
-    `feed` gives the states of the batch that comes next: stream -> [B, T, d].
+    Args:
+        model: its bottom is frozen.
+        cut: where, and what each part below gives to what lies above.
+        before_own: called before a module of the bottom runs itself, since no states are fed.
     """
 
-    def __init__(self, model: nn.Module, cut: Cut) -> None:
-        self.cut = cut
+    def __init__(self, model: nn.Module, cut: Cut, before_own: Callable[[], None] = lambda: None) -> None:
+        self.cut, self._before_own = cut, before_own
         self._states: dict[str, Tensor] = {}
-        self._replaced: list[tuple[nn.Module, str, nn.Module]] = []
+        self._overrides: dict[str, Override] = {}
+        self.running: tuple[nn.Module, ...] = tuple(model.get_submodule(name) for name in cut.running)
         for stack in cut.stacks:
-            self._replace_stack(model, stack)
+            self._stand_in(model, stack)
 
     def feed(self, states: Mapping[str, Tensor]) -> None:
+        """Give the states of the batch that comes next: stream -> [B, T, d]."""
         self._states = {stack.stream: states[stack.stream].to(stack.state_dtype) for stack in self.cut.stacks}
 
     def clear(self) -> None:
+        """From here on the bottom runs itself."""
         self._states = {}
 
-    def states(self, stream: str) -> Tensor:
-        if stream not in self._states:
-            raise FrostlineError(
-                "the frozen bottom is out of the model while it trains from the activation cache: run other inputs "
-                "inside `with trainer.whole_model():`"
-            )
-        return self._states[stream]
-
     @property
-    def originals(self) -> tuple[nn.Module, ...]:
-        """The modules that are out of the model."""
-        return tuple(original for _, _, original in self._replaced)
+    def modules(self) -> tuple[nn.Module, ...]:
+        """The modules whose calls are taken."""
+        return tuple(override.module for override in self._overrides.values())
+
+    def cover(self, name: str) -> bool:
+        """Whether the parameter called `name` lies in a module whose calls are taken."""
+        return name.startswith(tuple(f"{path}." for path in self._overrides))
 
     def remove(self) -> None:
-        """Put every module back in its place."""
-        for parent, name, original in reversed(self._replaced):
-            parent._modules[name] = original
-        self._replaced = []
+        """Every module runs itself again."""
+        for override in self._overrides.values():
+            override.remove()
+        self._overrides = {}
 
-    def _replace_stack(self, model: nn.Module, stack: StackCut) -> None:
-        for name in stack.embeddings:
-            self._put(model, name, HollowEmbedding(self.cut.width, stack.dtype))
+    def _stand_in(self, model: nn.Module, stack: StackCut) -> None:
+        for path in stack.embeddings:
+            self._take(model, path, partial(_zeros, self.cut.width, stack.dtype))
         last = len(stack.blocks) - 1
-        for position, (name, returned) in enumerate(zip(stack.blocks, stack.returns, strict=True)):
-            stream = stack.stream if position == last else None
-            self._put(model, name, BlockStandIn(model.get_submodule(name), returned, self, stream))
+        for position, (path, returned) in enumerate(zip(stack.blocks, stack.returns, strict=True)):
+            self._take(model, path, partial(self._give, returned, stack.stream if position == last else None))
 
-    def _put(self, model: nn.Module, path: str, module: nn.Module) -> None:
-        where, _, name = path.rpartition(".")
-        parent = model.get_submodule(where)
-        self._replaced.append((parent, name, parent.get_submodule(name)))
-        parent._modules[name] = module
+    def _take(self, model: nn.Module, path: str, instead: Callable[..., Any]) -> None:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            if self._states:
+                return instead(override.own, args, kwargs)
+            self._before_own()
+            return override.own(*args, **kwargs)
 
+        override = self._overrides[path] = Override(model.get_submodule(path), run, CALL)
 
-class BlockStandIn(nn.Module):
-    """Returns what its block would, with the hidden states passed on, or (given a `stream`) the stored ones."""
-
-    def __init__(self, block: nn.Module, returned: BlockReturn, owner: StandIns, stream: str | None) -> None:
-        super().__init__()
-        own = set(vars(self))
-        for name, value in vars(block).items():  # a model's forward may read its blocks' plain attributes
-            if name not in own and isinstance(value, str | int | float | bool | tuple | None):
-                setattr(self, name, value)
-        self._returned, self._owner, self._stream = returned, owner, stream
-        # In a tuple, so that its weights are no part of the model's.
-        self.running = (block,) if returned.needs_block else ()
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        hidden = args[0] if args else kwargs["hidden_states"]
-        result = hidden if self._stream is None else self._owner.states(self._stream)
-        if not self._returned.in_tuple:
+    def _give(self, returned: BlockReturn, stream: str | None, own: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
+        """What a block would return, with the hidden states passed on, or (given a `stream`) the stored ones."""
+        result = hidden_given(args, kwargs) if stream is None else self._states[stream]
+        if not returned.in_tuple:
             return result
         made: tuple[Any, ...] = ()
-        if self.running:
+        if returned.needs_block:
             with torch.no_grad():
-                made = self.running[0].eval()(*args, **kwargs)
+                made = own(*args, **kwargs)
         given: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
         extras = (
             made[position] if extra == MADE else None if extra is None else given[extra]
-            for position, extra in enumerate(self._returned.extras, start=1)
+            for position, extra in enumerate(returned.extras, start=1)
         )
         return (result, *extras)
 
 
-class HollowEmbedding(nn.Module):
+def _zeros(width: int, dtype: torch.dtype, _own: Any, args: Any, kwargs: Mapping[str, Any]) -> Tensor:
     """Zeros [*ids, width] that take no memory and no time."""
-
-    def __init__(self, width: int, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.width, self.dtype = width, dtype
-
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        ids = token_ids((*args, *kwargs.values()))
-        assert ids is not None, "an embedding is called with token ids"
-        return torch.zeros((), dtype=self.dtype, device=ids.device).expand(*ids.shape, self.width)
+    ids = token_ids((*args, *kwargs.values()))
+    assert ids is not None, "an embedding is called with token ids"
+    return torch.zeros((), dtype=dtype, device=ids.device).expand(*ids.shape, width)

@@ -22,7 +22,7 @@ from frostline.anatomy import Anatomy, tensor_hash
 from frostline.bottom._cache import ActivationCache
 from frostline.bottom._caching_pass import Feed, Passage, caching_pass, pass_rows, same_states
 from frostline.bottom._cut import CannotCut, Cut, crossing, find_cut
-from frostline.bottom._feed import cached_rows, stored_states
+from frostline.bottom._feed import rows_in_batch, stored_states
 from frostline.bottom._rows import Features
 from frostline.bottom._standins import StandIns
 from frostline.hooks import device_of
@@ -151,12 +151,10 @@ def names_above(model: Any, anatomy: Anatomy, boundary: int) -> frozenset[str]:
     The weights may lie on the meta device. Raises `CannotCut`.
     """
     cut = find_cut(model, anatomy, boundary, weightless=True)
-    standins = StandIns(model, cut)
-    staying = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    standins.remove()
-    running = tuple(f"{name}." for name in cut.running)
-    staying |= {name for name, _ in model.named_parameters() if name.startswith(running)}
-    return frozenset(staying)
+    covered = tuple(f"{path}." for stack in cut.stacks for path in (*stack.embeddings, *stack.blocks))
+    running = tuple(f"{path}." for path in cut.running)
+    names = (name for name, _ in model.named_parameters(remove_duplicate=False))
+    return frozenset(name for name in names if name.startswith(running) or not name.startswith(covered))
 
 
 def put_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -182,7 +180,7 @@ def _replace(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
 
 def _feeder(standins: StandIns, store: ActivationCache, passage: Passage, rows: Mapping[str, Features]) -> Feed:
     def feed(keys: Any, batch: Mapping[str, Any]) -> None:
-        states = stored_states(store, cached_rows(keys, batch, [rows[key] for key in keys], passage.names))
+        states = stored_states(store, rows_in_batch(keys, batch, [rows[key] for key in keys], passage.names))
         standins.feed({stream: value.to(passage.device) for stream, value in states.items()})
 
     return feed

@@ -19,6 +19,14 @@ from frostline.checkpoints._models import (
     load_weights,
     quiet_libraries,
 )
+from frostline.checkpoints._state import (
+    load_optimizer,
+    load_scheduler,
+    random_state,
+    save_optimizer,
+    save_scheduler,
+    set_random_state,
+)
 from frostline.checkpoints._tensors import read_tensors
 
 __all__ = [
@@ -29,14 +37,20 @@ __all__ = [
     "load_above",
     "load_config",
     "load_delta",
+    "load_optimizer",
     "load_part",
+    "load_scheduler",
     "load_tokenizer",
     "load_weights",
     "merge",
     "put_tensors",
     "quiet_libraries",
+    "random_state",
     "read_card",
     "read_tensors",
     "save_delta",
+    "save_optimizer",
+    "save_scheduler",
+    "set_random_state",
     "trained_tensors",
 ]

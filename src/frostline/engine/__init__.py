@@ -1,10 +1,9 @@
 """The trainer: `transformers.Trainer` under a plan, with optimizers and meters."""
 
-from frostline.engine._cache import CacheReport
 from frostline.engine._flora import Flora
 from frostline.engine._meter import MemoryMeter, StepMeter
 from frostline.engine._progress import ProgressBar, pass_bar
 from frostline.engine._sampler import GroupedByLength
 from frostline.engine._trainer import Trainer
 
-__all__ = ["CacheReport", "Flora", "GroupedByLength", "MemoryMeter", "ProgressBar", "StepMeter", "Trainer", "pass_bar"]
+__all__ = ["Flora", "GroupedByLength", "MemoryMeter", "ProgressBar", "StepMeter", "Trainer", "pass_bar"]

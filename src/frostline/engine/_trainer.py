@@ -1,44 +1,39 @@
-"""`transformers.Trainer` under a plan: what it adds is the schedule, the delta and exact resume."""
+"""`transformers.Trainer` under a plan: what it adds is the schedule, what a frozen bottom saves, and exact resume."""
 
 from __future__ import annotations
 
 import math
-import shutil
-import tempfile
 import time
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-import transformers
 from torch import nn
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
+from transformers.trainer_utils import get_last_checkpoint
 
-from frostline.bottom import Load, Streaming
-from frostline.checkpoints import _state, load_delta, save_delta
-from frostline.core.errors import TrainingError, UserError
-from frostline.core.files import atomic_folder, disk_errors, read_json, write_json
-from frostline.engine._cache import CachedBottom, Mode
-from frostline.engine._cache_work import Replaceable
+from frostline.bottom import Amount, CacheReport, CacheSession, Load, Mode, Processes, Training
+from frostline.checkpoints import load_delta
+from frostline.core.errors import TrainingError
+from frostline.cost import Estimate, Workload, cache_estimate
+from frostline.engine._collator import AnnouncingCollator
 from frostline.engine._flora import Flora, check_flora
 from frostline.engine._in_backward import check_in_backward, step_in_backward
 from frostline.engine._observe import Observer
 from frostline.engine._optimizer import regroup
-from frostline.engine._ranks import ShareRanks, load_ranks, save_ranks
+from frostline.engine._ranks import ShareRanks
 from frostline.engine._sampler import GroupedByLength
-from frostline.loss_positions import Reads, compute_at_loss_positions
-from frostline.plan import FixedSchedule, Plan, Schedule, document
-from frostline.surgery import Applied, applied_to, apply, change, check_loss_is_the_models
+from frostline.engine._saving import PlanChange, SavingTrainer
+from frostline.engine._start import non_reentrant, settle, streaming
+from frostline.loss_positions import LossPositions, use_loss_positions
+from frostline.plan import Plan, Schedule
+from frostline.surgery import change, check_loss_is_the_models
 
-SCHEDULE_FILE = "schedule.json"
-STAGING = ".saving-"
 
-
-class Trainer(transformers.Trainer):
+class Trainer(SavingTrainer):
     """A `transformers.Trainer` that trains what a plan (or a schedule of plans) says.
 
     Everything that `transformers.Trainer` takes works: callbacks, logging, mixed precision, accelerate. A
@@ -46,25 +41,28 @@ class Trainer(transformers.Trainer):
     without pickle, and is whole or absent; training resumed from it ends with the same weights as if it had
     never stopped.
 
-    With `optimizer_in_backward` each parameter is stepped as soon as the backward pass has its gradient, which
-    is then freed; it gives the same weights, and goes without clipping, accumulation and other processes.
+    `cache_report` and `notices` say what came of the activation cache and of loss positions. Under a schedule the plan
+    may change between steps: `changes` tells which came when, `seconds_until_settled` how long after the first step
+    the last one came. `last_loss` is the loss of the last optimizer step, over all the batches that it accumulated.
 
-    `optimizer_cls_and_kwargs=(Flora, {...})` trains by FLORA; what it accumulates is compressed in the backward pass.
+    Args:
+        model: the model itself.
+        args: as for `transformers.Trainer`.
+        plan: what trains. It may be left out when `frostline.apply` was called on the model before.
+        schedule: instead of a plan, one that may change while training.
+        optimizer_in_backward: step each parameter as soon as the backward pass has its gradient, which is then freed.
+            The weights are the same; there is no clipping, no accumulation, and one process.
+        activation_cache: whether rows pass the frozen bottom once and train from their stored states: `auto` where it
+            is right and pays, `on`, `off`.
+        activation_cache_limit: bytes that all caches together may take on disk.
+        load_bottom: reads the bottom block by block (`load_above`).
+        loss_positions: whether head and last block run only where the loss looks.
+        options: as for `transformers.Trainer`. `optimizer_cls_and_kwargs=(Flora, {...})` trains by FLORA; what it
+            accumulates is compressed in the backward pass.
 
-    `activation_cache` says whether rows pass the frozen bottom once and train from their stored states: `auto` where
-    it is right and pays, `on`, `off`; `activation_cache_limit` is what all stores together may take, in bytes.
-    `load_bottom` reads the bottom block by block (`load_above`). `loss_positions` runs head and last block only where
-    the loss reads. What came of them: `cached.report`, `reads.notices`.
-
-    Under a schedule the plan may change between steps: `changes` tells which came when, `seconds_until_settled` how
-    long after the first step the last one came.
-
-    `plan` or `schedule` may be left out when `frostline.apply` was called on the model before. `last_loss` is
-    the loss of the last optimizer step, over all the batches that it accumulated. Raises `UserError` when the
-    plan does not fit, and `TrainingError` when the loss is not a number.
+    Raises `UserError` when the plan does not fit, and `TrainingError` when the loss is not a number.
     """
 
-    optimizer: Any
     data_collator: Any
 
     def __init__(
@@ -87,37 +85,51 @@ class Trainer(transformers.Trainer):
             check_flora(args)
         self.optimizer_in_backward = optimizer_in_backward
         self._gradient_norms: list[torch.Tensor] = []
-        self.schedule = _settle(model, plan, schedule, args)
+        self.schedule = settle(model, plan, schedule, args)
         self.changes: list[PlanChange] = []
         self.seconds_until_settled = 0.0
         self._first_step = math.nan
         if args is not None and args.activation_checkpointing:
-            args.activation_checkpointing_kwargs = _non_reentrant(args.activation_checkpointing_kwargs)
+            args.activation_checkpointing_kwargs = non_reentrant(args.activation_checkpointing_kwargs)
         self.loss_positions = loss_positions
-        self.reads: Reads | None = None
-        self.last_loss = math.nan
+        self.positions: LossPositions | None = None
+        self._loss: torch.Tensor | float = math.nan
         self._step = -1
-        self._staging: str | None = None
-        self._loaded = ""
         self._made_optimizer = False
         super().__init__(model, args, *positional, **options)
         self.add_callback(ShareRanks())
+        self.add_callback(_CheckLoss(self))
         self.observer = Observer(model, self.schedule.observes)
         check_loss_is_the_models(self.applied.plan, self._loss_is_custom())
-        if not self.schedule.settled:
-            self.data_collator = Replaceable(self.data_collator)
-        self.cache = CachedBottom(
-            self, activation_cache, activation_cache_limit, _streaming(model, self.applied, load_bottom)
+        self._streaming = streaming(model, self.applied, load_bottom)
+        processes = Processes(self.args.process_index, self.args.world_size, self.accelerator.wait_for_everyone)
+        self.session = CacheSession(
+            self._training,
+            activation_cache,
+            limit=activation_cache_limit,
+            streaming=self._streaming,
+            processes=processes,
         )
 
     @property
-    def applied(self) -> Applied:
-        """What the current plan does to the model."""
-        return cast(Applied, applied_to(cast(nn.Module, self.model)))
+    def cache_report(self) -> CacheReport:
+        """What became of the activation cache."""
+        return self.session.report
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What runs as without frostline, and why: a line each."""
+        positions = () if self.positions is None else self.positions.notices
+        cache = self.session.report.notice
+        return positions if cache is None else (*positions, cache)
+
+    @property
+    def last_loss(self) -> float:
+        """The loss of the last optimizer step, over all the batches that it accumulated."""
+        return float(self._loss)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *positional: Any, **options: Any) -> Any:
-        """As `transformers.Trainer.train`; the activation cache is used where it is right and pays
-        (`cached.report`)."""
+        """As `transformers.Trainer.train`; the activation cache is used where it is right and pays."""
         if resume_from_checkpoint is True:
             resume_from_checkpoint = get_last_checkpoint(str(self.args.output_dir))
         try:
@@ -125,7 +137,7 @@ class Trainer(transformers.Trainer):
                 begun_with = self.applied.plan
                 self._load_from_checkpoint(str(resume_from_checkpoint))
                 if self.applied.plan != begun_with:
-                    self.cache.end()  # what was decided was for that plan
+                    self.session.end()  # what was decided was for that plan
                 self._loaded = str(resume_from_checkpoint)
                 if self._made_optimizer:  # over what another plan may have trained
                     self.optimizer = None
@@ -136,43 +148,83 @@ class Trainer(transformers.Trainer):
             self._end_plan()
 
     def _begin_plan(self) -> None:
-        self.cache.begin()
-        self.reads = self._read_less()
+        self.session.begin()
+        self.positions = self._find_positions()
 
     def _end_plan(self) -> None:
-        if self.reads is not None:
-            self.reads.remove()
-        self.cache.end()
+        if self.positions is not None:
+            self.positions.remove()
+        self.session.end()
 
-    def whole_model(self) -> AbstractContextManager[None]:
-        """Inside, the model runs on any input also while it trains from the activation cache."""
-        return self.cache.whole_model()
-
-    def _read_less(self) -> Reads | None:
+    def _find_positions(self) -> LossPositions | None:
         rows: Any = self.train_dataset
         whole = self._loss_is_custom() or self.applied.plan.forward.layered
         if not self.loss_positions or whole or not hasattr(rows, "__len__") or self.is_fsdp_enabled:
             return None
-        collate = self._get_collator_with_removed_columns(self.data_collator)
-        batch = dict(collate([rows[index] for index in range(min(3, len(rows)))]))
-        with self.cache.feeding(batch), self.accelerator.autocast():
-            return compute_at_loss_positions(self.model, self.applied.anatomy, self._prepare_inputs(batch), exact=False)
+        few = [rows[index] for index in range(min(3, len(rows)))]
+        batch = dict(self._collate()(few))
+        with self.session.holding(few, batch), self.accelerator.autocast():
+            return use_loss_positions(self.model, self.applied.anatomy, self._prepare_inputs(batch), exact=False)
 
     def _loss_is_custom(self) -> bool:
         return self.label_smoother is not None or self.compute_loss_func is not None
-
-    def evaluate(self, eval_dataset: Any = None, *positional: Any, **options: Any) -> dict[str, float]:
-        with nullcontext() if self.cache.holds(eval_dataset) else self.whole_model():
-            return cast(dict[str, float], super().evaluate(eval_dataset, *positional, **options))
-
-    def predict(self, test_dataset: Any, *positional: Any, **options: Any) -> Any:
-        with nullcontext() if self.cache.holds(test_dataset) else self.whole_model():
-            return super().predict(test_dataset, *positional, **options)
 
     def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
         for tensor in (*model.parameters(), *model.buffers()):
             if not tensor.is_meta:  # a bottom that is read block by block comes later, to where the rest is
                 tensor.data = tensor.data.to(device)
+
+    # What the activation cache has to know.
+
+    def _training(self) -> Training:
+        args, applied = self.args, self.applied
+        refusal = None
+        if not self.schedule.settled:
+            refusal = "the schedule may yet change which blocks train"
+        elif self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            refusal = "the model's weights are sharded"
+        evaluates = args.eval_strategy != "no" or self._streaming is not None
+        given = self.eval_dataset if evaluates else None
+        others = list(given.values()) if isinstance(given, Mapping) else [] if given is None else [given]
+        return Training(
+            model=self.model,
+            plan=applied.plan,
+            anatomy=applied.anatomy,
+            datasets=[self.train_dataset, *others],
+            collate=self._collate(),
+            device=args.device,
+            batch_size=args.train_batch_size,
+            autocast=self._autocast_dtype,
+            trained=applied.lr_scales,
+            loss=lambda model, batch: self.compute_loss(model, batch),
+            estimate=self._estimate,
+            refusal=refusal,
+            label_names=self.label_names,
+        )
+
+    def _collate(self) -> Any:
+        """What makes batches of rows that the model takes."""
+        return self._get_collator_with_removed_columns(self.data_collator)
+
+    @property
+    def _autocast_dtype(self) -> torch.dtype | None:
+        return torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else None
+
+    def _estimate(self, amount: Amount) -> Estimate:
+        """What a cache that lacks some of the rows would do for the rest of this training."""
+        args, rows = self.args, len(cast(Any, self.train_dataset))
+        per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        passes = args.max_steps * per_step / rows if args.max_steps > 0 else args.num_train_epochs
+        began = self.changes[-1].step if self.changes else 0
+        workload = Workload(
+            rows=amount.rows,
+            length=max(1, round(amount.mean_length)),
+            batch=args.train_batch_size,
+            epochs=float(max(passes - began * per_step / rows, per_step / rows)),
+            dtype="float32" if self._autocast_dtype is None else "bfloat16",
+            stored_share=1 - amount.missing / amount.rows,
+        )
+        return cache_estimate(self.applied.plan, self.applied.anatomy, workload, amount.bytes)
 
     # Optimizer: one group for each pair of weight decay and learning-rate scale.
 
@@ -210,6 +262,13 @@ class Trainer(transformers.Trainer):
             return GroupedByLength(sampler.batch_size, sampler.lengths, seed)
         return sampler
 
+    def _get_dataloader(self, *given: Any, **options: Any) -> Any:
+        own, self.data_collator = self.data_collator, AnnouncingCollator(self.data_collator, self.session)
+        try:
+            return super()._get_dataloader(*given, **options)
+        finally:
+            self.data_collator = own
+
     # One step.
 
     def training_step(self, model: nn.Module, *inputs: Any, **options: Any) -> torch.Tensor:
@@ -217,8 +276,7 @@ class Trainer(transformers.Trainer):
             self._begin_step(self.state.global_step)
         with self._stepping() as self._gradient_norms, self._accumulating():
             loss: torch.Tensor = super().training_step(model, *inputs, **options)
-        self.last_loss += loss.item()
-        self._check_loss(self.last_loss)
+        self._loss = self._loss + loss.detach()  # on the device: it is looked at once a step
         return loss
 
     def _stepping(self) -> AbstractContextManager[list[torch.Tensor]]:
@@ -234,13 +292,13 @@ class Trainer(transformers.Trainer):
         return optimizer if isinstance(optimizer, Flora) and self.args.gradient_accumulation_steps > 1 else None
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *positional: Any, **options: Any) -> Any:
-        with self.cache.feeding(inputs):
-            loss = super().compute_loss(model, inputs, *positional, **options)
+        loss = super().compute_loss(model, inputs, *positional, **options)
         if self.optimizer_in_backward and model.training:  # no later check comes before a step
-            self._check_loss(loss.item())
+            self.check_loss(loss.item())
         return loss
 
-    def _check_loss(self, loss: float) -> None:
+    def check_loss(self, loss: float) -> None:
+        """Raise `TrainingError` for a loss that is not a number."""
         if not math.isfinite(loss):
             raise TrainingError(
                 f"the loss is {loss} at step {self.state.global_step + 1}: lower the learning rate or look "
@@ -263,7 +321,7 @@ class Trainer(transformers.Trainer):
         begun = time.perf_counter()
         if self._step < 0:
             self._first_step = begun
-        self._step, self.last_loss = step, 0.0
+        self._step, self._loss = step, 0.0
         if step == 0 or self._settled():
             return
         plan = self.schedule.next(step, self.observer)
@@ -292,155 +350,16 @@ class Trainer(transformers.Trainer):
         # transformers would take one step more when the checkpoint is the last and in the middle of an epoch.
         return (epochs, 0) if self.state.global_step >= max_steps else trained
 
-    # Checkpoints: written beside their place, then moved into it.
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return self._staging or cast(str, super()._get_output_dir(trial))
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        run_folder = Path(super()._get_output_dir(trial))
-        name = f"checkpoint-{self.state.global_step}"
-        run_folder.mkdir(parents=True, exist_ok=True)
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        with tempfile.TemporaryDirectory(prefix=STAGING, dir=run_folder) as staging:
-            try:
-                self._staging = staging
-                with disk_errors(run_folder / name):
-                    super()._save_checkpoint(model, trial)
-                    self._point_best_checkpoint_to(run_folder, Path(staging) / name)
-                    if self.args.should_save:
-                        with atomic_folder(run_folder / name) as place:
-                            (Path(staging) / name).replace(place)
-            finally:
-                self._staging = None
-                self.args.save_total_limit = limit
-        if self.args.should_save:
-            rotate_checkpoints(
-                output_dir=str(run_folder),
-                save_total_limit=limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-                use_mtime=False,
-            )
-
-    def _point_best_checkpoint_to(self, run_folder: Path, staged: Path) -> None:
-        if self.state.best_global_step:
-            self.state.best_model_checkpoint = str(run_folder / f"checkpoint-{self.state.best_global_step}")
-            self.state.save_to_json(str(staged / "trainer_state.json"))
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        folder = Path(output_dir or self.args.output_dir)
-        save_delta(self.model, folder)
-        changes = [change.document() for change in self.changes]
-        write_json(folder / SCHEDULE_FILE, {"state": self.schedule.state_dict(), "changes": changes})
-        self.observer.save(folder)
-        if self.processing_class is not None:
-            self.processing_class.save_pretrained(folder)
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        _state.save_optimizer(self._bare_optimizer(), self._names(), Path(output_dir))
-        _state.save_scheduler(self.lr_scheduler, Path(output_dir))
-        save_ranks(self.applied.peft_models, Path(output_dir))
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        write_json(Path(output_dir) / self._rng_file(), _state.random_state())
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if resume_from_checkpoint == self._loaded:
-            return
-        folder = Path(resume_from_checkpoint)
-        for left in folder.parent.glob(f"{STAGING}*"):  # by a process that was killed while it saved
-            shutil.rmtree(left, ignore_errors=True)
-        load_delta(self.model if model is None else model, folder)
-        saved = read_json(folder / SCHEDULE_FILE, "schedule state")
-        self.schedule.load_state_dict(saved["state"])
-        self.changes = [PlanChange.read(entry) for entry in saved["changes"]]
-        self.observer = Observer(self.model, self.schedule.observes)
-        self.observer.load(folder)
-
     def _load_best_model(self) -> None:
         self._end_plan()  # its plan may be another
         load_delta(self.model, Path(cast(str, self.state.best_model_checkpoint)))
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None and (Path(checkpoint) / _state.OPTIMIZER_FILE).is_file():
-            _state.load_optimizer(self._bare_optimizer(), self._names(), Path(checkpoint))
-            _state.load_scheduler(self.lr_scheduler, Path(checkpoint))
-            load_ranks(self.applied.peft_models, Path(checkpoint))
 
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        if checkpoint is not None and (Path(checkpoint) / self._rng_file()).is_file():
-            _state.set_random_state(read_json(Path(checkpoint) / self._rng_file(), "generator state"))
+class _CheckLoss(TrainerCallback):
+    """Ends training before a step by a loss that is not a number."""
 
-    def _rng_file(self) -> str:
-        return "rng.json" if self.args.world_size <= 1 else f"rng_{self.args.process_index}.json"
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
 
-    def _bare_optimizer(self) -> torch.optim.Optimizer:
-        return cast(torch.optim.Optimizer, getattr(self.optimizer, "optimizer", self.optimizer))
-
-    def _names(self) -> dict[int, str]:
-        return {id(parameter): name for name, parameter in self.model.named_parameters()}
-
-    def _last_checkpoint_hint(self) -> str:
-        last = get_last_checkpoint(self.args.output_dir) if Path(self.args.output_dir).is_dir() else None
-        return f"; the last checkpoint is {last}" if last else ""
-
-
-@dataclass(frozen=True)
-class PlanChange:
-    """A plan that took over in training: before which optimizer step, and in how many seconds."""
-
-    step: int
-    plan: Plan
-    seconds: float
-
-    def document(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return {"step": self.step, "plan": document(self.plan), "seconds": self.seconds}
-
-    @classmethod
-    def read(cls, entry: dict[str, Any]) -> PlanChange:
-        """The inverse of `document`."""
-        return cls(entry["step"], Plan.read(entry["plan"]), entry["seconds"])
-
-
-def _settle(model: Any, plan: Plan | None, schedule: Schedule | None, args: TrainingArguments | None) -> Schedule:
-    """Apply the plan that training starts with, and give the schedule that goes on from it."""
-    if not isinstance(model, nn.Module):
-        raise UserError("frostline.Trainer wants the model itself (model=...), so that it can apply the plan")
-    already = applied_to(model)
-    if plan is not None and schedule is not None:
-        raise UserError("give plan or schedule, not both: a plan is the schedule that never changes")
-    if plan is None and schedule is None:
-        if already is None:
-            raise UserError("give plan=... or schedule=...: frostline.make_plan(model, 'bot50') makes a plan")
-        return FixedSchedule(already.plan)
-    chosen = schedule or FixedSchedule(cast(Plan, plan))
-    if not chosen.settled and args is not None and args.world_size > 1:
-        raise UserError("a schedule that changes its plan while training runs in one process: take a fixed plan")
-    start = chosen.next(0, {})
-    if start is None:
-        raise UserError("the schedule gives no plan for step 0")
-    if already is None or already.plan != start:
-        apply(start, model, seed=args.seed if args else 0)
-    return chosen
-
-
-def _streaming(model: Any, applied: Applied, load: Load | None) -> Streaming | None:
-    if load is None:
-        return None
-    streaming = Streaming(model, applied.anatomy, load)
-    streaming.read_hashes(applied.plan.boundary)
-    # What was in memory is known as it was loaded; the final norm may since have been widened to train.
-    base = cast(dict[str, str], applied.base)
-    base.update({name: value for name, value in streaming.hashes.items() if name not in base})
-    return streaming
-
-
-def _non_reentrant(options: dict[str, Any] | None) -> dict[str, Any]:
-    options = dict(options or {})
-    if options.setdefault("use_reentrant", False):
-        raise UserError(
-            "use_reentrant: true would train nothing above a frozen bottom: leave it out (non-reentrant "
-            "checkpointing is used)"
-        )
-    return options
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._trainer.check_loss(self._trainer.last_loss)

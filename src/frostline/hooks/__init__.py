@@ -1,4 +1,4 @@
-"""Run a model, watch it, stop it at a module, replace what a module does, read hidden states in and out of a block."""
+"""Run a model, watch it, stop it, let a module do something else, and compare two computations."""
 
 from frostline.hooks._attention import (
     AttentionHandle,
@@ -9,37 +9,56 @@ from frostline.hooks._attention import (
     hookable,
     uses_attention_function,
 )
-from frostline.hooks._capture import capture, observe
-from frostline.hooks._hollow import hollow
-from frostline.hooks._quietly import (
-    ForwardPatch,
-    all_trained,
-    forwards,
-    generator_state,
-    replaced,
-    undisturbed,
-    with_hidden,
+from frostline.hooks._compare import (
+    FEWER_BITS,
+    OTHER_BATCH,
+    SAME_NUMBERS,
+    STORED_IN_FEWER_BITS,
+    Loss,
+    Tolerance,
+    compare_training,
+    rounds,
 )
-from frostline.hooks._running import device_of, evaluation_mode, hidden_of
+from frostline.hooks._hollow import hollow
+from frostline.hooks._override import CALL, FORWARD, Override, attribute_set, is_overridden, overridden
+from frostline.hooks._states import device_of, hidden_given, hidden_of, with_hidden
+from frostline.hooks._stop import Stop, capture, observe, run_until, stoppable
+from frostline.hooks._undisturbed import Generators, all_trained, evaluation_mode, generators_kept, undisturbed
 
 __all__ = [
+    "CALL",
+    "FEWER_BITS",
+    "FORWARD",
+    "OTHER_BATCH",
+    "SAME_NUMBERS",
+    "STORED_IN_FEWER_BITS",
     "AttentionHandle",
     "AttentionHook",
-    "ForwardPatch",
+    "Generators",
+    "Loss",
     "NotHookable",
+    "Override",
+    "Stop",
+    "Tolerance",
     "all_trained",
     "attention_implementation",
+    "attribute_set",
     "capture",
+    "compare_training",
     "device_of",
     "evaluation_mode",
-    "forwards",
-    "generator_state",
+    "generators_kept",
+    "hidden_given",
     "hidden_of",
     "hollow",
     "hook_attention",
     "hookable",
+    "is_overridden",
     "observe",
-    "replaced",
+    "overridden",
+    "rounds",
+    "run_until",
+    "stoppable",
     "undisturbed",
     "uses_attention_function",
     "with_hidden",

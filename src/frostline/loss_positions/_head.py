@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 from frostline.anatomy import Anatomy
 from frostline.core.errors import FrostlineError, first_line
 from frostline.core.labels import IGNORED
-from frostline.hooks import all_trained, forwards, undisturbed
+from frostline.hooks import all_trained, overridden, stoppable, undisturbed
 from frostline.loss_positions._positions import LossRule, targets
 
 _CHUNK_BYTES = 64 << 20
@@ -116,14 +116,11 @@ def run_stacks(forward: Callable[..., Any], stacks: Sequence[nn.Module], inputs:
 
     def run(own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         ran.append(own(*args, **kwargs))
-        if len(ran) == len(stacks):
-            raise _StacksRan
-        return ran[-1]
+        return stop() if len(ran) == len(stacks) else ran[-1]
 
-    try:
-        with forwards({stack: partial(run, stack.forward) for stack in stacks}):
-            forward(**inputs)
-    except _StacksRan:
+    with stoppable() as stop, overridden({stack: partial(run, stack.forward) for stack in stacks}):
+        forward(**inputs)
+    if stop.reached:
         return ran
     raise HeadRunsWhole("the model's forward did not reach the end of its last stack")
 
@@ -143,7 +140,7 @@ def score_chunk(
     if rule is LossRule.BEFORE_LABELS:
         labels["shift_labels"] = wanted[None]
     given = dict(zip(stacks, [*ran[:-1], chunk], strict=True))
-    with forwards({stack: partial(_give, output) for stack, output in given.items()}):
+    with overridden({stack: partial(_give, output) for stack, output in given.items()}):
         return forward(**{**inputs, **labels})
 
 
@@ -171,10 +168,6 @@ def _holders(model: nn.Module, path: str) -> list[nn.Module]:
     """The modules around the one at `path`, and it, outermost first and without the model itself."""
     names = path.split(".")
     return [model.get_submodule(".".join(names[:depth])) for depth in range(1, len(names) + 1)]
-
-
-class _StacksRan(Exception):
-    """Ends the run: the last stack has given its hidden states."""
 
 
 def _give(output: Any, *_args: Any, **_kwargs: Any) -> Any:

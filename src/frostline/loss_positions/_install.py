@@ -12,8 +12,7 @@ from torch import nn
 from frostline.adapters import mixtures
 from frostline.anatomy import Anatomy, get_block
 from frostline.core.labels import IGNORED
-from frostline.hooks import ForwardPatch
-from frostline.loss_positions._agreement import disagreement
+from frostline.hooks import CALL, FEWER_BITS, SAME_NUMBERS, Override, compare_training, device_of, is_overridden, rounds
 from frostline.loss_positions._head import ChunkedHead, HeadRunsWhole, default_chunk, find_head
 from frostline.loss_positions._last_block import NarrowBlock, RunsWhole, find_sides
 from frostline.loss_positions._positions import LossRule, one_label_a_token, reads
@@ -29,9 +28,9 @@ _WANTS_MORE = (
 )
 
 
-def compute_at_loss_positions(
+def use_loss_positions(
     model: Any, anatomy: Anatomy, batch: Mapping[str, Any], *, chunk: int | None = None, exact: bool = True
-) -> Reads:
+) -> LossPositions:
     """Let training steps of `model` compute only what their loss reads, from now on and in place.
 
     The head and the loss run at labelled positions alone, at most `chunk` of them at a time (by default as
@@ -44,11 +43,11 @@ def compute_at_loss_positions(
     a notice. With `exact` the last block runs whole where it has dropout, since fewer positions draw other
     random numbers. Which parameters train may change afterwards.
     """
-    return Reads(model, anatomy, dict(batch), chunk or default_chunk(anatomy.vocab_size), exact)
+    return LossPositions(model, anatomy, dict(batch), chunk or default_chunk(anatomy.vocab_size), exact)
 
 
-class Reads:
-    """What `compute_at_loss_positions` did to a model.
+class LossPositions:
+    """What `use_loss_positions` did to a model.
 
     `rule` says which positions of the last block's output the loss reads; `last_block` and `chunked_head`
     whether those run only there; `notices` what runs whole and why, a line each.
@@ -60,11 +59,17 @@ class Reads:
         self._block: NarrowBlock | None = None
         self._head: ChunkedHead | None = None
         self.notices: tuple[str, ...] = ()
-        self._pad_token_id = model.config.get_text_config().pad_token_id
+        self._config = model.config.get_text_config()
+        self._pad_token_id = self._config.pad_token_id
         block = get_block(model, anatomy, anatomy.blocks[-1].index)
         self.rule = read_rule(model, block, batch)
-        self._patch = ForwardPatch(model, self._forward)
+        self._patch = Override(model, self._forward)
         self._own = self._patch.own
+        asked = next((name for name in _WANTS_MORE if self._asks_for(name, batch)), None)
+        if asked is not None:
+            for what in ("block", "head"):
+                self._whole(what, f"the model gives more than a loss ({asked})")
+            return
         try:
             self._narrow_block(block, batch, exact)
             self._chunk_head(anatomy, batch, chunk)
@@ -109,8 +114,13 @@ class Reads:
             and torch.is_grad_enabled()
             and inputs.get("labels") is not None
             and inputs.get("return_dict") is not False
-            and not any(_is_given(inputs.get(name)) for name in _WANTS_MORE)
+            and not any(self._asks_for(name, inputs) for name in _WANTS_MORE)
         )
+
+    def _asks_for(self, name: str, inputs: Mapping[str, Any]) -> bool:
+        """Whether a call, or else the model's config, asks for more than the loss."""
+        given = inputs.get(name)
+        return _is_given(getattr(self._config, name, None) if given is None else given)
 
     def _positions_read(self, inputs: Mapping[str, Any]) -> torch.Tensor | None:
         read = reads(self.rule, inputs, self._pad_token_id)
@@ -118,8 +128,8 @@ class Reads:
         return read if read is not None and read.any() else None
 
     def _narrow_block(self, block: nn.Module, batch: Mapping[str, Any], exact: bool) -> None:
-        if next(block.parameters(), None) is None:
-            return None  # a stand-in for a block below the boundary: it computes nothing
+        if is_overridden(block, CALL):
+            return None  # below the boundary: its stored states stand in for it
         if self.rule is LossRule.ALL:
             return self._whole("block", "the loss reads all of its output")
         if any(part.balance for part in mixtures(block)):
@@ -160,13 +170,17 @@ class Reads:
                 self._whole("head", reason)
 
     def _disagreement(self, batch: Mapping[str, Any]) -> str | None:
-        def economical(on: bool) -> None:
-            self._off, self._always = not on, on
+        def loss(narrow: bool) -> torch.Tensor:
+            self._off, self._always = not narrow, narrow
+            found: torch.Tensor = self._model(**batch).loss
+            return found
 
+        tolerance = FEWER_BITS if rounds(self._model, device_of(self._model)) else SAME_NUMBERS
         try:
-            return disagreement(self._model, batch, economical)
+            reason = compare_training(self._model, lambda: loss(False), lambda: loss(True), tolerance)
         finally:
             self._off = self._always = False
+        return None if reason is None else f"on part of the positions {reason}"
 
     def _drop_block(self) -> None:
         if self._block is not None:

@@ -20,12 +20,14 @@ from torch import Tensor, nn
 
 from frostline.core.errors import FrostlineError
 from frostline.hooks import (
-    ForwardPatch,
+    Override,
+    Stop,
     attention_implementation,
-    forwards,
+    attribute_set,
     hidden_of,
     hook_attention,
-    replaced,
+    overridden,
+    stoppable,
     undisturbed,
     uses_attention_function,
     with_hidden,
@@ -62,7 +64,7 @@ class NarrowBlock:
         self._block, self._sides = block, sides
         self._pass: _KeysPass | _ReadPass | None = None
         self._hook = hook_attention(sides.attention, self._attend)
-        self._patch = ForwardPatch(block, self._forward)
+        self._patch = Override(block, self._forward)
         self._own = self._patch.own
 
     def set_positions(self, read: Tensor, even_if_many: bool = False) -> None:
@@ -88,25 +90,25 @@ class NarrowBlock:
 
     def _two_passes(self, positions: Positions, *args: Any, **kwargs: Any) -> Any:
         arguments = without_caches(self._patch.by_name(args, kwargs))
-        with replaced(self._block, "gradient_checkpointing", False):
+        with attribute_set(self._block, "gradient_checkpointing", False):
             key, value = self._keys_and_values(arguments)
             with self._running(_ReadPass(key, value, positions), self._sides.keys):
                 output = self._own(**gather_arguments(arguments, positions))
         return with_hidden(output, positions.scatter(hidden_of(output)))
 
     def _keys_and_values(self, arguments: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        try:
-            with self._running(_KeysPass(), self._sides.queries):
-                self._own(**arguments)
-        except _Reached as reached:
-            return reached.key, reached.value
+        with stoppable() as stop, self._running(_KeysPass(stop), self._sides.queries):
+            self._own(**arguments)
+        if stop.reached:
+            key, value = stop.value
+            return key, value
         raise RunsWhole(f"{type(self._block).__name__} did not reach its attention function")
 
     @contextmanager
     def _running(self, this: _KeysPass | _ReadPass, idle: Mapping[nn.Module, int]) -> Iterator[None]:
         self._pass = this
         try:
-            with forwards({module: partial(_zeros, width) for module, width in idle.items()}):
+            with overridden({module: partial(_zeros, width) for module, width in idle.items()}):
                 yield
         finally:
             self._pass = None
@@ -122,7 +124,7 @@ class NarrowBlock:
         **options: Any,
     ) -> Any:
         if isinstance(self._pass, _KeysPass):
-            raise _Reached(key, value)
+            self._pass.stop((key, value))
         if isinstance(self._pass, _ReadPass):
             key, value = self._pass.key, self._pass.value
             if attention_mask is None and _is_causal(module, options):
@@ -191,16 +193,11 @@ def _only(these: Mapping[nn.Module, int], not_those: Mapping[nn.Module, int]) ->
     return {module: width for module, width in these.items() if module not in not_those}
 
 
-class _Reached(Exception):
-    """Ends the first pass: the attention function was called."""
-
-    def __init__(self, key: Tensor, value: Tensor) -> None:
-        self.key, self.value = key, value
-
-
 @dataclass(frozen=True)
 class _KeysPass:
     """Running until the keys and values of every token are there."""
+
+    stop: Stop
 
 
 @dataclass(frozen=True)

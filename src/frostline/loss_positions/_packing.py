@@ -19,13 +19,18 @@ from torch import Tensor, nn
 
 from frostline.core.errors import UserError
 from frostline.core.labels import IGNORED
-from frostline.hooks import attention_implementation, hook_attention, undisturbed, uses_attention_function
+from frostline.hooks import (
+    FEWER_BITS,
+    SAME_NUMBERS,
+    attention_implementation,
+    compare_training,
+    device_of,
+    hook_attention,
+    rounds,
+    uses_attention_function,
+)
 
 Collate = Callable[[Sequence[dict[str, Any]]], Mapping[str, Any]]
-
-# Relative, of the loss and of the gradient: what another order of sums makes, and what rounding makes.
-_EXACT = 1e-4
-_ROUNDED = 5e-2
 
 
 def pack_rows(model: nn.Module, rows: Sequence[dict[str, Any]], collate: Collate) -> SplitAttention:
@@ -108,26 +113,17 @@ def _difference(model: nn.Module, rows: Sequence[dict[str, Any]], collate: Colla
     """What differs between `rows` packed and one by one, in a few words; None when nothing does."""
     if "position_ids" not in inspect.signature(model.forward).parameters:
         return "it takes no position_ids"
-    with undisturbed(model):
-        packed_loss, packed_gradient = _loss_and_gradient(model, collate(rows))
-        loss, gradient, labels = 0.0, torch.zeros_like(packed_gradient), 0
-        for row in rows:
-            batch = collate([row])
-            count = int((batch["labels"] != IGNORED).sum())
-            row_loss, row_gradient = _loss_and_gradient(model, batch)
-            loss, gradient, labels = loss + count * row_loss, gradient + count * row_gradient, labels + count
-    loss, gradient = loss / labels, gradient / labels
-    rounds = any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters())
-    bound = _ROUNDED if rounds else _EXACT
-    if not abs(packed_loss - loss) <= bound * abs(loss):
-        return f"their loss is {packed_loss:.6g}, {loss:.6g} one by one"
-    away = float((packed_gradient - gradient).norm() / gradient.norm())
-    return None if away <= bound else f"their gradient is {away:.1%} off"
+    device = device_of(model)
+    tolerance = FEWER_BITS if rounds(model, device) else SAME_NUMBERS
 
+    def loss_of(batch: Mapping[str, Any]) -> Tensor:
+        loss: Tensor = model(**{name: value.to(device) for name, value in batch.items()}).loss
+        return loss
 
-def _loss_and_gradient(model: nn.Module, batch: Mapping[str, Any]) -> tuple[float, Tensor]:
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    device = trained[0].device
-    loss = model(**{name: value.to(device) for name, value in batch.items()}).loss
-    gradients = torch.autograd.grad(loss, trained, allow_unused=True, materialize_grads=True)
-    return loss.item(), torch.cat([gradient.flatten() for gradient in gradients])
+    def one_by_one() -> Tensor:
+        batches = [collate([row]) for row in rows]
+        counts = [int((batch["labels"] != IGNORED).sum()) for batch in batches]
+        shares = [count / sum(counts) * loss_of(batch) for count, batch in zip(counts, batches, strict=True)]
+        return torch.stack(shares).sum()
+
+    return compare_training(model, one_by_one, lambda: loss_of(collate(rows)), tolerance)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from frostline.hooks import device_of, generator_state, hidden_of, undisturbed, with_hidden
+from frostline.hooks import CALL, Generators, Override, device_of, hidden_of, undisturbed, with_hidden
 from frostline.loss_positions._positions import LossRule, one_label_a_token, reads
 
 
@@ -40,10 +40,10 @@ def read_rule(model: Any, block: nn.Module, inputs: Mapping[str, Any]) -> LossRu
 def draws_random_numbers(model: Any, block: nn.Module, inputs: Mapping[str, Any]) -> bool:
     """Whether `block` draws random numbers while training: dropout, router noise."""
     device = device_of(model)
-    states: list[Tensor] = []
+    states: list[Generators] = []
 
     def note(*_: Any) -> None:
-        states.append(generator_state(device))
+        states.append(Generators.now(device))
 
     hooks = [block.register_forward_pre_hook(note), block.register_forward_hook(note)]
     try:
@@ -52,7 +52,7 @@ def draws_random_numbers(model: Any, block: nn.Module, inputs: Mapping[str, Any]
     finally:
         for hook in hooks:
             hook.remove()
-    return len(states) != 2 or not torch.equal(*states)
+    return len(states) != 2 or not states[0].same(states[1])
 
 
 def _ending_in_padding(inputs: Mapping[str, Any], pad_token_id: int | None) -> Any:
@@ -71,11 +71,12 @@ def _gradient(model: Any, block: nn.Module, inputs: Mapping[str, Any], by_label:
     """Where the loss (for a classifier, any of its scores) depends on the output of `block`, [B, T]."""
     leaves: list[Tensor] = []
 
-    def cut(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+    def cut(*args: Any, **kwargs: Any) -> Any:
+        output = around.own(*args, **kwargs)
         leaves.append(hidden_of(output).detach().requires_grad_())
         return with_hidden(output, leaves[-1])
 
-    hook = block.register_forward_hook(cut)
+    around = Override(block, cut, CALL)  # a hook would miss a block that stored states stand in for
     try:
         with undisturbed(model):
             output = model(**inputs)
@@ -85,5 +86,5 @@ def _gradient(model: Any, block: nn.Module, inputs: Mapping[str, Any], by_label:
                 allow_unused=True,
             )
     finally:
-        hook.remove()
+        around.remove()
     return None if gradient is None or gradient.dim() != 3 else gradient.ne(0).any(-1)

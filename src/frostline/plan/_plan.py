@@ -74,6 +74,22 @@ class Plan(Options):
         trained = (i for i, block in enumerate(self.blocks) if block.mode != "frozen")
         return next(trained, len(self.blocks))
 
+    def reads_below(self, boundary: int) -> str | None:
+        """Why blocks from `boundary` on, or the loss, read states before the one at the boundary; None when they do
+        not. In one line.
+
+        The boundary state itself may be read. An encoder-decoder's stacks are taken as one here: with the whole
+        encoder below, a decoder that trains from its first block on would not read below.
+        """
+        if not 0 < boundary <= len(self.blocks):
+            return None
+        below = [index for index in self.forward.losses if index + 1 < boundary]
+        if below:
+            return f"the layered loss reads block {below[0]}, which lies below the boundary at {boundary}"
+        if self.forward.interacts and self.forward.residual.span > 1 and boundary < len(self.blocks):
+            return f"the residual interaction reads {self.forward.residual.span} blocks back, below the boundary"
+        return None
+
     @classmethod
     def read(cls, document: Any, where: str = "plan") -> Plan:
         """A plan from a parsed document (YAML or JSON).

@@ -63,8 +63,8 @@ def opening_record(prepared: Prepared) -> RunRecord:
 
 
 def predicted_cost(prepared: Prepared) -> dict[str, Any]:
-    """What the run is predicted to cost, with the activation cache as things stand (`trainer.cache.report`)."""
-    applied, cached = prepared.trainer.applied, prepared.trainer.cache.report
+    """What the run is predicted to cost, with the activation cache as things stand (`trainer.cache_report`)."""
+    applied, cached = prepared.trainer.applied, prepared.trainer.cache_report
     stored = cached.found / (cached.rows + cached.found) if cached.used else 0.0
     work = workload_of(prepared.config, prepared.data, applied.anatomy, applied.config, applied.base_dtype)
     reality = {
@@ -98,12 +98,12 @@ def _cut_notice(prepared: Prepared) -> list[str]:
 
 def _cache_notice(prepared: Prepared) -> list[str]:
     """What is expected of the activation cache, or why it is not used."""
-    report = prepared.trainer.cache.report
+    report = prepared.trainer.cache_report
     if (prepared.chosen.choice or {}).get("activation_cache") and not report.used:
         return [f"no activation cache, which the plan for the budget counts on: {report.reason}"]
     if prepared.config.frozen_bits is not None:
         return ["no activation cache: frozen_bits keeps the bottom, rounded, in every step"]
-    if prepared.trainer.cache.mode == "off" or prepared.trainer.applied.plan.boundary == 0:
+    if prepared.trainer.session.mode == "off" or prepared.trainer.applied.plan.boundary == 0:
         return []
     return [
         f"activation cache: {report.estimate}"

@@ -114,7 +114,7 @@ def prepare(asked: RunConfig, data: Data, before: RunRecord | None = None) -> Pr
         quantized = quantize_frozen(model, trainer.applied.anatomy, bits) if bits else None
         if config.batching == "packed":
             pack_rows(model, data.rows, PackingCollator())
-        trainer.cache.decide()
+        trainer.session.decide()
     return Prepared(asked, chosen, data, model, trainer, steps, quantized)
 
 

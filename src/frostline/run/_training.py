@@ -70,9 +70,9 @@ def _run(
     before = {} if config.streaming else _before(prepared, folder, checkpoint, console)
     memory.restart_peak()
     record = _caching_pass(prepared, record, console)
-    passed_before = trainer.cache.active
+    passed_before = trainer.session.active
     caching_peak = memory.peak_bytes if passed_before else None
-    before_seconds = trainer.cache.report.seconds
+    before_seconds = trainer.cache_report.seconds
     if config.streaming:  # only what passed the bottom can be evaluated
         before = _before(prepared, folder, checkpoint, console)
     bar = ProgressBar(console, config.strategy, memory, prepared.steps, lambda: trainer.last_loss)
@@ -109,7 +109,7 @@ def _run(
             "measured": Measured(
                 train_seconds=seconds,
                 seconds_per_step=median,
-                caching_seconds=trainer.cache.report.seconds,
+                caching_seconds=trainer.cache_report.seconds,
                 peak_memory_bytes=peak,
                 steps=trainer.state.global_step,
                 tokens_per_second=tokens / median if median else None,
@@ -130,9 +130,9 @@ def _run(
 def _what_became(prepared: Prepared, record: RunRecord, console: Console) -> RunRecord:
     """The record with what training told: of what runs whole, and of the plan that it ended with."""
     trainer = prepared.trainer
-    notices = list(trainer.reads.notices) if trainer.reads is not None else []
+    notices = list(trainer.notices)
     if trainer.changes:
-        notices.append(f"from step {trainer.changes[-1].step} on: activation cache {trainer.cache.report.reason}")
+        notices.append(f"from step {trainer.changes[-1].step} on: activation cache {trainer.cache_report.reason}")
         record = record.model_copy(update={"predicted": predicted_cost(prepared)})
     split = split_report(trainer)
     if split is not None:
@@ -144,13 +144,13 @@ def _what_became(prepared: Prepared, record: RunRecord, console: Console) -> Run
 
 def _caching_pass(prepared: Prepared, record: RunRecord, console: Console) -> RunRecord:
     """Fill the activation cache, if one is to be used; the record then says what became of it."""
-    cached = prepared.trainer.cache
-    if not cached.report.used:
+    session = prepared.trainer.session
+    if not session.report.used:
         return record
-    with quiet_libraries(), pass_bar(console, "caching pass") as cached.progress:
-        cached.begin()
-    freed = f", {size_text(cached.report.freed_bytes)} of weights left memory" if cached.report.freed_bytes else ""
-    notice = f"activation cache {cached.report.reason}{freed}"
+    with quiet_libraries(), pass_bar(console, "caching pass") as session.progress:
+        session.begin()
+    freed = f", {size_text(session.report.freed_bytes)} of weights left memory" if session.report.freed_bytes else ""
+    notice = f"activation cache {session.report.reason}{freed}"
     console.print(f"note: {notice}")
     # The store is off after all when the first batch is not the same with it.
     return record.model_copy(

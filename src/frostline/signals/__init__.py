@@ -15,7 +15,7 @@ from frostline.signals._gradients import loss_gradients
 from frostline.signals._measure import DEVIATIONS, SIGNALS, choose_signals, measure
 from frostline.signals._measurement import Measurement
 from frostline.signals._probe import Form, Probe
-from frostline.signals._reading import Reads, Tokens, reads_of, token_text
+from frostline.signals._reading import ReadTokens, Tokens, reads_of, token_text
 from frostline.signals._trace import trace
 from frostline.signals._warm_up import FIVE_STEPS, WarmUp
 from frostline.signals._weights import block_norms, block_snr, relative_norms, spectral_snr, weight_change
@@ -27,7 +27,7 @@ __all__ = [
     "Form",
     "Measurement",
     "Probe",
-    "Reads",
+    "ReadTokens",
     "SemanticBasis",
     "Tokens",
     "WarmUp",

@@ -18,7 +18,7 @@ from frostline.hooks import device_of, evaluation_mode
 from frostline.signals._deviation import SemanticBasis, difference_gain, log_gain, semantic_deviation, shift, similarity
 from frostline.signals._gradients import loss_gradients
 from frostline.signals._measurement import NOTHING, Measurement, mean
-from frostline.signals._reading import Reads, Tokens, reads_of
+from frostline.signals._reading import ReadTokens, Tokens, reads_of
 from frostline.signals._streamed import streamed
 from frostline.signals._trace import trace
 from frostline.signals._warm_up import FIVE_STEPS, WarmUp, warm_up_change
@@ -123,7 +123,7 @@ def _from_states(
 
 
 def _values(
-    states: Tensor, reads: Reads, basis: SemanticBasis | None, norm: nn.Module | None, names: Sequence[str]
+    states: Tensor, reads: ReadTokens, basis: SemanticBasis | None, norm: nn.Module | None, names: Sequence[str]
 ) -> dict[str, Tensor]:
     """Signal -> [levels, R] of the states [n + 1, R, d] of one stack; `vds` has n + 1 levels, the others n."""
     found = {}

@@ -20,7 +20,7 @@ Tokens = Literal["first", "all"]
 
 
 @dataclass(frozen=True)
-class Reads:
+class ReadTokens:
     """The tokens of one stack that are read: batch row and position, [R] each; `targets` are what they predict."""
 
     rows: Tensor
@@ -38,7 +38,7 @@ class Reads:
         return (sums / counts)[..., counts > 0]
 
 
-def reads_of(batch: Mapping[str, Any], anatomy: Anatomy, tokens: Tokens = "first") -> dict[str, Reads]:
+def reads_of(batch: Mapping[str, Any], anatomy: Anatomy, tokens: Tokens = "first") -> dict[str, ReadTokens]:
     """For each stack of blocks the tokens that are read in a batch: those that predict its labels.
 
     Class labels: an encoder's first token, on which its head stands; else the last token. Token labels: in a
@@ -57,7 +57,7 @@ def reads_of(batch: Mapping[str, Any], anatomy: Anatomy, tokens: Tokens = "first
     if tokens == "first":
         wanted = wanted & (wanted.cumsum(1) == 1)
     rows, positions = wanted.nonzero(as_tuple=True)
-    written = Reads(rows, positions, labels[rows, positions])
+    written = ReadTokens(rows, positions, labels[rows, positions])
     return {stack: ends[1] if anatomy.encoder_decoder and stack == "encoder" else written for stack in stacks}
 
 
@@ -72,7 +72,7 @@ def token_text(anatomy: Anatomy, *, classes: bool, tokens: Tokens) -> str:
     return f"{read} (encoder blocks: the last input token)" if anatomy.encoder_decoder else read
 
 
-def _ends(mask: Tensor) -> tuple[Reads, Reads]:
+def _ends(mask: Tensor) -> tuple[ReadTokens, ReadTokens]:
     """The first and the last token of each row that is no padding, on whichever side that is."""
     rows = torch.arange(len(mask), device=mask.device)
-    return Reads(rows, mask.long().argmax(1)), Reads(rows, mask.long().cumsum(1).argmax(1))
+    return ReadTokens(rows, mask.long().argmax(1)), ReadTokens(rows, mask.long().cumsum(1).argmax(1))

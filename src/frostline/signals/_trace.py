@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from frostline.anatomy import Anatomy
-from frostline.hooks import capture, hidden_of
-from frostline.signals._reading import Reads
+from frostline.hooks import capture, hidden_given, hidden_of
+from frostline.signals._reading import ReadTokens
 
 
 def trace(
-    model: nn.Module, anatomy: Anatomy, batch: Mapping[str, Any], reads: Mapping[str, Reads]
+    model: nn.Module, anatomy: Anatomy, batch: Mapping[str, Any], reads: Mapping[str, ReadTokens]
 ) -> dict[str, Tensor]:
     """Stack -> h_0 ... h_n at the tokens read, [n + 1, R, d] in float32.
 
@@ -28,7 +28,7 @@ def trace(
 
     def note_input(stack: str) -> Any:
         def note(_module: Any, args: Any, kwargs: Any) -> None:
-            states[stack].append(reads[stack].gather(args[0] if args else kwargs["hidden_states"]))
+            states[stack].append(reads[stack].gather(hidden_given(args, kwargs)))
 
         return note
 

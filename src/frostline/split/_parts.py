@@ -23,7 +23,7 @@ from frostline.checkpoints import (
     trained_tensors,
 )
 from frostline.core.labels import IGNORED
-from frostline.hooks import hidden_of
+from frostline.hooks import hidden_of, run_until
 from frostline.split._job import Job
 from frostline.split._protocol import ATTENDED, PADDING, Reached, marks_of
 from frostline.surgery import applied_to, apply
@@ -70,20 +70,7 @@ class LowerPart:
         )
 
     def _run(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        states: list[Tensor] = []
-
-        def stop(_module: Any, _inputs: Any, output: Any) -> None:
-            states.append(hidden_of(output))
-            raise _AtTheCut
-
-        handle = self._last.register_forward_hook(stop)
-        try:
-            self._model(**inputs)
-        except _AtTheCut:
-            pass
-        finally:
-            handle.remove()
-        return states[0]
+        return hidden_of(run_until(self._last, self._model, inputs))
 
 
 class UpperPart:
@@ -99,7 +86,7 @@ class UpperPart:
         self._model = _under_plan(base, job)
         every = _trained(self._model)
         self._standins = StandIns(self._model, job.cut)
-        self.trained = _trained(self._model)
+        self.trained = {name: parameter for name, parameter in every.items() if not self._standins.cover(name)}
         self.lower: dict[str, Tensor] = {name: p.detach() for name, p in every.items() if name not in self.trained}
         self._padding = _padding(job.config)
         self._device = job.device
@@ -129,10 +116,6 @@ class UpperPart:
         padding = 0 if self._padding is None else self._padding
         other = 1 if padding == 0 else 0
         return torch.where(marks.bitwise_and(PADDING).bool(), padding, other)
-
-
-class _AtTheCut(Exception):
-    """Ends the forward pass of a lower part."""
 
 
 def _under_plan(base: Any, job: Job) -> Any:

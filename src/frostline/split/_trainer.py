@@ -117,7 +117,7 @@ class SplitTrainer(Trainer):
             if not losses:
                 begun = time.perf_counter()
             losses.append(loss)
-            self.last_loss = loss
+            self._loss = loss
             self.state.global_step = len(losses)
             self.state.epoch = len(losses) * args.per_device_train_batch_size / max(job.shares)
             self.control = handler.on_step_end(args, self.state, self.control)

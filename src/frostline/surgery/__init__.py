@@ -1,7 +1,7 @@
 """What a plan does to a model, in any training loop."""
 
 from frostline.surgery._apply import Applied, applied_to, apply, change, remember, to_plain
-from frostline.surgery._forward import check_loss_is_the_models, reads_below
+from frostline.surgery._forward import check_loss_is_the_models
 from frostline.surgery._quantize import Quantized, quantize_frozen
 
 __all__ = [
@@ -12,7 +12,6 @@ __all__ = [
     "change",
     "check_loss_is_the_models",
     "quantize_frozen",
-    "reads_below",
     "remember",
     "to_plain",
 ]

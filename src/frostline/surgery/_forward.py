@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -22,7 +21,7 @@ from torch.utils.hooks import RemovableHandle
 from frostline.adapters import regularises
 from frostline.anatomy import Anatomy
 from frostline.core.errors import FrostlineError, UserError, first_line
-from frostline.hooks import device_of, hidden_of, undisturbed, with_hidden
+from frostline.hooks import CALL, device_of, hidden_given, hidden_of, overridden, undisturbed, with_hidden
 from frostline.plan import Mixture, Peft, Plan
 
 
@@ -92,22 +91,6 @@ def check_loss_is_the_models(plan: Plan, computed_outside: bool) -> None:
         )
 
 
-def reads_below(plan: Plan, boundary: int) -> str | None:
-    """Why blocks from `boundary` on, or the loss, read states before the one at the boundary; None when they do not.
-
-    In one line. The boundary state itself may be read. An encoder-decoder's stacks are taken as one here: with the
-    whole encoder below, a decoder that trains from its first block on would not read below.
-    """
-    if not 0 < boundary <= len(plan.blocks):
-        return None
-    below = [index for index in plan.forward.losses if index + 1 < boundary]
-    if below:
-        return f"the layered loss reads block {below[0]}, which lies below the boundary at {boundary}"
-    if plan.forward.interacts and plan.forward.residual.span > 1 and boundary < len(plan.blocks):
-        return f"the residual interaction reads {plan.forward.residual.span} blocks back, below the boundary"
-    return None
-
-
 def interact(blocks: Sequence[nn.Module], alpha: float, span: int) -> Iterator[RemovableHandle]:
     """Make each block of a stack give h_l = block_l(h_(l-1)) + alpha h_(l-span), for l >= span.
 
@@ -117,7 +100,7 @@ def interact(blocks: Sequence[nn.Module], alpha: float, span: int) -> Iterator[R
     states: dict[int, Tensor] = {}
 
     def note(index: int, _block: Any, args: Any, kwargs: Any) -> None:
-        states[index] = _hidden_given(args, kwargs)
+        states[index] = hidden_given(args, kwargs)
 
     def add(index: int, _block: Any, _inputs: Any, output: Any) -> Any:
         if index not in states:
@@ -199,7 +182,7 @@ class LayeredLoss:
 
     def _note(self, index: int, _block: Any, args: Any, kwargs: Any) -> None:
         if self._noting:
-            self._states[index] = _hidden_given(args, kwargs)
+            self._states[index] = hidden_given(args, kwargs)
 
     def _note_returned(self, name: str, _block: Any, _inputs: Any, output: Any) -> None:
         if self._noting:
@@ -234,50 +217,20 @@ class LayeredLoss:
     def _run_again(self, state: Tensor, args: Any, kwargs: Any) -> Any:
         """The model's output when the blocks of its last stack all give `state` [B, T, d], and an encoder's nothing
         new."""
-        places = {
-            name: _Given(self._model.get_submodule(name), returned, None if name in self._encoder else state)
+        given = {
+            self._model.get_submodule(name): partial(_give, returned, None if name in self._encoder else state)
             for name, returned in self._returned.items()
         }
-        with _in_place(self._model, places):
+        with overridden(given, CALL):
             return self._model.forward(*args, **kwargs)
 
 
-class _Given(nn.Module):
+def _give(returned: Any, state: Tensor | None, *args: Any, **kwargs: Any) -> Any:
     """In the place of a block: gives `state` (None: the states that come in), and whatever it `returned` beside."""
-
-    def __init__(self, block: nn.Module, returned: Any, state: Tensor | None) -> None:
-        super().__init__()
-        self._held = (block, returned, state)  # in a tuple, so that the block is no part of this module
-
-    def __getattr__(self, name: str) -> Any:  # a model's forward may read its blocks' attributes
-        return getattr(self._held[0], name)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        _, returned, state = self._held
-        return with_hidden(returned, _hidden_given(args, kwargs) if state is None else state)
-
-
-@contextmanager
-def _in_place(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[None]:
-    """Inside, each of `modules` stands at its path in `model`."""
-    places = [(model.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2]) for path in modules]
-    before = [parent.get_submodule(name) for parent, name in places]
-    try:
-        for (parent, name), module in zip(places, modules.values(), strict=True):
-            parent._modules[name] = module
-        yield
-    finally:
-        for (parent, name), module in zip(places, before, strict=True):
-            parent._modules[name] = module
+    return with_hidden(returned, hidden_given(args, kwargs) if state is None else state)
 
 
 def _stacks(anatomy: Anatomy) -> list[list[str]]:
     """The names of the blocks, stack by stack."""
     kinds = dict.fromkeys(block.stack for block in anatomy.blocks)
     return [[block.name for block in anatomy.blocks if block.stack == kind] for kind in kinds]
-
-
-def _hidden_given(args: Any, kwargs: Mapping[str, Any]) -> Tensor:
-    """The hidden states [B, T, d] among a block's arguments."""
-    hidden: Tensor = args[0] if args else kwargs["hidden_states"]
-    return hidden

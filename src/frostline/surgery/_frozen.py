@@ -21,12 +21,13 @@ def keep_frozen_out(model: nn.Module, plan: Plan, anatomy: Anatomy) -> Removable
     re-entrant checkpointing needs it. A hook rather than one call, because training loops call
     `model.train()` again, and may switch checkpointing on later.
     """
-    frozen = _frozen_modules(model, plan, anatomy)
+    paths = {module: path for path, module in model.named_modules()}
+    frozen = [paths[module] for module in _frozen_modules(model, plan, anatomy)]
 
     def before_forward(module: Any, _inputs: Any) -> None:
         if module.training:
-            for part in frozen:
-                part.eval()
+            for path in frozen:  # by path: a copy of the model has parts of its own
+                module.get_submodule(path).eval()
         if plan.boundary > 0 and getattr(module, "_require_grads_hooks", None):
             module.disable_input_require_grads()
 

@@ -82,10 +82,10 @@ def evaluate(
     model's own.
     The tokenizer must have a pad token (`prepare_tokenizer`).
     """
-    from frostline.hooks import evaluation_mode
+    from frostline.hooks import device_of, evaluation_mode
 
     kind = model_kind(model.config)
-    device = device or next(model.parameters()).device
+    device = device or device_of(model)
     encoded = encode(task, split, tokenizer, max_length, kind)
     batches = _batches(encoded, Collator(tokenizer, keep_ids=True), batch_size, device)
     with evaluation_mode(model), torch.inference_mode():

@@ -33,7 +33,7 @@ def generate_texts(
 
     Raises `UserError` when `max_new_tokens` alone exceeds the model's positions.
     """
-    from frostline.hooks import evaluation_mode
+    from frostline.hooks import device_of, evaluation_mode
 
     decoder = model_kind(model.config) == "decoder"
     room = max_length
@@ -46,7 +46,7 @@ def generate_texts(
     ids = [entry.ids if room is None else entry.last(room) for entry in tokens]
     options = {"do_sample": False, "num_beams": 1, "max_new_tokens": max_new_tokens, **decoding}
     options |= {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": _end_tokens(model, tokenizer)}
-    device = device or next(model.parameters()).device
+    device = device or device_of(model)
     texts = [""] * len(prompts)
     # Prompts of like length share a batch, which keeps padding short.
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))

@@ -1,0 +1,242 @@
+"""What a training's activation cache holds: which rows, up to which cut, how they pass, and what they depend on."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset
+
+from frostline.anatomy import Anatomy
+from frostline.bottom._cache import ActivationCache
+from frostline.bottom._caching_pass import Passage
+from frostline.bottom._cut import Cut, cut_boundary, find_cut
+from frostline.bottom._identity import buffers_below, hashes_of, identity, names_below
+from frostline.bottom._rows import Features, find_spans, row_key, row_length
+from frostline.bottom._shards import Stream, row_bytes
+from frostline.bottom._streaming import Streaming
+from frostline.core.errors import FrostlineError
+from frostline.plan import Plan
+
+_BESIDE = frozenset(
+    {
+        *("labels", "label", "label_ids", "shift_labels", "num_items_in_batch", "start_positions", "end_positions"),
+        *("use_cache", "return_dict", "logits_to_keep", "kwargs", "args"),
+        *("output_attentions", "output_hidden_states", "output_router_logits"),
+    }
+)
+"""Arguments of a forward pass that no block below a boundary reads. What asks for more output is looked at apart."""
+
+
+class Declined(FrostlineError):
+    """The activation cache is not used; the message says why, in one line."""
+
+
+class Estimate(Protocol):
+    """What a cache is expected to do for a training; `str` says it in one line."""
+
+    @property
+    def pays(self) -> bool: ...
+
+    @property
+    def reason(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Amount:
+    """What there is to cache: `rows` of `mean_length` tokens, `missing` of them not in the cache yet; `bytes` of
+    all."""
+
+    rows: int
+    mean_length: float
+    missing: int
+    bytes: int
+
+
+def _model_loss(model: Any, batch: dict[str, Any]) -> Tensor:
+    loss: Tensor = model(**batch).loss
+    return loss
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a session has to know of a training, whoever runs its loop.
+
+    Attributes:
+        model: the bare model, which carries `plan`.
+        plan: what trains.
+        anatomy: the model's, before the plan was applied.
+        datasets: map-style data sets of tokenised rows: those that training reads, then those that are evaluated.
+        collate: makes a batch of rows.
+        device: where the model computes.
+        batch_size: rows of a training batch on this device.
+        autocast: the dtype of autocast while training, None without.
+        trained: names of the parameters that train.
+        loss: the loss of a batch on the device, as training computes it.
+        estimate: says whether the cache pays; without it the cache is used wherever it is right.
+        refusal: why the one who runs the loop cannot use a cache, in a line; None where it can.
+        label_names: features that are labels, beside the usual ones.
+    """
+
+    model: Any
+    plan: Plan
+    anatomy: Anatomy
+    datasets: Sequence[Any] = field(repr=False)
+    collate: Callable[[Sequence[Features]], Mapping[str, Any]] = field(repr=False)
+    device: torch.device
+    batch_size: int
+    autocast: torch.dtype | None = None
+    trained: Iterable[str] = field(default=(), repr=False)
+    loss: Callable[[Any, dict[str, Any]], Tensor] = field(default=_model_loss, repr=False)
+    estimate: Callable[[Amount], Estimate] | None = field(default=None, repr=False)
+    refusal: str | None = None
+    label_names: Iterable[str] = ()
+
+
+class Contents:
+    """The rows of a training by key, and how they pass its frozen bottom.
+
+    Raises `Declined`, `CannotCut` or `AlteredRow` when a cache cannot be right for this training.
+    """
+
+    def __init__(self, training: Training, streaming: Streaming | None, root: Path) -> None:
+        self.training, self.streaming, self.root = training, streaming, root
+        self._caches: dict[int, ActivationCache] = {}
+        boundary = _boundary(training)
+        self.cut = find_cut(training.model, training.anatomy, boundary, weightless=streaming is not None)
+        self.names = {
+            stream: "labels" if stream == "decoder" and len(self.cut.streams) > 1 else "input_ids"
+            for stream in self.cut.streams
+        }
+        self.rows = self._rows()
+        self._check_collator()
+
+    @cached_property
+    def inputs(self) -> tuple[str, ...]:
+        """The features that the bottom reads."""
+        beside = _BESIDE | set(self.training.label_names)
+        names = [name for name in inspect.signature(self.training.model.forward).parameters if name not in beside]
+        return (*names, "labels") if "labels" in self.names.values() else tuple(names)
+
+    @cached_property
+    def passage(self) -> Passage:
+        """How rows pass up to the cut."""
+        return self.passage_at(self.cut)
+
+    def passage_at(self, cut: Cut) -> Passage:
+        """How rows pass up to `cut`, which may lie lower than the training's own."""
+        device, dtype = self.training.device, self.training.autocast
+        return Passage(
+            names={stream: self.names[stream] for stream in cut.streams},
+            dtypes={stack.stream: dtype or stack.state_dtype for stack in cut.stacks},
+            collate=self.training.collate,
+            context=lambda: torch.autocast(device.type, dtype, enabled=dtype is not None),
+            device=device,
+        )
+
+    @property
+    def cache(self) -> ActivationCache:
+        """The cache of the states at the training's own cut."""
+        return self.cache_at(self.cut)
+
+    def cache_at(self, cut: Cut) -> ActivationCache:
+        """The cache of the states at `cut`."""
+        if cut.boundary not in self._caches:
+            self._caches[cut.boundary] = self._open(cut)
+        return self._caches[cut.boundary]
+
+    def key(self, row: Features) -> str:
+        return row_key(row, self.inputs)
+
+    @cached_property
+    def row_bytes(self) -> dict[str, int]:
+        """What each row takes in the cache, by key."""
+        streams = _streams(self.cut, self.passage)
+        lengths = (
+            (key, {stream: row_length(row, name) for stream, name in self.names.items()})
+            for key, row in self.rows.items()
+        )
+        return {key: row_bytes(streams, length) for key, length in lengths}
+
+    def check_rows(self) -> dict[str, Any]:
+        """Some rows by key, on which the cache is compared: the longest, the shortest and two others."""
+        by_length = sorted(self.rows, key=self.row_bytes.__getitem__)
+        return {key: self.rows[key] for key in (by_length[-1], by_length[0], *list(self.rows)[:2])}
+
+    def amount(self, missing: int) -> Amount:
+        """What there is to cache, when so many rows are missing."""
+        count = len(self.rows)
+        mean = sum(map(self.passage.length, self.rows.values())) / count
+        return Amount(count, mean, missing, sum(self.row_bytes.values()))
+
+    def _open(self, cut: Cut) -> ActivationCache:
+        training = self.training
+        model, anatomy = training.model, training.anatomy
+        below = names_below(anatomy, cut)
+        trained = sorted(set(below) & set(training.trained))
+        if trained:
+            raise Declined(f"{trained[0]} trains, and blocks below the boundary read it")
+        hashes = hashes_of(model, below) if self.streaming is None else self.streaming.hashes
+        key = identity(
+            model,
+            cut,
+            {name: hashes[name] for name in below} | buffers_below(model, anatomy, cut) | _forward(training.plan),
+            inputs=self.inputs,
+            autocast=training.autocast,
+            device=training.device.type,
+        )
+        name = str(getattr(model.config, "_name_or_path", "")).rstrip("/").rpartition("/")[2]
+        return ActivationCache.open(self.root, key, _streams(cut, self.passage_at(cut)), label=name)
+
+    def _rows(self) -> dict[str, Any]:
+        rows: dict[str, Any] = {}
+        for dataset in self.training.datasets:
+            if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+                raise Declined("the examples come as a stream, and may change every epoch")
+            for index in range(len(dataset)):
+                row = dataset[index]
+                if not isinstance(row, Mapping) or "input_ids" not in row:
+                    raise Declined("the examples are not rows with input_ids")
+                rows[self.key(row)] = row
+            if len(dataset) and self.key(dataset[0]) not in rows:
+                raise Declined("the examples change every time they are read")
+        if not rows:
+            raise Declined("there are no examples")
+        return rows
+
+    def _check_collator(self) -> None:
+        features = list(self.check_rows().values())
+        batch = self.passage.batch(features)
+        for name in set(self.names.values()):
+            find_spans(batch, features, name)
+
+
+def _boundary(training: Training) -> int:
+    plan, anatomy, config = training.plan, training.anatomy, training.model.config
+    if plan.boundary == 0:
+        raise Declined("nothing is frozen below the lowest trained block")
+    if training.refusal is not None:
+        raise Declined(training.refusal)
+    for name in ("output_hidden_states", "output_attentions"):
+        if getattr(config, name, False):
+            raise Declined(f"the model's config asks for {name}, also of the blocks below the boundary")
+    boundary = cut_boundary(plan, anatomy)
+    if (reason := plan.reads_below(boundary)) is not None:
+        raise Declined(reason)
+    return boundary
+
+
+def _forward(plan: Plan) -> dict[str, str]:
+    """What the plan changes in the forward pass of the blocks below."""
+    residual = plan.forward.residual
+    return {"forward.residual": residual.model_dump_json()} if plan.forward.interacts else {}
+
+
+def _streams(cut: Cut, passage: Passage) -> dict[str, Stream]:
+    return {name: Stream(cut.width, dtype) for name, dtype in passage.dtypes.items()}

@@ -1,0 +1,156 @@
+"""What a trainer under a plan saves and resumes from: the delta, optimizer, schedule and generators, without pickle.
+
+A checkpoint is written beside its place and then moved into it, so that it is whole or absent.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import transformers
+from torch import nn
+from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
+
+from frostline.checkpoints import (
+    load_delta,
+    load_optimizer,
+    load_scheduler,
+    random_state,
+    save_delta,
+    save_optimizer,
+    save_scheduler,
+    set_random_state,
+)
+from frostline.core.files import atomic_folder, disk_errors, read_json, write_json
+from frostline.engine._observe import Observer
+from frostline.engine._ranks import load_ranks, save_ranks
+from frostline.plan import Plan, Schedule, document
+from frostline.surgery import Applied, applied_to
+
+SCHEDULE_FILE = "schedule.json"
+STAGING = ".saving-"
+
+
+@dataclass(frozen=True)
+class PlanChange:
+    """A plan that took over in training: before which optimizer step, and in how many seconds."""
+
+    step: int
+    plan: Plan
+    seconds: float
+
+    def document(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {"step": self.step, "plan": document(self.plan), "seconds": self.seconds}
+
+    @classmethod
+    def read(cls, entry: dict[str, Any]) -> PlanChange:
+        """The inverse of `document`."""
+        return cls(entry["step"], Plan.read(entry["plan"]), entry["seconds"])
+
+
+class SavingTrainer(transformers.Trainer):
+    """A `transformers.Trainer` whose checkpoints hold what a plan trains, and resume exactly."""
+
+    optimizer: Any
+    schedule: Schedule
+    changes: list[PlanChange]
+    observer: Observer
+    _staging: str | None = None
+    _loaded = ""
+
+    @property
+    def applied(self) -> Applied:
+        """What the current plan does to the model."""
+        return cast(Applied, applied_to(cast(nn.Module, self.model)))
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return self._staging or cast(str, super()._get_output_dir(trial))
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        run_folder = Path(super()._get_output_dir(trial))
+        name = f"checkpoint-{self.state.global_step}"
+        run_folder.mkdir(parents=True, exist_ok=True)
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        with tempfile.TemporaryDirectory(prefix=STAGING, dir=run_folder) as staging:
+            try:
+                self._staging = staging
+                with disk_errors(run_folder / name):
+                    super()._save_checkpoint(model, trial)
+                    self._point_best_checkpoint_to(run_folder, Path(staging) / name)
+                    if self.args.should_save:
+                        with atomic_folder(run_folder / name) as place:
+                            (Path(staging) / name).replace(place)
+            finally:
+                self._staging = None
+                self.args.save_total_limit = limit
+        if self.args.should_save:
+            rotate_checkpoints(
+                output_dir=str(run_folder),
+                save_total_limit=limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+                use_mtime=False,
+            )
+
+    def _point_best_checkpoint_to(self, run_folder: Path, staged: Path) -> None:
+        if self.state.best_global_step:
+            self.state.best_model_checkpoint = str(run_folder / f"checkpoint-{self.state.best_global_step}")
+            self.state.save_to_json(str(staged / "trainer_state.json"))
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        save_delta(self.model, folder)
+        changes = [change.document() for change in self.changes]
+        write_json(folder / SCHEDULE_FILE, {"state": self.schedule.state_dict(), "changes": changes})
+        self.observer.save(folder)
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(folder)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        save_optimizer(self._bare_optimizer(), self._names(), Path(output_dir))
+        save_scheduler(self.lr_scheduler, Path(output_dir))
+        save_ranks(self.applied.peft_models, Path(output_dir))
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        write_json(Path(output_dir) / self._rng_file(), random_state())
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if resume_from_checkpoint == self._loaded:
+            return
+        folder = Path(resume_from_checkpoint)
+        for left in folder.parent.glob(f"{STAGING}*"):  # by a process that was killed while it saved
+            shutil.rmtree(left, ignore_errors=True)
+        load_delta(self.model if model is None else model, folder)
+        saved = read_json(folder / SCHEDULE_FILE, "schedule state")
+        self.schedule.load_state_dict(saved["state"])
+        self.changes = [PlanChange.read(entry) for entry in saved["changes"]]
+        self.observer = Observer(self.model, self.schedule.observes)
+        self.observer.load(folder)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None and (Path(checkpoint) / "optimizer.json").is_file():
+            load_optimizer(self._bare_optimizer(), self._names(), Path(checkpoint))
+            load_scheduler(self.lr_scheduler, Path(checkpoint))
+            load_ranks(self.applied.peft_models, Path(checkpoint))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None and (Path(checkpoint) / self._rng_file()).is_file():
+            set_random_state(read_json(Path(checkpoint) / self._rng_file(), "generator state"))
+
+    def _rng_file(self) -> str:
+        return f"rng_{self.args.process_index}.json"
+
+    def _bare_optimizer(self) -> torch.optim.Optimizer:
+        return cast(torch.optim.Optimizer, getattr(self.optimizer, "optimizer", self.optimizer))
+
+    def _names(self) -> dict[int, str]:
+        return {id(parameter): name for name, parameter in self.model.named_parameters()}
+
+    def _last_checkpoint_hint(self) -> str:
+        last = get_last_checkpoint(self.args.output_dir) if Path(self.args.output_dir).is_dir() else None
+        return f"; the last checkpoint is {last}" if last else ""

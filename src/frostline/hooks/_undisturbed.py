@@ -1,0 +1,111 @@
+"""Run a model to learn about it, and leave it as it was: modes, generators, buffers, what requires gradients."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from frostline.hooks._states import device_of
+
+_LARGEST_BUFFER = 1 << 16
+"""Numbers of a buffer that is copied to be put back. What a pass writes (running means, counters) is small; larger
+buffers (a quantized matrix, a mask) are constants."""
+
+
+@dataclass(frozen=True)
+class Generators:
+    """The states of python's, numpy's and torch's generators, and of the accelerator's at `device`."""
+
+    python: Any
+    numpy: Any
+    cpu: Tensor
+    accelerator: Tensor | None
+    device: torch.device | None
+
+    @classmethod
+    def now(cls, device: torch.device | None = None) -> Generators:
+        """The states as they are; `device` is the accelerator to include."""
+        on = None if device is None or device.type in ("cpu", "meta") else device
+        own = None if on is None else torch.get_device_module(on).get_rng_state(on)
+        return cls(random.getstate(), np.random.get_state(legacy=True), torch.random.get_rng_state(), own, on)
+
+    def restore(self) -> None:
+        """Put the generators back to these states."""
+        random.setstate(self.python)
+        np.random.set_state(self.numpy)
+        torch.random.set_rng_state(self.cpu)
+        if self.device is not None:
+            torch.get_device_module(self.device).set_rng_state(self.accelerator, self.device)
+
+    def same(self, other: Generators) -> bool:
+        """Whether torch's generators, which layers draw from, are at the same place."""
+        if not torch.equal(self.cpu, other.cpu):
+            return False
+        if self.accelerator is None or other.accelerator is None:
+            return self.accelerator is other.accelerator
+        return torch.equal(self.accelerator, other.accelerator)
+
+
+@contextmanager
+def generators_kept(device: torch.device | None = None) -> Iterator[None]:
+    """Afterwards every generator is where it was: what comes draws what it would have drawn."""
+    before = Generators.now(device)
+    try:
+        yield
+    finally:
+        before.restore()
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Switch every module to evaluation mode; afterwards each is as it was (frozen blocks never train)."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def undisturbed(model: nn.Module, *, training: bool = False) -> Iterator[None]:
+    """Inside, `model` is in eval mode (or, with `training`, in train mode) and gradients are enabled.
+
+    Training flags, buffers and generators are put back afterwards. Gradients of parameters are the caller's to leave
+    alone: ask `torch.autograd.grad` for them.
+    """
+    flags = {module: module.training for module in model.modules()}
+    buffers = [(b, b.detach().clone()) for b in model.buffers() if not b.is_meta and b.numel() <= _LARGEST_BUFFER]
+    try:
+        with generators_kept(device_of(model)):
+            model.train(training)
+            with torch.enable_grad():
+                yield
+    finally:
+        for module, flag in flags.items():
+            module.training = flag
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+
+
+@contextmanager
+def all_trained(model: nn.Module) -> Iterator[list[nn.Parameter]]:
+    """Inside, every parameter that can requires gradients; gives those."""
+    able = [parameter for parameter in model.parameters() if parameter.is_floating_point() and not parameter.is_meta]
+    flags = [parameter.requires_grad for parameter in able]
+    try:
+        for parameter in able:
+            parameter.requires_grad_()
+        yield able
+    finally:
+        for parameter, flag in zip(able, flags, strict=True):
+            parameter.requires_grad_(flag)
