@@ -36,8 +36,7 @@ from rich.table import Table
 from frostline.checkpoints import load_tokenizer, quiet_libraries
 from frostline.core.errors import UserError
 from frostline.core.labels import IGNORED
-from frostline.run import load_model, probe_model
-from frostline.run._versions import versions
+from frostline.run import load_model, probe_model, versions
 from frostline.signals import DEVIATIONS, Measurement, Probe, Tokens, cut_at_largest
 from frostline.signals import measure as measure_blocks
 from frostline.tasks import Collator, TaskOptions, encode, load_task, model_kind, prepare_tokenizer

@@ -25,7 +25,7 @@ from rich.table import Table
 from transformers import LlamaForCausalLM
 
 from frostline.plan import Frozen, Full, Plan
-from frostline.run._versions import versions
+from frostline.run import versions
 
 TRAINED = 4
 DEPTHS = (4, 12, 28)

@@ -46,7 +46,7 @@ from transformers.trainer_callback import PrinterCallback
 from frostline.anatomy import find_anatomy, select
 from frostline.core.errors import UserError
 from frostline.engine import MemoryMeter, StepMeter, Trainer
-from frostline.run._versions import versions
+from frostline.run import versions
 
 EPOCHS = (1, 3, 10)
 

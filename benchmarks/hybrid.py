@@ -37,8 +37,7 @@ from frostline.checkpoints import load_config, load_weights
 from frostline.core.errors import UserError
 from frostline.cost import trainable_parameters
 from frostline.engine import MemoryMeter
-from frostline.run import make_plan
-from frostline.run._versions import versions
+from frostline.run import make_plan, versions
 from frostline.surgery import apply
 
 GENERATING: dict[str, tuple[str, dict[str, Any]]] = {

@@ -48,10 +48,9 @@ from frostline.anatomy import find_anatomy, skeleton
 from frostline.checkpoints import load_config, load_weights, quiet_libraries
 from frostline.cost import Workload, has_dropout, memory, run_seconds, step_seconds
 from frostline.engine import MemoryMeter, Trainer
-from frostline.run import make_plan
+from frostline.run import make_plan, versions
 from frostline.run._calibrate import Calibration, measure
 from frostline.run._timeline import CLOCKS, Clocks
-from frostline.run._versions import versions
 
 BATCHES, EPOCHS = 16, 3
 LABELLED = 4

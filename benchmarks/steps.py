@@ -24,8 +24,7 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM
 
 from frostline.checkpoints import load_config, load_weights
-from frostline.run import make_plan
-from frostline.run._versions import versions
+from frostline.run import make_plan, versions
 from frostline.run.demo import MODEL_DIR
 from frostline.surgery import apply
 

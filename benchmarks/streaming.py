@@ -32,7 +32,7 @@ from transformers.trainer_callback import PrinterCallback
 from frostline.checkpoints import load_above, load_config, load_weights
 from frostline.engine import Trainer
 from frostline.plan import Frozen, Full, Plan
-from frostline.run._versions import versions
+from frostline.run import versions
 
 TRAINED = 2
 

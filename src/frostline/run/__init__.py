@@ -6,6 +6,7 @@ from frostline.run._probing import probe_model
 from frostline.run._setup import anatomy_of, class_for, load_model
 from frostline.run._training import train
 from frostline.run._using import PlannedModel, evaluate_target, generate_target, inspect_model, is_run, plan_model
+from frostline.run._versions import versions
 
 __all__ = [
     "PlannedModel",
@@ -22,4 +23,5 @@ __all__ = [
     "probe_model",
     "read_config",
     "train",
+    "versions",
 ]
