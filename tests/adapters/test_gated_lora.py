@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
-from frostline.adapters._low_rank import LowRank
+from frostline.adapters._lora import LowRank
 from frostline.plan import Lora
 from hybrids import FAMILIES, GATED_LORA, PLAIN_LORA, added, hybrid, inputs, logits, new, stir
 

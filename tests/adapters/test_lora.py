@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from architectures import tiny
-from frostline.adapters import adapter_names, add_adapters, lora_parameters, lora_targets, merge_adapters
+from frostline.adapters import adapter_names, adapters_in, add_adapters, added_parameters, merge_adapters
 from frostline.anatomy import Anatomy, find_anatomy
 from frostline.core.errors import UserError
 from frostline.plan import BlockMode, Frozen, Full, Lora, Plan
@@ -54,7 +54,7 @@ def train_a_little(peft_model: PeftModel) -> None:
 
 
 def target_names(plan: Plan, anatomy: Anatomy) -> list[str]:
-    return [target.linear.name for target in lora_targets(plan, anatomy)]
+    return [name for kind, block in adapters_in(plan.blocks, anatomy) for name in kind.added(block, anatomy).branches]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -65,13 +65,13 @@ def test_starts_as_the_base_model_with_the_predicted_parameters(family: str, tar
     plan = lora_plan(anatomy, targets=targets)
     if family == "mixtral" and targets == "feed_forward":
         with pytest.raises(UserError, match=r"block 0: .* matches nothing, the block has self_attn\.q_proj"):
-            lora_targets(plan, anatomy)
+            target_names(plan, anatomy)
         return
     before = outputs(model)
     peft_model = add_lora(model, plan, anatomy)
     assert torch.equal(outputs(model), before)
     added = sum(p.numel() for name, p in model.named_parameters() if "lora_" in name)
-    assert added == sum(lora_parameters(target) for target in lora_targets(plan, anatomy)) > 0
+    assert added == sum(added_parameters(plan, anatomy)) > 0
     train_a_little(peft_model)
     assert not torch.equal(outputs(model), before)
 
@@ -100,16 +100,16 @@ def test_named_targets_are_matched_by_whole_path_pieces() -> None:
         plan = mixed_plan(anatomy, Lora(targets=(name,)))
         assert target_names(plan, anatomy) == ["model.layers.0.self_attn.q_proj"]
     with pytest.raises(UserError, match=r"block 0: lora target 'proj' matches nothing.*mlp\.down_proj"):
-        lora_targets(mixed_plan(anatomy, Lora(targets=("q_proj", "proj"))), anatomy)
+        target_names(mixed_plan(anatomy, Lora(targets=("q_proj", "proj"))), anatomy)
     with pytest.raises(UserError, match="empty"):
-        lora_targets(mixed_plan(anatomy, Lora(targets=())), anatomy)
+        target_names(mixed_plan(anatomy, Lora(targets=())), anatomy)
 
 
 @pytest.mark.parametrize("name", ["mlp.gate", "experts.down_proj"])
 def test_routers_and_fused_experts_cannot_be_named(name: str) -> None:
     anatomy = find_anatomy(tiny("mixtral"))
     with pytest.raises(UserError, match="several experts in one tensor"):
-        lora_targets(mixed_plan(anatomy, Lora(targets=(name,))), anatomy)
+        target_names(mixed_plan(anatomy, Lora(targets=(name,))), anatomy)
 
 
 def test_only_the_named_blocks_change_and_each_keeps_its_own_options() -> None:

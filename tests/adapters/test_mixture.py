@@ -17,8 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from architectures import batch_for, tiny
 from frostline.adapters import HybridConfig, added_parameters, mixtures, router_statistics
-from frostline.adapters._mixture import Routing
-from frostline.adapters._routers import balance_loss
+from frostline.adapters._routers import Routing, balance_loss
 from frostline.anatomy import find_anatomy
 from frostline.core.errors import FrostlineError, UserError
 from frostline.plan import Frozen, Mixture, Plan

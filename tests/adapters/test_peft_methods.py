@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from transformers import LlamaForCausalLM, TrainingArguments
 
 from architectures import batch_for, tiny
 from frostline.adapters import added_parameters
-from frostline.adapters._peft import REFUSED, methods
+from frostline.adapters._peft_methods import REFUSED, methods
 from frostline.anatomy import find_anatomy
 from frostline.checkpoints import load_delta, save_delta
 from frostline.core.errors import UserError
@@ -329,6 +330,24 @@ def test_the_regularisation_is_pefts_and_only_in_training() -> None:
     labels = int((plain["labels"][:, 1:] != -100).sum())
     half = model(**plain, num_items_in_batch=torch.tensor(2 * labels)).loss
     torch.testing.assert_close(half, with_peft / 2)
+
+
+def test_the_regularisation_goes_with_a_copy_and_ends_with_a_merge() -> None:
+    model = tiny("llama")
+    plain = batch_for(model)
+    apply(twice("adalora"), model)
+    copied = copy.deepcopy(model).train()
+    before = copied(**plain).loss
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_A" in name:
+                parameter.mul_(100)
+    assert torch.equal(copied(**plain).loss, before)
+    copied(**plain).loss.backward()
+    assert all(parameter.grad.abs().max() > 0 for name, parameter in copied.named_parameters() if "lora_A" in name)
+    assert model.train()(**plain).loss > before + 1
+    merged = to_plain(model)
+    assert torch.equal(merged.train()(**plain).loss, merged.eval()(**plain).loss)
 
 
 def test_what_does_not_go_with_shared_ranks_is_refused(tmp_path: Path) -> None:

@@ -9,7 +9,17 @@ import torch
 
 from architectures import batch_for, decoder_names, encoder_names, natural_task, tiny
 from frostline.anatomy import find_anatomy, get_block
-from frostline.hooks import NotHookable, attention_implementation, hook_attention, hookable, uses_attention_function
+from frostline.core.errors import FrostlineError
+from frostline.hooks import (
+    NotHookable,
+    attention_call,
+    attention_call_anew,
+    attention_implementation,
+    hook_attention,
+    hookable,
+    open_attention,
+    uses_attention_function,
+)
 
 OWN_CODE = {"gptj", "deberta-v2"}
 
@@ -91,7 +101,7 @@ def test_the_hook_put_last_is_called_first() -> None:
 
 
 @pytest.mark.parametrize("name", ["llama", "gptj"])
-def test_innermost_hooks_come_after_all_others_the_last_one_put_first(name: str) -> None:
+def test_hooks_of_a_call_come_before_and_after_all_others_the_last_one_put_first(name: str) -> None:
     model, order = tiny(name), []
 
     def named(name: str) -> Any:
@@ -103,18 +113,26 @@ def test_innermost_hooks_come_after_all_others_the_last_one_put_first(name: str)
 
     attention = next(module for module in model.modules() if hookable(module))
     before = logits(model)
-    handles = [
-        hook_attention(attention, named(f"{kind} {turn}"), innermost=kind == "inner")
-        for turn in (1, 2)
-        for kind in ("inner", "outer")
-    ]
-    assert torch.equal(logits(model), before)
-    assert order == ["outer 2", "outer 1", "inner 2", "inner 1"]
+    handles = [open_attention(attention), *(hook_attention(attention, named(f"own {turn}")) for turn in (1, 2))]
+    with (
+        attention_call(attention, innermost=named("inner 1"), outermost=named("outer 1")),
+        attention_call(attention, innermost=named("inner 2")),
+        attention_call(attention, outermost=named("outer 3")),
+    ):
+        assert torch.equal(logits(model), before)
+        assert order == ["outer 3", "outer 1", "own 2", "own 1", "inner 2", "inner 1"]
+        with attention_call_anew(attention):
+            logits(model)
+        assert order[6:] == ["own 2", "own 1"]
+    logits(model)
+    assert order[8:] == ["own 2", "own 1"]
     for handle in handles:
         handle.remove()
     logits(model)
-    assert len(order) == 4
+    assert len(order) == 10
     assert not any("frostline" in key or key == "_attn" for key in vars(attention))
+    with pytest.raises(FrostlineError, match=r"^\w+ does not call hooks yet: use open_attention on it first$"):
+        attention_call(attention, innermost=named("inner"))
 
 
 def test_a_hook_may_change_what_attention_is_given() -> None:

@@ -11,7 +11,7 @@ import pytest
 from anatomies import CLASSIFIERS, MODELS, TIED, anatomy
 from probes import made_up
 
-from frostline.adapters import added_parameters, lora_targets
+from frostline.adapters import adapters_in, added_parameters
 from frostline.anatomy import Anatomy, notices, select
 from frostline.core.errors import UserError
 from frostline.cost import trainable_parameters
@@ -252,11 +252,11 @@ def test_lora_takes_query_and_value_of_every_block() -> None:
     found = anatomy("llama, untied")
     plan = plan_for("llama, untied", "lora")
     assert select(plan, found) == ()
-    targets = lora_targets(plan, found)
-    assert [target.linear.name for target in targets] == [
+    adapters = adapters_in(plan.blocks, found)
+    assert [name for kind, block in adapters for name in kind.added(block, found).branches] == [
         f"model.layers.{i}.self_attn.{piece}" for i in range(4) for piece in ("q_proj", "v_proj")
     ]
-    assert {(t.options.r, t.options.alpha, t.options.dropout) for t in targets} == {(8, 32.0, 0.1)}
+    assert {(kind.mode.r, kind.mode.alpha, kind.mode.dropout) for kind, _ in adapters} == {(8, 32.0, 0.1)}
 
 
 def test_an_encoder_decoder_counts_its_blocks_jointly() -> None:

@@ -12,8 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from frostline.adapters._added import Branch
+from frostline.adapters._kind import BesideMatrices
 from frostline.adapters._layer import Part, Run
-from frostline.plan import Bottleneck
+from frostline.anatomy import Linear
+from frostline.plan import Bottleneck, Targets
 
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
@@ -21,6 +24,34 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "gelu": functional.gelu,
     "silu": functional.silu,
 }
+
+_KEEPS_BOTH = ("gelu", "silu")
+"""Those whose backward needs their input; the others' needs their output, which is kept anyway."""
+
+
+class BottleneckKind(BesideMatrices[Bottleneck]):
+    """An adapter beside a matrix (parallel), or after it (series)."""
+
+    @property
+    def targets(self) -> Targets | tuple[str, ...]:
+        if self.mode.targets != "default":
+            return self.mode.targets
+        return "qkv" if self.mode.kind == "parallel" else "outputs"
+
+    def part(self, linear: Linear) -> Part:
+        return BottleneckPart(linear.in_features, linear.out_features, self.mode)
+
+    def branch(self, linear: Linear) -> Branch:
+        mode, after = self.mode, self.mode.kind == "series"
+        return Branch(
+            reads=linear.out_features if after else linear.in_features,
+            makes=mode.bottleneck,
+            out=linear.out_features,
+            kept=mode.bottleneck * (2 if mode.activation in _KEEPS_BOTH else 1),
+            after=after,
+            drops=mode.dropout > 0,
+            biased=mode.bias,
+        )
 
 
 class BottleneckPart(Part):

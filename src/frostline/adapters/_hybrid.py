@@ -20,15 +20,12 @@ from peft.utils import set_additional_trainable_modules
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
+from frostline.adapters._kinds import adapters_in, kind_of
 from frostline.adapters._layer import PARTS, HybridLayer, Part, check_mergeable, submodule
-from frostline.adapters._mixture import MixturePart
-from frostline.adapters._peft import tuner_of
-from frostline.adapters._places import places
-from frostline.adapters._routers import watch_routers
 from frostline.anatomy import Anatomy, find_anatomy
 from frostline.core.errors import FrostlineError, UserError
 from frostline.core.settings import first_error
-from frostline.plan import BlockMode, Frozen, Peft, Plan, block_ranges, named_blocks
+from frostline.plan import BlockMode, Frozen, Plan, block_ranges, named_blocks
 
 PEFT_TYPE = "HYBRID"
 _MODES: TypeAdapter[BlockMode] = TypeAdapter(BlockMode)
@@ -98,11 +95,11 @@ def _mode(index: int, options: Any) -> BlockMode:
 
 
 def _check_adds(index: int, mode: BlockMode) -> None:
-    if mode.mode in ("full", "partial"):
+    if mode.own is not None:
         raise UserError(f"block {index}: {mode.mode} is no adapter: apply the plan with frostline.apply instead")
-    if isinstance(mode, Peft):
-        tuner_of(mode.method)  # an unknown one has a better line
-        raise UserError(f"block {index}: {mode.method} is PEFT's: give PEFT its own config, or apply the plan")
+    kind = kind_of(mode)
+    if kind is not None and kind.why_not_hybrid is not None:
+        raise UserError(f"block {index}: {kind.why_not_hybrid}")
 
 
 class HybridModel(BaseTuner):
@@ -127,14 +124,14 @@ class HybridModel(BaseTuner):
         config: Any = self.peft_config[adapter_name]
         if getattr(self, "anatomy", None) is None:
             self.anatomy: Anatomy = find_anatomy(model)
-        modes = config.modes(len(self.anatomy.blocks))
+        members = adapters_in(config.modes(len(self.anatomy.blocks)), self.anatomy)
         with init_empty_weights() if low_cpu_mem_usage else nullcontext():
-            made = list(places(model, modes, self.anatomy))
+            made = [found for kind, block in members for found in kind.parts(model, block, self.anatomy)]
         for path, part in made:
             _wrap(model, path, adapter_name, part)
             self.targeted_module_names.append(path)
-        if any(isinstance(part, MixturePart) for _, part in made):
-            watch_routers(model)
+        for kind in dict.fromkeys(type(kind) for kind, _ in members):
+            kind.watch(model)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
         self._mark_only_adapters_as_trainable(model)
         set_additional_trainable_modules(
@@ -163,6 +160,8 @@ class HybridModel(BaseTuner):
         return unloaded
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        if isinstance(child, HybridLayer):
+            child.unload()
         setattr(parent, child_name, new_module)
 
     @classmethod
@@ -184,7 +183,7 @@ def _wrap(model: nn.Module, path: str, adapter_name: str, part: Part) -> None:
     weight = next(layer.base_layer.parameters(), None)
     device = torch.device("cpu") if weight is None else weight.device
     meta = any(parameter.is_meta for parameter in part.parameters())
-    layer.hybrid_parts[adapter_name] = part if meta else part.to(device)
+    layer.put(adapter_name, part if meta else part.to(device))
 
 
 PEFT_TYPE_TO_CONFIG_MAPPING[PEFT_TYPE] = HybridConfig

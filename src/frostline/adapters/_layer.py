@@ -12,17 +12,28 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 
 from frostline.core.errors import FrostlineError, UserError
+from frostline.hooks import attention_call_anew
 
 Run = Callable[..., Any]
 PARTS = "hybrid_parts"
 
 
 class Part(nn.Module):
-    """What one adapter adds around one module of the model."""
+    """What one adapter adds around one module of the model.
+
+    Its parameters are float32, and begin so that the model computes what it did. A part that can be merged has an
+    `update`, and a `why_not_merged` that is None.
+    """
 
     def forward(self, run: Run, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """In the place of `module`, which is called by `run` (through the parts of other adapters, if there are)."""
         raise NotImplementedError
+
+    def put_around(self, module: nn.Module) -> None:
+        """Called once, when it comes to stand around `module`, a module of the model."""
+
+    def taken_off(self) -> None:
+        """Called once, when it stands there no more."""
 
     def update(self, module: nn.Module) -> Tensor:
         """What it amounts to as a change of the module's weight, of that weight's shape.
@@ -54,7 +65,27 @@ class HybridLayer(nn.Module, BaseTunerLayer):
         run: Run = self.base_layer
         for part in self._running():
             run = partial(part, run, self.base_layer)
-        return run(*args, **kwargs)
+        with attention_call_anew(self.base_layer):
+            return run(*args, **kwargs)
+
+    def put(self, name: str, part: Part) -> None:
+        """Have `part` around the module, as that of the adapter called `name`."""
+        part.put_around(self.base_layer)
+        self.hybrid_parts[name] = part
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        self._take_off(*(name for name in self.hybrid_parts if name == adapter_name))
+        super().delete_adapter(adapter_name)
+
+    def unload(self) -> nn.Module:
+        """The module, without anything around it."""
+        self._take_off(*self.hybrid_parts)
+        return self.base_layer
+
+    def _take_off(self, *names: str) -> None:
+        for name in names:
+            part: Any = self.hybrid_parts[name]
+            part.taken_off()
 
     def called(self, names: Sequence[str] | None) -> list[nn.Module]:
         """The parts of the adapters called `names`, by default of those in use."""
@@ -123,6 +154,11 @@ def adapter_names(model: nn.Module) -> set[str]:
         for name, _ in layer.named_parameters(remove_duplicate=False)
         if not name.startswith("base_layer.")
     }
+
+
+def without_adapters(path: str) -> str:
+    """The path that a module has in the model without adapters."""
+    return ".".join(step for step in path.split(".") if step != "base_layer")
 
 
 def submodule(model: nn.Module, path: str) -> nn.Module:

@@ -1,60 +1,105 @@
-"""LoRA on just the blocks that a plan names, made by PEFT."""
+"""LoRA: PEFT's own code makes it on just the blocks that a plan names; with a gate it is a part of ours.
+
+Gated LoRA is a low-rank update whose strength each token decides (methods.md 4).
+
+... tokens in any arrangement, in and out the matrix's widths, r the rank
+"""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from functools import partial
+from typing import Any, Self, TypeVar
 
-from peft import LoraConfig
-from peft.tuners.lora import LoraLayer
-from torch import nn
-from transformers import PreTrainedModel
+import torch
+from peft import LoraConfig, PeftModel
+from torch import Tensor, nn
+from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
-from frostline.adapters._targets import LoraTarget, lora_targets
-from frostline.anatomy import Anatomy
-from frostline.core.errors import FrostlineError
-from frostline.plan import Plan
+from frostline.adapters._added import Branch
+from frostline.adapters._gate import Gate
+from frostline.adapters._kind import BesideMatrices, PeftAdapter
+from frostline.adapters._layer import Part, Run
+from frostline.adapters._targets import transposed
+from frostline.anatomy import Anatomy, Block, Linear
+from frostline.plan import Lora
 
 T = TypeVar("T")
 
 
-def lora_config(plan: Plan, anatomy: Anatomy, model: PreTrainedModel) -> LoraConfig | None:
-    """PEFT's config of the plan's low-rank updates without gates; None when it has none.
+class LoraKind(BesideMatrices[Lora]):
+    """W x + g (alpha / r) B A x, with A [r, in], B [out, r] and a gate g if the mode has one."""
 
-    Raises `UserError` when a block's targets match nothing.
-    """
-    targets = [target for target in lora_targets(plan, anatomy) if not target.options.gate]
-    return _config(targets, model) if targets else None
+    def part(self, linear: Linear) -> Part:
+        return LowRank(linear.in_features, linear.out_features, self.mode)
+
+    def branch(self, linear: Linear) -> Branch:
+        mode = self.mode
+        kept = 2 * mode.r + 1 if mode.gate else mode.r  # a gate keeps the r numbers, itself, and their product
+        sizes = linear.in_features, mode.r, linear.out_features
+        return Branch(*sizes, kept, gated=mode.gate, drops=mode.dropout > 0)
+
+    @property
+    def of_peft(self) -> bool:
+        return not self.mode.gate
+
+    @classmethod
+    def peft_adapters(cls, members: Sequence[tuple[Self, Block]], anatomy: Anatomy) -> list[PeftAdapter]:
+        options = {m.name: kind.mode for kind, block in members for m in kind.linears(block, anatomy)}
+        first = members[0][0].mode
+        config = LoraConfig(
+            r=first.r,
+            lora_alpha=first.alpha,
+            lora_dropout=first.dropout,
+            target_modules=list(options),
+            rank_pattern=_pattern({name: mode.r for name, mode in options.items()}, first.r),
+            alpha_pattern=_pattern({name: mode.alpha for name, mode in options.items()}, first.alpha),
+            fan_in_fan_out=transposed(members[0][1]),
+        )
+        dropouts = {name: mode.dropout for name, mode in options.items()}
+        return [PeftAdapter(config, tuple(options), seeded="lora", finish=partial(_set_dropouts, dropouts))]
 
 
-def finish_lora(model: PreTrainedModel, plan: Plan, anatomy: Anatomy) -> None:
-    """Check that PEFT adapted what it was asked to, and set each block's dropout.
+class LowRank(Part):
+    """g (alpha / r) B A x beside W x, with g = sigmoid(gate(x)), or 1 without a gate. B begins at 0."""
 
-    One PEFT adapter has one dropout: a block with another one has it set on its modules, which PEFT does not
-    save with the adapter (the plan does).
-    """
-    targets = {t.linear.name: t.options for t in lora_targets(plan, anatomy) if not t.options.gate}
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
-    if layers.keys() != targets.keys():
-        raise FrostlineError(f"PEFT adapted {sorted(layers)}, {len(targets)} modules were asked for")
-    for name, options in targets.items():
-        dropout = nn.Dropout(options.dropout) if options.dropout else nn.Identity()
-        layers[name].lora_dropout = nn.ModuleDict(dict.fromkeys(layers[name].lora_dropout, dropout))
+    def __init__(self, in_features: int, out_features: int, options: Lora) -> None:
+        super().__init__()
+        self.A = nn.Parameter(torch.empty(options.r, in_features, dtype=torch.float32))
+        self.B = nn.Parameter(torch.zeros(out_features, options.r, dtype=torch.float32))
+        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
+        self.gate = Gate(in_features) if options.gate else None
+        self.dropout = nn.Dropout(options.dropout) if options.dropout else nn.Identity()
+        self.scale = options.alpha / options.r
+
+    def forward(self, run: Run, module: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+        """[..., in] to [..., out]."""
+        output: Tensor = run(*args, **kwargs)
+        inputs: Tensor = args[0]
+        low = functional.linear(self.dropout(inputs.to(self.A.dtype)), self.A)
+        if self.gate is not None:
+            low = low * torch.sigmoid(self.gate(inputs))
+        return output + (self.scale * functional.linear(low, self.B)).to(output.dtype)
+
+    def update(self, module: nn.Module) -> Tensor:
+        if self.gate is not None:
+            return super().update(module)
+        update = self.scale * (self.B @ self.A)
+        return update.T if isinstance(module, Conv1D) else update
+
+    def why_not_merged(self) -> str | None:
+        return None if self.gate is None else "the gate of its LoRA depends on the input"
 
 
-def _config(targets: Sequence[LoraTarget], model: PreTrainedModel) -> LoraConfig:
-    first = targets[0].options
-    return LoraConfig(
-        r=first.r,
-        lora_alpha=first.alpha,
-        lora_dropout=first.dropout,
-        target_modules=[target.linear.name for target in targets],
-        rank_pattern=_pattern({target.linear.name: target.options.r for target in targets}, first.r),
-        alpha_pattern=_pattern({target.linear.name: target.options.alpha for target in targets}, first.alpha),
-        fan_in_fan_out=isinstance(model.get_submodule(targets[0].linear.name), Conv1D),
-    )
+def _set_dropouts(dropouts: Mapping[str, float], model: nn.Module, _: PeftModel) -> None:
+    """Set each module's own dropout. One adapter of PEFT has one for all, and saves that (a plan says each)."""
+    for name, share in dropouts.items():
+        layer: Any = model.get_submodule(name)
+        dropout = nn.Dropout(share) if share else nn.Identity()
+        layer.lora_dropout = nn.ModuleDict(dict.fromkeys(layer.lora_dropout, dropout))
 
 
 def _pattern(values: Mapping[str, T], default: T) -> dict[str, T]:

@@ -9,6 +9,7 @@ times.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,13 +21,62 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from frostline.adapters._layer import Part, Run
-from frostline.anatomy import Block, Linear, Role
+from frostline.adapters._added import Added, Branch
+from frostline.adapters._kind import AdapterKind, LossTerm
+from frostline.adapters._layer import Part, Run, submodule
+from frostline.adapters._lora import LoraKind
+from frostline.adapters._routers import Router, watch_routers
+from frostline.anatomy import Anatomy, Block, Linear, Role
 from frostline.core.errors import UserError
 from frostline.plan import Lora, Mixture
 
-ROUTER_STD = 0.02
-"""The standard deviation of a router's first weights [inferred]."""
+
+class MixtureKind(AdapterKind[Mixture]):
+    """A router around the feed-forward, experts around its matrices, and LoRA on the attention's."""
+
+    def added(self, block: Block, anatomy: Anatomy) -> Added:
+        mode, (_, linears) = self.mode, _feed_forward(block)
+        experts = {linear.name: self._experts(linear, anatomy.hidden_size) for linear in linears}
+        lora = self._lora.added(block, anatomy) if mode.attention else Added()
+        shapes = ((mode.experts, anatomy.hidden_size), *(s for each in experts.values() for s in each.shapes))
+        return Added((*shapes, *lora.shapes), {**experts, **lora.branches})
+
+    def _experts(self, linear: Linear, hidden: int) -> Branch:
+        mode, sizes = self.mode, (linear.in_features, self.mode.r, linear.out_features)
+        # What reads the block's hidden states runs once for all experts.
+        rows = 1 if linear.in_features == hidden else mode.top_k
+        drops = mode.dropout > 0
+        return Branch(*sizes, mode.r, drops=drops, rows=mode.top_k, matrix_rows=rows, experts=mode.experts)
+
+    def parts(self, model: nn.Module, block: Block, anatomy: Anatomy) -> Iterator[tuple[str, Part]]:
+        mode = self.mode
+        if mode.attention:
+            yield from self._lora.parts(model, block, anatomy)
+        path, linears = _feed_forward(block)
+        parameters = inspect.signature(submodule(model, path).forward).parameters.values()
+        if sum(parameter.default is parameter.empty for parameter in parameters) > 1:
+            raise UserError(
+                f"block {block.index}: mixture: {path} reads more than hidden states, and cannot run on some tokens "
+                "alone: take lora or an adapter"
+            )
+        of_decoder = anatomy.encoder_decoder and block.stack == "decoder"
+        yield path, MixturePart(anatomy.hidden_size, mode, "decoder_attention_mask" if of_decoder else "attention_mask")
+        for linear in linears:
+            yield linear.name, ExpertsPart(linear.in_features, linear.out_features, mode)
+
+    @property
+    def _lora(self) -> LoraKind:
+        """On the attention's matrices."""
+        mode = self.mode
+        return LoraKind(Lora(r=mode.r, alpha=mode.alpha, dropout=mode.dropout, targets="attention"))
+
+    @classmethod
+    def watch(cls, model: nn.Module) -> None:
+        watch_routers(model)
+
+    @property
+    def loss_term(self) -> LossTerm | None:
+        return LossTerm("its balance loss", "set balance to 0") if self.mode.balance else None
 
 
 @dataclass(frozen=True)
@@ -45,48 +95,20 @@ class Dispatch:
 _AT_WORK: ContextVar[Dispatch | None] = ContextVar("at_work", default=None)
 
 
-@dataclass(frozen=True)
-class Routing:
-    """What a router made of tokens [...] in one pass: `probabilities` [..., N] and the experts `chosen` [..., k]."""
-
-    probabilities: Tensor
-    chosen: Tensor
-
-
-class MixturePart(Part):
-    """Around a feed-forward: sum over a token's k experts of (share) (feed-forward with that expert's updates).
-
-    Shares are the router's k largest probabilities, made to sum to 1. `balance` weighs the balance loss, and `mask`
-    is the argument of the model's forward that says which tokens are no padding. While `noting`, `routing` keeps what
-    the last pass chose. The statistics are no state of the adapter: they are not saved.
-    """
-
-    assigned: Tensor
-    balance_sum: Tensor
+class MixturePart(Router):
+    """Around a feed-forward: sum over a token's k experts of (share) (feed-forward with that expert's updates)."""
 
     def __init__(self, hidden_size: int, options: Mixture, mask: str) -> None:
-        super().__init__()
-        self.router = nn.Parameter(ROUTER_STD * torch.randn(options.experts, hidden_size, dtype=torch.float32))
-        self.top_k, self.balance, self.mask = options.top_k, options.balance, mask
-        self.noting, self.passes = False, 0
-        self.routing: Routing | None = None
-        self.register_buffer("assigned", torch.zeros(options.experts, dtype=torch.long), persistent=False)
-        self.register_buffer("balance_sum", torch.zeros(()), persistent=False)
+        super().__init__(options.experts, hidden_size, options.top_k, options.balance, mask)
 
     def forward(self, run: Run, module: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
         """[..., d] to [..., d]."""
         (hidden,) = (*args, *kwargs.values())
-        tokens = hidden.reshape(1, -1, hidden.shape[-1])
-        logits = functional.linear(tokens[0].to(self.router.dtype), self.router)
-        probabilities = torch.softmax(logits, dim=-1, dtype=torch.float32)
-        shares, chosen = probabilities.topk(self.top_k, dim=-1)
-        shares = shares / shares.sum(-1, keepdim=True)
-        if self.noting:
-            place = hidden.shape[:-1]
-            self.routing = Routing(probabilities.view(*place, -1), chosen.view(*place, -1))
+        shares, chosen = self.choose(hidden)
         by_expert = chosen.flatten().argsort(stable=True)
         token_of = by_expert // self.top_k
         counts = chosen.flatten().bincount(minlength=len(self.router)).tolist()
+        tokens = hidden.reshape(1, -1, hidden.shape[-1])
         with _at_work(Dispatch(tokens[:, token_of], tokens, token_of, counts)) as dispatch:
             outputs: Tensor = run(dispatch.rows)
         of_token = outputs[0, by_expert.argsort()].view(*chosen.shape, -1)
@@ -137,12 +159,7 @@ def _at_work(dispatch: Dispatch) -> Iterator[Dispatch]:
         _AT_WORK.reset(token)
 
 
-def beside_attention(mode: Mixture) -> Lora:
-    """The LoRA that a mixture puts on the attention's matrices."""
-    return Lora(r=mode.r, alpha=mode.alpha, dropout=mode.dropout, targets="attention")
-
-
-def feed_forward(block: Block) -> tuple[str, list[Linear]]:
+def _feed_forward(block: Block) -> tuple[str, list[Linear]]:
     """The path of the block's feed-forward module, and its matrices.
 
     Raises `UserError` when no module of the block holds just these, or they are experts already.

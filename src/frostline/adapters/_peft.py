@@ -1,175 +1,210 @@
-"""PEFT's own methods by name: which there are, and their options."""
+"""PEFT's own methods in a plan: where they go, which blocks share an adapter, how many parameters they add."""
 
 from __future__ import annotations
 
-import dataclasses
-import typing
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from functools import cache
-from typing import Any
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Self
 
-from peft import PeftConfig, PeftType
-from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
-from peft.tuners.tuners_utils import BaseTuner
-from pydantic import PydanticUserError, TypeAdapter, ValidationError
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING as IA3_FEED_FORWARD
+from peft.utils import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING as IA3_DEFAULTS
+from torch import nn
+from transformers.pytorch_utils import Conv1D
 
-from frostline.core.errors import UserError, first_line, unknown_name
-from frostline.core.settings import first_error
+from frostline.adapters._added import Added, Branch
+from frostline.adapters._kind import AdapterKind, LossTerm, PeftAdapter
+from frostline.adapters._peft_methods import NORMS, RANKED, RESCALED, peft_config, quiet_peft, regularises, tuner_of
+from frostline.adapters._ranks import watch_ranks
+from frostline.adapters._targets import leading_out, matching, matrices, transposed
+from frostline.anatomy import Anatomy, Block, Linear, Role, attentions, sides
+from frostline.core.errors import UserError, first_line
 from frostline.plan import Peft
 
-NORMS, RANKED, RESCALED = "ln_tuning", "adalora", "ia3"
-"""Methods that need something of their own: they go beside norms, share out ranks, tell inputs from outputs."""
 
-_DECOMPOSES = "it begins from a decomposition of the frozen weights, which another machine computes otherwise"
-_SHARES = "its parameters belong to several blocks at once"
-REFUSED: Mapping[str, str] = {
-    "adamss": _DECOMPOSES,
-    "frod": _DECOMPOSES,
-    "osf": _DECOMPOSES,
-    "psoft": _DECOMPOSES,
-    "lily": _SHARES,
-    "tinylora": _SHARES,
-    "unilora": _SHARES,
-    "vblora": _SHARES,
-    "poly": "it wants a task id with every row",
-    "shadow": "it runs beside the whole model",
-    "xlora": "it mixes adapters that trained before",
-    "trainable_tokens": "it trains embeddings: give embeddings: full",
-    "prefix_tuning": "it lies in the model's cache: take mode: prefix",
-}
-"""Methods of PEFT that adapt modules, or sound so, and cannot be had on blocks here."""
+class PeftKind(AdapterKind[Peft]):
+    """Any other method that PEFT has, made by PEFT."""
 
-_TARGETS = "targets says it"
-_RESERVED: Mapping[str, str] = {
-    "target_modules": _TARGETS,
-    "exclude_modules": _TARGETS,
-    "feedforward_modules": _TARGETS,
-    "target_parameters": _TARGETS,
-    "layers_to_transform": "the plan's blocks say it",
-    "layers_pattern": "the plan's blocks say it",
-    "layer_replication": "a plan copies no blocks",
-    "rank_pattern": "give blocks options of their own",
-    "alpha_pattern": "give blocks options of their own",
-    "modules_to_save": "a plan's blocks, final_norm and head say what trains whole",
-    "trainable_token_indices": "a plan's embeddings say it",
-    "ensure_weight_tying": "embeddings are not adapted",
-    "bias": "biases train by mode: partial, train: biases",
-    "use_dora": "take method: dora",
-    "total_step": "the length of the training says it",
-    "fan_in_fan_out": "the model says it",
-    "loftq_config": _DECOMPOSES,
-    "eva_config": _DECOMPOSES,
-    "corda_config": _DECOMPOSES,
-    "lora_ga_config": _DECOMPOSES,
-    "velora_config": "it changes how gradients are stored: leave it out",
-}
+    def added(self, block: Block, anatomy: Anatomy) -> Added:
+        """Parameters are counted on PEFT's own modules without their numbers, as one vector; beside each matrix it is
+        taken for LoRA of the rank that has as many."""
+        mode, modules = self.mode, _modules(self.mode, block, anatomy.model_type)
+        if mode.method == NORMS:
+            peft_config(mode, list(modules), [], False)
+            copied = tuple(tensor for tensor in block.tensors if tensor.name.rpartition(".")[0] in modules)
+            return Added(((sum(tensor.numel for tensor in copied),),), copied=copied)
+        count = _parameters(mode, modules, block)
+        targets = [linear for linear in block.linears if linear.name in modules]
+        rank = count / max(1, sum(linear.in_features + linear.out_features for linear in targets))
+        branches = {m.name: Branch(m.in_features, rank, m.out_features, rank) for m in targets}
+        return Added(((count,),), branches)
 
+    @property
+    def of_peft(self) -> bool:
+        return True
 
-@cache
-def methods() -> tuple[str, ...]:
-    """The names that a plan's `method` may have: those of PEFT's methods that adapt modules one by one, and `dora`."""
-    tuners = PEFT_TYPE_TO_TUNER_MAPPING.items()
-    adapting = [kind for kind, tuner in tuners if isinstance(kind, PeftType) and issubclass(tuner, BaseTuner)]
-    return tuple(sorted({kind.value.lower() for kind in adapting} - REFUSED.keys() | {"dora"}))
+    @classmethod
+    def peft_adapters(cls, members: Sequence[tuple[Self, Block]], anatomy: Anatomy) -> list[PeftAdapter]:
+        """One for the blocks of each method with the same options, named for its method and first block.
+
+        Those beside norms come last: PEFT can merge the others in passing while it merges them.
+        """
+        alike: dict[tuple[str, str], list[tuple[Peft, Block]]] = {}
+        for kind, block in members:
+            kind.added(block, anatomy)  # says what does not fit
+            same = kind.mode.method, json.dumps(kind.mode.options, sort_keys=True)
+            alike.setdefault(same, []).append((kind.mode, block))
+        made = [_adapter(blocks, anatomy) for blocks in alike.values()]
+        return sorted(made, key=lambda adapter: adapter.name.startswith(NORMS))
+
+    @property
+    def loss_term(self) -> LossTerm | None:
+        return LossTerm("its regularisation", "set orth_reg_weight to 0") if regularises(self.mode) else None
+
+    @property
+    def why_not_hybrid(self) -> str | None:
+        method = self.mode.method
+        tuner_of(method)  # an unknown one has a better line
+        return f"{method} is PEFT's: give PEFT its own config, or apply the plan"
+
+    @property
+    def why_not_scheduled(self) -> str | None:
+        if self.mode.method != RANKED:
+            return None
+        return "its ranks are shared out among all blocks, which a schedule freezes"
 
 
-def tuner_of(method: str) -> type[BaseTuner]:
-    """PEFT's class that puts a method in. Raises `UserError` for an unknown one, or one that cannot go on blocks."""
-    tuner: type[BaseTuner] = PEFT_TYPE_TO_TUNER_MAPPING[_type(method)]
-    return tuner
-
-
-def check_options(mode: Peft) -> dict[str, Any]:
-    """A method's options, of the types that PEFT's config gives them. Raises `UserError` with the option at fault."""
-    types = _option_types(mode.method)
-    where = f"{mode.method}: options"
-    known = set(types) - _own_fields() - _RESERVED.keys()
-    checked = {}
-    for name, value in mode.options.items():
-        if name not in known:
-            raise _not_an_option(name, mode.method, known)
-        try:
-            checked[name] = types[name].validate_python(value)
-        except ValidationError as error:
-            raise UserError(f"{where}: {name}: {first_error(error)}") from None
-    if isinstance(way := checked.get("init_lora_weights"), str) and way not in ("gaussian", "orthogonal"):
-        raise UserError(f"{where}: init_lora_weights: {way}: {_DECOMPOSES}: give true, gaussian or orthogonal")
-    return checked
-
-
-def peft_config(mode: Peft, modules: Sequence[str], feed_forward: Sequence[str], transposed: bool) -> PeftConfig:
-    """PEFT's config of `mode` on `modules`; `feed_forward` are those whose input IA3 scales, and `transposed` says
-    that the model keeps its matrices as [in, out].
-
-    Raises `UserError` when PEFT takes the options for wrong.
-    """
-    kind = _type(mode.method)
-    given = check_options(mode)
-    given["target_modules"] = list(modules)
-    if mode.method == "dora":
-        given["use_dora"] = True
-    if mode.method == RESCALED:
-        given["feedforward_modules"] = list(feed_forward)
-    if mode.method == RANKED:  # until training says how long it is
-        given["total_step"] = given.get("tinit", 0) + given.get("tfinal", 0) + 1
-    if "fan_in_fan_out" in _option_types(mode.method):
-        given["fan_in_fan_out"] = transposed
+def _parameters(mode: Peft, modules: Mapping[str, bool], block: Block) -> int:
+    """How many parameters a method adds beside matrices. Raises `UserError` when an option does not fit them."""
+    sizes = {linear.name: linear for linear in block.linears}
+    biased = {tensor.name for tensor in block.tensors if tensor.is_bias}
+    shapes = tuple(
+        _Adapted(
+            name.removeprefix(f"{block.name}."),
+            sizes[name].in_features,
+            sizes[name].out_features,
+            f"{name}.bias" in biased,
+            scales_input,
+        )
+        for name, scales_input in modules.items()
+    )
     try:
-        config: Any = PEFT_TYPE_TO_CONFIG_MAPPING[kind](**given)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{mode.method}: options: {first_line(error)}") from None
-    if mode.method == RANKED and not 0 < config.target_r < config.init_r:
-        raise UserError(f"adalora: options: target_r: {config.target_r}: give a rank below init_r ({config.init_r})")
-    return config
+        return _count(mode.method, json.dumps(mode.options, sort_keys=True), shapes, transposed(block))
+    except (ValueError, TypeError, NotImplementedError, ImportError) as error:
+        raise UserError(f"block {block.index}: {mode.method}: {first_line(error)}") from None
 
 
-def copies_tensors(mode: Peft) -> bool:
-    """Whether a method trains copies of the block's own tensors, in their dtype, and not matrices beside them."""
-    return mode.method == NORMS
+def _modules(mode: Peft, block: Block, model_type: str) -> Mapping[str, bool]:
+    """The paths of the modules that `mode` adapts in a block, in order; True for those whose input IA3 scales.
+
+    Raises `UserError`, with what the block has, when its targets match nothing.
+    """
+    tuner = tuner_of(mode.method)
+    if mode.method == NORMS:
+        return dict.fromkeys(_norms(mode, block, tuner.target_module_mapping.get(model_type, ())), False)
+    own = leading_out([linear for linear in block.linears if linear.role is Role.FEED_FORWARD])
+    chosen: Sequence[Linear] = ()
+    if mode.targets == "default":
+        names = (IA3_DEFAULTS if mode.method == RESCALED else tuner.target_module_mapping).get(model_type, ())
+        chosen = matching(names, matrices("all", block, model_type, mode.label))
+        if chosen and mode.method == RESCALED:
+            own = matching(IA3_FEED_FORWARD.get(model_type, ()), chosen)
+        elif mode.method == RESCALED:
+            chosen = [*_keys_and_values(block), *own]
+    chosen = chosen or matrices(mode.targets, block, model_type, mode.label)
+    return {linear.name: linear in own for linear in chosen}
 
 
-def regularises(mode: Peft) -> bool:
-    """Whether a method adds to the model's loss."""
-    return mode.method == RANKED and bool(check_options(mode).get("orth_reg_weight", True))
+def _adapter(members: Sequence[tuple[Peft, Block]], anatomy: Anatomy) -> PeftAdapter:
+    mode, first = members[0]
+    modules: dict[str, bool] = {}
+    for member, block in members:
+        modules |= _modules(member, block, anatomy.model_type)
+    inputs = [name for name, scales_input in modules.items() if scales_input]
+    config = peft_config(mode, list(modules), inputs, transposed(first))
+    # PEFT's AdaLoRA takes for its own every parameter in whose path "lora_" and the adapter's name stand anywhere.
+    name = f"{mode.method}-{first.index:03d}"
+    return PeftAdapter(config, tuple(modules), name, name, watch_ranks if mode.method == RANKED else None)
 
 
-@contextmanager
-def quiet_peft() -> Iterator[None]:
-    """Inside, PEFT does not warn: of what is checked here, of speed, and by attributes that transformers has left."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
-        warnings.filterwarnings("ignore", category=UserWarning, module=r"peft\.")
-        yield
+def _keys_and_values(block: Block) -> list[Linear]:
+    return [linear for found in attentions(block) for linear in found.inputs if sides(linear) != "q"]
 
 
-def _type(method: str) -> PeftType:
-    if reason := REFUSED.get(method):
-        raise UserError(f"adapter method '{method}' cannot be had on blocks: {reason}")
-    if method not in methods():
-        raise unknown_name("adapter method", method, methods())
-    return PeftType("LORA" if method == "dora" else method.upper())
+def _norms(mode: Peft, block: Block, default: Sequence[str]) -> list[str]:
+    norms = list(dict.fromkeys(t.name.rpartition(".")[0] for t in block.tensors if t.role is Role.NORM))
+    there = f"the block has {', '.join(norm.removeprefix(f'{block.name}.') for norm in norms) or 'no norm that trains'}"
+    where = f"block {block.index}: {mode.method} targets"
+    if not norms:
+        raise UserError(f"{where}: {there}")
+    if isinstance(mode.targets, tuple):
+        for name in mode.targets:
+            if not _ending(name, norms):
+                raise UserError(f"{where}: '{name}' matches no norm, {there}")
+        if not mode.targets:
+            raise UserError(f"{where}: the list is empty, {there}")
+        default = mode.targets
+    elif mode.targets == "all":
+        return norms
+    elif mode.targets != "default":
+        raise UserError(f"{where}: {mode.targets}: it goes beside norms: give default, all, or names; {there}")
+    return [norm for norm in norms if any(_ending(name, [norm]) for name in default)] or norms
 
 
-@cache
-def _option_types(method: str) -> dict[str, TypeAdapter[Any]]:
-    config = PEFT_TYPE_TO_CONFIG_MAPPING[_type(method)]
-    hints = typing.get_type_hints(config)
-    types: dict[str, TypeAdapter[Any]] = {}
-    for field in dataclasses.fields(config):
-        with suppress(PydanticUserError):  # what is no plain data
-            types[field.name] = TypeAdapter(hints[field.name])
-    return types
+def _ending(name: str, paths: Sequence[str]) -> list[str]:
+    return [path for path in paths if f".{path}".endswith(f".{name}")]
 
 
-@cache
-def _own_fields() -> frozenset[str]:
-    return frozenset(field.name for field in dataclasses.fields(PeftConfig))
+@dataclass(frozen=True)
+class _Adapted:
+    """A matrix of the block that PEFT adapts, by its path there."""
+
+    name: str
+    in_features: int
+    out_features: int
+    bias: bool
+    scales_input: bool
 
 
-def _not_an_option(name: str, method: str, known: set[str]) -> UserError:
-    if name in _own_fields() | _RESERVED.keys():
-        reason = _RESERVED.get(name, "it is not for a plan to say")
-        return UserError(f"{method}: options: {name}: {reason}")
-    return unknown_name(f"option of {method}", name, known)
+@lru_cache(maxsize=512)
+def _count(method: str, options: str, shapes: tuple[_Adapted, ...], conv: bool) -> int:
+    """What PEFT makes trainable beside matrices of these shapes."""
+    mode = Peft(method=method, options=json.loads(options))
+    paths = {f"block.{shape.name}": shape for shape in shapes}
+    config = peft_config(mode, list(paths), [name for name, shape in paths.items() if shape.scales_input], conv)
+    stand_in = nn.Module()
+    device = "cpu" if method == "shira" else "meta"  # it draws which entries train, which takes numbers
+    for path, shape in paths.items():
+        with torch.device(device):
+            matrix = _matrix(shape, conv)
+        _put(stand_in, path, matrix)
+    with torch.random.fork_rng(devices=[]), quiet_peft():
+        tuner_of(method)(stand_in, config, "default", low_cpu_mem_usage=device == "meta")
+    added = {
+        parameter
+        for layer in stand_in.modules()
+        if isinstance(layer, BaseTunerLayer)
+        for attribute in layer.adapter_layer_names
+        for parameter in getattr(layer, attribute).parameters()
+        if parameter.requires_grad
+    }
+    return sum(parameter.numel() for parameter in added)
+
+
+def _matrix(shape: _Adapted, conv: bool) -> nn.Module:
+    if not conv:
+        return nn.Linear(shape.in_features, shape.out_features, bias=shape.bias)
+    matrix: nn.Module = Conv1D(shape.out_features, shape.in_features)
+    return matrix
+
+
+def _put(root: nn.Module, path: str, module: nn.Module) -> None:
+    *parents, last = path.split(".")
+    for name in parents:
+        if not hasattr(root, name):
+            root.add_module(name, nn.Module())
+        root = root.get_submodule(name)
+    root.add_module(last, module)

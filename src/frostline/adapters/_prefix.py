@@ -12,6 +12,7 @@ and text, with whatever mask, soft cap or sink it has, and the prefix's values a
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -19,10 +20,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from frostline.adapters._layer import Part, Run
-from frostline.adapters._low_rank import Gate
+from frostline.adapters._added import Added, Shape
+from frostline.adapters._gate import Gate
+from frostline.adapters._kind import AdapterKind
+from frostline.adapters._layer import Part, Run, without_adapters
+from frostline.anatomy import Anatomy, Block, attentions, sides
 from frostline.core.errors import UserError
-from frostline.hooks import attention_implementation, hook_attention
+from frostline.hooks import attention_call, attention_implementation, hookable, open_attention
 from frostline.plan import Prefix
 
 _WORKS_WITH = ("sdpa", "eager")
@@ -30,13 +34,16 @@ _CLOSED = -1e3
 """The score of a closed gate, in place of -infinity, which has no product with 0: its softmax is 0 in float32."""
 
 
-def check_attention(module: nn.Module) -> None:
-    """Raise `UserError` when the module's attention function is none that takes masks and vectors of any width."""
-    name = attention_implementation(module)
-    if name not in _WORKS_WITH:
-        raise UserError(
-            f"prefix: the model's attention is {name}: load it with attn_implementation={' or '.join(_WORKS_WITH)}"
-        )
+class PrefixKind(AdapterKind[Prefix]):
+    """Keys and values of learned tokens in a block's self-attention."""
+
+    def added(self, block: Block, anatomy: Anatomy) -> Added:
+        keys, values = _widths(block)
+        gate: tuple[Shape, ...] = () if self.mode.gate == "none" else ((1, anatomy.hidden_size), (1,))
+        return Added(((self.mode.length, keys), (self.mode.length, values), *gate), prefix=self.mode)
+
+    def parts(self, model: nn.Module, block: Block, anatomy: Anatomy) -> Iterator[tuple[str, Part]]:
+        yield _attention(model, block), PrefixPart(*_widths(block), anatomy.hidden_size, self.mode)
 
 
 class PrefixPart(Part):
@@ -49,19 +56,20 @@ class PrefixPart(Part):
         self.gate = None if options.gate == "none" else Gate(hidden)
         self.on_output = options.gate == "output"
 
+    def put_around(self, module: nn.Module) -> None:
+        self._opened = open_attention(module)
+
+    def taken_off(self) -> None:
+        self._opened.remove()
+
     def forward(self, run: Run, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """As the attention module, which takes hidden states [B, Q, d]."""
-        check_attention(module)
+        _check_attention(module)
         hidden: Tensor = args[0] if args else kwargs["hidden_states"]
+        scores = None if self.gate is None else partial(self._add_scores, self.gate(hidden))
         # Between the two may be hooks that take part of the queries, or row by row of a packed batch.
-        handles = [hook_attention(module, self._add_keys, innermost=True)]
-        if self.gate is not None:
-            handles.append(hook_attention(module, partial(self._add_scores, self.gate(hidden))))
-        try:
+        with attention_call(module, innermost=self._add_keys, outermost=scores):
             return run(*args, **kwargs)
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _add_scores(
         self, logits: Tensor, attend: Any, module: nn.Module, query: Tensor, key: Tensor, *args: Any, **options: Any
@@ -145,3 +153,36 @@ class PrefixPart(Part):
 
     def why_not_merged(self) -> str | None:
         return "a prefix is no part of an ordinary model"
+
+
+def _check_attention(module: nn.Module) -> None:
+    """Raise `UserError` when the module's attention function is none that takes masks and vectors of any width."""
+    name = attention_implementation(module)
+    if name not in _WORKS_WITH:
+        raise UserError(
+            f"prefix: the model's attention is {name}: load it with attn_implementation={' or '.join(_WORKS_WITH)}"
+        )
+
+
+def _widths(block: Block) -> tuple[int, int]:
+    """How many numbers a token's keys and values have in the block's self-attention.
+
+    Raises `UserError` where keys are made from a latent vector.
+    """
+    found = attentions(block)
+    if not found or any(sides(linear) == "kv" for linear in found[0].inputs):
+        raise UserError(f"block {block.index}: prefix: its attention makes no keys and values of its own")
+    return found[0].k, found[0].v
+
+
+def _attention(model: nn.Module, block: Block) -> str:
+    """The path of the block's self-attention. Raises `UserError` when a prefix cannot be put into it."""
+    for name, module in model.named_modules():
+        path = without_adapters(name)
+        if path.startswith(f"{block.name}.") and hookable(module):
+            _check_attention(module)
+            return path
+    raise UserError(
+        f"block {block.index}: prefix: the attention of {type(model).__name__} is not one of transformers' registered "
+        "functions, which a prefix needs: take lora or an adapter"
+    )

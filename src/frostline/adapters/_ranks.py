@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from peft.tuners.adalora import AdaLoraModel
+from peft.tuners.adalora import AdaLoraLayer, AdaLoraModel
 from torch import Tensor, nn
 
 from frostline.adapters._losses import add_to_loss, arguments
@@ -21,16 +21,16 @@ from frostline.core.errors import UserError
 _AVERAGES = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 
 
-def watch_ranks(model: nn.Module, peft_models: Sequence[PeftModel]) -> None:
+def watch_ranks(model: nn.Module, peft_model: PeftModel) -> None:
     """From here on, add AdaLoRA's regularisation to the `loss` of what `model` returns in training.
 
-    Of each adapter it is (orth_reg_weight) times the mean of ||A A^T - I|| and ||B^T B - I|| over its matrices.
+    It is (orth_reg_weight) times the mean of ||A A^T - I|| and ||B^T B - I|| over the matrices of its adapter.
     """
-    for tuner in _tuners(peft_models):
-        weight = tuner.peft_config[tuner.trainable_adapter_name].orth_reg_weight
-        if weight:
-            hook = partial(_regularise, adapter=tuner.trainable_adapter_name, weight=weight)
-            model.register_forward_hook(hook, with_kwargs=True)
+    (tuner,) = _tuners([peft_model])
+    adapter = tuner.trainable_adapter_name
+    if weight := tuner.peft_config[adapter].orth_reg_weight:
+        layers = {path: m for path, m in model.named_modules() if isinstance(m, AdaLoraLayer) and adapter in m.lora_A}
+        model.register_forward_hook(partial(_regularise, layers, adapter, weight), with_kwargs=True)
 
 
 def begin_ranks(peft_models: Sequence[PeftModel], steps: int) -> None:
@@ -107,14 +107,26 @@ def _last(tuner: Any) -> int:
     return last
 
 
-def _regularise(model: nn.Module, args: Any, kwargs: Any, output: Any, *, adapter: str, weight: float) -> None:
+def _regularise(
+    layers: Mapping[str, nn.Module], adapter: str, weight: float, model: nn.Module, args: Any, kwargs: Any, output: Any
+) -> None:
     if not model.training:
         return
-    distances = []
-    for name, matrix in model.named_parameters():
-        if name.endswith((f"lora_A.{adapter}", f"lora_B.{adapter}")):
-            square = matrix @ matrix.T if "lora_A" in name else matrix.T @ matrix
-            distances.append(torch.linalg.norm(square - torch.eye(len(square), device=square.device)))
+    # Merging puts the model's own matrices back in the place of the layers.
+    present: list[Any] = [layer for path, layer in layers.items() if _at(model, path) is layer]
+    squares = [square for layer in present for square in _squares(layer.lora_A[adapter], layer.lora_B[adapter])]
+    distances = [torch.linalg.norm(square - torch.eye(len(square), device=square.device)) for square in squares]
     if distances:
         mean = torch.stack([distance.to(distances[-1].device) for distance in distances]).mean()
         add_to_loss(weight * mean, model, arguments(model, args, kwargs), output)
+
+
+def _at(model: nn.Module, path: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        return None
+
+
+def _squares(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    return a @ a.T, b.T @ b

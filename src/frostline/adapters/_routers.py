@@ -1,4 +1,4 @@
-"""What the routers of a model choose while it trains: the loss that balances their experts, and statistics.
+"""Routers: they choose experts for each token. The loss that balances those in training, and statistics.
 
     N experts, k of them for each token; f_i expert i's share of all assignments, P_i its mean probability
 
@@ -8,16 +8,62 @@ does not count.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from frostline.adapters._layer import HybridLayer
+from frostline.adapters._layer import HybridLayer, Part, without_adapters
 from frostline.adapters._losses import add_to_loss, arguments
-from frostline.adapters._mixture import MixturePart, Routing
 from frostline.core.errors import FrostlineError
+
+ROUTER_STD = 0.02
+"""The standard deviation of a router's first weights [inferred]."""
+
+
+@dataclass(frozen=True)
+class Routing:
+    """What a router made of tokens [...] in one pass: `probabilities` [..., N] and the experts `chosen` [..., k]."""
+
+    probabilities: Tensor
+    chosen: Tensor
+
+
+class Router(Part):
+    """A part that chooses experts, by a matrix [N, d] without bias.
+
+    `balance` weighs the balance loss, and `mask` is the argument of the model's forward that says which tokens are no
+    padding. While `noting`, `routing` keeps what the last pass chose. The statistics are no state of the adapter: they
+    are not saved.
+    """
+
+    assigned: Tensor
+    balance_sum: Tensor
+
+    def __init__(self, experts: int, hidden_size: int, top_k: int, balance: float, mask: str) -> None:
+        super().__init__()
+        self.router = nn.Parameter(ROUTER_STD * torch.randn(experts, hidden_size, dtype=torch.float32))
+        self.top_k, self.balance, self.mask = top_k, balance, mask
+        self.noting, self.passes = False, 0
+        self.routing: Routing | None = None
+        self.register_buffer("assigned", torch.zeros(experts, dtype=torch.long), persistent=False)
+        self.register_buffer("balance_sum", torch.zeros(()), persistent=False)
+
+    def choose(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """For tokens [..., d], the shares of their k experts and which they are, both [n, k].
+
+        Shares are the k largest probabilities, made to sum to 1.
+        """
+        tokens = hidden.reshape(-1, hidden.shape[-1])
+        logits = functional.linear(tokens.to(self.router.dtype), self.router)
+        probabilities = torch.softmax(logits, dim=-1, dtype=torch.float32)
+        shares, chosen = probabilities.topk(self.top_k, dim=-1)
+        if self.noting:
+            place = hidden.shape[:-1]
+            self.routing = Routing(probabilities.view(*place, -1), chosen.view(*place, -1))
+        return shares / shares.sum(-1, keepdim=True), chosen
 
 
 def balance_loss(routing: Routing, counted: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -46,20 +92,20 @@ def router_statistics(model: nn.Module) -> dict[str, dict[str, Any]]:
     """Of every block's mixture in use, by its path: `shares`, how much of all assignments each expert got in training
     passes so far, and `balance_loss`, the mean of N sum_i f_i P_i over those passes. Empty before the first."""
     return {
-        ".".join(step for step in path.split(".") if step != "base_layer"): {
+        without_adapters(path): {
             "shares": (part.assigned / part.assigned.sum()).tolist(),
             "balance_loss": float(part.balance_sum) / part.passes,
         }
         for path, layer in model.named_modules()
         if isinstance(layer, HybridLayer)
         for part in layer._running()
-        if isinstance(part, MixturePart) and part.passes
+        if isinstance(part, Router) and part.passes
     }
 
 
-def mixtures(model: nn.Module) -> list[MixturePart]:
+def mixtures(model: nn.Module) -> list[Router]:
     """The routers in `model`, in its order."""
-    return [module for module in model.modules() if isinstance(module, MixturePart)]
+    return [module for module in model.modules() if isinstance(module, Router)]
 
 
 class _Watch:
@@ -95,7 +141,7 @@ class _Watch:
                 output.balance_loss = balance
 
 
-def _note(part: MixturePart, routing: Routing, mask: Any) -> Tensor:
+def _note(part: Router, routing: Routing, mask: Any) -> Tensor:
     """The balance loss of one pass, which goes into the statistics too."""
     if torch.is_grad_enabled() and part.router.requires_grad and not routing.probabilities.requires_grad:
         raise FrostlineError("mixture: reentrant checkpointing hides its routers from the loss: use_reentrant=False")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from frostline.anatomy._model import Anatomy, Block, Role, Tensor
 from frostline.anatomy._untie import untied
 from frostline.core.errors import UserError
-from frostline.plan import AddingMode, Full, Partial, Plan, Prefix
+from frostline.plan import OwnTensors, Plan
 
 _ROLES = {"attention": Role.ATTENTION, "feed_forward": Role.FEED_FORWARD}
 
@@ -48,16 +48,13 @@ def select(plan: Plan, anatomy: Anatomy) -> tuple[Trained, ...]:
         (plan.final_norm, anatomy.final_norm),
         (plan.head, anatomy.head),
     ):
-        if isinstance(part, Full):
-            trained += [Trained(tensor, part.lr_scale) for tensor in tensors]
+        if part.own is not None:
+            trained += [Trained(tensor, part.own.lr_scale) for tensor in tensors]
     for mode, block in zip(plan.blocks, anatomy.blocks, strict=True):
-        if isinstance(mode, Full):
-            trained += [Trained(tensor, mode.lr_scale) for tensor in block.tensors]
-        elif isinstance(mode, Partial):
-            trained += _partial(mode, block)
-    adding = [mode for mode in plan.blocks if isinstance(mode, AddingMode)]
-    if not trained and all(isinstance(mode, Prefix) and not mode.length for mode in adding):
-        if adding:
+        if mode.own is not None:
+            trained += _of_block(mode.own, block)
+    if not trained and not any(mode.adds for mode in plan.blocks):
+        if any(mode.mode != "frozen" for mode in plan.blocks):
             raise UserError(f"the plan '{plan.strategy}' adds prefixes of length 0 alone, so nothing trains: give more")
         named = [part for part in ("embeddings", "final_norm", "head") if getattr(plan, part).mode != "frozen"]
         raise UserError(
@@ -95,19 +92,19 @@ def _copied(anatomy: Anatomy) -> int:
     return untied(anatomy).total_parameters - anatomy.total_parameters
 
 
-def _partial(mode: Partial, block: Block) -> list[Trained]:
-    if isinstance(mode.train, tuple):
-        chosen = _of_modules(mode.train, block)
+def _of_block(own: OwnTensors, block: Block) -> list[Trained]:
+    if isinstance(own.train, tuple):
+        chosen = _of_modules(own.train, block)
     else:
-        chosen = [tensor for tensor in block.tensors if _named(mode.train, tensor)]
+        chosen = [tensor for tensor in block.tensors if _named(own.train, tensor)]
     if not chosen:
         there = sorted({str(tensor.role) for tensor in block.tensors})
         raise UserError(
-            f"block {block.index}: partial with train: {mode.train} matches no tensor of {block.name}, "
+            f"block {block.index}: partial with train: {own.train} matches no tensor of {block.name}, "
             f"which has {', '.join(there)} and {'some' if any(t.is_bias for t in block.tensors) else 'no'} biases"
         )
     return [
-        Trained(tensor, mode.lr_scale, mode.rows if len(tensor.shape) > 1 else 1.0, mode.rows_seed) for tensor in chosen
+        Trained(tensor, own.lr_scale, own.rows if len(tensor.shape) > 1 else 1.0, own.rows_seed) for tensor in chosen
     ]
 
 

@@ -12,11 +12,10 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
-from frostline.adapters import copies_tensors
+from frostline.adapters import Added, Branch, Shape, added_to
 from frostline.anatomy import Anatomy, Attention, Block, Linear, Part, Role, select, sides, untied
-from frostline.cost._adapters import Branch, Shape, added_shapes, branches
 from frostline.cost._structure import Structure, structures
-from frostline.plan import BlockMode, Full, Mixture, Peft, Plan, Prefix
+from frostline.plan import BlockMode, Plan, Prefix
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class AttentionFlow:
     """One attention in a step: which of its operands carry a gradient.
 
     `carries`: the hidden states that it reads do. `made`: which of q, k, v do as the block makes them. Without a gate
-    a prefix is a part of the keys and values; with one, of the queries (`frostline.adapters._prefix`).
+    a prefix is a part of the keys and values; with one, of the queries (`frostline.adapters`).
     """
 
     attention: Attention
@@ -113,9 +112,9 @@ class AttentionFlow:
 class BlockFlow:
     """One block in a step.
 
-    `trains`: its mode is not frozen; `widened`: tensors of its own train, so all of them are float32. `experts` of a
-    mixture; `added`: the shapes of what adapters add. `enters`, `middle`, `reads`, `leaves`: its hidden states carry a
-    gradient before it, after its attention, where its feed-forward reads them, after it.
+    `trains`: its mode is not frozen; `widened`: tensors of its own train, so all of them are float32. `added`: the
+    shapes of what adapters add. `enters`, `middle`, `reads`, `leaves`: its hidden states carry a gradient before it,
+    after its attention, where its feed-forward reads them, after it.
     """
 
     index: int
@@ -124,7 +123,6 @@ class BlockFlow:
     trains: bool
     widened: bool
     norms_train: bool
-    experts: int
     added: tuple[Shape, ...]
     enters: bool
     middle: bool
@@ -143,6 +141,11 @@ class BlockFlow:
     @property
     def branches(self) -> list[Branch]:
         return [matrix.branch for matrix in self.matrices if matrix.branch is not None]
+
+    @property
+    def experts(self) -> int:
+        """How many a mixture's router chooses among."""
+        return max((branch.experts for branch in self.branches), default=0)
 
 
 @dataclass(frozen=True)
@@ -211,8 +214,8 @@ def flow(plan: Plan, anatomy: Anatomy) -> Flow:
     Raises `UserError` when the plan does not fit the anatomy.
     """
     trained = {item.tensor.name: item.rows < 1 for item in select(plan, anatomy)}
-    beside = branches(plan, anatomy)
-    added = [added_shapes(mode, block, anatomy) for mode, block in zip(plan.blocks, anatomy.blocks, strict=True)]
+    added = [added_to(mode, block, anatomy) for mode, block in zip(plan.blocks, anatomy.blocks, strict=True)]
+    beside = {name: branch for block in added for name, branch in block.branches.items()}
     anatomy = as_trained(plan, anatomy)
 
     def matrix(linear: Linear, carries: bool) -> Matrix:
@@ -221,8 +224,8 @@ def flow(plan: Plan, anatomy: Anatomy) -> Flow:
             linear, carries, weight in trained, trained.get(weight, False), bias in trained, beside.get(linear.name)
         )
 
-    embeddings_train = isinstance(plan.embeddings, Full)
-    final_norm_trains = isinstance(plan.final_norm, Full) and bool(anatomy.final_norm)
+    embeddings_train = plan.embeddings.own is not None
+    final_norm_trains = plan.final_norm.own is not None and bool(anatomy.final_norm)
     blocks: list[BlockFlow] = []
     hidden = embeddings_train
     encoded = False
@@ -265,7 +268,7 @@ def _block(
     block: Block,
     structure: Structure,
     mode: BlockMode,
-    added: tuple[Shape, ...],
+    added: Added,
     trained: Collection[str],
     make: MakeMatrix,
     enters: bool,
@@ -273,14 +276,13 @@ def _block(
     heads: int,
 ) -> BlockFlow:
     own = {tensor.role for tensor in block.tensors if tensor.name in trained}
-    if isinstance(mode, Peft) and copies_tensors(mode):
-        own.add(Role.NORM)
+    own |= {tensor.role for tensor in added.copied}
     norms_train = Role.NORM in own
     normed_first = norms_train and structure.normed_first
     here = enters
     attentions: list[AttentionFlow] = []
     for position, attention in enumerate(structure.attentions):
-        prefix = mode if isinstance(mode, Prefix) and mode.length and not position else None
+        prefix = added.prefix if not position else None
         reads = here or normed_first
         attentions.append(_attention(attention, structure, make, reads, encoded, norms_train, heads, prefix))
         here = here or attentions[-1].output.passes or norms_train
@@ -296,8 +298,7 @@ def _block(
         trains=mode.mode != "frozen",
         widened=bool(own),
         norms_train=norms_train,
-        experts=mode.experts if isinstance(mode, Mixture) else 0,
-        added=added,
+        added=added.shapes,
         enters=enters,
         middle=here or (norms_train and structure.family.parallel),
         reads=entered,

@@ -2,7 +2,8 @@
 
 transformers looks attention functions up in a registry, by the name in the config of the attention module. A
 hooked module gets a copy of its config with the name of the function below; the model's own config, by which
-masks are made, stays as it is.
+masks are made, stays as it is. What such a function calls is the hooks of the module, which `hook_attention` put once
+for all calls, and those of the call that is going on, which `attention_call` put for that call alone.
 
     B rows, H heads, G groups of key heads, Q queries, T keys, h head width
 """
@@ -11,8 +12,11 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -56,7 +60,10 @@ class AttentionHandle:
 
     def remove(self) -> None:
         hooked: _Hooked | None = getattr(self._module, _ATTRIBUTE, None)
-        if hooked is None or not hooked.remove(self._hook) or hooked.inner or hooked.outer:
+        if hooked is None or self._hook not in hooked.hooks:
+            return
+        hooked.hooks.remove(self._hook)
+        if hooked.hooks:
             return
         if hooked.own is None:
             self._module.config = hooked.config
@@ -83,11 +90,11 @@ def attention_implementation(module: nn.Module) -> str:
     return config._attn_implementation or "eager"
 
 
-def hook_attention(module: nn.Module, hook: AttentionHook, *, innermost: bool = False) -> AttentionHandle:
+def hook_attention(module: nn.Module, hook: AttentionHook) -> AttentionHandle:
     """Call `hook` in the place of the attention function of `module`, and of no other module.
 
-    Of several hooks the last one put is called first; `innermost` ones, among which it is the same, come after all
-    others. Raises `NotHookable` when the module computes its attention itself.
+    Of several hooks the last one put is called first. Raises `NotHookable` when the module computes its attention
+    itself.
     """
     if not hookable(module):
         raise NotHookable(f"{type(module).__name__} does not use transformers' attention functions")
@@ -102,32 +109,77 @@ def hook_attention(module: nn.Module, hook: AttentionHook, *, innermost: bool = 
             module.config = renamed
         else:
             setattr(module, _METHOD, partial(_method, module))
-    (hooked.inner if innermost else hooked.outer).append(hook)
+    hooked.hooks.append(hook)
     return AttentionHandle(module, hook)
 
 
+def open_attention(module: nn.Module) -> AttentionHandle:
+    """Make `module` ready for `attention_call`; it computes what it did. Raises `NotHookable` as `hook_attention`."""
+    return hook_attention(module, _unchanged)
+
+
+def attention_call(
+    module: nn.Module, *, innermost: AttentionHook | None = None, outermost: AttentionHook | None = None
+) -> AbstractContextManager[None]:
+    """Inside, calls of `module` have these hooks too, of those that are made here and not in another thread.
+
+    Within another such call they are added to its hooks, as put later.
+
+    Args:
+        module: an attention module that `open_attention` or a hook made ready.
+        innermost: a hook that comes after all of the module's.
+        outermost: a hook that comes before all of them.
+
+    Raises `FrostlineError` when the module is not ready, so that these hooks would not be called.
+    """
+    if getattr(module, _ATTRIBUTE, None) is None:
+        raise FrostlineError(f"{type(module).__name__} does not call hooks yet: use open_attention on it first")
+    calls = _CALLS.get()
+    inner, outer = calls.get(module, _NO_HOOKS)
+    inner += () if innermost is None else (innermost,)
+    outer += () if outermost is None else (outermost,)
+    return _during({**calls, module: (inner, outer)})
+
+
+def attention_call_anew(module: nn.Module) -> AbstractContextManager[None]:
+    """Inside, a call of `module` has no hooks from another call of it that this one lies within."""
+    calls = _CALLS.get()
+    return _during({**calls, module: _NO_HOOKS}) if module in calls else nullcontext()
+
+
+_CallHooks = tuple[tuple[AttentionHook, ...], tuple[AttentionHook, ...]]  # innermost and outermost, as they were put
+_NO_HOOKS: _CallHooks = ((), ())
+# Not an attribute of the module: each thread is in a call of its own.
+_CALLS: ContextVar[Mapping[nn.Module, _CallHooks]] = ContextVar("attention_calls", default=MappingProxyType({}))
+
+
+@contextmanager
+def _during(calls: Mapping[nn.Module, _CallHooks]) -> Iterator[None]:
+    token = _CALLS.set(calls)
+    try:
+        yield
+    finally:
+        _CALLS.reset(token)
+
+
+def _unchanged(attend: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    return attend(*args, **options)
+
+
 class _Hooked:
-    """What a hooked module carries: its own config, its own method if it attends by one, and the hooks, innermost ones
-    and others, in the order in which they were put."""
+    """What a hooked module carries: its own config, its own method if it attends by one, and its hooks, in the order in
+    which they were put."""
 
     def __init__(self, config: Any, own: Callable[..., Any] | None) -> None:
         self.config, self.own = config, own
-        self.inner: list[AttentionHook] = []
-        self.outer: list[AttentionHook] = []
+        self.hooks: list[AttentionHook] = []
 
-    def around(self, attend: Callable[..., Any]) -> Callable[..., Any]:
-        """`attend` within all hooks."""
-        for hook in (*self.inner, *self.outer):
+    def around(self, attend: Callable[..., Any], module: nn.Module) -> Callable[..., Any]:
+        """`attend` within all hooks, also those of the call."""
+        innermost, outermost = _CALLS.get().get(module, _NO_HOOKS)
+        for hook in (*innermost, *self.hooks, *outermost):
             attend = partial(hook, attend)
         return attend
-
-    def remove(self, hook: AttentionHook) -> bool:
-        """Whether the hook was there."""
-        for hooks in (self.inner, self.outer):
-            if hook in hooks:
-                hooks.remove(hook)
-                return True
-        return False
 
 
 def _forward_of(module: nn.Module) -> Any:
@@ -141,7 +193,7 @@ def _attention(module: nn.Module, *args: Any, **options: Any) -> Any:
         attention_implementation(module), names.get("eager_attention_forward")
     )
     hooked: _Hooked = getattr(module, _ATTRIBUTE)
-    return hooked.around(attend)(module, *args, **options)
+    return hooked.around(attend, module)(module, *args, **options)
 
 
 def _has_method(module: nn.Module) -> bool:
@@ -161,7 +213,7 @@ def _method(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attent
         output, weights = hooked.own(*args)
         return output.transpose(1, 2), weights
 
-    output, weights = hooked.around(attend)(module, query, key, value, attention_mask)
+    output, weights = hooked.around(attend, module)(module, query, key, value, attention_mask)
     return output.transpose(1, 2), weights
 
 

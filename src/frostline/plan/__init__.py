@@ -1,16 +1,19 @@
 """Plan and schedule as pure data. Imports no torch: a plan is read and written on any machine."""
 
-from frostline.plan._adapters import Adapter, AddingMode, Bottleneck, Lora, Mixture, Peft, Prefix, Targets
+from frostline.plan import adapters
 from frostline.plan._forward import Forward, Residual
+from frostline.plan._mode import Adding, Mode, OwnTensors, Targeted, TargetModules, Targets
 from frostline.plan._modes import BlockMode, Frozen, Full, Partial, PartMode
 from frostline.plan._optimizer import FloraOptions, Optimizer, check_optimizer
 from frostline.plan._plan import Plan, block_ranges, named_blocks
 from frostline.plan._schedule import FixedSchedule, Observations, Schedule
 from frostline.plan._strip import strip
 from frostline.plan._text import document, from_text, load_plan, save_plan, to_json, to_yaml
+from frostline.plan.adapters import Adapter, AddingMode, Bottleneck, Lora, Mixture, Peft, Prefix
 
 __all__ = [
     "Adapter",
+    "Adding",
     "AddingMode",
     "BlockMode",
     "Bottleneck",
@@ -21,8 +24,10 @@ __all__ = [
     "Full",
     "Lora",
     "Mixture",
+    "Mode",
     "Observations",
     "Optimizer",
+    "OwnTensors",
     "PartMode",
     "Partial",
     "Peft",
@@ -30,7 +35,10 @@ __all__ = [
     "Prefix",
     "Residual",
     "Schedule",
+    "TargetModules",
+    "Targeted",
     "Targets",
+    "adapters",
     "block_ranges",
     "check_optimizer",
     "document",

@@ -6,27 +6,31 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from frostline.core.settings import Options
-from frostline.plan._adapters import Adapter, Lora, Prefix
+from frostline.plan._mode import Mode, OwnTensors
 from frostline.plan._names import group_or_names
+from frostline.plan.adapters import AddingMode
 
 PartialParts = Literal["all", "attention", "feed_forward", "norms_and_biases", "biases"]
 
 
-class Frozen(Options):
+class Frozen(Mode):
     """Nothing trains."""
 
     mode: Literal["frozen"] = "frozen"
 
 
-class Full(Options):
+class Full(Mode):
     """Every tensor trains, at the run's learning rate times `lr_scale`."""
 
     mode: Literal["full"] = "full"
     lr_scale: float = Field(1.0, gt=0)
 
+    @property
+    def own(self) -> OwnTensors:
+        return OwnTensors(self.lr_scale)
 
-class Partial(Options):
+
+class Partial(Mode):
     """Some of the block's tensors, or some rows of each matrix, train (methods.md 2, "partly updated").
 
     `train` names the tensors: a group, or modules within the block, such as `mlp.down_proj`. `rows` is the share of
@@ -48,6 +52,14 @@ class Partial(Options):
             )
         return self
 
+    @property
+    def own(self) -> OwnTensors:
+        return OwnTensors(self.lr_scale, self.train, self.rows, self.rows_seed)
 
-BlockMode = Annotated[Frozen | Full | Partial | Lora | Prefix | Adapter, Field(discriminator="mode")]
+    @property
+    def structure(self) -> Mode | None:
+        return self.model_copy(update={"lr_scale": 1.0}) if self.rows < 1 else None
+
+
+BlockMode = Annotated[Frozen | Full | Partial | AddingMode, Field(discriminator="mode")]
 PartMode = Annotated[Frozen | Full, Field(discriminator="mode")]

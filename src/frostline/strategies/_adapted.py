@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from frostline.adapters import adaptable
+from frostline.adapters import adaptable, kind_of
 from frostline.anatomy import Block
 from frostline.core.errors import UserError, unknown_name
 from frostline.core.settings import first_error
@@ -19,11 +19,10 @@ from frostline.plan import (
     FixedSchedule,
     Forward,
     Frozen,
-    Full,
     Lora,
     Mixture,
     Observations,
-    Partial,
+    OwnTensors,
     Peft,
     Plan,
     Prefix,
@@ -37,7 +36,7 @@ class Addition:
     """A mode that adds to a block: its options, `fixed` ones that its name stands for, and other defaults."""
 
     summary: str
-    mode: type[Lora] | type[Prefix] | type[Bottleneck] | type[Mixture] | type[Peft]
+    mode: type[AddingMode]
     fixed: Mapping[str, Any] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
@@ -50,7 +49,7 @@ class Addition:
             raise UserError(f"{where}: {key}: the name says it")
         known = [key for key in self.mode.model_fields if key not in said]
         for key in (key for key in options if key not in known):
-            hint = "; those of PEFT's config go under options" if self.mode is Peft else ""
+            hint = "; those of PEFT's config go under options" if "options" in self.mode.model_fields else ""
             raise UserError(f"{where}: {unknown_name('key', str(key), known)}{hint}")
         try:
             return self.mode.model_validate({**self.defaults, **options, **self.fixed})
@@ -91,8 +90,9 @@ def adapted(schedule: Schedule, situation: Situation, mode: AddingMode, name: st
     """
     if isinstance(schedule, FixedSchedule):
         return FixedSchedule(_plan(schedule.plan, situation, mode, name))
-    if isinstance(mode, Peft) and mode.method == "adalora":
-        raise UserError(f"+{name}: its ranks are shared out among all blocks, which a schedule freezes: take +lora")
+    kind = kind_of(mode)
+    if kind is not None and kind.why_not_scheduled is not None:
+        raise UserError(f"+{name}: {kind.why_not_scheduled}: take +lora")
     return _Adapted(schedule, situation, mode, name)
 
 
@@ -122,7 +122,7 @@ class _Adapted:
 
 
 def _plan(plan: Plan, situation: Situation, added: AddingMode, name: str) -> Plan:
-    if not any(isinstance(mode, Full | Partial) for mode in plan.blocks):
+    if all(mode.own is None for mode in plan.blocks):
         raise UserError(f"strategy '{plan.strategy}+{name}': '{plan.strategy}' trains no block that it could go to")
     blocks = tuple(
         _mode(mode, block, added, name) for mode, block in zip(plan.blocks, situation.anatomy.blocks, strict=True)
@@ -139,21 +139,26 @@ def _plan(plan: Plan, situation: Situation, added: AddingMode, name: str) -> Pla
 def _mode(mode: BlockMode, block: Block, added: AddingMode, name: str) -> BlockMode:
     """`added` for what trains in a block, beside the matrices that a partial block names unless `added` names
     others."""
-    if not isinstance(mode, Full | Partial):
+    own = mode.own
+    if own is None:
         return mode
-    changes: dict[str, Any] = {"lr_scale": added.lr_scale * mode.lr_scale}
-    if isinstance(mode, Partial):
-        if mode.rows < 1 or mode.train == "norms_and_biases":
-            what = "some rows of its matrices" if mode.rows < 1 else "its norms and biases"
+    if not own.whole:
+        if own.rows < 1 or own.train == "norms_and_biases":
+            what = "some rows of its matrices" if own.rows < 1 else "its norms and biases"
             raise UserError(
                 f"+{name}: it goes beside whole matrices, and a middle block trains {what}: take another form"
             )
-        if isinstance(added, Prefix | Mixture):
+        narrowed = added.beside(_matrices(own, block))
+        if narrowed is None:
             raise UserError(f"+{name}: it goes with whole blocks, and a middle block trains in part: take +lora")
-        if added.targets == "default":
-            single = {linear.name for linear in adaptable(block)}
-            named: Any = mode.train
-            if isinstance(named, tuple):
-                named = tuple(module for module in named if f"{block.name}.{module}" in single)
-            changes |= {"targets": named} if named and named not in ("all", "biases") else {}
-    return added.model_copy(update=changes)
+        added = narrowed
+    return added.model_copy(update={"lr_scale": added.lr_scale * own.lr_scale})
+
+
+def _matrices(own: OwnTensors, block: Block) -> Any:
+    """The matrices among what trains of a block, as an adapter's targets."""
+    named: Any = own.train
+    if isinstance(named, tuple):
+        single = {linear.name for linear in adaptable(block)}
+        named = tuple(module for module in named if f"{block.name}.{module}" in single)
+    return named if named and named not in ("all", "biases") else "default"

@@ -12,10 +12,10 @@ from peft import PeftModel
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from frostline.adapters import add_adapters, check_mergeable, copies_tensors, merge_adapters
+from frostline.adapters import adapters_in, add_adapters, check_mergeable, merge_adapters
 from frostline.anatomy import Anatomy, Tensor, Trained, find_anatomy, notices, select, tensor_hashes, untie
 from frostline.core.errors import UserError
-from frostline.plan import AddingMode, BlockMode, Partial, Peft, Plan
+from frostline.plan import Plan
 from frostline.surgery._forward import check_forward, install_forward
 from frostline.surgery._frozen import keep_frozen_out
 from frostline.surgery._precision import align_dtypes
@@ -201,17 +201,10 @@ def _check_change(first: Plan, plan: Plan) -> None:
         if getattr(plan, what) != getattr(first, what):
             raise UserError(f"a plan cannot change {what} while training: give it to the first plan")
     for index, (made, wanted) in enumerate(zip(first.blocks, plan.blocks, strict=True)):
-        if _structure(wanted) is not None and _structure(wanted) != _structure(made):
+        if wanted.structure is not None and wanted.structure != made.structure:
             raise UserError(
                 f"block {index}: a plan cannot add {wanted.mode} while training: the first plan has {made.mode} there"
             )
-
-
-def _structure(mode: BlockMode) -> Any:
-    """What a mode adds to a block's modules; None when it trains them as they are."""
-    if isinstance(mode, AddingMode) or (isinstance(mode, Partial) and mode.rows < 1):
-        return mode.model_copy(update={"lr_scale": 1.0})
-    return None
 
 
 def _present_name(present: Mapping[str, nn.Parameter], item: Trained) -> str:
@@ -239,12 +232,11 @@ def _widen(model: nn.Module, trained: Iterable[Tensor], anatomy: Anatomy) -> Non
 
 def _copied(plan: Plan, anatomy: Anatomy) -> Iterable[Tensor]:
     """Tensors of the blocks of which copies train, in the copied tensors' dtype."""
-    places = zip(plan.blocks, anatomy.blocks, strict=True)
-    return (t for mode, block in places if isinstance(mode, Peft) and copies_tensors(mode) for t in block.tensors)
+    adapters = adapters_in(plan.blocks, anatomy)
+    return (tensor for kind, block in adapters for tensor in kind.added(block, anatomy).copied)
 
 
 def _adapter_scales(names: Iterable[str], plan: Plan, anatomy: Anatomy) -> dict[str, float]:
     """The learning-rate scales of those adapters' parameters whose block has adapters in the plan."""
-    places = zip(plan.blocks, anatomy.blocks, strict=True)
-    scales = {f"{block.name}.": mode.lr_scale for mode, block in places if isinstance(mode, AddingMode)}
+    scales = {f"{block.name}.": kind.mode.lr_scale for kind, block in adapters_in(plan.blocks, anatomy)}
     return {name: scale for name in names for place, scale in scales.items() if name.startswith(place)}

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from frostline.adapters import regularises
+from frostline.adapters import kind_of
 from frostline.anatomy import Anatomy
 from frostline.core.errors import FrostlineError, UserError, first_line
 from frostline.hooks import CALL, device_of, hidden_given, hidden_of, overridden, undisturbed, with_hidden
-from frostline.plan import Mixture, Peft, Plan
+from frostline.plan import Plan
 
 
 def install_forward(model: nn.Module, plan: Plan, anatomy: Anatomy) -> list[RemovableHandle]:
@@ -74,21 +74,19 @@ def check_forward(model: nn.Module, plan: Plan, anatomy: Anatomy) -> None:
 
 def check_loss_is_the_models(plan: Plan, computed_outside: bool) -> None:
     """Raises `UserError` when a plan changes the model's loss, but the caller computes it outside of the model."""
-    if plan.forward.layered and computed_outside:
+    if not computed_outside:
+        return
+    if plan.forward.layered:
         raise UserError(
             "forward.loss_weights: a layered loss is the model's own: leave out label_smoothing_factor and "
             "compute_loss_func, or the weights"
         )
-    if computed_outside and any(isinstance(mode, Mixture) and mode.balance for mode in plan.blocks):
-        raise UserError(
-            "mixture: its balance loss is added to the model's own: leave out label_smoothing_factor and "
-            "compute_loss_func, or set balance to 0"
-        )
-    if computed_outside and any(isinstance(mode, Peft) and regularises(mode) for mode in plan.blocks):
-        raise UserError(
-            "adalora: its regularisation is added to the model's own loss: leave out label_smoothing_factor and "
-            "compute_loss_func, or set orth_reg_weight to 0"
-        )
+    for kind in filter(None, map(kind_of, plan.blocks)):
+        if (term := kind.loss_term) is not None:
+            raise UserError(
+                f"{kind.mode.label}: {term.what} is added to the model's own loss: leave out label_smoothing_factor "
+                f"and compute_loss_func, or {term.leave_out}"
+            )
 
 
 def interact(blocks: Sequence[nn.Module], alpha: float, span: int) -> Iterator[RemovableHandle]:

@@ -1,4 +1,4 @@
-"""Modes that add to a block and leave its own tensors frozen: LoRA, prefix, adapters, as pure data."""
+"""Modes that add to a block and leave its own tensors frozen, as pure data: a class for each adapter kind."""
 
 from __future__ import annotations
 
@@ -6,14 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from frostline.core.settings import Options
-from frostline.plan._names import group_or_names
-
-Targets = Literal["default", "attention", "feed_forward", "all", "qkv", "down", "outputs"]
-TargetModules = Annotated[Targets | tuple[str, ...], group_or_names(Targets)]
+from frostline.plan._mode import Adding, Targeted, TargetModules
 
 
-class Lora(Options):
+class Lora(Targeted):
     """Low-rank updates beside the block's frozen matrices (Hu et al. 2021): W x + (alpha / r) B A x.
 
     `targets` is which matrices: `default` is what PEFT adapts for this model family (query and value for
@@ -32,7 +28,7 @@ class Lora(Options):
     lr_scale: float = Field(1.0, gt=0)
 
 
-class Prefix(Options):
+class Prefix(Adding):
     """Keys and values of `length` learned tokens in the block's self-attention (Li and Liang 2021; methods.md 4).
 
     Every token attends to them, none of them to anything; they have no positions. `gate` is a number g between 0 and
@@ -48,8 +44,12 @@ class Prefix(Options):
     init_std: float = Field(0.02, ge=0)
     lr_scale: float = Field(1.0, gt=0)
 
+    @property
+    def adds(self) -> bool:
+        return self.length > 0
 
-class Bottleneck(Options):
+
+class Bottleneck(Targeted):
     """Up(f(Down(.))), of `bottleneck` numbers in the middle, added to what a matrix gives.
 
     `parallel` adapters (He et al. 2022) read the matrix's input, and go by default beside those that make queries,
@@ -67,8 +67,12 @@ class Bottleneck(Options):
     targets: TargetModules = "default"
     lr_scale: float = Field(1.0, gt=0)
 
+    @property
+    def label(self) -> str:
+        return f"{self.kind} adapter"
 
-class Mixture(Options):
+
+class Mixture(Adding):
     """MixLoRA (Li et al. 2024; methods.md 5): the feed-forward as `experts`, each the frozen one with its own LoRA.
 
     A router without bias gives every token its `top_k` experts, whose shares are made to sum to 1. `balance` weighs
@@ -94,7 +98,7 @@ class Mixture(Options):
         return value
 
 
-class Peft(Options):
+class Peft(Targeted):
     """Any other method of PEFT that adapts modules, by its name there: `ia3`, `dora`, `adalora`, `ln_tuning`, ...
 
     `options` are those of PEFT's config for it; `targets` as for LoRA, `default` what PEFT adapts by itself.
@@ -107,7 +111,12 @@ class Peft(Options):
     targets: TargetModules = "default"
     lr_scale: float = Field(1.0, gt=0)
 
+    @property
+    def label(self) -> str:
+        return self.method
+
 
 Adapter = Annotated[Bottleneck | Mixture | Peft, Field(discriminator="kind")]
-AddingMode = Lora | Prefix | Bottleneck | Mixture | Peft
+"""The modes that a plan calls `adapter`, told apart by their `kind`."""
+AddingMode = Lora | Prefix | Adapter
 """The modes that add parameters to a block."""
