@@ -26,7 +26,7 @@ from frostline.adapters._kind import AdapterKind
 from frostline.adapters._layer import Part, Run, without_adapters
 from frostline.anatomy import Anatomy, Block, attentions, sides
 from frostline.core.errors import UserError
-from frostline.hooks import attention_call, attention_implementation, hookable, open_attention
+from frostline.hooks import attention_call, attention_implementation, hidden_given, hookable, open_attention
 from frostline.plan import Prefix
 
 _WORKS_WITH = ("sdpa", "eager")
@@ -65,7 +65,7 @@ class PrefixPart(Part):
     def forward(self, run: Run, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """As the attention module, which takes hidden states [B, Q, d]."""
         _check_attention(module)
-        hidden: Tensor = args[0] if args else kwargs["hidden_states"]
+        hidden = hidden_given(args, kwargs)
         scores = None if self.gate is None else partial(self._add_scores, self.gate(hidden))
         # Between the two may be hooks that take part of the queries, or row by row of a packed batch.
         with attention_call(module, innermost=self._add_keys, outermost=scores):
