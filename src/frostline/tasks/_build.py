@@ -9,8 +9,8 @@ from typing import TypeVar
 from frostline.core.errors import UserError
 from frostline.core.seeding import derive_seed
 from frostline.tasks._options import TaskOptions
+from frostline.tasks._reading import Reading, label_names, make_examples
 from frostline.tasks._rows import Rows
-from frostline.tasks._shapes import Reading, label_names, make_examples
 from frostline.tasks._task import Scorer, Task, TaskKind, score_texts
 
 T = TypeVar("T")

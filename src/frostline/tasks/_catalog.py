@@ -22,8 +22,8 @@ from frostline.tasks._build import build_task
 from frostline.tasks._hub import HubSource, exported, hub_rows, read_hub
 from frostline.tasks._options import TaskOptions
 from frostline.tasks._question_catalog import QUESTION_TASKS
+from frostline.tasks._reading import Reading
 from frostline.tasks._rows import Rows, read_rows, split_file
-from frostline.tasks._shapes import Reading
 from frostline.tasks._task import Scorer, Task, TaskKind, score_texts
 
 TWO_WAY = ("entailment", "not_entailment")

@@ -12,8 +12,8 @@ from frostline.tasks._build import build_task
 from frostline.tasks._catalog import TASKS
 from frostline.tasks._hub import HubSource, hub_rows, read_hub
 from frostline.tasks._options import TaskOptions
+from frostline.tasks._reading import choose_reading
 from frostline.tasks._rows import SUFFIXES, Rows, read_rows, split_file
-from frostline.tasks._shapes import choose_reading
 from frostline.tasks._task import Task
 
 EVAL_SPLITS = ("dev", "validation", "valid", "eval", "test")

@@ -19,8 +19,8 @@ from frostline.tasks._build import draw_rows, hold_out
 from frostline.tasks._hub import HubSource, hub_rows, read_hub
 from frostline.tasks._marks import score_answers
 from frostline.tasks._options import TaskOptions
+from frostline.tasks._reading import Reading, make_examples
 from frostline.tasks._rows import Row, Rows, read_rows
-from frostline.tasks._shapes import Reading, make_examples
 from frostline.tasks._task import Example, Task, TaskKind
 
 INSTRUCTION = (

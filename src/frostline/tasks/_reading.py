@@ -13,7 +13,7 @@ from frostline.tasks._task import Example, Message, TaskKind
 
 
 @dataclass(frozen=True)
-class Shape:
+class ColumnSet:
     """A set of columns by role that makes examples of one kind."""
 
     kind: TaskKind
@@ -27,12 +27,12 @@ class Shape:
         return {role: available[role] for role in (*self.required, *self.optional) if role in available}
 
 
-SHAPES = (
-    Shape(TaskKind.CLASSIFICATION, ("text", "label"), ("pair",)),
-    Shape(TaskKind.GENERATION, ("prompt", "completion"), ("references",)),
-    Shape(TaskKind.GENERATION, ("prompt", "references")),
-    Shape(TaskKind.LANGUAGE, ("messages",)),
-    Shape(TaskKind.LANGUAGE, ("text",)),
+COLUMN_SETS = (
+    ColumnSet(TaskKind.CLASSIFICATION, ("text", "label"), ("pair",)),
+    ColumnSet(TaskKind.GENERATION, ("prompt", "completion"), ("references",)),
+    ColumnSet(TaskKind.GENERATION, ("prompt", "references")),
+    ColumnSet(TaskKind.LANGUAGE, ("messages",)),
+    ColumnSet(TaskKind.LANGUAGE, ("text",)),
 )
 
 
@@ -55,13 +55,13 @@ def choose_reading(rows: Rows, options: TaskOptions) -> Reading:
     for role, column in mapped.items():
         if column not in found:
             raise UserError(f"{rows.rows[0].where}: no column '{column}' (wanted as {role}); columns: {_listed(found)}")
-    roles = {role for shape in SHAPES for role in (*shape.required, *shape.optional)}
+    roles = {role for one in COLUMN_SETS for role in (*one.required, *one.optional)}
     available = {role: role for role in roles if role in found} | mapped
     fits = [
-        Reading(shape.kind, used)
-        for shape in SHAPES
-        if options.kind in (None, shape.kind)
-        and (used := shape.columns(available)) is not None
+        Reading(one.kind, used)
+        for one in COLUMN_SETS
+        if options.kind in (None, one.kind)
+        and (used := one.columns(available)) is not None
         and mapped.keys() <= used.keys()
     ]
     # Text with a label is a classification, not plain text beside a column that happens to be a label.
