@@ -29,6 +29,7 @@ EXPORTS = [
     "load",
     "load_plan",
     "make_plan",
+    "make_schedule",
     "merge",
     "save_plan",
     "train",

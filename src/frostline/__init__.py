@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from frostline.core.errors import FrostlineError, TrainingError, UserError
     from frostline.engine import Trainer
     from frostline.plan import Plan, load_plan, save_plan
-    from frostline.run import RunConfig, make_plan, train
+    from frostline.run import RunConfig, make_plan, make_schedule, train
     from frostline.strategies import Budget
     from frostline.surgery import apply
 
@@ -31,6 +31,7 @@ _PLACES = {
     "load": "frostline.checkpoints",
     "load_plan": "frostline.plan",
     "make_plan": "frostline.run",
+    "make_schedule": "frostline.run",
     "merge": "frostline.checkpoints",
     "save_plan": "frostline.plan",
     "train": "frostline.run",
@@ -49,6 +50,7 @@ __all__ = [
     "load",
     "load_plan",
     "make_plan",
+    "make_schedule",
     "merge",
     "save_plan",
     "train",

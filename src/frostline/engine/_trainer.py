@@ -417,11 +417,8 @@ def _settle(model: Any, plan: Plan | None, schedule: Schedule | None, args: Trai
     chosen = schedule or FixedSchedule(cast(Plan, plan))
     if not chosen.settled and args is not None and args.world_size > 1:
         raise UserError("a schedule that changes its plan while training runs in one process: take a fixed plan")
-    start = chosen.next(0, {})
-    if start is None:
-        raise UserError("the schedule gives no plan for step 0")
-    if already is None or already.plan != start:
-        apply(start, model, seed=args.seed if args else 0)
+    if already is None or already.plan != chosen.first:
+        apply(chosen.first, model, seed=args.seed if args else 0)
     return chosen
 
 

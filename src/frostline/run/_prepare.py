@@ -24,7 +24,7 @@ from frostline.records import RunRecord
 from frostline.run._choosing import Chosen, choose, chosen_before, measure_here
 from frostline.run._config import RunConfig
 from frostline.run._device import device, uses_bfloat16
-from frostline.run._probing import Held
+from frostline.run._probing import LoadedModel
 from frostline.run._setup import check_length, config_for, load_model
 from frostline.run._split import trainer_for
 from frostline.run._streaming import load_streaming
@@ -92,7 +92,7 @@ def prepare(asked: RunConfig, data: Data, before: RunRecord | None = None) -> Pr
         config = chosen.config
         prepare_tokenizer(data.tokenizer, model)
         steps = StepMeter()
-        trainer = trainer_for(chosen.schedule, config)(
+        trainer = trainer_for(chosen.split, config)(
             model,
             _arguments(config),
             schedule=chosen.schedule,
@@ -130,11 +130,11 @@ def _load(config: RunConfig, data: Data, before: RunRecord | None) -> tuple[Any,
     def work() -> Workload:
         return workload_of(config, data, anatomy, model.config, str(model.dtype))
 
-    def hold() -> Held:
+    def loaded() -> LoadedModel:
         prepare_tokenizer(data.tokenizer, model)
-        return Held(model.to(device()), tensor_hashes(model))
+        return LoadedModel(model.to(device()), tensor_hashes(model))
 
-    blocks = measure_here(hold, model, anatomy, config, data)
+    blocks = measure_here(loaded, model, anatomy, config, data)
     return model, choose(config, anatomy, work, blocks, model.config, type(model)), None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from frostline.run._device import autocast, device
 from frostline.run._probing import probe_model
 from frostline.run._setup import anatomy_of, check_length, class_for, config_for, load_model, model_class_of
 from frostline.signals import Probe
-from frostline.strategies import Budget, Choice, Situation, choose_schedule
+from frostline.strategies import Budget, Choice, Selection, Situation, make_selection
 from frostline.tasks import (
     Decoding,
     Evaluation,
@@ -89,13 +89,18 @@ def plan_model(
         workload=workload,
         speed=calibrate(config, model_class_of(config, loaded), workload) if calibrated else None,
     )
-    schedule = choose_schedule(strategy, situation, options)
-    choice: Choice | None = getattr(schedule, "choice", None)
-    plan = schedule.next(0, {})
-    if plan is None:
-        raise UserError(f"strategy '{strategy}' gave no plan for step 0")
+    selection = make_selection(strategy, situation, options)
+    plan, choice = selection.schedule.first, selection.choice
     prediction = predict(plan, anatomy, workload, situation.speed) if choice is None else choice.prediction
-    return PlannedModel(plan, anatomy, prediction, tuple(notices(plan, anatomy)), choice)
+    return PlannedModel(plan, anatomy, prediction, (*notices(plan, anatomy), *_notices(selection)), choice)
+
+
+def _notices(selection: Selection) -> Iterator[str]:
+    """What the plan alone does not say."""
+    if not selection.schedule.settled:
+        yield "the plan changes while it trains: this is the one that training starts with"
+    if selection.split is not None:
+        yield f"trained by a server and {selection.split.clients} clients: the cost is predicted for one process"
 
 
 def _probe(model: str, task: str, seed: int, length: int, signals: Sequence[str] | None, rows: int) -> Probe:

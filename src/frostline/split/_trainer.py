@@ -17,8 +17,8 @@ from frostline.bottom import CannotCut, Cut, find_cut
 from frostline.checkpoints import put_tensors
 from frostline.core.errors import UserError
 from frostline.engine import Trainer
-from frostline.plan import Forward, Plan
-from frostline.split._job import Job, Shard, Split, Stepping, deal, rounds_of
+from frostline.plan import Forward, Plan, Split
+from frostline.split._job import ClientRows, Job, Stepping, deal, rounds_of
 from frostline.split._parts import save_parts
 from frostline.split._session import Session
 
@@ -76,6 +76,8 @@ class SplitTrainer(Trainer):
             raise UserError(
                 f"a split training steps with one of {', '.join(OPTIMIZERS)}: leave the optimizer's class out"
             )
+        if not self.schedule.settled:
+            raise UserError("a split training keeps its plan from the first step to the last: give a fixed one")
         self.split = split
         self.report: SplitReport | None = None
         _check_plan(self.applied.plan, split)
@@ -87,9 +89,9 @@ class SplitTrainer(Trainer):
         if resume_from_checkpoint:
             raise UserError("a split training saves no checkpoints, so there is none to resume from")
         with tempfile.TemporaryDirectory(prefix="frostline-split-") as folder:
-            job, shards = self._work(Path(folder))
+            job, client_rows = self._work(Path(folder))
             save_parts(self.model, job.folder)
-            with Session(job, shards) as session:
+            with Session(job, client_rows) as session:
                 mean_loss, seconds = self._follow(session, job)
             put_tensors(self.model, session.trained, "what was trained", more=False)
         self.report = SplitReport(
@@ -130,7 +132,7 @@ class SplitTrainer(Trainer):
         self.control = handler.on_train_end(args, self.state, self.control)
         return sum(losses) / len(losses), seconds
 
-    def _work(self, folder: Path) -> tuple[Job, list[Shard]]:
+    def _work(self, folder: Path) -> tuple[Job, list[ClientRows]]:
         args, applied, rows = self.args, self.applied, self.train_dataset
         shares = tuple(map(len, self._dealt))
         batch_size = args.per_device_train_batch_size
@@ -152,11 +154,11 @@ class SplitTrainer(Trainer):
         collate = self.data_collator
         if args.remove_unused_columns:
             collate = self._get_collator_with_removed_columns(collate)
-        shards = [
-            Shard(client, [dict(rows[index]) for index in indices], collate, batch_size)
+        client_rows = [
+            ClientRows(client, [dict(rows[index]) for index in indices], collate, batch_size)
             for client, indices in enumerate(self._dealt)
         ]
-        return job, shards
+        return job, client_rows
 
     def _how_to_step(self, rounds: int) -> Stepping:
         args = self.args

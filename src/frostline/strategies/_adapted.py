@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -29,7 +29,10 @@ from frostline.plan import (
     Prefix,
     Schedule,
 )
-from frostline.strategies._base import Situation, Strategy, fixed, task_head
+from frostline.strategies._plans import task_head
+from frostline.strategies._selection import Selection, fixed
+from frostline.strategies._situation import Situation
+from frostline.strategies._strategy import Strategy
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ ADDITIONS: Mapping[str, Addition] = {
 def everywhere(name: str) -> Strategy:
     """The strategy that puts an addition on every block."""
 
-    def choose(situation: Situation, mode: AddingMode) -> Schedule:
+    def choose(situation: Situation, mode: AddingMode) -> Selection:
         blocks = (mode,) * situation.blocks
         return fixed(Plan(strategy=name, blocks=blocks, final_norm=Frozen(), head=task_head(situation)))
 
@@ -83,17 +86,49 @@ def everywhere(name: str) -> Strategy:
     return Strategy(f"{addition.summary} on every block", choose, read=addition.read)
 
 
-def adapted(schedule: Schedule, situation: Situation, mode: AddingMode, name: str = "lora") -> Schedule:
-    """`schedule` with `mode`, of the addition called `name`, on every block that it trains, at that block's
-    learning-rate scale; final norm and a pretrained head stay frozen, a task head trains.
+def adapted(selection: Selection, situation: Situation, mode: AddingMode, name: str) -> Selection:
+    """`selection` with `mode` on every block that its plans train (`adapted_plan`).
 
-    Raises `UserError` when the schedule trains no block.
+    Args:
+        selection: of the strategy that the addition's name follows.
+        situation: that it was made for.
+        mode: what is added.
+        name: the addition's.
+
+    Raises `UserError` when a plan trains no block.
     """
-    if isinstance(schedule, FixedSchedule):
-        return FixedSchedule(_plan(schedule.plan, situation, mode, name))
+    schedule = selection.schedule
+    if schedule.settled:
+        return replace(selection, schedule=FixedSchedule(adapted_plan(schedule.first, situation, mode, name)))
     if isinstance(mode, Peft) and mode.method == "adalora":
         raise UserError(f"+{name}: its ranks are shared out among all blocks, which a schedule freezes: take +lora")
-    return _Adapted(schedule, situation, mode, name)
+    return replace(selection, schedule=_Adapted(schedule, situation, mode, name))
+
+
+def adapted_plan(plan: Plan, situation: Situation, mode: AddingMode, name: str) -> Plan:
+    """`plan` with `mode`, of the addition called `name`, on every block that it trains, at that block's learning-rate
+    scale; final norm and a pretrained head stay frozen, a task head trains.
+
+    Args:
+        plan: what trains without the addition.
+        situation: that the plan is for.
+        mode: what is added.
+        name: the addition's.
+
+    Raises `UserError` when the plan trains no block.
+    """
+    if not any(isinstance(trained, Full | Partial) for trained in plan.blocks):
+        raise UserError(f"strategy '{plan.strategy}+{name}': '{plan.strategy}' trains no block that it could go to")
+    blocks = tuple(
+        _mode(trained, block, mode, name) for trained, block in zip(plan.blocks, situation.anatomy.blocks, strict=True)
+    )
+    return Plan(
+        strategy=f"{plan.strategy}+{name}",
+        blocks=blocks,
+        final_norm=Frozen(),
+        head=task_head(situation),
+        forward=Forward(**plan.forward.model_dump()),
+    )
 
 
 class _Adapted:
@@ -101,6 +136,10 @@ class _Adapted:
 
     def __init__(self, schedule: Schedule, situation: Situation, mode: AddingMode, name: str) -> None:
         self._schedule, self._situation, self._mode, self._name = schedule, situation, mode, name
+
+    @property
+    def first(self) -> Plan:
+        return self._adapted(self._schedule.first)
 
     @property
     def observes(self) -> frozenset[str]:
@@ -112,7 +151,7 @@ class _Adapted:
 
     def next(self, step: int, observations: Observations) -> Plan | None:
         plan = self._schedule.next(step, observations)
-        return None if plan is None else _plan(plan, self._situation, self._mode, self._name)
+        return None if plan is None else self._adapted(plan)
 
     def state_dict(self) -> dict[str, Any]:
         return self._schedule.state_dict()
@@ -120,20 +159,8 @@ class _Adapted:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._schedule.load_state_dict(state)
 
-
-def _plan(plan: Plan, situation: Situation, added: AddingMode, name: str) -> Plan:
-    if not any(isinstance(mode, Full | Partial) for mode in plan.blocks):
-        raise UserError(f"strategy '{plan.strategy}+{name}': '{plan.strategy}' trains no block that it could go to")
-    blocks = tuple(
-        _mode(mode, block, added, name) for mode, block in zip(plan.blocks, situation.anatomy.blocks, strict=True)
-    )
-    return Plan(
-        strategy=f"{plan.strategy}+{name}",
-        blocks=blocks,
-        final_norm=Frozen(),
-        head=task_head(situation),
-        forward=Forward(**plan.forward.model_dump()),
-    )
+    def _adapted(self, plan: Plan) -> Plan:
+        return adapted_plan(plan, self._situation, self._mode, self._name)
 
 
 def _mode(mode: BlockMode, block: Block, added: AddingMode, name: str) -> BlockMode:

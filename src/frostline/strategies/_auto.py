@@ -5,12 +5,12 @@ from __future__ import annotations
 from pydantic import NonNegativeInt
 
 from frostline.core.errors import UserError
-from frostline.plan import Schedule
-from frostline.strategies._base import Situation, fixed, freeze_blocks
 from frostline.strategies._candidates import Freedom
-from frostline.strategies._choice import Chosen
-from frostline.strategies._planner import search
+from frostline.strategies._planner import planned
+from frostline.strategies._plans import freeze_blocks
+from frostline.strategies._selection import Selection, fixed
 from frostline.strategies._semantic import Deviation
+from frostline.strategies._situation import Situation
 
 
 class AutoOptions(Deviation, Freedom):
@@ -22,13 +22,13 @@ class AutoOptions(Deviation, Freedom):
     cut: NonNegativeInt | None = None
 
 
-def auto(situation: Situation, options: AutoOptions) -> Schedule:
+def auto(situation: Situation, options: AutoOptions) -> Selection:
     """The blocks above the semantic cut in full; with a budget, what of them it allows (`search`)."""
     cut = _cut(situation, options)
     if not situation.budget.limits:
         return fixed(freeze_blocks(situation, set(range(cut)), "auto"))
     worths = [float(index >= cut) for index in range(situation.blocks)]
-    return Chosen(search(situation, worths, options), "auto")
+    return planned(situation, worths, options, "auto")
 
 
 def _cut(situation: Situation, options: AutoOptions) -> int:

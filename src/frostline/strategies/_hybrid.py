@@ -9,8 +9,11 @@ from pydantic import field_validator
 
 from frostline.core.errors import UserError
 from frostline.core.settings import Options
-from frostline.plan import BlockMode, Frozen, Lora, Plan, Prefix, Schedule
-from frostline.strategies._base import Situation, Size, fixed, task_head
+from frostline.plan import BlockMode, Frozen, Lora, Plan, Prefix
+from frostline.strategies._plans import task_head
+from frostline.strategies._selection import Selection, fixed
+from frostline.strategies._situation import Situation
+from frostline.strategies._strategy import Size
 
 LORA = {"targets": "down", "r": 8, "alpha": 16.0, "dropout": 0.0, "gate": True}
 PREFIX = {"length": 20, "gate": "prefix"}
@@ -48,7 +51,7 @@ class HybridOptions(Options):
         return {**PREFIX, **value} if isinstance(value, dict) else value
 
 
-def hlpt(situation: Situation, options: HybridOptions) -> Schedule:
+def hlpt(situation: Situation, options: HybridOptions) -> Selection:
     """LoRA in the low tier, prefixes in the high one; what is between stays frozen.
 
     Raises `UserError` when the tiers take more blocks than there are.
@@ -59,7 +62,7 @@ def hlpt(situation: Situation, options: HybridOptions) -> Schedule:
     return fixed(_plan(situation, options, _name("hlpt", options), low, high))
 
 
-def h2lpt(situation: Situation, options: HybridOptions) -> Schedule:
+def h2lpt(situation: Situation, options: HybridOptions) -> Selection:
     """HLPT on half of each tier: `kept` says which, by default the halves at the model's ends.
 
     Halves are rounded up; GPT-J's 28 blocks get 12 and 4, as in the paper.

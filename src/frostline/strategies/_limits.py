@@ -10,7 +10,7 @@ from typing import Literal
 from frostline.core.errors import UserError
 from frostline.core.sizes import parse_duration, parse_size
 from frostline.cost import full_plan, memory, run_flops, run_seconds
-from frostline.strategies._base import Situation
+from frostline.strategies._situation import Situation
 
 Resource = Literal["memory", "time", "disk"]
 

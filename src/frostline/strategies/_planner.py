@@ -20,10 +20,11 @@ from collections.abc import Callable, Sequence
 
 from frostline.core.errors import UserError
 from frostline.cost import predict
-from frostline.strategies._base import Situation
 from frostline.strategies._candidates import Candidate, Candidates, Freedom, Way
 from frostline.strategies._choice import Choice, ConstraintCost, Option
 from frostline.strategies._limits import Limit, Yardstick, limits
+from frostline.strategies._selection import Selection, fixed
+from frostline.strategies._situation import Situation
 
 
 def search(situation: Situation, worths: Sequence[float], freedom: Freedom | None = None) -> Choice:
@@ -38,6 +39,17 @@ def search(situation: Situation, worths: Sequence[float], freedom: Freedom | Non
     free = tuple(setting for setting in freedom.choose if setting not in situation.decided)
     candidates = Candidates(situation, worths, freedom.model_copy(update={"choose": free}))
     return _Planner(situation, candidates).choice()
+
+
+def planned(situation: Situation, worths: Sequence[float], freedom: Freedom, strategy: str) -> Selection:
+    """What `search` chooses, as the selection of the strategy called `strategy`.
+
+    Args:
+        situation, worths, freedom: as in `search`.
+        strategy: whose name the plan carries.
+    """
+    choice = search(situation, worths, freedom)
+    return fixed(choice.plan.model_copy(update={"strategy": strategy}), choice=choice)
 
 
 class _Planner:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from frostline.core.errors import UserError, unknown_name
 from frostline.core.registry import Registry
 from frostline.core.settings import first_error
-from frostline.plan import FixedSchedule, Schedule, load_plan
+from frostline.plan import load_plan
 from frostline.strategies import _adt as adt
 from frostline.strategies import _auto as automatic
 from frostline.strategies import _hierarchical as tiers
@@ -24,7 +24,9 @@ from frostline.strategies import _semantic as meaning
 from frostline.strategies import _spectrum as spectra
 from frostline.strategies import _split as parts
 from frostline.strategies._adapted import ADDITIONS, adapted, everywhere
-from frostline.strategies._base import Percent, Situation, Strategy
+from frostline.strategies._selection import Selection, fixed
+from frostline.strategies._situation import Situation
+from frostline.strategies._strategy import Percent, Strategy
 
 ANY_SHARE = range(1, 100)
 
@@ -75,18 +77,22 @@ STRATEGIES: Registry[Strategy] = Registry(
 )
 
 
-def choose_schedule(name: str, situation: Situation, options: Mapping[str, Any] | None = None) -> Schedule:
-    """The schedule that the strategy called `name` chooses: `all`, `bot50`, `bot50+lora`, ..., or a plan file's path.
+def make_selection(name: str, situation: Situation, options: Mapping[str, Any] | None = None) -> Selection:
+    """What a strategy selects in a situation.
 
-    `options` are the strategy's own, and under an addition's name (`lora`, ...) those of it. Raises `UserError`, with
-    the closest known name, when the name, its number or an option is not known.
+    Args:
+        name: the strategy's: `all`, `bot50`, `bot50+lora`, ...; or a plan file's path.
+        situation: the model and what is known of the training.
+        options: the strategy's own, and under an addition's name (`lora`, ...) those of it.
+
+    Raises `UserError`, with the closest known name, when the name, its number or an option is not known.
     """
     given = dict(options or {})
     if name.endswith((".yaml", ".yml", ".json")):
         _check_budget(name, situation, plans=False)
         if given:
             raise UserError(f"strategy_options: {min(given)}: a plan file has none, edit the file")
-        return FixedSchedule(load_plan(Path(name)))
+        return fixed(load_plan(Path(name)))
     strategy, numbers = parse_name(name)
     addition = _addition(name)
     if addition and strategy.options is automatic.AutoOptions:
@@ -98,8 +104,8 @@ def choose_schedule(name: str, situation: Situation, options: Mapping[str, Any] 
     for key in given:
         if mode is not None and key not in strategy.options.model_fields and key in type(mode).model_fields:
             raise UserError(f"strategy_options of '{name}': {key} is one of {addition}'s: give {addition}.{key}")
-    schedule = strategy.choose(situation, _read_options(strategy, name, numbers, given))
-    return schedule if mode is None else adapted(schedule, situation, mode, addition)
+    selection = strategy.choose(situation, _read_options(strategy, name, numbers, given))
+    return selection if mode is None else adapted(selection, situation, mode, addition)
 
 
 def _check_budget(name: str, situation: Situation, *, plans: bool) -> None:
