@@ -8,17 +8,19 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.utils.rnn import pad_sequence
 
 from frostline.core.errors import UserError
-from frostline.core.labels import IGNORED
 from frostline.core.seeding import derive_seed
 from frostline.cost import Workload
 from frostline.plan import Plan, Schedule
 from frostline.signals import Probe, measure, token_text
 from frostline.strategies import Budget, Situation, make_selection
+from frostline.tasks import pad_rows
 
 Collate = Callable[[Any], Mapping[str, Any]]
+
+_COLUMNS = ("input_ids", "attention_mask", "token_type_ids", "labels")
+"""What a model is given of the rows, unless a collator says otherwise."""
 
 
 def make_plan(
@@ -121,13 +123,5 @@ def _measure(
 
 
 def _padded(model: Any, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-    pad = getattr(model.config.get_text_config(), "pad_token_id", None) or 0
-
-    def column(name: str, fill: int) -> torch.Tensor:
-        return pad_sequence([torch.as_tensor(row[name]) for row in rows], batch_first=True, padding_value=fill)
-
-    ids = column("input_ids", pad)
-    mask = pad_sequence([torch.ones(len(row["input_ids"]), dtype=torch.long) for row in rows], batch_first=True)
-    one_each = isinstance(rows[0]["labels"], int)
-    labels = torch.tensor([row["labels"] for row in rows]) if one_each else column("labels", IGNORED)
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    pad_id = getattr(model.config.get_text_config(), "pad_token_id", None) or 0
+    return pad_rows([{name: row[name] for name in _COLUMNS if name in row} for row in rows], pad_id)
