@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification, GPT2Config, Trainin
 from architectures import tiny
 from frostline.anatomy import Anatomy, find_anatomy, skeleton
 from frostline.cost import Workload, step_flops
-from frostline.plan import Plan, from_text, strip
+from frostline.plan import Plan, Schedule, from_text, strip
 from frostline.strategies import STRATEGIES, Percent, Situation, Strategy, make_selection, parse_name
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "strategies"
@@ -137,11 +137,17 @@ def test_the_python_runs(name: str, tmp_path: Path) -> None:
     assert any(parameter.requires_grad for parameter in scope["model"].parameters())
 
 
-def test_the_example_of_an_own_strategy_works() -> None:
-    (source,) = code((FOLDER / "README.md").read_text(encoding="utf-8"), "python")
+def test_the_examples_of_own_strategies_work() -> None:
+    sources = code((FOLDER / "README.md").read_text(encoding="utf-8"), "python")
     scope: dict[str, object] = {}
-    exec(compile(source, "README.md", "exec"), scope)
-    middle = scope["MIDDLE"]
+    exec(compile("\n".join(sources), "README.md", "exec", dont_inherit=True), scope)
+    middle, falling = scope["MIDDLE"], scope["FALLING"]
     assert isinstance(middle, Strategy)
     chosen = middle.choose(Situation(plain(8)), Percent(percent=50)).schedule.first
     assert [block.mode for block in chosen.blocks] == ["full"] * 2 + ["frozen"] * 4 + ["full"] * 2
+    assert isinstance(falling, Strategy)
+    schedule = falling.choose(Situation(plain(3)), falling.options(every=2)).schedule
+    assert isinstance(schedule, Schedule)
+    plans = [schedule.first, *(schedule.next(step, {}) for step in range(1, 7))]
+    trained = [plan and [block.mode for block in plan.blocks].index("full") for plan in plans]
+    assert trained == [2, None, 1, None, 0, None, 2]
