@@ -23,6 +23,7 @@ from frostline.checkpoints import trained_tensors
 from frostline.core.errors import TrainingError, UserError
 from frostline.engine import Trainer
 from frostline.plan import Frozen, Full, Lora, Plan, Split
+from frostline.run import make_schedule
 from frostline.split import SplitTrainer
 from frostline.split._client import run_client
 from frostline.split._job import ClientRows, deal, rounds_of
@@ -330,6 +331,10 @@ def test_it_refuses_models_and_plans_with_more_than_one_state_at_the_cut(tmp_pat
     with pytest.raises(UserError, match="cut: 2: nothing trains below block 2, take 3 or more"):
         SplitTrainer(tiny("gpt2"), args, split=Split(cut=2), plan=top, train_dataset=rows_of(4))
     assert isinstance(Trainer(tiny("gpt2"), args, plan=top, train_dataset=rows_of(4)), Trainer)
+    model = tiny("llama")
+    schedule = make_schedule(model, "adt-l50")
+    with pytest.raises(UserError, match=r"^a split training keeps its plan from the first step to the last"):
+        SplitTrainer(model, args, split=Split(cut=2), schedule=schedule, train_dataset=rows_of(4))
 
 
 def test_rows_are_dealt_once_each_and_by_the_seed() -> None:
