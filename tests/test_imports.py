@@ -18,12 +18,17 @@ HEAVY = {"torch", "transformers", "peft", "accelerate", "datasets", "numpy"}
 
 EXPORTS = [
     "Budget",
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
     "FrostlineError",
     "HybridConfig",
     "Plan",
+    "PlanError",
     "RunConfig",
     "Trainer",
     "TrainingError",
+    "UnsupportedModel",
     "UserError",
     "apply",
     "load",

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from frostline.adapters import HybridConfig
     from frostline.checkpoints import load, merge
-    from frostline.core.errors import FrostlineError, TrainingError, UserError
+    from frostline.core.errors import (
+        CheckpointError,
+        ConfigError,
+        DataError,
+        FrostlineError,
+        PlanError,
+        TrainingError,
+        UnsupportedModel,
+        UserError,
+    )
     from frostline.engine import Trainer
     from frostline.plan import Plan, load_plan, save_plan
     from frostline.run import RunConfig, make_plan, make_schedule, train
@@ -20,12 +29,17 @@ if TYPE_CHECKING:
 
 _PLACES = {
     "Budget": "frostline.strategies",
+    "CheckpointError": "frostline.core.errors",
+    "ConfigError": "frostline.core.errors",
+    "DataError": "frostline.core.errors",
     "FrostlineError": "frostline.core.errors",
     "HybridConfig": "frostline.adapters",
     "Plan": "frostline.plan",
+    "PlanError": "frostline.core.errors",
     "RunConfig": "frostline.run",
     "Trainer": "frostline.engine",
     "TrainingError": "frostline.core.errors",
+    "UnsupportedModel": "frostline.core.errors",
     "UserError": "frostline.core.errors",
     "apply": "frostline.surgery",
     "load": "frostline.checkpoints",
@@ -39,12 +53,17 @@ _PLACES = {
 
 __all__ = [
     "Budget",
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
     "FrostlineError",
     "HybridConfig",
     "Plan",
+    "PlanError",
     "RunConfig",
     "Trainer",
     "TrainingError",
+    "UnsupportedModel",
     "UserError",
     "apply",
     "load",

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from frostline.anatomy._stacks import Stack
-from frostline.core.errors import UserError
+from frostline.core.errors import UnsupportedModel
 from frostline.hooks import hollow
 
 
@@ -50,7 +50,7 @@ def modules_before_blocks(stack: Stack) -> set[nn.Module]:
     finally:
         for hook in hooks:
             hook.remove()
-    raise UserError(
+    raise UnsupportedModel(
         f"{type(stack.module).__name__} does not run from token ids to its first block ({reason}): give a text model"
     )
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from frostline.core.errors import UserError
+from frostline.core.errors import DataError, PlanError
 from frostline.core.seeding import derive_seed
 from frostline.cost import Workload
 from frostline.plan import Plan, Schedule
@@ -53,9 +53,9 @@ def make_plan(
         options: the strategy's own.
         seed: of what is drawn at random.
 
-    Raises `UserError` for an unknown strategy or option, a strategy whose plan changes while it trains
-    (`make_schedule` is for those), a model without blocks, a strategy that wants data where there is none, and a
-    budget that no plan fits.
+    Raises `PlanError` for a strategy whose plan changes while it trains (`make_schedule` is for those) and where no
+    plan fits, `ConfigError` for an unknown strategy or option and for a strategy that needs data where there is none,
+    `UnsupportedModel` for a model without blocks.
     """
     schedule = make_schedule(
         model,
@@ -68,7 +68,7 @@ def make_plan(
         seed=seed,
     )
     if not schedule.settled:
-        raise UserError(
+        raise PlanError(
             f"strategy '{strategy}' changes its plan while it trains, so it is no single plan: use "
             f'fl.make_schedule(model, "{strategy}"), and give it as schedule=... to fl.Trainer'
         )
@@ -113,7 +113,7 @@ def _measure(
     model: Any, data: Any, collate: Collate | None, seed: int, signals: Sequence[str] | None, rows: int
 ) -> Probe:
     if not len(data) or "input_ids" not in data[0] or "labels" not in data[0]:
-        raise UserError("data: a data set of tokenised rows with input_ids and labels is wanted")
+        raise DataError("data: a data set of tokenised rows with input_ids and labels is wanted")
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(derive_seed(seed, "probe")))
     sample = [data[index] for index in order[:rows].tolist()]
     found = measure(model, sample, collate or partial(_padded, model), signals=signals)

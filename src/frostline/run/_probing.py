@@ -12,7 +12,7 @@ import transformers
 from frostline.anatomy import Anatomy, find_anatomy, skeleton, tensor_hash, tensor_hashes
 from frostline.bottom import CannotCut, Load, Streaming
 from frostline.checkpoints import load_above, load_tokenizer, quiet_libraries
-from frostline.core.errors import UserError
+from frostline.core.errors import UnsupportedModel
 from frostline.run._device import device
 from frostline.run._setup import check_length, class_for, config_for, load_model
 from frostline.signals import (
@@ -121,7 +121,7 @@ def load_streamed(name: str, task: Task, anatomy: Anatomy, seed: int, dtype: str
     try:
         model, load = load_above(name, class_for(config, task.kind), config, depth, dtype)
     except CannotCut as error:
-        raise UserError(f"streaming: {error}: leave it out") from None
+        raise UnsupportedModel(f"streaming: {error}: leave it out") from None
     bottom = Streaming(model, anatomy, load)
     bottom.read_hashes(depth)
     above = {tensor.name: tensor_hash(model.get_parameter(tensor.name)) for tensor in anatomy.head}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from frostline.core.errors import UserError
+from frostline.core.errors import ConfigError
 from frostline.core.sizes import size_text
 from frostline.engine import Trainer
 from frostline.plan import Split
@@ -32,9 +32,9 @@ def trainer_for(split: Split | None, config: RunConfig) -> Callable[..., Trainer
         return Trainer
     for key, only in _ONLY.items():
         if getattr(config, key) != only:
-            raise UserError(f"{key}: strategy '{config.strategy}' trains in parts, which goes without: leave it out")
+            raise ConfigError(f"{key}: strategy '{config.strategy}' trains in parts, which goes without: leave it out")
     if config.optimizer == "flora":
-        raise UserError(f"optimizer: strategy '{config.strategy}' goes with adamw or sgd, not with flora")
+        raise ConfigError(f"optimizer: strategy '{config.strategy}' goes with adamw or sgd, not with flora")
     return partial(SplitTrainer, split=split)
 
 

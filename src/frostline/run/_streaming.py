@@ -9,7 +9,7 @@ import transformers
 from frostline.anatomy import find_anatomy, skeleton
 from frostline.bottom import CannotCut, Load, cut_boundary
 from frostline.checkpoints import load_above
-from frostline.core.errors import UserError
+from frostline.core.errors import ConfigError, PlanError, UnsupportedModel
 from frostline.cost import Workload
 from frostline.plan import Schedule
 from frostline.run._choosing import Chosen, choose, measure_here
@@ -49,7 +49,7 @@ def load_streaming(config: RunConfig, data: Data, before: Chosen | None) -> tupl
     try:
         model, load = load_above(config.model, model_class, model_config, boundary, config.frozen_dtype)
     except CannotCut as error:
-        raise UserError(f"streaming: {error}: take streaming: false") from None
+        raise UnsupportedModel(f"streaming: {error}: take streaming: false") from None
     return model, chosen, load
 
 
@@ -62,19 +62,19 @@ def streaming_notices(config: RunConfig, task: Task) -> list[str]:
 
 def _check_config(config: RunConfig) -> None:
     if config.activation_cache == "off":
-        raise UserError("streaming: true trains from the activation cache: leave activation_cache: off out")
+        raise ConfigError("streaming: true trains from the activation cache: leave activation_cache: off out")
     if config.batching == "packed":
-        raise UserError("streaming: batching: packed is checked on the whole model first: take batching: grouped")
+        raise ConfigError("streaming: batching: packed is checked on the whole model first: take batching: grouped")
 
 
 def _check_schedule(config: RunConfig, schedule: Schedule) -> None:
     if not schedule.settled:
-        raise UserError(
+        raise PlanError(
             f"streaming: strategy '{config.strategy}' changes its plan while it trains, and blocks below the boundary "
             "could not be trained later: take a fixed one, such as bot50"
         )
     if schedule.first.boundary == 0:
-        raise UserError(
+        raise PlanError(
             f"streaming: strategy '{config.strategy}' freezes nothing below the lowest trained block, so there is "
             "nothing to read block by block: take one that does, such as bot50"
         )

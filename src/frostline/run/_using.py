@@ -12,7 +12,7 @@ import transformers
 
 from frostline.anatomy import Anatomy, notices
 from frostline.checkpoints import CARD_FILE, load, load_config, load_tokenizer, load_weights
-from frostline.core.errors import UserError
+from frostline.core.errors import ConfigError, DataError, UnsupportedModel
 from frostline.cost import Prediction, Workload, has_dropout, predict, storage_dtype
 from frostline.plan import Plan, document
 from frostline.records import RECORD_FILE, read_record
@@ -157,12 +157,12 @@ def evaluate_target(
     if is_run(folder):
         model = load(folder)
         if (loaded.kind is TaskKind.CLASSIFICATION) == model.can_generate():
-            raise UserError(
+            raise ConfigError(
                 f"{target} is a {type(model).__name__}, and task '{loaded.name}' is one of {loaded.kind}: it was "
                 "trained for another kind of task"
             )
         if loaded.kind is TaskKind.CLASSIFICATION and model.config.num_labels != len(loaded.labels):
-            raise UserError(
+            raise ConfigError(
                 f"{target} tells {model.config.num_labels} labels apart, and task '{loaded.name}' has "
                 f"{len(loaded.labels)}"
             )
@@ -192,7 +192,7 @@ def _settings(folder: Path, task: str | None, **given: Any) -> RunConfig:
             break
     task = task or own.get("task")
     if task is None:
-        raise UserError(f"{folder} is no run, so say what to evaluate it on: --task")
+        raise ConfigError(f"{folder} is no run, so say what to evaluate it on: --task")
     if task != own.get("task"):
         own = {key: value for key, value in own.items() if key not in ("data", "generate_rows")}
         data = given.get("data") or TaskOptions()
@@ -209,7 +209,7 @@ def generate_target(target: str, prompts: Sequence[str], *, max_new_tokens: int 
     model that writes no text, and for an empty prompt.
     """
     if "" in prompts:
-        raise UserError("an empty prompt gives the model nothing to go on from: give some text")
+        raise DataError("an empty prompt gives the model nothing to go on from: give some text")
     folder = Path(target)
     if is_run(folder):
         model = load(folder)
@@ -217,7 +217,7 @@ def generate_target(target: str, prompts: Sequence[str], *, max_new_tokens: int 
         config = load_config(target)
         model = load_weights(target, class_for(config, TaskKind.GENERATION), config)
     if not model.can_generate():
-        raise UserError(f"{target} is a {type(model).__name__}, which writes no text: give a language model")
+        raise UnsupportedModel(f"{target} is a {type(model).__name__}, which writes no text: give a language model")
     transformers.set_seed(decoding.pop("seed", 42))
     tokenizer = prepare_tokenizer(load_tokenizer(target), model)
     return generate_texts(

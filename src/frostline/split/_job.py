@@ -13,7 +13,7 @@ from torch import nn
 from transformers import get_scheduler
 
 from frostline.bottom import Cut
-from frostline.core.errors import UserError
+from frostline.core.errors import ConfigError
 from frostline.core.seeding import derive_seed
 from frostline.plan import Plan, Split
 
@@ -116,7 +116,7 @@ def deal(rows: int, clients: int, seed: int) -> list[list[int]]:
     Raises `UserError` when there are fewer rows than clients.
     """
     if rows < clients:
-        raise UserError(f"clients: {rows} training rows are too few for {clients} clients")
+        raise ConfigError(f"clients: {rows} training rows are too few for {clients} clients")
     random = torch.Generator().manual_seed(derive_seed(seed, "split rows"))
     order: list[int] = torch.randperm(rows, generator=random).tolist()
     return [order[client::clients] for client in range(clients)]

@@ -15,7 +15,7 @@ from transformers.trainer_utils import TrainOutput
 from frostline.anatomy import Anatomy
 from frostline.bottom import CannotCut, Cut, find_cut
 from frostline.checkpoints import put_tensors
-from frostline.core.errors import UserError
+from frostline.core.errors import CheckpointError, ConfigError, PlanError, UnsupportedModel
 from frostline.engine import Trainer
 from frostline.plan import Forward, Plan, Split
 from frostline.split._job import ClientRows, Job, Stepping, deal, rounds_of
@@ -73,11 +73,11 @@ class SplitTrainer(Trainer):
             _check(args)
         super().__init__(model, args, *positional, **options)
         if self.optimizer_cls_and_kwargs is not None:
-            raise UserError(
+            raise ConfigError(
                 f"a split training steps with one of {', '.join(OPTIMIZERS)}: leave the optimizer's class out"
             )
         if not self.schedule.settled:
-            raise UserError("a split training keeps its plan from the first step to the last: give a fixed one")
+            raise PlanError("a split training keeps its plan from the first step to the last: give a fixed one")
         self.split = split
         self.report: SplitReport | None = None
         _check_plan(self.applied.plan, split)
@@ -87,7 +87,7 @@ class SplitTrainer(Trainer):
     def train(self, resume_from_checkpoint: str | bool | None = None, *_: Any, **__: Any) -> TrainOutput:
         """Train in other processes, to the last round. Raises `TrainingError` when one of them fails or dies."""
         if resume_from_checkpoint:
-            raise UserError("a split training saves no checkpoints, so there is none to resume from")
+            raise CheckpointError("a split training saves no checkpoints, so there is none to resume from")
         with tempfile.TemporaryDirectory(prefix="frostline-split-") as folder:
             job, client_rows = self._work(Path(folder))
             save_parts(self.model, job.folder)
@@ -190,16 +190,16 @@ def _check(args: TrainingArguments) -> None:
     }
     for name, only in wanted.items():
         if (given := getattr(args, name)) != only:
-            raise UserError(f"{name}: a split training goes with {only} only (given: {given})")
+            raise ConfigError(f"{name}: a split training goes with {only} only (given: {given})")
     if args.optim not in OPTIMIZERS:
-        raise UserError(f"optim: a split training steps with one of {', '.join(OPTIMIZERS)} (given: {args.optim})")
+        raise ConfigError(f"optim: a split training steps with one of {', '.join(OPTIMIZERS)} (given: {args.optim})")
 
 
 def _check_plan(plan: Plan, split: Split) -> None:
     if plan.forward != Forward() or plan.embeddings.mode != "frozen":
-        raise UserError("a split training leaves embeddings and the forward pass as they are: take another plan")
+        raise PlanError("a split training leaves embeddings and the forward pass as they are: take another plan")
     if plan.boundary >= split.cut:
-        raise UserError(
+        raise ConfigError(
             f"cut: {split.cut}: nothing trains below block {plan.boundary}, take {plan.boundary + 1} or more"
         )
 
@@ -207,13 +207,13 @@ def _check_plan(plan: Plan, split: Split) -> None:
 def _cut(model: Any, anatomy: Anatomy, split: Split) -> Cut:
     blocks = len(anatomy.blocks)
     if not 0 < split.cut < blocks:
-        raise UserError(f"cut: {split.cut} of {blocks} blocks: both parts need one at least, take 1 to {blocks - 1}")
+        raise ConfigError(f"cut: {split.cut} of {blocks} blocks: both parts need one at least, take 1 to {blocks - 1}")
     try:
         cut = find_cut(model, anatomy, split.cut, weightless=True)
     except CannotCut as error:
-        raise UserError(f"cut: the model cannot be cut in two parts: {error}") from error
+        raise UnsupportedModel(f"cut: the model cannot be cut in two parts: {error}") from error
     if len({block.stack for block in anatomy.blocks}) > 1 or cut.running:
-        raise UserError(
+        raise UnsupportedModel(
             f"cut: a {anatomy.model_type} model has more than one state to send at a cut: take a decoder or an encoder"
         )
     return cut

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from frostline.adapters import adaptable
 from frostline.anatomy import Block
-from frostline.core.errors import UserError, unknown_name
+from frostline.core.errors import ConfigError, PlanError, unknown_name
 from frostline.core.settings import first_error
 from frostline.plan import (
     AddingMode,
@@ -47,18 +47,18 @@ class Addition:
     def read(self, options: Any, where: str) -> AddingMode:
         """The mode with a user's options. Raises `UserError` with the key at fault."""
         if not isinstance(options, dict):
-            raise UserError(f"{where}: its options are a mapping")
+            raise ConfigError(f"{where}: its options are a mapping")
         said = ("mode", *self.fixed)
         for key in (key for key in said if key in options):
-            raise UserError(f"{where}: {key}: the name says it")
+            raise ConfigError(f"{where}: {key}: the name says it")
         known = [key for key in self.mode.model_fields if key not in said]
         for key in (key for key in options if key not in known):
             hint = "; those of PEFT's config go under options" if self.mode is Peft else ""
-            raise UserError(f"{where}: {unknown_name('key', str(key), known)}{hint}")
+            raise ConfigError(f"{where}: {unknown_name('key', str(key), known)}{hint}")
         try:
             return self.mode.model_validate({**self.defaults, **options, **self.fixed})
         except ValidationError as error:
-            raise UserError(f"{where}: {first_error(error)}") from None
+            raise ConfigError(f"{where}: {first_error(error)}") from None
 
 
 ADDITIONS: Mapping[str, Addition] = {
@@ -101,7 +101,7 @@ def adapted(selection: Selection, situation: Situation, mode: AddingMode, name: 
     if schedule.settled:
         return replace(selection, schedule=FixedSchedule(adapted_plan(schedule.first, situation, mode, name)))
     if isinstance(mode, Peft) and mode.method == "adalora":
-        raise UserError(f"+{name}: its ranks are shared out among all blocks, which a schedule freezes: take +lora")
+        raise ConfigError(f"+{name}: its ranks are shared out among all blocks, which a schedule freezes: take +lora")
     return replace(selection, schedule=_Adapted(schedule, situation, mode, name))
 
 
@@ -118,7 +118,7 @@ def adapted_plan(plan: Plan, situation: Situation, mode: AddingMode, name: str) 
     Raises `UserError` when the plan trains no block.
     """
     if not any(isinstance(trained, Full | Partial) for trained in plan.blocks):
-        raise UserError(f"strategy '{plan.strategy}+{name}': '{plan.strategy}' trains no block that it could go to")
+        raise ConfigError(f"strategy '{plan.strategy}+{name}': '{plan.strategy}' trains no block that it could go to")
     blocks = tuple(
         _mode(trained, block, mode, name) for trained, block in zip(plan.blocks, situation.anatomy.blocks, strict=True)
     )
@@ -172,11 +172,11 @@ def _mode(mode: BlockMode, block: Block, added: AddingMode, name: str) -> BlockM
     if isinstance(mode, Partial):
         if mode.rows < 1 or mode.train == "norms_and_biases":
             what = "some rows of its matrices" if mode.rows < 1 else "its norms and biases"
-            raise UserError(
+            raise PlanError(
                 f"+{name}: it goes beside whole matrices, and a middle block trains {what}: take another form"
             )
         if isinstance(added, Prefix | Mixture):
-            raise UserError(f"+{name}: it goes with whole blocks, and a middle block trains in part: take +lora")
+            raise PlanError(f"+{name}: it goes with whole blocks, and a middle block trains in part: take +lora")
         if added.targets == "default":
             single = {linear.name for linear in adaptable(block)}
             named: Any = mode.train

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import NonNegativeInt
 
-from frostline.core.errors import UserError
+from frostline.core.errors import ConfigError
 from frostline.strategies._candidates import Freedom
 from frostline.strategies._planner import planned
 from frostline.strategies._plans import freeze_blocks
@@ -34,12 +34,12 @@ def auto(situation: Situation, options: AutoOptions) -> Selection:
 def _cut(situation: Situation, options: AutoOptions) -> int:
     if options.cut is not None:
         if options.cut >= situation.blocks:
-            raise UserError(f"strategy_options.cut: {options.cut} leaves none of {situation.blocks} blocks to train")
+            raise ConfigError(f"strategy_options.cut: {options.cut} leaves none of {situation.blocks} blocks to train")
         return options.cut
     if situation.blocks < 2:
         return 0
     if situation.measure is None:
-        raise UserError(
+        raise ConfigError(
             "auto measures the model on rows of a task: give --task (in python: data=...), or its option cut, the "
             "number of low blocks that are not worth training"
         )

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeInt, model_validator
 
-from frostline.core.errors import UserError
+from frostline.core.errors import ConfigError
 from frostline.core.settings import Options
 from frostline.plan import BlockMode, Forward, Frozen, Full, Partial, Residual
 from frostline.strategies._plans import plan_of
@@ -61,7 +61,7 @@ def hierarchical(situation: Situation, options: HierarchicalOptions) -> Selectio
     low, middle = _size(options.low, blocks), _size(options.middle, blocks)
     high = blocks - low - middle
     if high < 1:
-        raise UserError(
+        raise ConfigError(
             f"strategy 'hierarchical': low {low} and middle {middle} of {blocks} blocks leave none to the high tier"
         )
     modes = [Frozen()] * low + [_partly(situation, options)] * middle + [Full()] * high

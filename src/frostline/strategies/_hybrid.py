@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import field_validator
 
-from frostline.core.errors import UserError
+from frostline.core.errors import ConfigError
 from frostline.core.settings import Options
 from frostline.plan import BlockMode, Frozen, Lora, Plan, Prefix
 from frostline.strategies._plans import task_head
@@ -57,7 +57,7 @@ def hlpt(situation: Situation, options: HybridOptions) -> Selection:
     Raises `UserError` when the tiers take more blocks than there are.
     """
     if "kept" in options.model_fields_set:
-        raise UserError("strategy_options of 'hlpt': kept: it goes with h2lpt, hlpt tunes both tiers whole")
+        raise ConfigError("strategy_options of 'hlpt': kept: it goes with h2lpt, hlpt tunes both tiers whole")
     low, high = _tiers(situation, options, "hlpt")
     return fixed(_plan(situation, options, _name("hlpt", options), low, high))
 
@@ -80,7 +80,7 @@ def _tiers(situation: Situation, options: HybridOptions, name: str) -> tuple[ran
     low = options.low if isinstance(options.low, int) else math.ceil(options.low * blocks - 0.5)
     high = options.high if isinstance(options.high, int) else math.floor(options.high * blocks + 0.5)
     if low + high > blocks or low + high == 0:
-        raise UserError(f"strategy '{name}': tiers of {low} and {high} blocks do not fit a model of {blocks}")
+        raise ConfigError(f"strategy '{name}': tiers of {low} and {high} blocks do not fit a model of {blocks}")
     return range(low), range(blocks - high, blocks)
 
 

@@ -18,7 +18,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 
-from frostline.core.errors import UserError
+from frostline.core.errors import PlanError
 from frostline.cost import predict
 from frostline.strategies._candidates import Candidate, Candidates, Freedom, Way
 from frostline.strategies._choice import Choice, ConstraintCost, Option
@@ -62,7 +62,7 @@ class _Planner:
         found = (self._best([way], self.limits) for way in self.candidates.ways)
         ranked = sorted((one for one in found if one is not None), key=self.candidates.rank)
         if not ranked:
-            raise UserError(self._refusal())
+            raise PlanError(self._refusal())
         chosen, *others = ranked
         return Choice(
             **vars(self._option(chosen)),

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from pydantic import ValidationError
 
-from frostline.core.errors import UserError
+from frostline.core.errors import PlanError
 from frostline.core.settings import first_error
 from frostline.plan import BlockMode, Forward, Frozen, Full, Plan
 from frostline.strategies._situation import Situation
@@ -31,7 +31,7 @@ def plan_of(situation: Situation, modes: Iterable[BlockMode], strategy: str, for
     try:
         return Plan.model_validate({**around, "blocks": tuple(modes), "forward": forward or Forward()})
     except ValidationError as error:
-        raise UserError(f"strategy '{strategy}': {first_error(error)}") from None
+        raise PlanError(f"strategy '{strategy}': {first_error(error)}") from None
 
 
 def task_head(situation: Situation) -> Frozen | Full:

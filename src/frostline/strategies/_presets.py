@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 
-from frostline.core.errors import UserError
+from frostline.core.errors import PlanError
 from frostline.core.seeding import derive_seed
 from frostline.plan import Frozen, Full, Partial, Plan
 from frostline.strategies._plans import freeze_blocks, task_head
@@ -22,7 +22,7 @@ def frozen_count(percent: int, blocks: int) -> int:
     Raises `UserError` for a model of one block, which leaves nothing to choose.
     """
     if blocks < 2:
-        raise UserError("a model of one block leaves nothing to freeze in part: use all, head or lora")
+        raise PlanError("a model of one block leaves nothing to freeze in part: use all, head or lora")
     return min(max(math.floor(percent * blocks / 100 + 0.5), 1), blocks - 1)
 
 
@@ -61,7 +61,7 @@ def interval(situation: Situation, options: Percent) -> Selection:
     n = INTERVALS[options.percent]
     frozen = {index for index in range(situation.blocks) if (index + 1) % n == 0}
     if not frozen:
-        raise UserError(f"int{options.percent} freezes every {n}th block, and the model has {situation.blocks}")
+        raise PlanError(f"int{options.percent} freezes every {n}th block, and the model has {situation.blocks}")
     return fixed(freeze_blocks(situation, frozen, f"int{options.percent}"))
 
 

@@ -6,7 +6,7 @@ import math
 
 from pydantic import Field, PositiveInt
 
-from frostline.core.errors import UserError
+from frostline.core.errors import PlanError
 from frostline.core.settings import Options
 from frostline.plan import BlockMode, Frozen, Full
 from frostline.strategies._plans import plan_of
@@ -39,7 +39,7 @@ def surgical(situation: Situation, options: SurgicalOptions) -> Selection:
     largest = max((norm for norm in norms if math.isfinite(norm)), default=0.0) or math.inf
     scales = [1.0 if math.isinf(norm) else norm / largest for norm in norms]
     if not any(scales):
-        raise UserError("strategy 'surgical': the loss has no gradient in any block, so there is none to train")
+        raise PlanError("strategy 'surgical': the loss has no gradient in any block, so there is none to train")
     return fixed(plan_of(situation, map(_at, scales), "surgical"))
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import PositiveInt
 
-from frostline.core.errors import UserError
+from frostline.core.errors import PlanError
 from frostline.core.seeding import derive_seed
 from frostline.core.settings import Options
 from frostline.signals import Form, Probe
@@ -64,7 +64,7 @@ def over_threshold(situation: Situation, options: ThresholdOptions) -> Selection
     gains = [gain.value for gain in _probe(situation, options).gains(options.gain, options.deviation)]
     ranked = sorted((gain, block) for block, gain in enumerate(gains) if gain is not None)
     if not ranked:
-        raise UserError("semantic-threshold: no block has a gain to decide by")
+        raise PlanError("semantic-threshold: no block has a gain to decide by")
     threshold = fmean(gain for gain, _ in ranked) if options.threshold is None else options.threshold
     trained = {block for gain, block in ranked if gain >= threshold} or {ranked[-1][1]}
     if len(trained) == situation.blocks:
@@ -90,7 +90,7 @@ def as_many_at_random(situation: Situation, options: SemanticOptions) -> Selecti
 
 def _probe(situation: Situation, options: Deviation) -> Probe:
     if situation.blocks < 2:
-        raise UserError("a model of one block has nothing to cut: use all, head or lora")
+        raise PlanError("a model of one block has nothing to cut: use all, head or lora")
     return situation.probe(None if options.deviation is None else (options.deviation,), options.rows)
 
 

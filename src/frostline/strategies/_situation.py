@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from frostline.anatomy import Anatomy, find_anatomy
-from frostline.core.errors import UserError
+from frostline.core.errors import ConfigError
 from frostline.cost import Speed, Workload
 from frostline.signals import Probe
 from frostline.strategies._budget import Budget
@@ -47,5 +47,5 @@ class Situation:
     def probe(self, signals: Sequence[str] | None = None, rows: int = 256) -> Probe:
         """Signals of the model's blocks on `rows` rows of its task. Raises `UserError` when there is none."""
         if self.measure is None:
-            raise UserError("this strategy measures the model on rows of a task: give --task (in python: data=...)")
+            raise ConfigError("this strategy measures the model on rows of a task: give --task (in python: data=...)")
         return self.measure(signals, rows)

@@ -6,7 +6,7 @@ import math
 
 from pydantic import PositiveInt
 
-from frostline.core.errors import UserError
+from frostline.core.errors import ConfigError
 from frostline.plan import Frozen, Lora, Plan, Split
 from frostline.strategies._plans import task_head
 from frostline.strategies._selection import Selection, fixed
@@ -35,7 +35,7 @@ def splitlora(situation: Situation, options: SplitLoraOptions) -> Selection:
     blocks = situation.blocks
     cut = max(1, math.floor(blocks / 4 + 0.5)) if options.cut is None else options.cut
     if cut >= blocks:
-        raise UserError(f"strategy 'splitlora': cut: {cut} of {blocks} blocks leaves none to the server")
+        raise ConfigError(f"strategy 'splitlora': cut: {cut} of {blocks} blocks leaves none to the server")
     lora = Lora.model_validate(options.model_dump(include=set(Lora.model_fields)))
     plan = Plan(strategy="splitlora", blocks=(lora,) * blocks, final_norm=Frozen(), head=task_head(situation))
     return fixed(plan, split=Split(cut, options.clients, options.average_every))

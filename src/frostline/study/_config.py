@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, field_validator, model_validator
 
-from frostline.core.errors import UserError
+from frostline.core.errors import ConfigError
 from frostline.core.settings import Options, first_error, lay_over, read_mapping
 
 
@@ -83,11 +83,11 @@ class StudyConfig(Options):
     def read(cls, document: Any, where: str = "study") -> StudyConfig:
         """A study from a parsed document. Raises `UserError` with the key at fault."""
         if not isinstance(document, dict):
-            raise UserError(f"{where}: a study is a mapping with the keys models, tasks and strategies")
+            raise ConfigError(f"{where}: a study is a mapping with the keys models, tasks and strategies")
         try:
             return cls.model_validate(document)
         except ValidationError as error:
-            raise UserError(f"{where}: {first_error(error)}") from None
+            raise ConfigError(f"{where}: {first_error(error)}") from None
 
     def to_yaml(self) -> str:
         """The study as YAML that `read_study` reads back."""

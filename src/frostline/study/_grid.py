@@ -10,7 +10,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from frostline.core.errors import UserError
+from frostline.core.errors import ConfigError
 from frostline.plan import load_plan
 from frostline.run import RunConfig, read_config
 from frostline.strategies import parse_name
@@ -71,7 +71,7 @@ def _settings(study: StudyConfig, strategy: StudyStrategy) -> dict[str, Any]:
     for where, given in (("config", study.config), (f"strategy '{strategy.row}'", strategy.settings)):
         for key in SET_BY_THE_GRID:
             if key in given:
-                raise UserError(f"study: {where}: '{key}' is set by the grid, leave it out")
+                raise ConfigError(f"study: {where}: '{key}' is set by the grid, leave it out")
     return _over(study.config, strategy.settings)
 
 
@@ -93,7 +93,7 @@ def _folder_names(names: Sequence[str]) -> dict[str, str]:
     chosen = {name: name if _last(name) in shared else _last(name) for name in names}
     folders = {name: re.sub(r"[^\w.-]+", "-", text).strip("-.") for name, text in chosen.items()}
     if len(set(folders.values())) < len(names):
-        raise UserError(f"study: {', '.join(names)} would share a folder: rename one")
+        raise ConfigError(f"study: {', '.join(names)} would share a folder: rename one")
     return folders
 
 

@@ -21,7 +21,7 @@ from torch.utils.hooks import RemovableHandle
 
 from frostline.adapters import regularises
 from frostline.anatomy import Anatomy
-from frostline.core.errors import FrostlineError, UserError, first_line
+from frostline.core.errors import FrostlineError, PlanError, first_line
 from frostline.hooks import device_of, hidden_of, undisturbed, with_hidden
 from frostline.plan import Mixture, Peft, Plan
 
@@ -49,44 +49,44 @@ def check_forward(model: nn.Module, plan: Plan, anatomy: Anatomy) -> None:
         return
     name, config = type(model).__name__, model.config.to_dict()  # type: ignore[operator, union-attr]
     if any(key.endswith("layerdrop") and value for key, value in config.items()):
-        raise UserError(f"forward: {name} leaves out blocks at random in training: set layerdrop to 0 in its config")
+        raise PlanError(f"forward: {name} leaves out blocks at random in training: set layerdrop to 0 in its config")
     span, deepest = plan.forward.residual.span, max(map(len, _stacks(anatomy)))
     if plan.forward.interacts and span > deepest:
-        raise UserError(f"forward.residual.span: {span} reaches over all {deepest} blocks of each stack of {name}")
+        raise PlanError(f"forward.residual.span: {span} reaches over all {deepest} blocks of each stack of {name}")
     if not plan.forward.layered:
         return
     if "labels" not in inspect.signature(model.forward).parameters:
-        raise UserError(f"forward.loss_weights: {name} computes no loss of its own: take a model with a task head")
+        raise PlanError(f"forward.loss_weights: {name} computes no loss of its own: take a model with a task head")
     last_stack = len(_stacks(anatomy)[-1])
     first = len(anatomy.blocks) - last_stack
     if any(index < first for index in plan.forward.losses):
-        raise UserError(
+        raise PlanError(
             f"forward.loss_weights: an encoder's states do not go through final norm and head: give the first "
             f"{first} of the {len(anatomy.blocks)} blocks the weight 0"
         )
     if config.get("output_router_logits") and not hasattr(model, "router_aux_loss_coef"):
-        raise UserError(
+        raise PlanError(
             f"forward.loss_weights: the router loss of {name} cannot be told from the rest of its loss: set "
             "output_router_logits to false in its config"
         )
     if (reason := LayeredLoss(model, anatomy, plan.forward.losses).disagreement()) is not None:
-        raise UserError(f"forward.loss_weights: {reason}: leave them out for {name}")
+        raise PlanError(f"forward.loss_weights: {reason}: leave them out for {name}")
 
 
 def check_loss_is_the_models(plan: Plan, computed_outside: bool) -> None:
     """Raises `UserError` when a plan changes the model's loss, but the caller computes it outside of the model."""
     if plan.forward.layered and computed_outside:
-        raise UserError(
+        raise PlanError(
             "forward.loss_weights: a layered loss is the model's own: leave out label_smoothing_factor and "
             "compute_loss_func, or the weights"
         )
     if computed_outside and any(isinstance(mode, Mixture) and mode.balance for mode in plan.blocks):
-        raise UserError(
+        raise PlanError(
             "mixture: its balance loss is added to the model's own: leave out label_smoothing_factor and "
             "compute_loss_func, or set balance to 0"
         )
     if computed_outside and any(isinstance(mode, Peft) and regularises(mode) for mode in plan.blocks):
-        raise UserError(
+        raise PlanError(
             "adalora: its regularisation is added to the model's own loss: leave out label_smoothing_factor and "
             "compute_loss_func, or set orth_reg_weight to 0"
         )

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
-from frostline.core.errors import UserError
+from frostline.core.errors import DataError, UnsupportedModel
 from frostline.core.labels import IGNORED
 from frostline.tasks._chat import chat_tokens
 from frostline.tasks._task import Example, Split, Task, TaskKind
@@ -68,7 +68,7 @@ def encode(task: Task, split: Split, tokenizer: Any, max_length: int, kind: Mode
     """
     examples = task.split(split)
     if not examples:
-        raise UserError(task.no_training or f"task '{task.name}' has no {split} rows in {task.source}")
+        raise DataError(task.no_training or f"task '{task.name}' has no {split} rows in {task.source}")
     pairs = list(_encoder(task, kind)(task, examples, tokenizer, max_length))
     rows = [{**row, "example_id": example.id} for (row, _), example in zip(pairs, examples, strict=True)]
     truncated = sum(cut for _, cut in pairs)
@@ -91,7 +91,7 @@ def _encoder(task: Task, kind: ModelKind) -> Encoder:
         (TaskKind.LANGUAGE, "decoder"): _chats if chat else _texts,
     }
     if (task.kind, kind) not in table:
-        raise UserError(
+        raise UnsupportedModel(
             f"task '{task.name}' is a {task.kind} task, which an {kind} model cannot do: take a decoder model"
         )
     return table[task.kind, kind]
