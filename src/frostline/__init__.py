@@ -11,26 +11,41 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from frostline.adapters import HybridConfig
     from frostline.checkpoints import load, merge
-    from frostline.core.errors import FrostlineError, TrainingError, UserError
+    from frostline.core.errors import (
+        CheckpointError,
+        ConfigError,
+        DataError,
+        FrostlineError,
+        PlanError,
+        TrainingError,
+        UnsupportedModel,
+        UserError,
+    )
     from frostline.engine import Trainer
     from frostline.plan import Plan, load_plan, save_plan
-    from frostline.run import RunConfig, make_plan, train
+    from frostline.run import RunConfig, make_plan, make_schedule, train
     from frostline.strategies import Budget
     from frostline.surgery import apply
 
 _PLACES = {
     "Budget": "frostline.strategies",
+    "CheckpointError": "frostline.core.errors",
+    "ConfigError": "frostline.core.errors",
+    "DataError": "frostline.core.errors",
     "FrostlineError": "frostline.core.errors",
     "HybridConfig": "frostline.adapters",
     "Plan": "frostline.plan",
+    "PlanError": "frostline.core.errors",
     "RunConfig": "frostline.run",
     "Trainer": "frostline.engine",
     "TrainingError": "frostline.core.errors",
+    "UnsupportedModel": "frostline.core.errors",
     "UserError": "frostline.core.errors",
     "apply": "frostline.surgery",
     "load": "frostline.checkpoints",
     "load_plan": "frostline.plan",
     "make_plan": "frostline.run",
+    "make_schedule": "frostline.run",
     "merge": "frostline.checkpoints",
     "save_plan": "frostline.plan",
     "train": "frostline.run",
@@ -38,17 +53,23 @@ _PLACES = {
 
 __all__ = [
     "Budget",
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
     "FrostlineError",
     "HybridConfig",
     "Plan",
+    "PlanError",
     "RunConfig",
     "Trainer",
     "TrainingError",
+    "UnsupportedModel",
     "UserError",
     "apply",
     "load",
     "load_plan",
     "make_plan",
+    "make_schedule",
     "merge",
     "save_plan",
     "train",

@@ -20,9 +20,11 @@ from frostline.checkpoints import load, merge, save_delta, trained_tensors
 from frostline.core.errors import UserError
 from frostline.engine import Trainer
 from frostline.plan import BlockMode, Frozen, Full, Lora, Observations, Partial, Plan, Schedule
-from frostline.strategies import Situation, choose_schedule
+from frostline.run import make_schedule
+from frostline.strategies import Situation
 from frostline.surgery import apply as apply_plan
 from frostline.surgery import change
+from rotating import Rotating
 
 
 class Steps:
@@ -31,7 +33,7 @@ class Steps:
     observes: frozenset[str] = frozenset()
 
     def __init__(self, plans: Mapping[int, Plan]) -> None:
-        self.plans, self.done = plans, 0
+        self.plans, self.done, self.first = plans, 0, plans[0]
 
     @property
     def settled(self) -> bool:
@@ -92,7 +94,9 @@ def arguments(folder: Path, **options: Any) -> TrainingArguments:
 
 
 def schedule_for(name: str, model: Any) -> Schedule:
-    return Steps(PLANS[name]) if name in PLANS else choose_schedule(name, Situation.of(model))
+    if name == "rotating":
+        return Rotating(Situation.of(model), every=3)
+    return Steps(PLANS[name]) if name in PLANS else make_schedule(model, name)
 
 
 def trainer(folder: Path, name: str, architecture: str = "llama", dropout: float = 0.1, **options: Any) -> Trainer:
@@ -125,6 +129,29 @@ def test_killed_at_any_point_and_resumed_is_never_killed(tmp_path: Path, name: s
     assert expected.keys() == got.keys()
     for tensor in expected:
         assert torch.equal(expected[tensor], got[tensor]), tensor
+
+
+@pytest.mark.parametrize("stop", [2, 6, 7, 8, 11])
+@pytest.mark.parametrize("architecture", ["llama", "bert"])
+def test_a_schedule_that_never_settles_is_resumed_anywhere(tmp_path: Path, architecture: str, stop: int) -> None:
+    """Its plan changes before steps 3, 6 and 9; what it observes began with the plan."""
+    whole = trainer(tmp_path / "whole", "rotating", architecture, save_strategy="no", max_steps=12)
+    whole.train()
+    assert not whole.schedule.settled
+    assert [change.step for change in whole.changes] == [3, 6, 9]
+    assert len({change.plan.blocks for change in whole.changes} | {whole.schedule.first.blocks}) > 2
+    killed = trainer(tmp_path / "killed", "rotating", architecture, max_steps=12)
+    killed.add_callback(StopAt(stop))
+    with pytest.raises(KeyboardInterrupt):
+        killed.train()
+    resumed = trainer(tmp_path / "killed", "rotating", architecture, max_steps=12)
+    resumed.train(resume_from_checkpoint=True)
+    assert [(change.step, change.plan) for change in resumed.changes] == [
+        (change.step, change.plan) for change in whole.changes
+    ]
+    expected, got = trained_tensors(whole.model), trained_tensors(resumed.model)
+    assert expected.keys() == got.keys()
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
 
 
 @pytest.mark.parametrize("architecture", ["bert", "t5", "gpt2"])

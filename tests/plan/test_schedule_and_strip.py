@@ -16,9 +16,9 @@ from frostline.plan import BlockMode, FixedSchedule, Frozen, Full, Lora, Observa
 PLAN = Plan(blocks=(Frozen(), Partial(train="biases"), Lora(), Full()), head=Frozen())
 
 
-def test_a_fixed_schedule_gives_its_plan_once() -> None:
+def test_a_fixed_schedule_begins_with_its_plan_and_keeps_it() -> None:
     schedule = FixedSchedule(PLAN)
-    assert schedule.next(0, {}) is PLAN
+    assert schedule.first is PLAN
     assert [schedule.next(step, {"gradient": [1.0] * 4}) for step in (1, 2, 1000)] == [None] * 3
     assert schedule.observes == frozenset(), "nothing has to be measured for it"
     assert schedule.settled, "it stays as it is from the first step"
@@ -26,7 +26,7 @@ def test_a_fixed_schedule_gives_its_plan_once() -> None:
 
 def test_the_state_goes_through_json() -> None:
     schedule, resumed = FixedSchedule(PLAN), FixedSchedule(PLAN)
-    schedule.next(0, {})
+    schedule.next(1, {})
     resumed.load_state_dict(json.loads(json.dumps(schedule.state_dict())))
     assert resumed.state_dict() == schedule.state_dict()
     assert resumed.next(7, {}) is None
@@ -36,6 +36,7 @@ def test_the_state_goes_through_json() -> None:
 
 def test_what_is_a_schedule() -> None:
     class Alternating:
+        first = PLAN
         observes = frozenset({"gradient"})
         settled = False
 

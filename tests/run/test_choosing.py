@@ -14,6 +14,8 @@ from frostline.cost import Workload, predict
 from frostline.plan import Plan
 from frostline.records import read_record
 from frostline.run import RunConfig, generate_target, plan_model, read_config, train
+from frostline.strategies import STRATEGIES
+from rotating import ROTATING
 from tiny_files import write_model, write_task
 
 WAYS = [{"time": 0.4}, {"memory": 0.6}, {"memory": 0.7, "time": 0.5, "disk": "20MB"}]
@@ -58,6 +60,18 @@ def test_adt_s_change_is_in_the_record(tmp_path: Path) -> None:
     plan = Plan.read(record.plan)
     assert [index for index, block in enumerate(plan.blocks) if block.mode == "full"] == trained
     assert record.trainable_parameters == sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def test_changes_that_never_end_are_in_the_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(STRATEGIES._entries, "rotating", ROTATING)
+    record = train(config(tmp_path, strategy="rotating", strategy_options={"every": 2}))
+    assert [change["step"] for change in record.changes] == [2, 4, 6]
+    assert record.changes[-1]["plan"] == record.plan
+    planned = plan_model(str(tmp_path / "model"), "rotating", workload=Workload())
+    assert planned.plan.strategy == "rotating"
+    assert planned.notices == ("the plan changes while it trains: this is the one that training starts with",)
+    with pytest.raises(UserError, match=r"^streaming: strategy 'rotating' changes its plan while it trains"):
+        train(config(tmp_path, strategy="rotating", streaming=True, out=str(tmp_path / "streamed")))
 
 
 @pytest.mark.parametrize("budget", WAYS, ids=str)

@@ -22,10 +22,11 @@ from architectures import BLOCKS, WIDTH, natural_task, tiny
 from frostline.checkpoints import trained_tensors
 from frostline.core.errors import TrainingError, UserError
 from frostline.engine import Trainer
-from frostline.plan import Frozen, Full, Lora, Plan
-from frostline.split import Split, SplitTrainer
+from frostline.plan import Frozen, Full, Lora, Plan, Split
+from frostline.run import make_schedule
+from frostline.split import SplitTrainer
 from frostline.split._client import run_client
-from frostline.split._job import Shard, deal, rounds_of
+from frostline.split._job import ClientRows, deal, rounds_of
 from frostline.split._parts import LowerPart, UpperPart, save_parts
 from frostline.split._protocol import Peer
 from frostline.split._server import run_server
@@ -102,15 +103,15 @@ class QueueWire:
 
 def in_threads(trainer: SplitTrainer, folder: Path) -> tuple[list[float], dict[str, Tensor], dict[str, int]]:
     """The training of `trainer` with threads in the place of processes: losses, what was trained, bytes sent."""
-    job, shards = trainer._work(folder)
+    job, own_rows = trainer._work(folder)
     save_parts(trainer.model, folder)
-    ups, downs = ([queue.Queue() for _ in shards] for _ in range(2))
+    ups, downs = ([queue.Queue() for _ in own_rows] for _ in range(2))
     to_clients = [Peer(QueueWire(down, up)) for up, down in zip(ups, downs, strict=True)]
     to_server = [Peer(QueueWire(up, down)) for up, down in zip(ups, downs, strict=True)]
-    parts = [LowerPart(job) for _ in shards]
+    parts = [LowerPart(job) for _ in own_rows]
     upper, losses = UpperPart(job), []
-    with ThreadPoolExecutor(len(shards)) as pool:
-        others = [pool.submit(run_client, job, *each) for each in zip(shards, parts, to_server, strict=True)]
+    with ThreadPoolExecutor(len(own_rows)) as pool:
+        others = [pool.submit(run_client, job, *each) for each in zip(own_rows, parts, to_server, strict=True)]
         trained = run_server(job, upper, to_clients, losses.append)
         for other in others:
             other.result()
@@ -121,16 +122,16 @@ def in_threads(trainer: SplitTrainer, folder: Path) -> tuple[list[float], dict[s
 def in_one_process(trainer: SplitTrainer) -> tuple[list[float], dict[str, Tensor]]:
     """The same protocol, slowly: the whole model for each client in turn, its lower tensors put in before."""
     args, split, rows, model = trainer.args, trainer.split, trainer.train_dataset, trainer.model
-    shards = [
-        Shard(client, [rows[index] for index in indices], collate, args.per_device_train_batch_size)
+    own_rows = [
+        ClientRows(client, [rows[index] for index in indices], collate, args.per_device_train_batch_size)
         for client, indices in enumerate(deal(len(rows), split.clients, args.seed))
     ]
-    batches = [shard.batches(args.seed) for shard in shards]
+    batches = [own.batches(args.seed) for own in own_rows]
     blocks = tuple(f"{block.name}." for block in trainer.applied.anatomy.blocks[: split.cut])
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     lower = {name: p for name, p in parameters.items() if name.startswith(blocks)}
     upper = {name: p for name, p in parameters.items() if name not in lower}
-    own = [{name: torch.nn.Parameter(p.detach().clone()) for name, p in lower.items()} for _ in shards]
+    own = [{name: torch.nn.Parameter(p.detach().clone()) for name, p in lower.items()} for _ in own_rows]
     optimizer_class = torch.optim.SGD if args.optim == "sgd" else torch.optim.AdamW
     optimizers = [optimizer_class(part.values(), lr=args.learning_rate, weight_decay=0.0) for part in (upper, *own)]
     schedules = [get_scheduler("cosine", optimizer, 0, ROUNDS) for optimizer in optimizers]
@@ -157,7 +158,7 @@ def in_one_process(trainer: SplitTrainer) -> tuple[list[float], dict[str, Tensor
             optimizer.zero_grad()
         if (step + 1) % split.average_every == 0 or step + 1 == ROUNDS:
             for name in lower:
-                mean = sum(len(s.rows) * mine[name].detach() for s, mine in zip(shards, own, strict=True)) / len(rows)
+                mean = sum(len(s.rows) * mine[name].detach() for s, mine in zip(own_rows, own, strict=True)) / len(rows)
                 for mine in own:
                     mine[name].data.copy_(mean)
     return losses, {**{name: p.detach() for name, p in own[0].items()}, **{n: p.detach() for n, p in upper.items()}}
@@ -194,7 +195,7 @@ def test_one_client_learns_what_an_ordinary_loop_learns(tmp_path: Path, name: st
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0.0)
     schedule = get_scheduler("cosine", optimizer, 0, ROUNDS)
-    batches = Shard(0, [rows[i] for i in deal(7, 1, trainer.args.seed)[0]], collate, 2).batches(trainer.args.seed)
+    batches = ClientRows(0, [rows[i] for i in deal(7, 1, trainer.args.seed)[0]], collate, 2).batches(trainer.args.seed)
     for loss in losses:
         optimizer.zero_grad()
         expected = model.train()(**next(batches)).loss
@@ -229,7 +230,7 @@ def test_a_decoder_that_classifies_finds_the_ends_of_its_rows(tmp_path: Path) ->
     rows, split = rows_of(8, "classification"), Split(cut=1, clients=1)
     trainer = trainer_of(tmp_path, tiny("llama", "classification"), split, rows, max_steps=1)
     losses, *_ = in_threads(trainer, tmp_path)
-    batch = next(Shard(0, [rows[i] for i in deal(8, 1, 42)[0]], collate, 2).batches(42))
+    batch = next(ClientRows(0, [rows[i] for i in deal(8, 1, 42)[0]], collate, 2).batches(42))
     assert losses == pytest.approx([trainer.model.train()(**batch).loss.item()], abs=1e-6)
 
 
@@ -245,7 +246,7 @@ def test_processes_train_as_threads_do_and_count_their_bytes(tmp_path: Path) -> 
 
     tokens = matrices = 0
     for client, indices in enumerate(deal(9, 2, 42)):
-        batches = Shard(client, [rows[index] for index in indices], collate, 2).batches(42)
+        batches = ClientRows(client, [rows[index] for index in indices], collate, 2).batches(42)
         tokens += sum(next(batches)["input_ids"].numel() for _ in range(ROUNDS))
         matrices += sum(tensor.numel() for name, tensor in trained.items() if ".layers.0." in name)
     averages = 2  # after the fourth round, and the last
@@ -330,6 +331,10 @@ def test_it_refuses_models_and_plans_with_more_than_one_state_at_the_cut(tmp_pat
     with pytest.raises(UserError, match="cut: 2: nothing trains below block 2, take 3 or more"):
         SplitTrainer(tiny("gpt2"), args, split=Split(cut=2), plan=top, train_dataset=rows_of(4))
     assert isinstance(Trainer(tiny("gpt2"), args, plan=top, train_dataset=rows_of(4)), Trainer)
+    model = tiny("llama")
+    schedule = make_schedule(model, "adt-l50")
+    with pytest.raises(UserError, match=r"^a split training keeps its plan from the first step to the last"):
+        SplitTrainer(model, args, split=Split(cut=2), schedule=schedule, train_dataset=rows_of(4))
 
 
 def test_rows_are_dealt_once_each_and_by_the_seed() -> None:

@@ -9,15 +9,13 @@ from anatomies import anatomy, plain
 
 from frostline.core.errors import UserError
 from frostline.plan import Bottleneck, Frozen, Full, Lora, Peft, Plan, Prefix
-from frostline.strategies import ADDITIONS, Situation, choose_schedule
+from frostline.strategies import ADDITIONS, Situation, make_selection
 
 SITUATION = Situation(plain(4))
 
 
 def plan(name: str, situation: Situation = SITUATION, **options: Any) -> Plan:
-    chosen = choose_schedule(name, situation, options).next(0, {})
-    assert chosen is not None
-    return chosen
+    return make_selection(name, situation, options).schedule.first
 
 
 def test_trained_blocks_are_adapted_and_nothing_else_trains() -> None:

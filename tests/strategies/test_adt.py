@@ -8,14 +8,13 @@ import pytest
 from anatomies import plain
 
 from frostline.core.errors import UserError
-from frostline.strategies import Situation, choose_schedule
+from frostline.strategies import Situation, make_selection
 
 
 def frozen_after(name: str, change: list[float], steps: int = 5, **options: Any) -> set[int]:
     """The blocks that freeze at step `steps`, from the observed change; before it, every block trains."""
-    schedule = choose_schedule(name, Situation(plain(len(change))), options)
-    first = schedule.next(0, {})
-    assert first is not None
+    schedule = make_selection(name, Situation(plain(len(change))), options).schedule
+    first = schedule.first
     assert all(block.mode != "frozen" for block in first.blocks)
     assert first.embeddings.mode == "frozen", "so that nothing but blocks changes with the plan"
     for step in range(1, steps):
@@ -26,6 +25,7 @@ def frozen_after(name: str, change: list[float], steps: int = 5, **options: Any)
     assert chosen is not None
     assert schedule.settled
     assert schedule.next(steps + 1, {}) is None
+    assert schedule.first == first, "whatever has become of it since"
     return {index for index, block in enumerate(chosen.blocks) if block.mode == "frozen"}
 
 
@@ -54,9 +54,8 @@ def test_the_number_of_steps_is_an_option() -> None:
 
 
 def test_lora_is_on_all_blocks_first_and_then_on_those_that_are_left() -> None:
-    schedule = choose_schedule("adt-h50+lora", Situation(plain(4)), {"lora": {"r": 2}})
-    before, after = schedule.next(0, {}), schedule.next(5, {"weight_change": [0.4, 0.1, 0.8, 0.3]})
-    assert before is not None
+    schedule = make_selection("adt-h50+lora", Situation(plain(4)), {"lora": {"r": 2}}).schedule
+    before, after = schedule.first, schedule.next(5, {"weight_change": [0.4, 0.1, 0.8, 0.3]})
     assert after is not None
     assert [block.mode for block in before.blocks] == ["lora"] * 4
     assert [block.mode for block in after.blocks] == ["frozen", "lora", "frozen", "lora"]
@@ -65,4 +64,4 @@ def test_lora_is_on_all_blocks_first_and_then_on_those_that_are_left() -> None:
 
 def test_one_block_leaves_nothing_to_choose() -> None:
     with pytest.raises(UserError, match=r"^a model of one block leaves nothing to freeze"):
-        choose_schedule("adt-l50", Situation(plain(1)))
+        make_selection("adt-l50", Situation(plain(1)))

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from anatomies import plain
 from probes import MadeUp, Values, kinds, shift, vds
-from transformers import AutoModelForSequenceClassification, GPT2Config
+from transformers import AutoModelForSequenceClassification, GPT2Config, TrainingArguments
 
 from architectures import tiny
 from frostline.anatomy import Anatomy, find_anatomy, skeleton
 from frostline.cost import Workload, step_flops
-from frostline.plan import Plan, from_text, strip
-from frostline.strategies import STRATEGIES, Percent, Situation, Strategy, choose_schedule, parse_name
+from frostline.plan import Plan, Schedule, from_text, strip
+from frostline.strategies import STRATEGIES, Percent, Situation, Strategy, make_selection, parse_name
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "strategies"
 SECTIONS = [
@@ -64,9 +64,8 @@ def plan(name: str, anatomy: Anatomy) -> Plan:
     """What a strategy settles on, on a model of 12 blocks that is measured as above."""
     signals: dict[str, Values] = {**vds(*LEVELS), **shift(*LEVELS[1:]), "relative_gradient_norm": NORMS, "snr": RATIOS}
     signals |= {f"snr.{kind}": RATIOS[3 * i :] + RATIOS[: 3 * i] for i, kind in enumerate(kinds(anatomy, 0))}
-    schedule = choose_schedule(name, Situation(anatomy, measure=MadeUp(signals)))
-    plans = [schedule.next(step, CHANGE) for step in range(6)]
-    assert schedule.settled
+    schedule = make_selection(name, Situation(anatomy, measure=MadeUp(signals))).schedule
+    plans = [schedule.first, *(schedule.next(step, CHANGE) for step in range(1, 6))]
     return [chosen for chosen in plans if chosen is not None][-1]
 
 
@@ -127,21 +126,28 @@ def test_commands_and_plans_are_valid(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CARDS)
-def test_the_python_runs(name: str) -> None:
+def test_the_python_runs(name: str, tmp_path: Path) -> None:
     (source,) = code(card(name), "python")
     scope = {"model": tiny("gpt2", tied=True), "rows": [{"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}]}
+    scope["args"] = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
     exec(compile(source, f"{name}.md", "exec"), scope)
-    assert isinstance(scope["plan"], Plan)
-    assert parse_name(scope["plan"].strategy)[0] in entries(name)
+    plan = scope["schedule"].first if "schedule" in scope else scope["plan"]
+    assert isinstance(plan, Plan)
+    assert parse_name(plan.strategy)[0] in entries(name)
     assert any(parameter.requires_grad for parameter in scope["model"].parameters())
 
 
-def test_the_example_of_an_own_strategy_works() -> None:
-    (source,) = code((FOLDER / "README.md").read_text(encoding="utf-8"), "python")
+def test_the_examples_of_own_strategies_work() -> None:
+    sources = code((FOLDER / "README.md").read_text(encoding="utf-8"), "python")
     scope: dict[str, object] = {}
-    exec(compile(source, "README.md", "exec"), scope)
-    middle = scope["MIDDLE"]
+    exec(compile("\n".join(sources), "README.md", "exec", dont_inherit=True), scope)
+    middle, falling = scope["MIDDLE"], scope["FALLING"]
     assert isinstance(middle, Strategy)
-    chosen = middle.choose(Situation(plain(8)), Percent(percent=50)).next(0, {})
-    assert chosen is not None
+    chosen = middle.choose(Situation(plain(8)), Percent(percent=50)).schedule.first
     assert [block.mode for block in chosen.blocks] == ["full"] * 2 + ["frozen"] * 4 + ["full"] * 2
+    assert isinstance(falling, Strategy)
+    schedule = falling.choose(Situation(plain(3)), falling.options(every=2)).schedule
+    assert isinstance(schedule, Schedule)
+    plans = [schedule.first, *(schedule.next(step, {}) for step in range(1, 7))]
+    trained = [plan and [block.mode for block in plan.blocks].index("full") for plan in plans]
+    assert trained == [2, None, 1, None, 0, None, 2]

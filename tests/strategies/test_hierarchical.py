@@ -9,12 +9,11 @@ from anatomies import plain
 
 from frostline.core.errors import UserError
 from frostline.plan import Forward, Frozen, Full, Partial, Plan, Residual
-from frostline.strategies import Situation, choose_schedule
+from frostline.strategies import Situation, make_selection
 
 
 def plan(blocks: int = 6, seed: int = 0, name: str = "hierarchical", **options: Any) -> Plan:
-    chosen = choose_schedule(name, Situation(plain(blocks), seed), options).next(0, {})
-    assert chosen is not None
+    chosen = make_selection(name, Situation(plain(blocks), seed), options).schedule.first
     assert chosen.strategy == name
     return chosen
 

@@ -13,15 +13,13 @@ from frostline.anatomy import Anatomy, find_anatomy, skeleton
 from frostline.core.errors import UserError
 from frostline.cost import trainable_parameters
 from frostline.plan import Lora, Plan, Prefix
-from frostline.strategies import Situation, choose_schedule
+from frostline.strategies import Situation, make_selection
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes" / "models"
 
 
 def plan(name: str, anatomy: Anatomy, **options: Any) -> Plan:
-    chosen = choose_schedule(name, Situation(anatomy), options).next(0, {})
-    assert chosen is not None
-    return chosen
+    return make_selection(name, Situation(anatomy), options).schedule.first
 
 
 def tiers(name: str, blocks: int, **options: Any) -> str:

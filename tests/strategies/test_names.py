@@ -10,7 +10,7 @@ from anatomies import plain
 
 from frostline.core.errors import UserError
 from frostline.plan import Frozen, Full, Plan, save_plan
-from frostline.strategies import ADDITIONS, STRATEGIES, Situation, choose_schedule, known_names, parse_name
+from frostline.strategies import ADDITIONS, STRATEGIES, Situation, known_names, make_selection, parse_name
 from packages import install
 
 SITUATION = Situation(plain(4))
@@ -18,11 +18,10 @@ KNOWN = ", ".join(known_names())
 ADDED = ", ".join(sorted(ADDITIONS))
 
 THIRD_PARTY = """
-from frostline.plan import FixedSchedule
-from frostline.strategies import Percent, Strategy, freeze_blocks
+from frostline.strategies import Percent, Strategy, fixed, freeze_blocks
 
 def choose(situation, options):
-    return FixedSchedule(freeze_blocks(situation, {1, 2}, f"middle{options.percent}"))
+    return fixed(freeze_blocks(situation, {1, 2}, f"middle{options.percent}"))
 
 MIDDLE = Strategy("the middle frozen", choose, Percent, (20, 40))
 NOT_ONE = choose
@@ -38,7 +37,7 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def refusal(name: str) -> str:
     with pytest.raises(UserError) as caught:
-        choose_schedule(name, SITUATION)
+        make_selection(name, SITUATION)
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -122,7 +121,7 @@ def test_a_number_alone_is_no_name() -> None:
 def test_a_plan_file_is_a_strategy(tmp_path: Path, file: str) -> None:
     plan = Plan(strategy="mine", blocks=(Frozen(), Full(), Frozen(), Full(lr_scale=0.5)))
     save_plan(plan, tmp_path / file)
-    assert choose_schedule(str(tmp_path / file), SITUATION).next(0, {}) == plan
+    assert make_selection(str(tmp_path / file), SITUATION).schedule.first == plan
 
 
 def test_a_plan_file_that_is_missing_or_wrong(tmp_path: Path) -> None:
@@ -136,7 +135,7 @@ def test_a_plan_file_that_is_missing_or_wrong(tmp_path: Path) -> None:
 def test_a_third_party_registers_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(tmp_path, "middling", "frostline.strategies", {"middle": "middling:MIDDLE"}, THIRD_PARTY)
     monkeypatch.syspath_prepend(tmp_path)
-    plan = choose_schedule("middle20", SITUATION).next(0, {})
+    plan = make_selection("middle20", SITUATION).schedule.first
     assert plan == Plan(strategy="middle20", blocks=(Full(), Frozen(), Frozen(), Full()))
     assert "middle20" in known_names()
     known = ", ".join(sorted(known_names()))
@@ -154,4 +153,4 @@ def test_a_broken_third_party_is_told_to_whom_asks_for_it(tmp_path: Path, monkey
         "strategy 'function' of package 'middling': middling:NOT_ONE is not a Strategy but function"
     )
     assert "did you mean 'bot50'" in refusal("bott50")
-    assert choose_schedule("bot50", SITUATION).next(0, {}) is not None
+    assert make_selection("bot50", SITUATION).schedule.first.strategy == "bot50"

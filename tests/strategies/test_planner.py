@@ -24,7 +24,7 @@ from frostline.plan import FixedSchedule, Frozen, Full, Lora, Plan
 from frostline.signals import Measurement, Probe
 from frostline.strategies import Budget, Situation
 from frostline.strategies import _candidates as counting
-from frostline.strategies._auto import AutoOptions, Chosen, auto
+from frostline.strategies._auto import AutoOptions, auto
 from frostline.strategies._candidates import Freedom
 from frostline.strategies._choice import Choice, Option
 from frostline.strategies._planner import search
@@ -450,31 +450,31 @@ def probed(gains: list[float | None]) -> Any:
 class TestAuto:
     def test_without_a_budget_it_trains_all_above_the_cut(self) -> None:
         measure, asked = probed([None, 0.1, 0.7, 0.2])
-        schedule = auto(Situation(plain(4), measure=measure), AutoOptions())
-        assert isinstance(schedule, FixedSchedule)
-        assert not hasattr(schedule, "choice")
-        assert schedule.plan == Plan(strategy="auto", blocks=(*(Frozen(),) * 3, Full()))
+        selection = auto(Situation(plain(4), measure=measure), AutoOptions())
+        assert isinstance(selection.schedule, FixedSchedule)
+        assert selection.choice is None
+        assert selection.schedule.first == Plan(strategy="auto", blocks=(*(Frozen(),) * 3, Full()))
         assert asked == [(None, 256)]
 
     def test_with_a_budget_the_planner_chooses_above_the_cut(self) -> None:
         measure, asked = probed([None, 0.9, *(0.1,) * 10])
-        schedule = auto(situation("time=0.9", measure=measure), AutoOptions(rows=16, deviation="shift"))
-        assert isinstance(schedule, Chosen)
-        assert isinstance(schedule.choice, Choice)
-        assert schedule.plan == schedule.choice.plan == schedule.next(0, {})
-        assert schedule.plan.strategy == "auto"
-        assert schedule.plan.boundary == 2
-        assert schedule.choice.expected_gain == 1
+        selection = auto(situation("time=0.9", measure=measure), AutoOptions(rows=16, deviation="shift"))
+        assert isinstance(selection.schedule, FixedSchedule)
+        assert isinstance(selection.choice, Choice)
+        plan = selection.schedule.first
+        assert plan == selection.choice.plan
+        assert plan.strategy == "auto"
+        assert plan.boundary == 2
+        assert selection.choice.expected_gain == 1
         assert asked == [(("shift",), 16)]
 
     def test_a_given_cut_is_not_measured(self) -> None:
-        schedule = auto(situation("memory=1"), AutoOptions(cut=5))
-        assert isinstance(schedule, Chosen)
-        assert schedule.plan.boundary == 5
+        selection = auto(situation("memory=1"), AutoOptions(cut=5))
+        assert selection.choice is not None
+        assert selection.schedule.first.boundary == 5
 
     def test_a_single_block_is_worth_training(self) -> None:
-        plan = auto(Situation(plain(1)), AutoOptions()).next(0, {})
-        assert plan is not None
+        plan = auto(Situation(plain(1)), AutoOptions()).schedule.first
         assert plan.blocks == (Full(),)
 
     def test_without_a_task_it_says_what_it_wants(self) -> None:

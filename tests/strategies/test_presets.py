@@ -9,15 +9,13 @@ from anatomies import plain
 
 from frostline.core.errors import UserError
 from frostline.plan import Full, Plan
-from frostline.strategies import Situation, choose_schedule
+from frostline.strategies import Situation, make_selection
 
 DEPTHS = range(2, 41)
 
 
 def plan(name: str, blocks: int, seed: int = 0) -> Plan:
-    chosen = choose_schedule(name, Situation(plain(blocks), seed)).next(0, {})
-    assert chosen is not None
-    return chosen
+    return make_selection(name, Situation(plain(blocks), seed)).schedule.first
 
 
 def frozen(name: str, blocks: int, seed: int = 0) -> set[int]:
@@ -114,9 +112,7 @@ def test_one_block_can_still_be_trained() -> None:
 
 @pytest.mark.parametrize("name", ["bot50", "top50", "int50", "random50"])
 def test_what_lies_around_the_blocks(name: str) -> None:
-    untied, tied = (choose_schedule(name, Situation(plain(4, tied=tied))).next(0, {}) for tied in (False, True))
-    assert untied is not None
-    assert tied is not None
+    untied, tied = (make_selection(name, Situation(plain(4, tied=tied))).schedule.first for tied in (False, True))
     for chosen, head in ((untied, "full"), (tied, "frozen")):
         assert (chosen.embeddings.mode, chosen.final_norm.mode, chosen.head.mode) == ("frozen", "full", head)
     assert untied.blocks == tied.blocks

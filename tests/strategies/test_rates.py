@@ -14,14 +14,12 @@ from architectures import tiny
 from frostline.core.errors import UserError
 from frostline.plan import Frozen, Full, Plan
 from frostline.run import make_plan
-from frostline.strategies import Situation, choose_schedule
+from frostline.strategies import Situation, make_selection
 
 
 def surgical(*norms: float, name: str = "surgical") -> Plan:
     situation = Situation(plain(len(norms)), measure=MadeUp({"relative_gradient_norm": norms}))
-    chosen = choose_schedule(name, situation).next(0, {})
-    assert chosen is not None
-    return chosen
+    return make_selection(name, situation).schedule.first
 
 
 def test_the_rate_is_proportional_and_one_for_the_largest() -> None:
@@ -71,15 +69,14 @@ def test_against_a_plain_backward_pass(name: str) -> None:
 
 def test_what_surgical_measures() -> None:
     made_up = MadeUp({"relative_gradient_norm": [1.0, 2.0]})
-    choose_schedule("surgical", Situation(plain(2), measure=made_up), {"rows": 32})
+    make_selection("surgical", Situation(plain(2), measure=made_up), {"rows": 32})
     assert made_up.asked == [(("relative_gradient_norm",), 32)]
     with pytest.raises(UserError, match="give --task"):
-        choose_schedule("surgical", Situation(plain(2)))
+        make_selection("surgical", Situation(plain(2)))
 
 
 def discriminative(situation: Situation, **options: Any) -> list[float]:
-    chosen = choose_schedule("discriminative", situation, options).next(0, {})
-    assert chosen is not None
+    chosen = make_selection("discriminative", situation, options).schedule.first
     assert (chosen.strategy, chosen.embeddings.mode) == ("discriminative", "frozen")
     return [block.model_dump()["lr_scale"] for block in chosen.blocks]
 

@@ -14,15 +14,14 @@ from architectures import tiny
 from frostline.core.errors import UserError
 from frostline.plan import Plan
 from frostline.run import make_plan
-from frostline.strategies import Situation, choose_schedule
+from frostline.strategies import Situation, make_selection
 
 LEVELS = (1.0, 0.5, 0.3, 0.1, 0.09)  # gains .5 .2 .2 .01; logarithms .69 .51 1.10 .11
 
 
 def plan(name: str, signals: dict[str, Values], seed: int = 0, /, **options: Any) -> Plan:
     depth = len(next(iter(signals.values())))
-    chosen = choose_schedule(name, Situation(plain(depth), seed, measure=MadeUp(signals)), options).next(0, {})
-    assert chosen is not None
+    chosen = make_selection(name, Situation(plain(depth), seed, measure=MadeUp(signals)), options).schedule.first
     assert chosen.strategy == name
     return chosen
 
@@ -34,7 +33,7 @@ def frozen(name: str, signals: dict[str, Values], seed: int = 0, /, **options: A
 
 def refusal(name: str, situation: Situation, **options: Any) -> str:
     with pytest.raises(UserError) as caught:
-        choose_schedule(name, situation, options)
+        make_selection(name, situation, options)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -88,8 +87,8 @@ def test_which_deviation_decides() -> None:
 def test_what_is_measured(name: str) -> None:
     made_up = MadeUp(vds(*LEVELS) | shift(4.0, 3.0, 2.0, 1.0))
     situation = Situation(plain(4), measure=made_up)
-    choose_schedule(name, situation)
-    choose_schedule(name, situation, {"deviation": "shift", "rows": 64})
+    make_selection(name, situation)
+    make_selection(name, situation, {"deviation": "shift", "rows": 64})
     assert made_up.asked == [(None, 256), (("shift",), 64)], "once each"
 
 
@@ -128,8 +127,7 @@ def test_random_draws_as_many_as_random_would() -> None:
     signals = vds(*(1.0, 0.9, 0.8, 0.7), 0.1, *(0.09, 0.08, 0.07, 0.06))
     assert frozen("semantic", signals) == {0, 1, 2, 3}
     for seed in range(5):
-        drawn = choose_schedule("random50", Situation(plain(8), seed)).next(0, {})
-        assert drawn is not None
+        drawn = make_selection("random50", Situation(plain(8), seed)).schedule.first
         expected = {index for index, block in enumerate(drawn.blocks) if block.mode == "frozen"}
         assert frozen("semantic-random", signals, seed) == expected
     assert len({tuple(sorted(frozen("semantic-random", signals, seed))) for seed in range(20)}) > 10

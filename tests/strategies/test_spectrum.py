@@ -14,15 +14,14 @@ from frostline.anatomy import select
 from frostline.core.errors import UserError
 from frostline.plan import Frozen, Full, Partial, Plan
 from frostline.run import make_plan
-from frostline.strategies import Situation, choose_schedule
+from frostline.strategies import Situation, make_selection
 
 ATTENTION, FEED_FORWARD = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
 
 
 def plan(model: str, signals: dict[str, Any], **options: Any) -> Plan:
     made_up = MadeUp({"snr": [], **signals})
-    chosen = choose_schedule("spectrum", Situation(anatomy(model), measure=made_up), options).next(0, {})
-    assert chosen is not None
+    chosen = make_selection("spectrum", Situation(anatomy(model), measure=made_up), options).schedule.first
     assert made_up.asked == [(("snr",), 1)], "weights only"
     return chosen
 
@@ -126,6 +125,6 @@ def test_against_numpy(model: str) -> None:
 
 def test_refusals() -> None:
     with pytest.raises(UserError, match="give --task"):
-        choose_schedule("spectrum", Situation(plain(4)))
+        make_selection("spectrum", Situation(plain(4)))
     with pytest.raises(UserError, match=r"^strategy_options of 'spectrum': share: it should be"):
-        choose_schedule("spectrum", Situation(plain(4)), {"share": 1.5})
+        make_selection("spectrum", Situation(plain(4)), {"share": 1.5})

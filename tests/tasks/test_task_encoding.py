@@ -10,7 +10,17 @@ from transformers import AutoConfig, AutoTokenizer
 
 from frostline.core.errors import UserError
 from frostline.core.labels import IGNORED
-from frostline.tasks import Collator, Example, Message, Task, TaskKind, encode, model_kind, prepare_tokenizer
+from frostline.tasks import (
+    Collator,
+    Example,
+    Message,
+    Task,
+    TaskKind,
+    encode,
+    model_kind,
+    pad_rows,
+    prepare_tokenizer,
+)
 
 MakeTokenizer = Callable[..., Any]
 PAD, END = 0, 2
@@ -278,6 +288,14 @@ def test_batches_may_be_padded_to_a_length_and_keep_their_ids(tokenizer: Any) ->
     batch = Collator(tokenizer, pad_to=8, keep_ids=True)(_rows(tokenizer, ["a", "abc"]))
     assert batch["input_ids"].shape == batch["labels"].shape == batch["attention_mask"].shape == (2, 8)
     assert batch["example_id"] == ["a", "abc"]
+
+
+def test_rows_that_bring_a_mask_keep_it() -> None:
+    rows = [{"input_ids": [5, 6, 0], "attention_mask": [1, 1, 0], "labels": 1}, {"input_ids": [7], "labels": 0}]
+    batch = pad_rows([rows[0], {**rows[1], "attention_mask": [1]}], 9)
+    assert batch["input_ids"].tolist() == [[5, 6, 0], [7, 9, 9]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 0], [1, 0, 0]]
+    assert batch["labels"].tolist() == [1, 0]
 
 
 def test_class_labels_become_a_vector(pair_tokenizer: Any) -> None:

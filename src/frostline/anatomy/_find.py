@@ -13,7 +13,7 @@ from frostline.anatomy._matrices import matrices
 from frostline.anatomy._model import Anatomy, Block, Linear, Part, Tensor
 from frostline.anatomy._places import Place, places, shared_weights
 from frostline.anatomy._stacks import Stack, find_stacks
-from frostline.core.errors import UserError
+from frostline.core.errors import UnsupportedModel
 
 
 def find_anatomy(model: nn.Module) -> Anatomy:
@@ -58,15 +58,15 @@ def get_block(model: nn.Module, anatomy: Anatomy, index: int) -> nn.Module:
 def _text_model(model: nn.Module) -> Any:
     name = type(model).__name__
     if any(type(module).__module__.startswith("peft.") for module in model.modules()):
-        raise UserError(f"{name} carries PEFT adapters: give the bare model, before adapters are added")
+        raise UnsupportedModel(f"{name} carries PEFT adapters: give the bare model, before adapters are added")
     if not isinstance(model, PreTrainedModel):
-        raise UserError(f"{name} is not a transformers model: give a text model that transformers loads")
+        raise UnsupportedModel(f"{name} is not a transformers model: give a text model that transformers loads")
     try:
         embedding = model.get_input_embeddings()
     except NotImplementedError:
         embedding = None
     if not isinstance(embedding, nn.Embedding):
-        raise UserError(f"{name} has no token embedding: give a text model")
+        raise UnsupportedModel(f"{name} has no token embedding: give a text model")
     return model
 
 

@@ -15,7 +15,7 @@ from frostline.anatomy._overrides import OVERRIDES
 from frostline.anatomy._roles import is_norm, roles
 from frostline.anatomy._stacks import Stack
 from frostline.anatomy._trace import modules_before_blocks
-from frostline.core.errors import UserError
+from frostline.core.errors import UnsupportedModel
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ def places(model: PreTrainedModel, stacks: Sequence[Stack]) -> dict[nn.Module, P
     return found
 
 
-def shared_weights(model: nn.Module, one: int, other: int) -> UserError:
-    return UserError(
+def shared_weights(model: nn.Module, one: int, other: int) -> UnsupportedModel:
+    return UnsupportedModel(
         f"blocks {one} and {other} of {type(model).__name__} share weights and cannot be planned one by one: "
         "give a model whose layers each have their own"
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from frostline.anatomy._model import Anatomy, Block, Role, Tensor
 from frostline.anatomy._untie import untied
-from frostline.core.errors import UserError
+from frostline.core.errors import PlanError
 from frostline.plan import OwnTensors, Plan
 
 _ROLES = {"attention": Role.ATTENTION, "feed_forward": Role.FEED_FORWARD}
@@ -55,9 +55,9 @@ def select(plan: Plan, anatomy: Anatomy) -> tuple[Trained, ...]:
             trained += _of_block(mode.own, block)
     if not trained and not any(mode.adds for mode in plan.blocks):
         if any(mode.mode != "frozen" for mode in plan.blocks):
-            raise UserError(f"the plan '{plan.strategy}' adds prefixes of length 0 alone, so nothing trains: give more")
+            raise PlanError(f"the plan '{plan.strategy}' adds prefixes of length 0 alone, so nothing trains: give more")
         named = [part for part in ("embeddings", "final_norm", "head") if getattr(plan, part).mode != "frozen"]
-        raise UserError(
+        raise PlanError(
             f"the plan '{plan.strategy}' trains only {' and '.join(named)}, of which {anatomy.model_class} has no "
             "tensor: give a block a mode other than frozen"
         )
@@ -77,12 +77,12 @@ def notices(plan: Plan, anatomy: Anatomy) -> list[str]:
 
 def _check(plan: Plan, anatomy: Anatomy) -> None:
     if len(plan.blocks) != len(anatomy.blocks):
-        raise UserError(
+        raise PlanError(
             f"the plan '{plan.strategy}' has {len(plan.blocks)} blocks and {anatomy.model_class} has "
             f"{len(anatomy.blocks)}: give a mode for blocks 0-{len(anatomy.blocks) - 1}"
         )
     if anatomy.tied and not plan.untie and plan.embeddings.mode != plan.head.mode:
-        raise UserError(
+        raise PlanError(
             f"embeddings: {plan.embeddings.mode} beside head: {plan.head.mode}, but {anatomy.model_class} ties "
             "them into one tensor: give both the same mode, or untie: true for a head of its own"
         )
@@ -99,7 +99,7 @@ def _of_block(own: OwnTensors, block: Block) -> list[Trained]:
         chosen = [tensor for tensor in block.tensors if _named(own.train, tensor)]
     if not chosen:
         there = sorted({str(tensor.role) for tensor in block.tensors})
-        raise UserError(
+        raise PlanError(
             f"block {block.index}: partial with train: {own.train} matches no tensor of {block.name}, "
             f"which has {', '.join(there)} and {'some' if any(t.is_bias for t in block.tensors) else 'no'} biases"
         )
@@ -113,7 +113,7 @@ def _of_modules(names: tuple[str, ...], block: Block) -> list[Tensor]:
     for name in names:
         if name not in modules.values():
             there = ", ".join(dict.fromkeys(module for module in modules.values() if module))
-            raise UserError(
+            raise PlanError(
                 f"block {block.index}: partial with train: '{name}' matches no module, the block has {there}"
             )
     return [tensor for tensor in block.tensors if modules[tensor.name] in names]

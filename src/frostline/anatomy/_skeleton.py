@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from frostline.core.errors import UserError
+from frostline.core.errors import UnsupportedModel
 
 
 def skeleton(config: PreTrainedConfig, model_class: Any) -> PreTrainedModel:
@@ -24,6 +24,6 @@ def skeleton(config: PreTrainedConfig, model_class: Any) -> PreTrainedModel:
             return model_class._from_config(copy.deepcopy(config))
     except ValueError as error:
         reason = str(error).splitlines()[0]
-        raise UserError(
+        raise UnsupportedModel(
             f"{model_class.__name__} cannot build a model of type '{config.model_type}': {reason}"
         ) from error

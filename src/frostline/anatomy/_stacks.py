@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from frostline.anatomy._roles import has_matrix, is_attention
-from frostline.core.errors import UserError
+from frostline.core.errors import UnsupportedModel
 
 
 @dataclass(frozen=True)
@@ -49,18 +49,18 @@ def _stack(model: Any, kind: str, trunk: nn.Module) -> Stack:
     lists = list(_outermost_lists_of_blocks(trunk))
     depths = _declared_depths(config)
     if not lists:
-        raise UserError(
+        raise UnsupportedModel(
             f"{name} has no list of transformer blocks (modules that hold attention beside other weights): "
             "give a text model that is built of such blocks"
         )
     if len(lists) > 1 or not depths:
         lengths = " and ".join(str(len(blocks)) for blocks in lists)
-        raise UserError(
+        raise UnsupportedModel(
             f"{name} is made of several models (it holds lists of {lengths} blocks): give a text model with "
             "one stack of blocks, or with one encoder and one decoder"
         )
     if len(lists[0]) not in depths:
-        raise UserError(
+        raise UnsupportedModel(
             f"{name} holds {len(lists[0])} block(s) for the {max(depths)} layers of its config, so layers "
             "share weights and cannot be planned one by one: give a model whose layers each have their own"
         )

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from frostline.anatomy._stacks import Stack
-from frostline.core.errors import UserError
+from frostline.core.errors import UnsupportedModel
 from frostline.hooks import generators_kept, hollow, stoppable
 
 
@@ -48,7 +48,7 @@ def modules_before_blocks(stack: Stack) -> set[nn.Module]:
                 hook.remove()
     if stop.reached:
         return ran
-    raise UserError(
+    raise UnsupportedModel(
         f"{type(stack.module).__name__} does not run from token ids to its first block ({reason}): give a text model"
     )
 

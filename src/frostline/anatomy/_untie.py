@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from frostline.anatomy._model import Anatomy, Linear, Part, Tensor
-from frostline.core.errors import UserError
+from frostline.core.errors import PlanError
 
 
 def untied(anatomy: Anatomy) -> Anatomy:
@@ -19,7 +19,7 @@ def untied(anatomy: Anatomy) -> Anatomy:
     ties and unties the two together. Raises `UserError` when the head is not tied.
     """
     if not anatomy.tied:
-        raise UserError(f"untie: true, but the head of {anatomy.model_class} is not tied: leave it out")
+        raise PlanError(f"untie: true, but the head of {anatomy.model_class} is not tied: leave it out")
     shared = {tensor.name for tensor in anatomy.embeddings}
     linears = tuple(
         replace(linear, weight=f"{linear.name}.weight") if linear.weight in shared else linear

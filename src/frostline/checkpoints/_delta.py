@@ -17,7 +17,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from frostline.anatomy import find_anatomy, fingerprint, tensor_hashes
 from frostline.checkpoints._tensors import read_tensors
-from frostline.core.errors import UserError
+from frostline.core.errors import CheckpointError, PlanError
 from frostline.core.files import atomic_file, read_json, write_json
 from frostline.core.settings import first_error
 from frostline.plan import Plan, document
@@ -75,11 +75,11 @@ def read_card(folder: Path) -> DeltaCard:
     if not path.is_file():
         last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
         hint = f"; the run's last checkpoint does: {last}" if last else ""
-        raise UserError(f"{folder} holds no delta: {CARD_FILE} is missing{hint}")
+        raise CheckpointError(f"{folder} holds no delta: {CARD_FILE} is missing{hint}")
     try:
         return DeltaCard.model_validate(read_json(path, "delta card"))
     except ValidationError as error:
-        raise UserError(f"{path}: not a delta card of version 1: {first_error(error)}") from None
+        raise CheckpointError(f"{path}: not a delta card of version 1: {first_error(error)}") from None
 
 
 def load_delta(model: Any, folder: Path) -> Applied:
@@ -105,7 +105,7 @@ def load_delta(model: Any, folder: Path) -> Applied:
     if applied is None:
         applied = apply(first, model, seed=card.seed)
     elif applied.first != first:
-        raise UserError(
+        raise CheckpointError(
             f"{folder} was trained under the plan '{first.strategy}', and the model carries '{applied.first.strategy}'"
         )
     change(plan, model)
@@ -124,12 +124,12 @@ def put_tensors(model: torch.nn.Module, tensors: dict[str, torch.Tensor], where:
     later = {name: applied.originals[name] for name in set(applied.originals) - set(tensors)}
     needed = set(applied.lr_scales) | (set(applied.changed) - set(later))
     if odd := sorted(set(tensors) ^ needed):
-        raise UserError(f"{where} does not hold the tensors that its plan trains (first difference: {odd[0]})")
+        raise CheckpointError(f"{where} does not hold the tensors that its plan trains (first difference: {odd[0]})")
     with torch.no_grad():
         for name, tensor in {**later, **tensors}.items():
             parameter = applied.changed[name]
             if parameter.shape != tensor.shape:
-                raise UserError(
+                raise CheckpointError(
                     f"{where}: {name} has shape {tuple(tensor.shape)}, the model's has {tuple(parameter.shape)}"
                 )
             parameter.copy_(tensor)
@@ -143,7 +143,7 @@ def _check_base(
         return
     if set(hashes) != set(own):
         odd = sorted(set(hashes) ^ set(own))
-        raise UserError(
+        raise CheckpointError(
             f"the delta in {folder} belongs to another base ({card.base_name or 'in memory'}): "
             f"their tensors differ in name, first {odd[0]}"
         )
@@ -151,7 +151,7 @@ def _check_base(
     # A task head that no checkpoint holds is drawn anew at every load, and the delta replaces it.
     differing -= replaced
     if differing:
-        raise UserError(
+        raise CheckpointError(
             f"the delta in {folder} belongs to another base ({card.base_name or 'in memory'}, "
             f"{card.base_dtype}): {len(differing)} of {len(hashes)} tensors differ, first {min(differing)}"
         )
@@ -164,5 +164,5 @@ def _has_changed(applied: Applied) -> bool:
 def _applied(model: torch.nn.Module) -> Applied:
     applied = applied_to(model)
     if applied is None:
-        raise UserError("the model carries no plan: call frostline.apply(plan, model) first")
+        raise PlanError("the model carries no plan: call frostline.apply(plan, model) first")
     return applied

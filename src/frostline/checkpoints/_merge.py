@@ -18,7 +18,7 @@ from frostline.checkpoints._models import (
     quiet_libraries,
 )
 from frostline.checkpoints._parts import Shards, parts_of
-from frostline.core.errors import UserError
+from frostline.core.errors import CheckpointError, ConfigError, UserError
 from frostline.core.files import atomic_folder
 from frostline.core.memory import give_back_free_memory
 from frostline.plan import Plan
@@ -46,11 +46,11 @@ def merge(folder: str | Path, out: str | Path, *, base: str | None = None, dtype
     """
     out, chosen = Path(out), _dtype(dtype) if dtype else None
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists and is not empty: give a new folder")
+        raise CheckpointError(f"{out} exists and is not empty: give a new folder")
     folder = Path(folder)
     card = read_card(folder)
     if Plan.read(card.plan, str(folder / CARD_FILE)).forward.interacts:
-        raise UserError(
+        raise CheckpointError(
             f"{folder}: its model adds earlier states to its blocks' (forward.residual), which no ordinary checkpoint "
             "can say: load it with frostline.load instead of merging it"
         )
@@ -74,7 +74,7 @@ def _load(folder: Path, base: str | None, part: frozenset[str] | None = None) ->
     card = read_card(folder)
     name = base or card.base_name
     if not name:
-        raise UserError(f"{folder} was trained on a model made in memory: give base=..., where it is saved")
+        raise CheckpointError(f"{folder} was trained on a model made in memory: give base=..., where it is saved")
     config, model_class = load_config(str(folder)), class_called(card.model_class)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(card.seed)  # a new head that the plan froze is drawn as for the run
@@ -85,7 +85,9 @@ def _load(folder: Path, base: str | None, part: frozenset[str] | None = None) ->
                 model = load_part(name, model_class, config, part, card.base_dtype)
         except UserError as error:
             if base is None:
-                raise UserError(f"the base of {folder}: {error}; if it has moved, give its place as base") from None
+                raise CheckpointError(
+                    f"the base of {folder}: {error}; if it has moved, give its place as base"
+                ) from None
             raise
     load_delta(model, folder)
     return model
@@ -99,7 +101,7 @@ def _common_dtype(model: Any) -> torch.dtype:
 def _dtype(name: str) -> torch.dtype:
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if name not in known:
-        raise UserError(f"unknown dtype '{name}': give one of {', '.join(known)}")
+        raise ConfigError(f"unknown dtype '{name}': give one of {', '.join(known)}")
     return known[name]
 
 

@@ -22,7 +22,7 @@ from transformers.utils import logging as transformers_logging
 
 from frostline.anatomy import find_anatomy, skeleton
 from frostline.bottom import Load, names_above
-from frostline.core.errors import UserError, first_line
+from frostline.core.errors import UnsupportedModel, UserError, first_line
 
 
 def local_copy(name: str) -> str:
@@ -128,7 +128,7 @@ def class_called(name: str) -> Any:
     """The transformers model class called `name`. Raises `UserError` when this version has none."""
     found = getattr(transformers, name, None)
     if found is None:
-        raise UserError(f"transformers {transformers.__version__} has no class {name}")
+        raise UnsupportedModel(f"transformers {transformers.__version__} has no class {name}")
     return found
 
 
@@ -139,7 +139,7 @@ def _clear_errors(name: str, what: str = "model") -> Iterator[None]:
     except UserError:
         raise
     except (OSError, ValueError, KeyError, HFValidationError, HfHubHTTPError, SafetensorError) as error:
-        raise UserError(f"{what} '{name}': {_reason(what, local_copy(name), error)}") from error
+        raise UnsupportedModel(f"{what} '{name}': {_reason(what, local_copy(name), error)}") from error
 
 
 def _reason(what: str, name: str, error: Exception) -> str:
@@ -166,7 +166,7 @@ def _right_shapes(name: str) -> Iterator[None]:
     except RuntimeError as error:
         if "ignore_mismatched_sizes" not in str(error):
             raise
-        raise UserError(
+        raise UnsupportedModel(
             f"model '{name}': its tensors have other shapes than are asked for; a model that has a classification "
             "head already tells apart as many labels as that head was made for, no more and no fewer"
         ) from error

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from frostline.checkpoints._tensors import read_tensors
-from frostline.core.errors import UserError
+from frostline.core.errors import CheckpointError
 from frostline.core.files import read_json, write_json
 
 OPTIMIZER_TENSORS = "optimizer.safetensors"
@@ -58,14 +58,16 @@ def load_optimizer(optimizer: torch.optim.Optimizer, names: dict[int, str], fold
     }
     own = {names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]}
     if more := sorted(set(options) - own):
-        raise UserError(f"{folder} has optimizer state for {more[0]}, which does not train: it is of another plan")
+        raise CheckpointError(
+            f"{folder} has optimizer state for {more[0]}, which does not train: it is of another plan"
+        )
     state = optimizer.state_dict()
     state["state"] = {}
     for group, described in zip(optimizer.param_groups, state["param_groups"], strict=True):
         for parameter, index in zip(group["params"], described["params"], strict=True):
             name = names[id(parameter)]
             if name not in options:
-                raise UserError(f"{folder} has no optimizer state for {name}: it was trained under another plan")
+                raise CheckpointError(f"{folder} has no optimizer state for {name}: it was trained under another plan")
             described.update(options[name])
             if name in entries:
                 state["state"][index] = entries[name]

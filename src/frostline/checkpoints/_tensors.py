@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from frostline.core.errors import UserError
+from frostline.core.errors import CheckpointError
 
 
 def read_tensors(path: Path, what: str) -> dict[str, torch.Tensor]:
@@ -17,4 +17,4 @@ def read_tensors(path: Path, what: str) -> dict[str, torch.Tensor]:
         tensors: dict[str, torch.Tensor] = load_file(path)
         return tensors
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{what} cannot be read: {path}: {error}") from None
+        raise CheckpointError(f"{what} cannot be read: {path}: {error}") from None

@@ -13,7 +13,7 @@ import typer
 
 from frostline.cli.answer import Answer, Json
 from frostline.core import cache
-from frostline.core.errors import UserError, unknown_name
+from frostline.core.errors import ConfigError, unknown_name
 from frostline.core.sizes import parse_duration, parse_size, size_text
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def prune(
 ) -> Answer:
     """Remove activation caches. One that a running process is filling is kept."""
     if (bool(names), everything, bool(older_than or max_size)).count(True) != 1:
-        raise UserError(
+        raise ConfigError(
             "what is to be removed? give names (see: frostline cache list), or --all, or --older-than 30d and/or "
             "--max-size 20GB"
         )
@@ -99,7 +99,7 @@ def _named(entries: Sequence[cache.Entry], names: Sequence[str]) -> list[cache.E
         if not found:
             raise unknown_name("activation cache", name, [entry.name for entry in entries])
         if len(found) > 1:
-            raise UserError(
+            raise ConfigError(
                 f"'{name}' is the beginning of several activation caches: {', '.join(e.name for e in found)}"
             )
         chosen += [entry for entry in found if entry not in chosen]

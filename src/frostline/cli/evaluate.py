@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from frostline.cli.answer import Answer, Json
-from frostline.core.errors import UserError
+from frostline.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -62,11 +62,11 @@ def command(
 ) -> Answer:
     """How good a run's model, or a pretrained one, is at a task."""
     if answers is not None and answers.is_dir():
-        raise UserError(f"answers: {answers} is a folder, a file is wanted")
+        raise ConfigError(f"answers: {answers} is a folder, a file is wanted")
     settings = list(settings or [])
     for setting in settings:
         if not setting.startswith(("data.", "generation.")):
-            raise UserError(
+            raise ConfigError(
                 f"'{setting}': a setting here is data.key=value or generation.key=value, such as "
                 "data.columns.text=premise"
             )

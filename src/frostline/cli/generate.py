@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from frostline.cli.answer import Answer, Json
-from frostline.core.errors import UserError
+from frostline.core.errors import ConfigError
 
 
 def command(
@@ -31,7 +31,7 @@ def command(
 
     narrowed = {key: value for key, value in (("top_p", top_p), ("top_k", top_k)) if value is not None}
     if narrowed and temperature == 0:
-        raise UserError(f"{min(narrowed)}: it is of sampling: give --temperature above 0 too")
+        raise ConfigError(f"{min(narrowed)}: it is of sampling: give --temperature above 0 too")
     sampling: dict[str, Any] = {"do_sample": True, "temperature": temperature, **narrowed} if temperature > 0 else {}
     searched = {"num_beams": num_beams, "repetition_penalty": repetition_penalty}
     texts = generate_target(target, prompt, max_new_tokens=max_new_tokens, seed=seed, **searched, **sampling)

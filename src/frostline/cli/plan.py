@@ -65,7 +65,7 @@ def command(
     as_json: Json = False,
 ) -> Answer:
     """What a strategy would train on a model, and what that is predicted to cost."""
-    from frostline.core.errors import UserError
+    from frostline.core.errors import ConfigError
     from frostline.core.settings import lay_over
     from frostline.cost import Workload
     from frostline.plan import save_plan
@@ -73,9 +73,9 @@ def command(
     from frostline.strategies import Budget
 
     if epochs <= 0:
-        raise UserError(f"--epochs is more than 0 (given: {epochs:g})")
+        raise ConfigError(f"--epochs is more than 0 (given: {epochs:g})")
     if label_share <= 0:
-        raise UserError(f"--label-share is more than 0 and at most 1 (given: {label_share:g})")
+        raise ConfigError(f"--label-share is more than 0 and at most 1 (given: {label_share:g})")
     workload = Workload(
         rows=rows,
         length=length,

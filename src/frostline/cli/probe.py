@@ -50,7 +50,7 @@ def command(
     as_json: Json = False,
 ) -> Answer:
     """Signals of a model's blocks on a task, by which strategies choose what to train."""
-    from frostline.core.errors import UserError
+    from frostline.core.errors import ConfigError
     from frostline.run import probe_model
     from frostline.signals import SIGNALS, WarmUp, check_format, save_figure
 
@@ -58,7 +58,7 @@ def command(
         check_format(figure)
     names = None if signals is None else [name.strip() for name in signals.split(",") if name.strip()]
     if names == []:
-        raise UserError(f"no signal is named: leave --signals out, or name some of {', '.join(SIGNALS)}")
+        raise ConfigError(f"no signal is named: leave --signals out, or name some of {', '.join(SIGNALS)}")
     probe = probe_model(
         model,
         task,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from frostline.cli.answer import Answer, Json, progress_console
-from frostline.core.errors import UserError
+from frostline.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -79,7 +79,7 @@ def split_settings(settings: Sequence[str]) -> tuple[Path | None, list[str]]:
     overrides = list(settings[len(first) :])
     for setting in overrides:
         if not _is_setting(setting):
-            raise UserError(f"'{setting}' is not key=value (a config file comes first, and only one)")
+            raise ConfigError(f"'{setting}' is not key=value (a config file comes first, and only one)")
     return (first[0] if first else None), overrides
 
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from frostline.core.errors import UserError
+from frostline.core.errors import ConfigError
 from frostline.core.files import sha256, write_json
 
 IDENTITY = "identity.json"
@@ -58,7 +58,7 @@ def default_root() -> Path:
     given = os.environ.get("FROSTLINE_CACHE")
     root = Path(given).expanduser() if given else Path.home() / ".cache" / "frostline"
     if root.exists() and not root.is_dir():
-        raise UserError(f"FROSTLINE_CACHE: {root} is a file, a folder is wanted")
+        raise ConfigError(f"FROSTLINE_CACHE: {root} is a file, a folder is wanted")
     return root
 
 

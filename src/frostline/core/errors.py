@@ -1,4 +1,14 @@
-"""Errors that are the user's to mend: one clear line saying what, where, and what would be right."""
+"""Errors that are the user's to mend: one clear line saying what, where, and what would be right.
+
+FrostlineError
+  UserError            the input is wrong; the command line exits with status 2
+    ConfigError        a setting, an option, a name
+    PlanError          a plan or a schedule
+    DataError          rows, or a file of them
+    UnsupportedModel   a model
+    CheckpointError    what frostline wrote before
+  TrainingError        training could not go on; status 1
+"""
 
 from __future__ import annotations
 
@@ -14,6 +24,26 @@ class UserError(FrostlineError):
     """The input is wrong: a path, a name, a row, an option. The command line exits with status 2."""
 
 
+class ConfigError(UserError):
+    """A setting, an option, or the name of a strategy, a task or a signal is wrong."""
+
+
+class PlanError(UserError):
+    """A plan or a schedule is malformed, or does not fit the model or what is asked of it."""
+
+
+class DataError(UserError):
+    """Rows, their columns or labels, or a file or data set that holds them, cannot be used."""
+
+
+class UnsupportedModel(UserError):
+    """A model (or its tokenizer) cannot be loaded, or cannot be used so."""
+
+
+class CheckpointError(UserError):
+    """A delta, a checkpoint, a run or a record is not there, is damaged, or belongs to something else."""
+
+
 class TrainingError(FrostlineError):
     """Training could not go on (a loss that is not a number, a disk that is full). Exit status 1."""
 
@@ -23,8 +53,8 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
-    """A `UserError` for a name that matches nothing, with the closest known ones first.
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigError:
+    """A `ConfigError` for a name that matches nothing, with the closest known ones first.
 
     >>> print(unknown_name("task", "rta", ["rte", "cb"]))
     unknown task 'rta': did you mean 'rte'? known: cb, rte
@@ -33,4 +63,4 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
     lowered = {known.lower(): known for known in names}
     close = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.5)
     hint = f"did you mean '{lowered[close[0]]}'? " if close else ""
-    return UserError(f"unknown {kind} {name!r}: {hint}known: {', '.join(names)}")
+    return ConfigError(f"unknown {kind} {name!r}: {hint}known: {', '.join(names)}")

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from frostline.core.errors import FrostlineError, UserError
+from frostline.core.errors import CheckpointError, ConfigError, FrostlineError, UserError
 
 
 @contextmanager
@@ -68,24 +68,33 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_text(path: Path, what: str) -> str:
-    """The text of `path`. Raises `UserError` naming `what` when it is missing, a folder, or not UTF-8."""
+def read_text(path: Path, what: str, error: type[UserError] = ConfigError) -> str:
+    """The text of a file.
+
+    Args:
+        path: the file.
+        what: it is, in the message of an error.
+        error: raised when it is missing, a folder, or not UTF-8.
+    """
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise UserError(f"{what} not found: {path}") from None
+        raise error(f"{what} not found: {path}") from None
     except IsADirectoryError:
-        raise UserError(f"{what} is a folder, a file is wanted: {path}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{what} is not UTF-8 text: {path}: {error}") from None
+        raise error(f"{what} is a folder, a file is wanted: {path}") from None
+    except UnicodeDecodeError as reason:
+        raise error(f"{what} is not UTF-8 text: {path}: {reason}") from None
 
 
 def read_json(path: Path, what: str) -> Any:
-    """The JSON value in `path`. Raises `UserError` naming `what` when it is missing or not JSON."""
+    """The JSON value in `path`, a file of frostline's own.
+
+    Raises `CheckpointError` naming `what` when it is missing or not JSON.
+    """
     try:
-        return json.loads(read_text(path, what))
+        return json.loads(read_text(path, what, CheckpointError))
     except json.JSONDecodeError as error:
-        raise UserError(f"{what} is not JSON: {path}: {error}") from None
+        raise CheckpointError(f"{what} is not JSON: {path}: {error}") from None
 
 
 def sha256(path: Path) -> str:

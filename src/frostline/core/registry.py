@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from typing import Generic, TypeVar
 
-from frostline.core.errors import UserError, unknown_name
+from frostline.core.errors import ConfigError, unknown_name
 
 T = TypeVar("T")
 
@@ -46,9 +46,9 @@ class Registry(Generic[T]):
             loaded: T = point.load()
         except Exception as error:
             reason = " ".join(str(error).split())
-            raise UserError(f"{what} cannot be loaded ({point.value}): {type(error).__name__}: {reason}") from error
+            raise ConfigError(f"{what} cannot be loaded ({point.value}): {type(error).__name__}: {reason}") from error
         if self._entry_type is not None and not isinstance(loaded, self._entry_type):
-            raise UserError(f"{what}: {point.value} is not a {self._entry_type.__name__} but {type(loaded).__name__}")
+            raise ConfigError(f"{what}: {point.value} is not a {self._entry_type.__name__} but {type(loaded).__name__}")
         return loaded
 
     def __iter__(self) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from frostline.core.errors import UserError
+from frostline.core.errors import ConfigError
 
 _BYTES = {
     "": 1,
@@ -43,5 +43,5 @@ def size_text(count: float) -> str:
 def _parse(text: str, what: str, units: dict[str, int], right: str) -> float:
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)\s*", text.lower())
     if match is None or match[2] not in units:
-        raise UserError(f"{what} '{text}': {right}")
+        raise ConfigError(f"{what} '{text}': {right}")
     return float(match[1]) * units[match[2]]

@@ -53,7 +53,7 @@ from dataclasses import dataclass
 
 from frostline.anatomy import Tensor, sides
 from frostline.cost import _prefix
-from frostline.cost._flow import AttentionFlow, BlockFlow, Flow, Matrix, Reading
+from frostline.cost._flow import AttentionFlow, BlockFlow, BlockLoss, Flow, Matrix
 from frostline.cost._loss_positions import block_positions, chunked, head_positions, logit_positions
 from frostline.cost._structure import Norm
 from frostline.cost._workload import FLOAT, Workload, state_bytes
@@ -76,7 +76,7 @@ class Saved:
 
 @dataclass(frozen=True)
 class SavedByPart:
-    """Bytes kept in a step. `head` includes the final norm; `logits` is what the loss keeps, of each reading."""
+    """Bytes kept in a step. `head` includes the final norm; `logits` is what the loss keeps, of each block loss."""
 
     embeddings: Saved
     blocks: tuple[Saved, ...]
@@ -91,13 +91,13 @@ class SavedByPart:
 
 def saved(step: Flow, workload: Workload) -> SavedByPart:
     """What a step of `workload.batch` rows keeps, without checkpointing."""
-    heads = [_head(reading, step, workload) for reading in step.readings]
+    heads = [_head(block_loss, step, workload) for block_loss in step.block_losses]
     return SavedByPart(
         embeddings=_embeddings(step, workload),
         blocks=tuple(_Block(block, step, workload).saved() for block in step.blocks),
-        # One copy of a weight serves all readings.
+        # One copy of a weight serves all block losses.
         head=Saved(sum(head.activations for head in heads), max(head.weights for head in heads)),
-        logits=tuple(_logits(reading, step, workload) for reading in step.readings),
+        logits=tuple(_logits(block_loss, step, workload) for block_loss in step.block_losses),
     )
 
 
@@ -282,14 +282,14 @@ def _embeddings(step: Flow, workload: Workload) -> Saved:
     return Saved(workload.step_tokens("encoder", step.anatomy) * per_token, weights)
 
 
-def _head(reading: Reading, step: Flow, workload: Workload) -> Saved:
+def _head(block_loss: BlockLoss, step: Flow, workload: Workload) -> Saved:
     n = workload.step_tokens("decoder", step.anatomy)
-    carries, trains = reading.carries, step.final_norm_trains
+    carries, trains = block_loss.carries, step.final_norm_trains
     norms = _norms_among(step.anatomy.final_norm)
     total = n * sum(_norm(norm, carries, trains, state_bytes(trains, workload)) for norm in norms)
     weights = 0.0
     chunks = chunked(step, workload)
-    for position, item in enumerate(reading.matrices):
+    for position, item in enumerate(block_loss.matrices):
         w = state_bytes(item.matrix.trained, workload)
         # Without autocast a pooled token is a view that keeps the states of all tokens.
         whole = not item.pooled or (position == 0 and not workload.autocast)
@@ -299,14 +299,14 @@ def _head(reading: Reading, step: Flow, workload: Workload) -> Saved:
             total += (n if whole else workload.batch) * per_token
         weights += _weights(item.matrix, w, workload)
     if chunks:
-        read = head_positions(reading.matrices[-1], step, workload)
+        read = head_positions(block_loss.matrices[-1], step, workload)
         total += (n + 2 * read) * state_bytes(trains, workload) * step.anatomy.hidden_size
     return Saved(total, weights)
 
 
-def _logits(reading: Reading, step: Flow, workload: Workload) -> float:
+def _logits(block_loss: BlockLoss, step: Flow, workload: Workload) -> float:
     """The log-probabilities; a softcap keeps its tanh too."""
-    head = reading.matrices
+    head = block_loss.matrices
     if not head or any(item.pooled for item in head) or not head[-1].matrix.passes:
         return 0.0
     last = head[-1].matrix

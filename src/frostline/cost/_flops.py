@@ -98,8 +98,8 @@ def step_flops(plan: Plan, anatomy: Anatomy, workload: Workload) -> StepFlops:
         blocks=tuple(Flops() if block.index in gone else _block(block, step, workload) for block in step.blocks),
         head=_sum(
             _matrix(item.matrix, head_positions(item, step, workload))
-            for reading in step.readings
-            for item in reading.matrices
+            for block_loss in step.block_losses
+            for item in block_loss.matrices
         ),
     )
 

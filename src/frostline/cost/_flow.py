@@ -157,7 +157,7 @@ class HeadMatrix:
 
 
 @dataclass(frozen=True)
-class Reading:
+class BlockLoss:
     """The loss, read off a block's output through final norm and head. `carries`: that output carries a gradient.
 
     Nothing of it is differentiated when the last block's output has no weight in a layered loss.
@@ -171,8 +171,8 @@ class Reading:
 class Flow:
     """A whole step. `anatomy` is that of the model as the plan trains it (untied if it unties).
 
-    `readings`: of the blocks that a layered loss gives weight, and last that of the last block. `kept_states`: hidden
-    states that a residual interaction keeps until it adds them.
+    `block_losses`: of the blocks that a layered loss gives weight, and last that of the last block. `kept_states`:
+    hidden states that a residual interaction keeps until it adds them.
     """
 
     anatomy: Anatomy
@@ -180,13 +180,13 @@ class Flow:
     embeddings: tuple[Matrix, ...]
     blocks: tuple[BlockFlow, ...]
     final_norm_trains: bool
-    readings: tuple[Reading, ...]
+    block_losses: tuple[BlockLoss, ...]
     kept_states: int = 0
 
     @property
     def head(self) -> tuple[HeadMatrix, ...]:
         """The matrices that multiply the last block's output."""
-        return self.readings[-1].matrices
+        return self.block_losses[-1].matrices
 
     @cached_property
     def bottom(self) -> int:
@@ -239,16 +239,16 @@ def flow(plan: Plan, anatomy: Anatomy) -> Flow:
         )
         hidden = blocks[-1].leaves and block.index < max(losses)
 
-    def reading(block: BlockFlow) -> Reading:
+    def block_loss(block: BlockFlow) -> BlockLoss:
         if block.index not in losses:
             untrained = (Matrix(linear, carries=False, trained=False) for linear in anatomy.head_linears)
-            return Reading(False, tuple(HeadMatrix(m, _pooled(m.linear, anatomy.model_class)) for m in untrained))
+            return BlockLoss(False, tuple(HeadMatrix(m, _pooled(m.linear, anatomy.model_class)) for m in untrained))
         head: list[HeadMatrix] = []
         carries = block.leaves or final_norm_trains
         for linear in anatomy.head_linears:
             head.append(HeadMatrix(matrix(linear, carries), _pooled(linear, anatomy.model_class)))
             carries = head[-1].matrix.passes
-        return Reading(block.leaves, tuple(head))
+        return BlockLoss(block.leaves, tuple(head))
 
     return Flow(
         anatomy=anatomy,
@@ -256,7 +256,7 @@ def flow(plan: Plan, anatomy: Anatomy) -> Flow:
         embeddings=tuple(matrix(linear, embeddings_train) for linear in anatomy.embedding_linears),
         blocks=tuple(blocks),
         final_norm_trains=final_norm_trains,
-        readings=tuple(reading(block) for block in blocks if block.index in losses or block.index == last),
+        block_losses=tuple(block_loss(block) for block in blocks if block.index in losses or block.index == last),
         kept_states=plan.forward.residual.span if plan.forward.interacts else 0,
     )
 

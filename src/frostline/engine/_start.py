@@ -8,7 +8,7 @@ from torch import nn
 from transformers import TrainingArguments
 
 from frostline.bottom import Load, Streaming
-from frostline.core.errors import UserError
+from frostline.core.errors import ConfigError
 from frostline.plan import FixedSchedule, Plan, Schedule
 from frostline.surgery import Applied, applied_to, apply
 
@@ -16,22 +16,19 @@ from frostline.surgery import Applied, applied_to, apply
 def settle(model: Any, plan: Plan | None, schedule: Schedule | None, args: TrainingArguments | None) -> Schedule:
     """Apply the plan that training starts with, and give the schedule that goes on from it."""
     if not isinstance(model, nn.Module):
-        raise UserError("frostline.Trainer needs the model itself (model=...), so that it can apply the plan")
+        raise ConfigError("frostline.Trainer needs the model itself (model=...), so that it can apply the plan")
     already = applied_to(model)
     if plan is not None and schedule is not None:
-        raise UserError("give plan or schedule, not both: a plan is the schedule that never changes")
+        raise ConfigError("give plan or schedule, not both: a plan is the schedule that never changes")
     if plan is None and schedule is None:
         if already is None:
-            raise UserError("give plan=... or schedule=...: frostline.make_plan(model, 'bot50') makes a plan")
+            raise ConfigError("give plan=... or schedule=...: frostline.make_plan(model, 'bot50') makes a plan")
         return FixedSchedule(already.plan)
     chosen = schedule or FixedSchedule(cast(Plan, plan))
     if not chosen.settled and args is not None and args.world_size > 1:
-        raise UserError("a schedule that changes its plan while training runs in one process: use a fixed plan")
-    start = chosen.next(0, {})
-    if start is None:
-        raise UserError("the schedule gives no plan for step 0")
-    if already is None or already.plan != start:
-        apply(start, model, seed=args.seed if args else 0)
+        raise ConfigError("a schedule that changes its plan while training runs in one process: use a fixed plan")
+    if already is None or already.plan != chosen.first:
+        apply(chosen.first, model, seed=args.seed if args else 0)
     return chosen
 
 
@@ -49,7 +46,7 @@ def streaming(model: Any, applied: Applied, load: Load | None) -> Streaming | No
 def non_reentrant(options: dict[str, Any] | None) -> dict[str, Any]:
     options = dict(options or {})
     if options.setdefault("use_reentrant", False):
-        raise UserError(
+        raise ConfigError(
             "use_reentrant: true would train nothing above a frozen bottom: leave it out (non-reentrant "
             "checkpointing is used)"
         )

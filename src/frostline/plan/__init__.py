@@ -7,6 +7,7 @@ from frostline.plan._modes import BlockMode, Frozen, Full, Partial, PartMode
 from frostline.plan._optimizer import FloraOptions, Optimizer, check_optimizer
 from frostline.plan._plan import Plan, block_ranges, named_blocks
 from frostline.plan._schedule import FixedSchedule, Observations, Schedule
+from frostline.plan._split import Split
 from frostline.plan._strip import strip
 from frostline.plan._text import document, from_text, load_plan, save_plan, to_json, to_yaml
 from frostline.plan.adapters import Adapter, AddingMode, Bottleneck, Lora, Mixture, Peft, Prefix
@@ -35,6 +36,7 @@ __all__ = [
     "Prefix",
     "Residual",
     "Schedule",
+    "Split",
     "TargetModules",
     "Targeted",
     "Targets",

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from frostline.core.errors import UserError
+from frostline.core.errors import PlanError
 from frostline.core.settings import Options, first_error
 from frostline.plan._forward import Forward
 from frostline.plan._modes import BlockMode, Frozen, Full, PartMode
@@ -94,14 +94,14 @@ class Plan(Options):
     def read(cls, document: Any, where: str = "plan") -> Plan:
         """A plan from a parsed document (YAML or JSON).
 
-        Raises `UserError` with one line that says what is wrong, where, and what would be right.
+        Raises `PlanError` with one line that says what is wrong, where, and what would be right.
         """
         if not isinstance(document, dict):
-            raise UserError(f"{where}: a plan is a mapping with the key 'blocks', not {_kind(document)}")
+            raise PlanError(f"{where}: a plan is a mapping with the key 'blocks', not {_kind(document)}")
         try:
             return cls.model_validate(document)
         except ValidationError as error:
-            raise UserError(f"{where}: {first_error(error)}") from None
+            raise PlanError(f"{where}: {first_error(error)}") from None
 
 
 def expand_blocks(entries: Sequence[Any]) -> list[Any]:

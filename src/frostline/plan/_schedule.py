@@ -13,12 +13,17 @@ Observations = Mapping[str, Sequence[float]]
 
 @runtime_checkable
 class Schedule(Protocol):
-    """Says, before each optimizer step, whether the plan changes, and to what.
+    """The plan that training starts with, and the plans that follow it.
 
-    `observes` names the signals (per block) that `next` wants to be given from now on; the engine measures them.
-    `settled` says that the plan stays as it is to the end. The state is plain JSON data, so that a killed run
-    resumes with the schedule where it was.
+    `observes` names the signals (per block) that `next` is given from now on; the engine measures them. `settled` says
+    that the plan stays as it is to the end; it may stay False for ever. The state is plain JSON data, so that a killed
+    run resumes with the schedule where it was.
     """
+
+    @property
+    def first(self) -> Plan:
+        """The plan that training starts with: the same at any time, whatever the state."""
+        ...
 
     @property
     def observes(self) -> frozenset[str]: ...
@@ -27,9 +32,9 @@ class Schedule(Protocol):
     def settled(self) -> bool: ...
 
     def next(self, step: int, observations: Observations) -> Plan | None:
-        """The plan from optimizer step `step` (counted from 0) on, or None to keep the current one.
+        """The plan from optimizer step `step` on, or None to keep the current one.
 
-        Step 0 always gives a plan.
+        Asked before every step from 1 on (step 0 is the first), until the schedule is settled.
         """
         ...
 
@@ -45,10 +50,10 @@ class FixedSchedule:
     settled = True
 
     def __init__(self, plan: Plan) -> None:
-        self.plan = plan
+        self.first = plan
 
     def next(self, step: int, observations: Observations) -> Plan | None:
-        return self.plan if step == 0 else None
+        return None
 
     def state_dict(self) -> dict[str, Any]:
         return {}

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from frostline.core.errors import PlanError
 from frostline.core.files import read_text, write_text
 from frostline.core.settings import Options, parse_yaml
 from frostline.plan._forward import Forward
@@ -47,13 +48,13 @@ def to_yaml(plan: Plan) -> str:
 
 
 def from_text(text: str, where: str = "plan") -> Plan:
-    """A plan from YAML or JSON text. Raises `UserError` with the place of the fault."""
-    return Plan.read(parse_yaml(text, where), where)
+    """A plan from YAML or JSON text. Raises `PlanError` with the place of the fault."""
+    return Plan.read(parse_yaml(text, where, PlanError), where)
 
 
 def load_plan(path: Path) -> Plan:
-    """The plan in a .yaml or .json file."""
-    return from_text(read_text(path, "plan file"), str(path))
+    """The plan in a .yaml or .json file. Raises `PlanError` when there is none, or it is malformed."""
+    return from_text(read_text(path, "plan file", PlanError), str(path))
 
 
 def save_plan(plan: Plan, path: Path) -> None:

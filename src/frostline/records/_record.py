@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from frostline.core.errors import UserError
+from frostline.core.errors import CheckpointError
 from frostline.core.files import read_json, write_text
 
 RECORD_FILE = "run.json"
@@ -127,13 +127,13 @@ def read_record(folder: Path) -> RunRecord:
     """The record in `folder`. Raises `UserError` when there is none or it is not a record."""
     path = folder / RECORD_FILE if folder.is_dir() else folder
     if not path.is_file():
-        raise UserError(f"{folder} is not a run: it holds no {RECORD_FILE}")
+        raise CheckpointError(f"{folder} is not a run: it holds no {RECORD_FILE}")
     try:
         return RunRecord.model_validate(read_json(path, "run record"))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(piece) for piece in first["loc"])
-        raise UserError(f"{path}: not a run record of version 1: {place}: {first['msg']}") from None
+        raise CheckpointError(f"{path}: not a run record of version 1: {place}: {first['msg']}") from None
 
 
 def find_records(folder: Path) -> list[tuple[Path, RunRecord]]:

@@ -11,15 +11,15 @@ from frostline.report._format import (
 )
 from frostline.report._render import document, markdown, view
 from frostline.report._runs import Run, collect, named, study_baseline
-from frostline.report._table import Failure, Group, Mean, Row, Table, tabulate
+from frostline.report._table import Failure, Group, Mean, Table, TableRow, tabulate
 
 __all__ = [
     "Failure",
     "Group",
     "Mean",
-    "Row",
     "Run",
     "Table",
+    "TableRow",
     "bytes_text",
     "collect",
     "count_text",

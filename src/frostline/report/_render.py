@@ -12,7 +12,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from frostline.report._format import bytes_text, mean_text, ratio_text, seconds_text, share_text, short_count_text
-from frostline.report._table import Failure, Group, Mean, Row, Table
+from frostline.report._table import Failure, Group, Mean, Table, TableRow
 
 # As in Markdown, and as in the terminal, where a table should fit into 80 columns.
 HEADINGS = {
@@ -82,7 +82,7 @@ def _cells(group: Group, metrics: Sequence[str]) -> tuple[list[str], list[list[s
     return ["strategy", *runs, *names, *selects, *HEADINGS], rows
 
 
-def _row(row: Row, metrics: Sequence[str], show_runs: bool, show_selection: bool) -> list[str]:
+def _row(row: TableRow, metrics: Sequence[str], show_runs: bool, show_selection: bool) -> list[str]:
     return [
         row.strategy,
         *([str(len(row.seeds))] if show_runs else []),

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from frostline.core.errors import UserError
+from frostline.core.errors import CheckpointError
 from frostline.core.files import read_text
 from frostline.records import RunRecord, find_records
 
@@ -40,10 +40,10 @@ def collect(folder: Path) -> list[Run]:
     Raises `UserError` when there is no such folder, no run in it, or a record that cannot be read.
     """
     if not folder.is_dir():
-        raise UserError(f"no such folder: {folder}: give a run's folder, or one that holds runs")
+        raise CheckpointError(f"no such folder: {folder}: give a run's folder, or one that holds runs")
     found = find_records(folder)
     if not found:
-        raise UserError(f"no run below {folder}: give a folder that `frostline train` or `study` wrote")
+        raise CheckpointError(f"no run below {folder}: give a folder that `frostline train` or `study` wrote")
     found.sort(key=lambda pair: pair[1].started)
     return [Run(_label(path, record), record, path) for path, record in found]
 

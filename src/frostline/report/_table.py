@@ -33,7 +33,7 @@ class Mean:
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """One strategy on one model and task, over its seeds.
 
     `folders` are those of its runs, in the order of `seeds`. `metrics` are those after training; `rank` is the place
@@ -77,7 +77,7 @@ class Group:
     majority_share: float | None
     before: Mean | None
     baseline: str | None
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
 
 
 @dataclass(frozen=True)
@@ -149,12 +149,12 @@ def _group(names: dict[str, str], runs: Sequence[Run], baseline: str | None) -> 
     )
 
 
-def _ranked(rows: Sequence[Row], metric: str) -> tuple[Row, ...]:
+def _ranked(rows: Sequence[TableRow], metric: str) -> tuple[TableRow, ...]:
     """The rows with their ranks by a metric; a row without it has none."""
     sign = 1 if metric in FALLING else -1
     values = {row.strategy: sign * row.metrics[metric].mean for row in rows if metric in row.metrics}
 
-    def rank(row: Row) -> float | None:
+    def rank(row: TableRow) -> float | None:
         if row.strategy not in values:
             return None
         own = values[row.strategy]
@@ -174,7 +174,7 @@ def _mean_ranks(groups: Sequence[Group]) -> tuple[Rank, ...]:
     return tuple(sorted((rank for rank in found if rank.groups == len(groups)), key=lambda rank: rank.rank))
 
 
-def _row(label: str, runs: Sequence[Run], reference: dict[int, RunRecord]) -> Row:
+def _row(label: str, runs: Sequence[Run], reference: dict[int, RunRecord]) -> TableRow:
     records = [run.record for run in runs]
 
     def measured(read: Callable[[Measured], float | None]) -> Mean | None:
@@ -189,7 +189,7 @@ def _row(label: str, runs: Sequence[Run], reference: dict[int, RunRecord]) -> Ro
 
     after = [record.metrics.after for record in records if record.metrics]
     metrics = {name: Mean.of(values.get(name) for values in after) for name in chain.from_iterable(after)}
-    return Row(
+    return TableRow(
         strategy=label,
         seeds=tuple(record.seed for record in records),
         folders=tuple(str(run.folder) for run in runs),

@@ -1,7 +1,7 @@
 """One run end to end: config -> model, data, schedule, trainer, record; and what is done with a run after."""
 
 from frostline.run._config import RunConfig, read_config
-from frostline.run._make import make_plan
+from frostline.run._make import make_plan, make_schedule
 from frostline.run._probing import probe_model
 from frostline.run._setup import anatomy_of, class_for, load_model
 from frostline.run._training import train
@@ -19,6 +19,7 @@ __all__ = [
     "is_run",
     "load_model",
     "make_plan",
+    "make_schedule",
     "plan_model",
     "probe_model",
     "read_config",

@@ -10,14 +10,14 @@ from typing import Any
 from frostline.anatomy import Anatomy
 from frostline.core.sizes import parse_size
 from frostline.cost import Speed, Workload
-from frostline.plan import FixedSchedule, Plan, Schedule
+from frostline.plan import FixedSchedule, Plan, Schedule, Split
 from frostline.records import RunRecord
 from frostline.run._calibrate import calibrate
 from frostline.run._config import RunConfig
-from frostline.run._probing import Held, measure_held
+from frostline.run._probing import LoadedModel, measure_loaded
 from frostline.run._work import Data
 from frostline.signals import Probe, choose_signals
-from frostline.strategies import Budget, Choice, Measure, Situation, choose_schedule
+from frostline.strategies import Budget, Measure, Situation, make_selection
 from frostline.tasks import draw_rows
 
 
@@ -26,17 +26,19 @@ class Chosen:
     """What a strategy chose for a run.
 
     `config` is the run's, with the batch, accumulation, checkpointing and activation cache that a planner chose;
-    `choice` is all that it chose and over what, as plain data and in `lines`. `probe` is what the strategy measured,
-    `speed` what was calibrated, `seconds` the time that measuring (when it was done) and planning took.
+    `choice` is all that it chose and over what, as plain data and in `lines`. `split` is how the training is split.
+    `probe` is what the strategy measured, `speed` what was calibrated, `seconds` the time that measuring (when it was
+    done) and planning took.
     """
 
     schedule: Schedule
     config: RunConfig
     choice: dict[str, Any] | None
-    lines: tuple[str, ...]
-    probe: Probe | None
-    speed: Speed | None
-    seconds: float
+    lines: tuple[str, ...] = ()
+    split: Split | None = None
+    probe: Probe | None = None
+    speed: Speed | None = None
+    seconds: float = 0.0
 
 
 def choose(
@@ -74,36 +76,44 @@ def choose(
         speed=calibrate(model_config, model_class, work) if config.calibrate else None,
         decided=frozenset() if store is None else frozenset({"activation_cache"}),
     )
-    schedule = choose_schedule(config.strategy, situation, config.strategy_options)
-    choice: Choice | None = getattr(schedule, "choice", None)
+    selection = make_selection(config.strategy, situation, config.strategy_options)
+    choice = selection.choice
     seconds = sum(probe.seconds or 0.0 for probe in probes)
     if choice is not None:
         seconds += time.perf_counter() - begun - spent
         work = choice.workload
         config = _with(config, work.batch, work.accumulation, work.checkpointing, work.activation_cache)
-    document = None if choice is None else choice.document()
-    lines = () if choice is None else tuple(f"{label}: {line}" for label, line in choice.lines())
-    return Chosen(schedule, config, document, lines, probes[-1] if probes else None, situation.speed, seconds)
+    return Chosen(
+        schedule=selection.schedule,
+        config=config,
+        choice=None if choice is None else choice.document(),
+        lines=() if choice is None else tuple(f"{label}: {line}" for label, line in choice.lines()),
+        split=selection.split,
+        probe=probes[-1] if probes else None,
+        speed=situation.speed,
+        seconds=seconds,
+    )
 
 
 def chosen_before(config: RunConfig, record: RunRecord) -> Chosen:
     """What a planner chose for a run that now goes on."""
     assert record.chosen is not None
     settings = {key: record.chosen[key] for key in ("batch", "accumulation", "checkpointing", "activation_cache")}
-    schedule = FixedSchedule(Plan.read(record.plan))
-    return Chosen(schedule, _with(config, **settings), record.chosen, lines=(), probe=None, speed=None, seconds=0.0)
+    return Chosen(FixedSchedule(Plan.read(record.plan)), _with(config, **settings), record.chosen)
 
 
-def measure_here(hold: Callable[[], Held], bare: Any, anatomy: Anatomy, config: RunConfig, data: Data) -> Measure:
+def measure_here(
+    load: Callable[[], LoadedModel], bare: Any, anatomy: Anatomy, config: RunConfig, data: Data
+) -> Measure:
     """Measures the run's model on rows of its task that are drawn by its seed.
 
-    `hold` gives the model when it is wanted; `bare` is the same one, which may be without weights.
+    `load` gives the model when it is wanted; `bare` is the same one, which may be without weights.
     """
 
     def measure_blocks(signals: Sequence[str] | None, rows: int) -> Probe:
         sample = draw_rows(list(data.rows.rows), rows, config.seed, "train")
         chosen = choose_signals(bare, anatomy, sample, signals, streaming=config.streaming)
-        return measure_held(hold(), (config.model, data.task), sample, data.tokenizer, chosen)
+        return measure_loaded(load(), (config.model, data.task), sample, data.tokenizer, chosen)
 
     return measure_blocks
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveInt, ValidationError, field_validator, model_validator
 
-from frostline.core.errors import UserError
+from frostline.core.errors import ConfigError
 from frostline.core.settings import Options, first_error, lay_over, read_mapping
 from frostline.core.sizes import parse_size
 from frostline.plan import FloraOptions, Optimizer, check_optimizer
@@ -149,4 +149,4 @@ def read_config(path: Path | None, overrides: Sequence[str] = (), **given: Any) 
         return RunConfig.model_validate(document)
     except ValidationError as error:
         where = str(path) if path is not None else "run config"
-        raise UserError(f"{where}: {first_error(error)}") from None
+        raise ConfigError(f"{where}: {first_error(error)}") from None

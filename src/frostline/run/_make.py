@@ -1,4 +1,4 @@
-"""A plan for a model that is in memory, in one call."""
+"""A plan or a schedule for a model that is in memory, in one call."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.utils.rnn import pad_sequence
 
-from frostline.core.errors import UserError
-from frostline.core.labels import IGNORED
+from frostline.core.errors import DataError, PlanError
 from frostline.core.seeding import derive_seed
 from frostline.cost import Workload
-from frostline.plan import Plan
+from frostline.plan import Plan, Schedule
 from frostline.signals import Probe, measure, token_text
-from frostline.strategies import Budget, Situation, choose_schedule
+from frostline.strategies import Budget, Situation, make_selection
+from frostline.tasks import pad_rows
 
 Collate = Callable[[Any], Mapping[str, Any]]
+
+_COLUMNS = ("input_ids", "attention_mask", "token_type_ids", "labels")
+"""What a model is given of the rows, unless a collator says otherwise."""
 
 
 def make_plan(
@@ -32,12 +34,70 @@ def make_plan(
     options: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> Plan:
-    """The plan with which the strategy called `strategy` starts on `model`.
+    """The plan that a strategy chooses for a model. The model stays as it was.
 
-    `data` is what strategies that measure the model read: a data set of tokenised rows with `input_ids` and
-    `labels`, which `data_collator` makes batches of (by default they are padded on the right). `budget` is what
-    training may take on `workload`. Raises `UserError` for an unknown strategy or option, a model without blocks, a
-    strategy that wants data where there is none, and a budget that no plan fits.
+        plan = fl.make_plan(model, "bot50")
+        trainer = fl.Trainer(model, args, plan=plan, train_dataset=rows, data_collator=collate)
+
+    A plan says which parts train, and how: no more. What else goes with a strategy is not in it: that `splitlora` is
+    trained by a server and clients (`frostline.split.SplitTrainer`; the plan alone trains in one process), and the
+    settings of the run that a planner chose for a budget (`frostline train` sets them).
+
+    Args:
+        model: a transformers model, in memory.
+        strategy: its name (`bot50`, `semantic`, `lora`, ...), or the path of a plan file.
+        data: what strategies that measure the model read: a data set of tokenised rows with `input_ids` and `labels`.
+        data_collator: makes batches of the rows; by default they are padded on the right.
+        budget: what training may take, for strategies that plan for one.
+        workload: the training that the budget is for.
+        options: the strategy's own.
+        seed: of what is drawn at random.
+
+    Raises `PlanError` for a strategy whose plan changes while it trains (`make_schedule` is for those) and where no
+    plan fits, `ConfigError` for an unknown strategy or option and for a strategy that needs data where there is none,
+    `UnsupportedModel` for a model without blocks.
+    """
+    schedule = make_schedule(
+        model,
+        strategy,
+        data=data,
+        data_collator=data_collator,
+        budget=budget,
+        workload=workload,
+        options=options,
+        seed=seed,
+    )
+    if not schedule.settled:
+        raise PlanError(
+            f"strategy '{strategy}' changes its plan while it trains, so it is no single plan: use "
+            f'fl.make_schedule(model, "{strategy}"), and give it as schedule=... to fl.Trainer'
+        )
+    return schedule.first
+
+
+def make_schedule(
+    model: nn.Module,
+    strategy: str,
+    *,
+    data: Any = None,
+    data_collator: Collate | None = None,
+    budget: Budget | None = None,
+    workload: Workload | None = None,
+    options: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> Schedule:
+    """The schedule that a strategy chooses for a model: for strategies whose plan changes while they train.
+
+        schedule = fl.make_schedule(model, "adt-l50")
+        trainer = fl.Trainer(model, args, schedule=schedule, train_dataset=rows, data_collator=collate)
+
+    Any strategy has one; where the plan stays, it is the plan of `make_plan` from the first step to the last. A
+    schedule keeps its place in training: make one for each training.
+
+    Args:
+        model, strategy, data, data_collator, budget, workload, options, seed: as in `make_plan`.
+
+    Raises `UserError` as `make_plan` does, but for a plan that changes.
     """
     situation = Situation.of(
         model,
@@ -46,17 +106,14 @@ def make_plan(
         budget=budget or Budget(),
         workload=workload or Workload(),
     )
-    plan = choose_schedule(strategy, situation, options).next(0, {})
-    if plan is None:
-        raise UserError(f"strategy '{strategy}' gave no plan for step 0")
-    return plan
+    return make_selection(strategy, situation, options).schedule
 
 
 def _measure(
     model: Any, data: Any, collate: Collate | None, seed: int, signals: Sequence[str] | None, rows: int
 ) -> Probe:
     if not len(data) or "input_ids" not in data[0] or "labels" not in data[0]:
-        raise UserError("data: a data set of tokenised rows with input_ids and labels is wanted")
+        raise DataError("data: a data set of tokenised rows with input_ids and labels is wanted")
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(derive_seed(seed, "probe")))
     sample = [data[index] for index in order[:rows].tolist()]
     found = measure(model, sample, collate or partial(_padded, model), signals=signals)
@@ -66,13 +123,5 @@ def _measure(
 
 
 def _padded(model: Any, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-    pad = getattr(model.config.get_text_config(), "pad_token_id", None) or 0
-
-    def column(name: str, fill: int) -> torch.Tensor:
-        return pad_sequence([torch.as_tensor(row[name]) for row in rows], batch_first=True, padding_value=fill)
-
-    ids = column("input_ids", pad)
-    mask = pad_sequence([torch.ones(len(row["input_ids"]), dtype=torch.long) for row in rows], batch_first=True)
-    one_each = isinstance(rows[0]["labels"], int)
-    labels = torch.tensor([row["labels"] for row in rows]) if one_each else column("labels", IGNORED)
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    pad_id = getattr(model.config.get_text_config(), "pad_token_id", None) or 0
+    return pad_rows([{name: row[name] for name in _COLUMNS if name in row} for row in rows], pad_id)

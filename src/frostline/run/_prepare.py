@@ -15,7 +15,7 @@ from transformers.trainer_callback import PrinterCallback
 from frostline.anatomy import find_anatomy, tensor_hashes
 from frostline.bottom import Load
 from frostline.checkpoints import load_tokenizer, quiet_libraries
-from frostline.core.errors import UserError
+from frostline.core.errors import ConfigError
 from frostline.core.labels import IGNORED
 from frostline.cost import Workload
 from frostline.engine import StepMeter, Trainer
@@ -24,7 +24,7 @@ from frostline.records import RunRecord
 from frostline.run._choosing import Chosen, choose, chosen_before, measure_here
 from frostline.run._config import RunConfig
 from frostline.run._device import device, uses_bfloat16
-from frostline.run._probing import Held
+from frostline.run._probing import LoadedModel
 from frostline.run._setup import check_length, config_for, load_model
 from frostline.run._split import trainer_for
 from frostline.run._streaming import load_streaming
@@ -72,7 +72,7 @@ def read_data(config: RunConfig) -> Data:
     if config.batching == "packed":
         _check_packable(config, task, kind)
     if config.frozen_bits and (config.activation_cache == "on" or config.streaming):
-        raise UserError(
+        raise ConfigError(
             "frozen_bits: rounded blocks stay in memory, an activation cache takes them out: leave one of them out"
         )
     rows, eval_rows = (encode(task, split, tokenizer, config.max_length, kind) for split in ("train", "eval"))
@@ -92,7 +92,7 @@ def prepare(asked: RunConfig, data: Data, before: RunRecord | None = None) -> Pr
         config = chosen.config
         prepare_tokenizer(data.tokenizer, model)
         steps = StepMeter()
-        trainer = trainer_for(chosen.schedule, config)(
+        trainer = trainer_for(chosen.split, config)(
             model,
             _arguments(config),
             schedule=chosen.schedule,
@@ -130,11 +130,11 @@ def _load(config: RunConfig, data: Data, before: RunRecord | None) -> tuple[Any,
     def work() -> Workload:
         return workload_of(config, data, anatomy, model.config, str(model.dtype))
 
-    def hold() -> Held:
+    def loaded() -> LoadedModel:
         prepare_tokenizer(data.tokenizer, model)
-        return Held(model.to(device()), tensor_hashes(model))
+        return LoadedModel(model.to(device()), tensor_hashes(model))
 
-    blocks = measure_here(hold, model, anatomy, config, data)
+    blocks = measure_here(loaded, model, anatomy, config, data)
     return model, choose(config, anatomy, work, blocks, model.config, type(model)), None
 
 
@@ -146,32 +146,32 @@ def _collator(config: RunConfig, data: Data) -> Collator | PackingCollator:
 
 def _check_packable(config: RunConfig, task: Task, kind: ModelKind) -> None:
     if kind != "decoder" or task.kind is TaskKind.CLASSIFICATION:
-        raise UserError(
+        raise ConfigError(
             f"batching: packed is for decoders that learn to write, not a {kind} on a {task.kind} task: take grouped"
         )
     if config.pad_to_max_length:
-        raise UserError("pad_to_max_length: packed batches have no padding: leave one of the two out")
+        raise ConfigError("pad_to_max_length: packed batches have no padding: leave one of the two out")
 
 
 def _check_something_to_learn(rows: Encoded, max_length: int, *, shifted: bool) -> None:
     # A decoder predicts each token from those before it, so that the first one's label does not count.
     targets = [row["labels"][1 if shifted else 0 :] for row in rows if isinstance(row["labels"], list)]
     if targets and all(label == IGNORED for labels in targets for label in labels):
-        raise UserError(f"max_length: {max_length} tokens leave nothing to predict in any row: allow more")
+        raise ConfigError(f"max_length: {max_length} tokens leave nothing to predict in any row: allow more")
 
 
 def _check_loggers(names: Sequence[str]) -> None:
     known = get_available_reporting_integrations()
     for name in names:
         if name not in known:
-            raise UserError(
+            raise ConfigError(
                 f"report_to: '{name}' is not installed or not known to transformers; here: {', '.join(known) or 'none'}"
             )
 
 
 def _arguments(config: RunConfig) -> TrainingArguments:
     if config.precision == "bfloat16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
-        raise UserError("precision: this GPU has no bfloat16: take float32")
+        raise ConfigError("precision: this GPU has no bfloat16: take float32")
     return TrainingArguments(
         output_dir=str(config.folder),
         use_cpu=not torch.accelerator.is_available(),

@@ -12,7 +12,7 @@ import transformers
 from frostline.anatomy import Anatomy, find_anatomy, skeleton, tensor_hash, tensor_hashes
 from frostline.bottom import CannotCut, Load, Streaming
 from frostline.checkpoints import load_above, load_tokenizer, quiet_libraries
-from frostline.core.errors import UserError
+from frostline.core.errors import UnsupportedModel
 from frostline.run._device import device
 from frostline.run._setup import check_length, class_for, config_for, load_model
 from frostline.signals import (
@@ -50,21 +50,21 @@ def probe_model(
     at a time is in memory. `warm_up` is what `weight_change` is measured after. Raises `UserError` for bad input and
     for a signal that the model does not have.
     """
-    loaded = load_task(task, TaskOptions(max_train_rows=rows, seed=seed))
-    config = config_for(model, loaded)
+    found = load_task(task, TaskOptions(max_train_rows=rows, seed=seed))
+    config = config_for(model, found)
     check_length(max_length, config, model)
     tokenizer = prepare_tokenizer(load_tokenizer(model))
-    sample = encode(loaded, "train", tokenizer, max_length, model_kind(config)).rows
-    bare = skeleton(config, class_for(config, loaded.kind))
+    sample = encode(found, "train", tokenizer, max_length, model_kind(config)).rows
+    bare = skeleton(config, class_for(config, found.kind))
     anatomy = find_anatomy(bare)
     chosen = choose_signals(bare, anatomy, sample, signals, streaming=streaming)  # refuses before weights are read
-    held = held_streamed(model, loaded, anatomy, seed, dtype) if streaming else _whole(model, loaded, seed, dtype)
-    prepare_tokenizer(tokenizer, held.model)
-    return measure_held(held, (model, loaded), sample, tokenizer, chosen, tokens=tokens, warm_up=warm_up)
+    loaded = load_streamed(model, found, anatomy, seed, dtype) if streaming else _whole(model, found, seed, dtype)
+    prepare_tokenizer(tokenizer, loaded.model)
+    return measure_loaded(loaded, (model, found), sample, tokenizer, chosen, tokens=tokens, warm_up=warm_up)
 
 
-def measure_held(
-    held: Held,
+def measure_loaded(
+    loaded: LoadedModel,
     named: tuple[str, Task],
     sample: Sequence[Any],
     tokenizer: Any,
@@ -81,26 +81,26 @@ def measure_held(
         begun = time.perf_counter()
         with quiet_libraries():
             measured = measure(
-                held.model,
+                loaded.model,
                 sample,
                 Collator(tokenizer),
                 signals=signals,
                 tokens=reading,
-                load=held.load,
+                load=loaded.load,
                 warm_up=warm_up,
             )
-        read = token_text(find_anatomy(held.model), classes=task.kind is TaskKind.CLASSIFICATION, tokens=reading)
+        read = token_text(find_anatomy(loaded.model), classes=task.kind is TaskKind.CLASSIFICATION, tokens=reading)
         return Probe(model, task.name, len(sample), read, measured, time.perf_counter() - begun)
 
     kind = device().type
     identity = probe_identity(
-        held.model, held.hashes, sample, signals=signals, tokens=reading, device=kind, warm_up=warm_up
+        loaded.model, loaded.hashes, sample, signals=signals, tokens=reading, device=kind, warm_up=warm_up
     )
     return cached(identity, (model, task.name), probe)
 
 
 @dataclass(frozen=True)
-class Held:
+class LoadedModel:
     """A model on the device, with what reads the blocks that are not in memory, and the hashes of all tensors."""
 
     model: Any
@@ -108,12 +108,12 @@ class Held:
     load: Load | None = None
 
 
-def _whole(name: str, task: Task, seed: int, dtype: str) -> Held:
+def _whole(name: str, task: Task, seed: int, dtype: str) -> LoadedModel:
     model = load_model(name, task, seed=seed, dtype=dtype)
-    return Held(model.to(device()), tensor_hashes(model))
+    return LoadedModel(model.to(device()), tensor_hashes(model))
 
 
-def held_streamed(name: str, task: Task, anatomy: Anatomy, seed: int, dtype: str) -> Held:
+def load_streamed(name: str, task: Task, anatomy: Anatomy, seed: int, dtype: str) -> LoadedModel:
     """The model with only what lies around its blocks in memory. Raises `UserError` when it cannot be read so."""
     config = config_for(name, task)
     depth = len(anatomy.blocks)
@@ -121,10 +121,10 @@ def held_streamed(name: str, task: Task, anatomy: Anatomy, seed: int, dtype: str
     try:
         model, load = load_above(name, class_for(config, task.kind), config, depth, dtype)
     except CannotCut as error:
-        raise UserError(f"streaming: {error}: leave it out") from None
+        raise UnsupportedModel(f"streaming: {error}: leave it out") from None
     bottom = Streaming(model, anatomy, load)
     bottom.read_hashes(depth)
     above = {tensor.name: tensor_hash(model.get_parameter(tensor.name)) for tensor in anatomy.head}
     for module in model.modules():
         module._apply(lambda tensor: tensor if tensor.is_meta else tensor.to(device()), recurse=False)
-    return Held(model, bottom.hashes | above, load)
+    return LoadedModel(model, bottom.hashes | above, load)

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from frostline.core.errors import UserError
+from frostline.core.errors import ConfigError
 from frostline.core.sizes import size_text
 from frostline.engine import Trainer
-from frostline.plan import Schedule
+from frostline.plan import Split
 from frostline.run._config import RunConfig
-from frostline.split import Split, SplitReport, SplitTrainer
-from frostline.strategies import SplitSchedule
+from frostline.split import SplitReport, SplitTrainer
 
 _ONLY = {
     "batching": "random",
@@ -24,19 +23,19 @@ _ONLY = {
 }
 
 
-def trainer_for(schedule: Schedule, config: RunConfig) -> Callable[..., Trainer]:
-    """What makes the trainer of a run under `schedule`.
+def trainer_for(split: Split | None, config: RunConfig) -> Callable[..., Trainer]:
+    """What makes the trainer of a run whose strategy splits the training so, or not at all (None).
 
     Raises `UserError` for a config that asks of a split training what it cannot do.
     """
-    if not isinstance(schedule, SplitSchedule):
+    if split is None:
         return Trainer
     for key, only in _ONLY.items():
         if getattr(config, key) != only:
-            raise UserError(f"{key}: strategy '{config.strategy}' trains in parts, which goes without: leave it out")
+            raise ConfigError(f"{key}: strategy '{config.strategy}' trains in parts, which goes without: leave it out")
     if config.optimizer == "flora":
-        raise UserError(f"optimizer: strategy '{config.strategy}' goes with adamw or sgd, not with flora")
-    return partial(SplitTrainer, split=Split(schedule.cut, schedule.clients, schedule.average_every))
+        raise ConfigError(f"optimizer: strategy '{config.strategy}' goes with adamw or sgd, not with flora")
+    return partial(SplitTrainer, split=split)
 
 
 def split_report(trainer: Trainer) -> SplitReport | None:

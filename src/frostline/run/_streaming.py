@@ -9,12 +9,12 @@ import transformers
 from frostline.anatomy import find_anatomy, skeleton
 from frostline.bottom import CannotCut, Load, cut_boundary
 from frostline.checkpoints import load_above
-from frostline.core.errors import UserError
+from frostline.core.errors import ConfigError, PlanError, UnsupportedModel
 from frostline.cost import Workload
-from frostline.plan import FixedSchedule, Schedule
+from frostline.plan import Schedule
 from frostline.run._choosing import Chosen, choose, measure_here
 from frostline.run._config import RunConfig
-from frostline.run._probing import Held, held_streamed
+from frostline.run._probing import LoadedModel, load_streamed
 from frostline.run._setup import class_for, config_for
 from frostline.run._work import Data, workload_of
 from frostline.tasks import Task, TaskKind, prepare_tokenizer
@@ -36,21 +36,20 @@ def load_streaming(config: RunConfig, data: Data, before: Chosen | None) -> tupl
     def work() -> Workload:
         return workload_of(config, data, anatomy, bare.config, str(bare.dtype))
 
-    def hold() -> Held:
-        held = held_streamed(config.model, task, anatomy, config.seed, config.frozen_dtype)
-        prepare_tokenizer(data.tokenizer, held.model)
-        return held
+    def load_around() -> LoadedModel:
+        loaded = load_streamed(config.model, task, anatomy, config.seed, config.frozen_dtype)
+        prepare_tokenizer(data.tokenizer, loaded.model)
+        return loaded
 
-    blocks = measure_here(hold, bare, anatomy, config, data)
+    blocks = measure_here(load_around, bare, anatomy, config, data)
     chosen = before or choose(config, anatomy, work, blocks, model_config, model_class)
     _check_schedule(config, chosen.schedule)
-    assert isinstance(chosen.schedule, FixedSchedule)
-    boundary = cut_boundary(chosen.schedule.plan, anatomy)
+    boundary = cut_boundary(chosen.schedule.first, anatomy)
     transformers.set_seed(config.seed)
     try:
         model, load = load_above(config.model, model_class, model_config, boundary, config.frozen_dtype)
     except CannotCut as error:
-        raise UserError(f"streaming: {error}: take streaming: false") from None
+        raise UnsupportedModel(f"streaming: {error}: take streaming: false") from None
     return model, chosen, load
 
 
@@ -63,19 +62,19 @@ def streaming_notices(config: RunConfig, task: Task) -> list[str]:
 
 def _check_config(config: RunConfig) -> None:
     if config.activation_cache == "off":
-        raise UserError("streaming: true trains from the activation cache: leave activation_cache: off out")
+        raise ConfigError("streaming: true trains from the activation cache: leave activation_cache: off out")
     if config.batching == "packed":
-        raise UserError("streaming: batching: packed is checked on the whole model first: take batching: grouped")
+        raise ConfigError("streaming: batching: packed is checked on the whole model first: take batching: grouped")
 
 
 def _check_schedule(config: RunConfig, schedule: Schedule) -> None:
-    if not isinstance(schedule, FixedSchedule):
-        raise UserError(
+    if not schedule.settled:
+        raise PlanError(
             f"streaming: strategy '{config.strategy}' changes its plan while it trains, and blocks below the boundary "
             "could not be trained later: take a fixed one, such as bot50"
         )
-    if schedule.plan.boundary == 0:
-        raise UserError(
+    if schedule.first.boundary == 0:
+        raise PlanError(
             f"streaming: strategy '{config.strategy}' freezes nothing below the lowest trained block, so there is "
             "nothing to read block by block: take one that does, such as bot50"
         )

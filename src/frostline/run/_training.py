@@ -12,7 +12,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from frostline.adapters import router_statistics
 from frostline.checkpoints import quiet_libraries, save_delta
-from frostline.core.errors import FrostlineError, UserError, first_line
+from frostline.core.errors import CheckpointError, ConfigError, FrostlineError, first_line
 from frostline.core.files import disk_errors, read_json, write_json, write_text
 from frostline.core.sizes import size_text
 from frostline.engine import MemoryMeter, ProgressBar, Trainer, pass_bar
@@ -161,20 +161,22 @@ def _caching_pass(prepared: Prepared, record: RunRecord, console: Console) -> Ru
 def _check_folder(folder: Path, config: RunConfig, resume: bool) -> str | None:
     """The checkpoint to go on from. Raises `UserError` when the folder holds another run."""
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"out: {folder} is a file, a folder is wanted")
+        raise ConfigError(f"out: {folder} is a file, a folder is wanted")
     if not (folder / RECORD_FILE).is_file():
         if resume:
-            raise UserError(f"{folder} holds no run to resume: leave --resume out")
+            raise CheckpointError(f"{folder} holds no run to resume: leave --resume out")
         return None
     record = read_record(folder)
     if not resume:
-        raise UserError(f"{folder} already holds a {record.status} run: give another out, or --resume to go on with it")
+        raise CheckpointError(
+            f"{folder} already holds a {record.status} run: give another out, or --resume to go on with it"
+        )
     if record.status == "finished":
-        raise UserError(f"the run in {folder} is finished: there is nothing to resume")
+        raise CheckpointError(f"the run in {folder} is finished: there is nothing to resume")
     wanted = config.model_dump(mode="json")
     for key in wanted:
         if key not in ("out", "threads", "activation_cache_limit") and record.config.get(key) != wanted[key]:
-            raise UserError(f"cannot resume {folder}: {key} was {record.config.get(key)!r}, now {wanted[key]!r}")
+            raise CheckpointError(f"cannot resume {folder}: {key} was {record.config.get(key)!r}, now {wanted[key]!r}")
     last: str | None = get_last_checkpoint(str(folder))
     return last
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ import transformers
 
 from frostline.anatomy import Anatomy, notices
 from frostline.checkpoints import CARD_FILE, load, load_config, load_tokenizer, load_weights
-from frostline.core.errors import UserError
+from frostline.core.errors import ConfigError, DataError, UnsupportedModel
 from frostline.cost import Prediction, Workload, has_dropout, predict, storage_dtype
 from frostline.plan import Plan, document
 from frostline.records import RECORD_FILE, read_record
@@ -22,7 +22,7 @@ from frostline.run._device import autocast, device
 from frostline.run._probing import probe_model
 from frostline.run._setup import anatomy_of, check_length, class_for, config_for, load_model, model_class_of
 from frostline.signals import Probe
-from frostline.strategies import Budget, Choice, Situation, choose_schedule
+from frostline.strategies import Budget, Choice, Selection, Situation, make_selection
 from frostline.tasks import (
     Decoding,
     Evaluation,
@@ -89,13 +89,18 @@ def plan_model(
         workload=workload,
         speed=calibrate(config, model_class_of(config, loaded), workload) if calibrated else None,
     )
-    schedule = choose_schedule(strategy, situation, options)
-    choice: Choice | None = getattr(schedule, "choice", None)
-    plan = schedule.next(0, {})
-    if plan is None:
-        raise UserError(f"strategy '{strategy}' gave no plan for step 0")
+    selection = make_selection(strategy, situation, options)
+    plan, choice = selection.schedule.first, selection.choice
     prediction = predict(plan, anatomy, workload, situation.speed) if choice is None else choice.prediction
-    return PlannedModel(plan, anatomy, prediction, tuple(notices(plan, anatomy)), choice)
+    return PlannedModel(plan, anatomy, prediction, (*notices(plan, anatomy), *_notices(selection)), choice)
+
+
+def _notices(selection: Selection) -> Iterator[str]:
+    """What the plan alone does not say."""
+    if not selection.schedule.settled:
+        yield "the plan changes while it trains: this is the one that training starts with"
+    if selection.split is not None:
+        yield f"trained by a server and {selection.split.clients} clients: the cost is predicted for one process"
 
 
 def _probe(model: str, task: str, seed: int, length: int, signals: Sequence[str] | None, rows: int) -> Probe:
@@ -152,12 +157,12 @@ def evaluate_target(
     if is_run(folder):
         model = load(folder)
         if (loaded.kind is TaskKind.CLASSIFICATION) == model.can_generate():
-            raise UserError(
+            raise ConfigError(
                 f"{target} is a {type(model).__name__}, and task '{loaded.name}' is one of {loaded.kind}: it was "
                 "trained for another kind of task"
             )
         if loaded.kind is TaskKind.CLASSIFICATION and model.config.num_labels != len(loaded.labels):
-            raise UserError(
+            raise ConfigError(
                 f"{target} tells {model.config.num_labels} labels apart, and task '{loaded.name}' has "
                 f"{len(loaded.labels)}"
             )
@@ -187,7 +192,7 @@ def _settings(folder: Path, task: str | None, **given: Any) -> RunConfig:
             break
     task = task or own.get("task")
     if task is None:
-        raise UserError(f"{folder} is no run, so say what to evaluate it on: --task")
+        raise ConfigError(f"{folder} is no run, so say what to evaluate it on: --task")
     if task != own.get("task"):
         own = {key: value for key, value in own.items() if key not in ("data", "generate_rows")}
         data = given.get("data") or TaskOptions()
@@ -204,7 +209,7 @@ def generate_target(target: str, prompts: Sequence[str], *, max_new_tokens: int 
     model that writes no text, and for an empty prompt.
     """
     if "" in prompts:
-        raise UserError("an empty prompt gives the model nothing to go on from: give some text")
+        raise DataError("an empty prompt gives the model nothing to go on from: give some text")
     folder = Path(target)
     if is_run(folder):
         model = load(folder)
@@ -212,7 +217,7 @@ def generate_target(target: str, prompts: Sequence[str], *, max_new_tokens: int 
         config = load_config(target)
         model = load_weights(target, class_for(config, TaskKind.GENERATION), config)
     if not model.can_generate():
-        raise UserError(f"{target} is a {type(model).__name__}, which writes no text: give a language model")
+        raise UnsupportedModel(f"{target} is a {type(model).__name__}, which writes no text: give a language model")
     transformers.set_seed(decoding.pop("seed", 42))
     tokenizer = prepare_tokenizer(load_tokenizer(target), model)
     return generate_texts(

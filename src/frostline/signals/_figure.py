@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from frostline.core.errors import UserError
+from frostline.core.errors import ConfigError
 from frostline.core.files import atomic_file
 from frostline.signals._probe import Probe
 
@@ -22,7 +22,7 @@ def check_format(path: Path) -> str:
     """The format that a figure's file name asks for. Raises `UserError` for one that is not known."""
     suffix = path.suffix.lower().removeprefix(".")
     if suffix not in FORMATS:
-        raise UserError(f"{path}: a figure's format is told by the ending, one of {', '.join(FORMATS)}")
+        raise ConfigError(f"{path}: a figure's format is told by the ending, one of {', '.join(FORMATS)}")
     return suffix
 
 

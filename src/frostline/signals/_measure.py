@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from frostline.anatomy import Anatomy, find_anatomy
 from frostline.bottom import BATCH_TOKENS, Load, batches_by_length
-from frostline.core.errors import UserError, unknown_name
+from frostline.core.errors import ConfigError, DataError, UnsupportedModel, unknown_name
 from frostline.hooks import device_of, evaluation_mode
 from frostline.signals._deviation import SemanticBasis, difference_gain, log_gain, semantic_deviation, shift, similarity
 from frostline.signals._gradients import loss_gradients
@@ -52,10 +52,10 @@ def choose_signals(
     if names is None:
         return tuple(name for name in FROM_STATES if name != "vds" or why_not is None)
     if "vds" in names and why_not is not None:
-        raise UserError(f"vds: {why_not}: take shift")
+        raise UnsupportedModel(f"vds: {why_not}: take shift")
     backward = (*FROM_GRADIENTS, *FROM_STEPS)
     if streaming and (gradient := next((name for name in names if name in backward), None)):
-        raise UserError(f"{gradient}: gradients take the whole model in memory: leave it out, or streaming")
+        raise ConfigError(f"{gradient}: gradients take the whole model in memory: leave it out, or streaming")
     return tuple(dict.fromkeys(names))
 
 
@@ -116,7 +116,7 @@ def _from_states(
     for (_, name), parts in levels.items():
         values = torch.cat(parts, dim=-1)
         if not values.shape[-1]:
-            raise UserError("no row of the sample has a label to predict: allow longer rows")
+            raise DataError("no row of the sample has a label to predict: allow longer rows")
         for signal, measurements in _summaries(name, values).items():
             found[signal] += measurements
     return {name: tuple(measurements) for name, measurements in found.items()}
@@ -156,7 +156,7 @@ def _from_gradients(
 ) -> Signals:
     gradients = loss_gradients(model, anatomy, batches)
     if not gradients:
-        raise UserError("no row of the sample has a label to predict: allow longer rows")
+        raise DataError("no row of the sample has a label to predict: allow longer rows")
     norms = {
         "gradient_norm": block_norms(gradients, anatomy),
         "relative_gradient_norm": relative_norms(gradients, dict(model.named_parameters()), anatomy),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from frostline.core.errors import UserError, unknown_name
+from frostline.core.errors import CheckpointError, ConfigError, UnsupportedModel, unknown_name
 from frostline.signals._deviation import cut_at_largest
 from frostline.signals._measure import DEVIATIONS
 from frostline.signals._measurement import Measurement
@@ -42,7 +42,7 @@ class Probe:
         """The gain of every block in one of its forms. Raises `UserError` when the deviation was not measured."""
         name = deviation or self.deviation
         if name is None or name not in self.signals:
-            raise UserError(f"the probe has no {name or 'semantic deviation'}: measure {' or '.join(DEVIATIONS)}")
+            raise ConfigError(f"the probe has no {name or 'semantic deviation'}: measure {' or '.join(DEVIATIONS)}")
         if name not in DEVIATIONS:
             raise unknown_name("semantic deviation", name, DEVIATIONS)
         return self.signals[f"{name}_gain" if form == "difference" else f"{name}_log_gain"]
@@ -54,7 +54,7 @@ class Probe:
         """
         gains = [gain.value for gain in self.gains(form, deviation)]
         if all(gain is None for gain in gains):
-            raise UserError(f"no block of {self.model} has a gain: it takes two blocks at least")
+            raise UnsupportedModel(f"no block of {self.model} has a gain: it takes two blocks at least")
         return cut_at_largest(gains)
 
     @property
@@ -81,7 +81,7 @@ class Probe:
         """The inverse of `document`. Raises `UserError` for anything else."""
         try:
             if document["version"] != VERSION:
-                raise UserError(f"a probe of version {document['version']}, this frostline reads {VERSION}")
+                raise CheckpointError(f"a probe of version {document['version']}, this frostline reads {VERSION}")
             signals = {name: tuple(map(Measurement.read, values)) for name, values in document["signals"].items()}
             return cls(
                 document["model"],
@@ -92,4 +92,4 @@ class Probe:
                 document.get("seconds"),
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise UserError(f"not a probe's document: {type(error).__name__}: {error}") from None
+            raise CheckpointError(f"not a probe's document: {type(error).__name__}: {error}") from None

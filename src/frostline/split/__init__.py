@@ -1,6 +1,5 @@
 """SplitLoRA: a model cut in two, trained by a server and several clients that keep their rows."""
 
-from frostline.split._job import Split
 from frostline.split._trainer import SplitReport, SplitTrainer
 
-__all__ = ["Split", "SplitReport", "SplitTrainer"]
+__all__ = ["SplitReport", "SplitTrainer"]

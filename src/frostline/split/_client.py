@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from frostline.split._job import Job, Shard
+from frostline.split._job import ClientRows, Job
 from frostline.split._parts import LowerPart
 from frostline.split._protocol import Kind, Peer
 
 
-def run_client(job: Job, shard: Shard, part: LowerPart, server: Peer) -> None:
-    """Train `part` on the rows of `shard` to the last round."""
+def run_client(job: Job, rows: ClientRows, part: LowerPart, server: Peer) -> None:
+    """Train `part` on the client's `rows` to the last round."""
     stepper = job.stepping.start(part.trained)
-    batches = shard.batches(job.seed)
+    batches = rows.batches(job.seed)
     for step in range(job.rounds):
         _one_round(next(batches), job, part, server)
         stepper.step()

@@ -13,30 +13,9 @@ from torch import nn
 from transformers import get_scheduler
 
 from frostline.bottom import Cut
-from frostline.core.errors import UserError
+from frostline.core.errors import ConfigError
 from frostline.core.seeding import derive_seed
-from frostline.plan import Plan
-
-
-@dataclass(frozen=True)
-class Split:
-    """How a training is split.
-
-    Attributes:
-        cut: how many blocks, with the embeddings, are the clients' part; the rest is the server's.
-        clients: how many clients there are, each with its own share of the rows.
-        average_every: rounds between two averages of the clients' matrices.
-        timeout: seconds that one process waits for a message of another.
-    """
-
-    cut: int
-    clients: int = 3
-    average_every: int = 100
-    timeout: float = 600.0
-
-    def averages_after(self, step: int, rounds: int) -> bool:
-        """Whether the clients' matrices are averaged after round `step` (counted from 0): every so often, and last."""
-        return (step + 1) % self.average_every == 0 or step + 1 == rounds
+from frostline.plan import Plan, Split
 
 
 @dataclass(frozen=True)
@@ -112,7 +91,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Shard:
+class ClientRows:
     """One client's rows, and what makes batches of `batch_size` of them."""
 
     client: int
@@ -137,7 +116,7 @@ def deal(rows: int, clients: int, seed: int) -> list[list[int]]:
     Raises `UserError` when there are fewer rows than clients.
     """
     if rows < clients:
-        raise UserError(f"clients: {rows} training rows are too few for {clients} clients")
+        raise ConfigError(f"clients: {rows} training rows are too few for {clients} clients")
     random = torch.Generator().manual_seed(derive_seed(seed, "split rows"))
     order: list[int] = torch.randperm(rows, generator=random).tolist()
     return [order[client::clients] for client in range(clients)]

@@ -23,7 +23,7 @@ from frostline.core.errors import FrostlineError, first_line
 from frostline.core.seeding import derive_seed
 from frostline.engine import MemoryMeter
 from frostline.split._client import run_client
-from frostline.split._job import Job, Shard
+from frostline.split._job import ClientRows, Job
 from frostline.split._parts import LowerPart, UpperPart
 from frostline.split._protocol import GroupWire, Lost, Peer, lost
 from frostline.split._server import run_server
@@ -66,26 +66,26 @@ Told = Round | Finished | Failed
 def run_process(threads: int, parent: Connection) -> None:
     """The server or a client, from its start to its end; `parent` says which, and is told of errors.
 
-    What is to be done comes through the pipe: an argument as long as a shard would keep the parent from starting the
-    next process until this one reads it.
+    What is to be done comes through the pipe: an argument as long as a client's rows would keep the parent from
+    starting the next process until this one reads it.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and ends this process
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     try:
-        job, shard = parent.recv()
-        parent.send(_take_part(job, shard, parent))
+        job, rows = parent.recv()
+        parent.send(_take_part(job, rows, parent))
     except Exception as error:
         known = type(error) if isinstance(error, FrostlineError) else None
         line = first_line(error) if known else f"{type(error).__name__}: {first_line(error)}"
         parent.send(Failed(known, line, traceback.format_exc(), isinstance(error, Lost)))
 
 
-def _take_part(job: Job, shard: Shard | None, parent: Connection) -> Finished:
-    rank = SERVER if shard is None else 1 + shard.client
+def _take_part(job: Job, rows: ClientRows | None, parent: Connection) -> Finished:
+    rank = SERVER if rows is None else 1 + rows.client
     torch.manual_seed(derive_seed(job.seed, "split dropout", rank))
     with MemoryMeter() as memory, quiet_libraries():
-        if shard is None:
+        if rows is None:
             upper = UpperPart(job)
             clients = [Peer(GroupWire(1 + client, job.split.timeout)) for client in range(job.split.clients)]
             with _group(job, rank):
@@ -95,7 +95,7 @@ def _take_part(job: Job, shard: Shard | None, parent: Connection) -> Finished:
         else:
             lower, server = LowerPart(job), Peer(GroupWire(SERVER, job.split.timeout))
             with _group(job, rank):
-                run_client(job, shard, lower, server)
+                run_client(job, rows, lower, server)
             sent = server.sent
         return Finished(dict(sent), memory.peak_bytes)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from frostline.checkpoints import read_tensors
 from frostline.core.errors import TrainingError
-from frostline.split._job import Job, Shard
+from frostline.split._job import ClientRows, Job
 from frostline.split._process import RESULT_FILE, Failed, Finished, Round, Told, run_process
 from frostline.split._protocol import Kind
 
@@ -28,7 +28,7 @@ GRACE = 5.0
 
 
 @dataclass
-class _Part:
+class _Worker:
     """One process, the end of the pipe that it tells through, and what it told last."""
 
     name: str
@@ -49,50 +49,50 @@ class _Part:
 class Session:
     """The server and the clients of a job, one process each, from `with` to its end: none outlives it."""
 
-    def __init__(self, job: Job, shards: Sequence[Shard]) -> None:
-        self._job, self._shards = job, shards
-        self._parts: list[_Part] = []
-        self._lost: list[tuple[float, _Part, Failed]] = []
+    def __init__(self, job: Job, clients: Sequence[ClientRows]) -> None:
+        self._job, self._clients = job, clients
+        self._workers: list[_Worker] = []
+        self._lost: list[tuple[float, _Worker, Failed]] = []
 
     def __enter__(self) -> Session:
         threads = torch.get_num_threads()
-        each = max(1, threads // len(self._shards))
+        each = max(1, threads // len(self._clients))
         try:
             self._start("the server", threads)
-            for shard in self._shards:
-                self._start(f"client {shard.client + 1} of {len(self._shards)}", each)
-            for part, own in zip(self._parts, (None, *self._shards), strict=True):
+            for client in self._clients:
+                self._start(f"client {client.client + 1} of {len(self._clients)}", each)
+            for worker, own in zip(self._workers, (None, *self._clients), strict=True):
                 with suppress(OSError):  # it has died: `rounds` tells
-                    part.pipe.send((self._job, own))
+                    worker.pipe.send((self._job, own))
         except BaseException:
             self.__exit__()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        for part in self._parts:
-            part.process.kill()  # a finished one has gone already, and a stopped one would not hear less
-        for part in self._parts:
-            part.process.join()
-            part.pipe.close()
+        for worker in self._workers:
+            worker.process.kill()  # a finished one has gone already, and a stopped one would not hear less
+        for worker in self._workers:
+            worker.process.join()
+            worker.pipe.close()
 
     def rounds(self) -> Iterator[float]:
         """The loss of every round, as it comes.
 
         Raises the error of a process that failed, and `TrainingError` for one that died or does not answer.
         """
-        while silent := {part.pipe: part for part in self._parts if part.told is None}:
+        while silent := {worker.pipe: worker for worker in self._workers if worker.told is None}:
             for pipe in wait(list(silent), self._patience()):
-                part = silent[cast(Connection, pipe)]
-                told = part.listen()
+                worker = silent[cast(Connection, pipe)]
+                told = worker.listen()
                 if isinstance(told, Round):
                     yield told.loss
                 else:
-                    self._note(part, told)
+                    self._note(worker, told)
             if self._patience() == 0.0:
                 break
-        for _, part, failed in self._lost:
-            raise TrainingError(f"{part.name} has lost the others: {failed.line}")
+        for _, worker, failed in self._lost:
+            raise TrainingError(f"{worker.name} has lost the others: {failed.line}")
 
     @property
     def trained(self) -> dict[str, Tensor]:
@@ -113,7 +113,7 @@ class Session:
         return {name: finished.peak_memory_bytes for name, finished in self._finished().items()}
 
     def _finished(self) -> dict[str, Finished]:
-        return {part.name: part.told for part in self._parts if isinstance(part.told, Finished)}
+        return {worker.name: worker.told for worker in self._workers if isinstance(worker.told, Finished)}
 
     def _start(self, name: str, threads: int) -> None:
         # A server of forks imports the libraries once for all processes, and has none of this one's threads or devices.
@@ -123,17 +123,17 @@ class Session:
         process = context.Process(target=run_process, args=(threads, there), name=name, daemon=True)
         process.start()
         there.close()  # so that the pipe ends with the process
-        self._parts.append(_Part(name, process, here))
+        self._workers.append(_Worker(name, process, here))
 
-    def _note(self, part: _Part, told: Finished | Failed) -> None:
-        part.told = told
+    def _note(self, worker: _Worker, told: Finished | Failed) -> None:
+        worker.told = told
         if not isinstance(told, Failed):
             return
         if told.lost:  # who is to blame may be about to tell
-            self._lost.append((time.monotonic(), part, told))
+            self._lost.append((time.monotonic(), worker, told))
             return
-        error = TrainingError(f"{part.name}: {told.line}") if told.error is None else told.error(told.line)
-        error.add_note(f"In {part.name}:\n{told.trace}")
+        error = TrainingError(f"{worker.name}: {told.line}") if told.error is None else told.error(told.line)
+        error.add_note(f"In {worker.name}:\n{told.trace}")
         raise error
 
     def _patience(self) -> float | None:

@@ -15,10 +15,10 @@ from transformers.trainer_utils import TrainOutput
 from frostline.anatomy import Anatomy
 from frostline.bottom import CannotCut, Cut, find_cut
 from frostline.checkpoints import put_tensors
-from frostline.core.errors import UserError
+from frostline.core.errors import CheckpointError, ConfigError, PlanError, UnsupportedModel
 from frostline.engine import Trainer
-from frostline.plan import Forward, Plan
-from frostline.split._job import Job, Shard, Split, Stepping, deal, rounds_of
+from frostline.plan import Forward, Plan, Split
+from frostline.split._job import ClientRows, Job, Stepping, deal, rounds_of
 from frostline.split._parts import save_parts
 from frostline.split._session import Session
 
@@ -73,9 +73,11 @@ class SplitTrainer(Trainer):
             _check(args)
         super().__init__(model, args, *positional, **options)
         if self.optimizer_cls_and_kwargs is not None:
-            raise UserError(
+            raise ConfigError(
                 f"a split training steps with one of {', '.join(OPTIMIZERS)}: leave the optimizer's class out"
             )
+        if not self.schedule.settled:
+            raise PlanError("a split training keeps its plan from the first step to the last: give a fixed one")
         self.split = split
         self.report: SplitReport | None = None
         _check_plan(self.applied.plan, split)
@@ -85,11 +87,11 @@ class SplitTrainer(Trainer):
     def train(self, resume_from_checkpoint: str | bool | None = None, *_: Any, **__: Any) -> TrainOutput:
         """Train in other processes, to the last round. Raises `TrainingError` when one of them fails or dies."""
         if resume_from_checkpoint:
-            raise UserError("a split training saves no checkpoints, so there is none to resume from")
+            raise CheckpointError("a split training saves no checkpoints, so there is none to resume from")
         with tempfile.TemporaryDirectory(prefix="frostline-split-") as folder:
-            job, shards = self._work(Path(folder))
+            job, client_rows = self._work(Path(folder))
             save_parts(self.model, job.folder)
-            with Session(job, shards) as session:
+            with Session(job, client_rows) as session:
                 mean_loss, seconds = self._follow(session, job)
             put_tensors(self.model, session.trained, "what was trained", more=False)
         self.report = SplitReport(
@@ -130,7 +132,7 @@ class SplitTrainer(Trainer):
         self.control = handler.on_train_end(args, self.state, self.control)
         return sum(losses) / len(losses), seconds
 
-    def _work(self, folder: Path) -> tuple[Job, list[Shard]]:
+    def _work(self, folder: Path) -> tuple[Job, list[ClientRows]]:
         args, applied, rows = self.args, self.applied, self.train_dataset
         shares = tuple(map(len, self._dealt))
         batch_size = args.per_device_train_batch_size
@@ -152,11 +154,11 @@ class SplitTrainer(Trainer):
         collate = self.data_collator
         if args.remove_unused_columns:
             collate = self._get_collator_with_removed_columns(collate)
-        shards = [
-            Shard(client, [dict(rows[index]) for index in indices], collate, batch_size)
+        client_rows = [
+            ClientRows(client, [dict(rows[index]) for index in indices], collate, batch_size)
             for client, indices in enumerate(self._dealt)
         ]
-        return job, shards
+        return job, client_rows
 
     def _how_to_step(self, rounds: int) -> Stepping:
         args = self.args
@@ -188,16 +190,16 @@ def _check(args: TrainingArguments) -> None:
     }
     for name, only in wanted.items():
         if (given := getattr(args, name)) != only:
-            raise UserError(f"{name}: a split training goes with {only} only (given: {given})")
+            raise ConfigError(f"{name}: a split training goes with {only} only (given: {given})")
     if args.optim not in OPTIMIZERS:
-        raise UserError(f"optim: a split training steps with one of {', '.join(OPTIMIZERS)} (given: {args.optim})")
+        raise ConfigError(f"optim: a split training steps with one of {', '.join(OPTIMIZERS)} (given: {args.optim})")
 
 
 def _check_plan(plan: Plan, split: Split) -> None:
     if plan.forward != Forward() or plan.embeddings.mode != "frozen":
-        raise UserError("a split training leaves embeddings and the forward pass as they are: take another plan")
+        raise PlanError("a split training leaves embeddings and the forward pass as they are: take another plan")
     if plan.boundary >= split.cut:
-        raise UserError(
+        raise ConfigError(
             f"cut: {split.cut}: nothing trains below block {plan.boundary}, take {plan.boundary + 1} or more"
         )
 
@@ -205,13 +207,13 @@ def _check_plan(plan: Plan, split: Split) -> None:
 def _cut(model: Any, anatomy: Anatomy, split: Split) -> Cut:
     blocks = len(anatomy.blocks)
     if not 0 < split.cut < blocks:
-        raise UserError(f"cut: {split.cut} of {blocks} blocks: both parts need one at least, take 1 to {blocks - 1}")
+        raise ConfigError(f"cut: {split.cut} of {blocks} blocks: both parts need one at least, take 1 to {blocks - 1}")
     try:
         cut = find_cut(model, anatomy, split.cut, weightless=True)
     except CannotCut as error:
-        raise UserError(f"cut: the model cannot be cut in two parts: {error}") from error
+        raise UnsupportedModel(f"cut: the model cannot be cut in two parts: {error}") from error
     if len({block.stack for block in anatomy.blocks}) > 1 or cut.running:
-        raise UserError(
+        raise UnsupportedModel(
             f"cut: a {anatomy.model_type} model has more than one state to send at a cut: take a decoder or an encoder"
         )
     return cut

@@ -1,11 +1,13 @@
-"""Strategies choose a schedule. Each is a function in one file and one line of the table."""
+"""Strategies choose a plan, or a schedule of them. Each is a function in one file and one line of the table."""
 
 from frostline.strategies._adapted import ADDITIONS
-from frostline.strategies._base import Measure, NoOptions, Percent, Situation, Strategy, fixed, freeze_blocks, task_head
 from frostline.strategies._budget import Budget
 from frostline.strategies._choice import Choice
-from frostline.strategies._split import SplitSchedule
-from frostline.strategies._table import STRATEGIES, choose_schedule, known_names, parse_name
+from frostline.strategies._plans import freeze_blocks, task_head
+from frostline.strategies._selection import Selection, fixed
+from frostline.strategies._situation import Measure, Situation
+from frostline.strategies._strategy import NoOptions, Percent, Strategy
+from frostline.strategies._table import STRATEGIES, known_names, make_selection, parse_name
 
 __all__ = [
     "ADDITIONS",
@@ -15,13 +17,13 @@ __all__ = [
     "Measure",
     "NoOptions",
     "Percent",
+    "Selection",
     "Situation",
-    "SplitSchedule",
     "Strategy",
-    "choose_schedule",
     "fixed",
     "freeze_blocks",
     "known_names",
+    "make_selection",
     "parse_name",
     "task_head",
 ]

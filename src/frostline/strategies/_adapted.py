@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic import ValidationError
 
 from frostline.adapters import adaptable, kind_of
 from frostline.anatomy import Block
-from frostline.core.errors import UserError, unknown_name
+from frostline.core.errors import ConfigError, PlanError, unknown_name
 from frostline.core.settings import first_error
 from frostline.plan import (
     AddingMode,
@@ -28,7 +28,10 @@ from frostline.plan import (
     Prefix,
     Schedule,
 )
-from frostline.strategies._base import Situation, Strategy, fixed, task_head
+from frostline.strategies._plans import task_head
+from frostline.strategies._selection import Selection, fixed
+from frostline.strategies._situation import Situation
+from frostline.strategies._strategy import Strategy
 
 
 @dataclass(frozen=True)
@@ -43,18 +46,18 @@ class Addition:
     def read(self, options: Any, where: str) -> AddingMode:
         """The mode with a user's options. Raises `UserError` with the key at fault."""
         if not isinstance(options, dict):
-            raise UserError(f"{where}: its options are a mapping")
+            raise ConfigError(f"{where}: its options are a mapping")
         said = ("mode", *self.fixed)
         for key in (key for key in said if key in options):
-            raise UserError(f"{where}: {key}: the name says it")
+            raise ConfigError(f"{where}: {key}: the name says it")
         known = [key for key in self.mode.model_fields if key not in said]
         for key in (key for key in options if key not in known):
             hint = "; those of PEFT's config go under options" if "options" in self.mode.model_fields else ""
-            raise UserError(f"{where}: {unknown_name('key', str(key), known)}{hint}")
+            raise ConfigError(f"{where}: {unknown_name('key', str(key), known)}{hint}")
         try:
             return self.mode.model_validate({**self.defaults, **options, **self.fixed})
         except ValidationError as error:
-            raise UserError(f"{where}: {first_error(error)}") from None
+            raise ConfigError(f"{where}: {first_error(error)}") from None
 
 
 ADDITIONS: Mapping[str, Addition] = {
@@ -74,7 +77,7 @@ ADDITIONS: Mapping[str, Addition] = {
 def everywhere(name: str) -> Strategy:
     """The strategy that puts an addition on every block."""
 
-    def choose(situation: Situation, mode: AddingMode) -> Schedule:
+    def choose(situation: Situation, mode: AddingMode) -> Selection:
         blocks = (mode,) * situation.blocks
         return fixed(Plan(strategy=name, blocks=blocks, final_norm=Frozen(), head=task_head(situation)))
 
@@ -82,18 +85,50 @@ def everywhere(name: str) -> Strategy:
     return Strategy(f"{addition.summary} on every block", choose, read=addition.read)
 
 
-def adapted(schedule: Schedule, situation: Situation, mode: AddingMode, name: str = "lora") -> Schedule:
-    """`schedule` with `mode`, of the addition called `name`, on every block that it trains, at that block's
-    learning-rate scale; final norm and a pretrained head stay frozen, a task head trains.
+def adapted(selection: Selection, situation: Situation, mode: AddingMode, name: str) -> Selection:
+    """`selection` with `mode` on every block that its plans train (`adapted_plan`).
 
-    Raises `UserError` when the schedule trains no block.
+    Args:
+        selection: of the strategy that the addition's name follows.
+        situation: that it was made for.
+        mode: what is added.
+        name: the addition's.
+
+    Raises `UserError` when a plan trains no block.
     """
-    if isinstance(schedule, FixedSchedule):
-        return FixedSchedule(_plan(schedule.plan, situation, mode, name))
+    schedule = selection.schedule
+    if schedule.settled:
+        return replace(selection, schedule=FixedSchedule(adapted_plan(schedule.first, situation, mode, name)))
     kind = kind_of(mode)
     if kind is not None and kind.why_not_scheduled is not None:
-        raise UserError(f"+{name}: {kind.why_not_scheduled}: take +lora")
-    return _Adapted(schedule, situation, mode, name)
+        raise ConfigError(f"+{name}: {kind.why_not_scheduled}: take +lora")
+    return replace(selection, schedule=_Adapted(schedule, situation, mode, name))
+
+
+def adapted_plan(plan: Plan, situation: Situation, mode: AddingMode, name: str) -> Plan:
+    """`plan` with `mode`, of the addition called `name`, on every block that it trains, at that block's learning-rate
+    scale; final norm and a pretrained head stay frozen, a task head trains.
+
+    Args:
+        plan: what trains without the addition.
+        situation: that the plan is for.
+        mode: what is added.
+        name: the addition's.
+
+    Raises `UserError` when the plan trains no block.
+    """
+    if all(trained.own is None for trained in plan.blocks):
+        raise ConfigError(f"strategy '{plan.strategy}+{name}': '{plan.strategy}' trains no block that it could go to")
+    blocks = tuple(
+        _mode(trained, block, mode, name) for trained, block in zip(plan.blocks, situation.anatomy.blocks, strict=True)
+    )
+    return Plan(
+        strategy=f"{plan.strategy}+{name}",
+        blocks=blocks,
+        final_norm=Frozen(),
+        head=task_head(situation),
+        forward=Forward(**plan.forward.model_dump()),
+    )
 
 
 class _Adapted:
@@ -101,6 +136,10 @@ class _Adapted:
 
     def __init__(self, schedule: Schedule, situation: Situation, mode: AddingMode, name: str) -> None:
         self._schedule, self._situation, self._mode, self._name = schedule, situation, mode, name
+
+    @property
+    def first(self) -> Plan:
+        return self._adapted(self._schedule.first)
 
     @property
     def observes(self) -> frozenset[str]:
@@ -112,7 +151,7 @@ class _Adapted:
 
     def next(self, step: int, observations: Observations) -> Plan | None:
         plan = self._schedule.next(step, observations)
-        return None if plan is None else _plan(plan, self._situation, self._mode, self._name)
+        return None if plan is None else self._adapted(plan)
 
     def state_dict(self) -> dict[str, Any]:
         return self._schedule.state_dict()
@@ -120,20 +159,8 @@ class _Adapted:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._schedule.load_state_dict(state)
 
-
-def _plan(plan: Plan, situation: Situation, added: AddingMode, name: str) -> Plan:
-    if all(mode.own is None for mode in plan.blocks):
-        raise UserError(f"strategy '{plan.strategy}+{name}': '{plan.strategy}' trains no block that it could go to")
-    blocks = tuple(
-        _mode(mode, block, added, name) for mode, block in zip(plan.blocks, situation.anatomy.blocks, strict=True)
-    )
-    return Plan(
-        strategy=f"{plan.strategy}+{name}",
-        blocks=blocks,
-        final_norm=Frozen(),
-        head=task_head(situation),
-        forward=Forward(**plan.forward.model_dump()),
-    )
+    def _adapted(self, plan: Plan) -> Plan:
+        return adapted_plan(plan, self._situation, self._mode, self._name)
 
 
 def _mode(mode: BlockMode, block: Block, added: AddingMode, name: str) -> BlockMode:
@@ -145,12 +172,12 @@ def _mode(mode: BlockMode, block: Block, added: AddingMode, name: str) -> BlockM
     if not own.whole:
         if own.rows < 1 or own.train == "norms_and_biases":
             what = "some rows of its matrices" if own.rows < 1 else "its norms and biases"
-            raise UserError(
+            raise PlanError(
                 f"+{name}: it goes beside whole matrices, and a middle block trains {what}: take another form"
             )
         narrowed = added.beside(_matrices(own, block))
         if narrowed is None:
-            raise UserError(f"+{name}: it goes with whole blocks, and a middle block trains in part: take +lora")
+            raise PlanError(f"+{name}: it goes with whole blocks, and a middle block trains in part: take +lora")
         added = narrowed
     return added.model_copy(update={"lr_scale": added.lr_scale * own.lr_scale})
 

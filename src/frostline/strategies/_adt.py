@@ -7,9 +7,12 @@ from typing import Any
 
 from pydantic import PositiveInt
 
-from frostline.plan import Observations, Plan, Schedule
-from frostline.strategies._base import Percent, Situation, freeze_blocks
+from frostline.plan import Observations, Plan
+from frostline.strategies._plans import freeze_blocks
 from frostline.strategies._presets import frozen_count
+from frostline.strategies._selection import Selection
+from frostline.strategies._situation import Situation
+from frostline.strategies._strategy import Percent
 
 CHANGE = "weight_change"
 
@@ -20,14 +23,14 @@ class AdtOptions(Percent):
     warmup_steps: PositiveInt = 5
 
 
-def least_changed(situation: Situation, options: AdtOptions) -> Schedule:
+def least_changed(situation: Situation, options: AdtOptions) -> Selection:
     """ADT-L: the P percent of the blocks that changed least in the first steps freeze; training goes on."""
-    return _Adt(situation, options, f"adt-l{options.percent}", most=False)
+    return Selection(_Adt(situation, options, f"adt-l{options.percent}", most=False))
 
 
-def most_changed(situation: Situation, options: AdtOptions) -> Schedule:
+def most_changed(situation: Situation, options: AdtOptions) -> Selection:
     """ADT-H: the P percent of the blocks that changed most in the first steps freeze; training goes on."""
-    return _Adt(situation, options, f"adt-h{options.percent}", most=True)
+    return Selection(_Adt(situation, options, f"adt-h{options.percent}", most=True))
 
 
 class _Adt:
@@ -40,6 +43,10 @@ class _Adt:
         self._frozen: tuple[int, ...] | None = None
 
     @property
+    def first(self) -> Plan:
+        return freeze_blocks(self._situation, set(), self._name)
+
+    @property
     def observes(self) -> frozenset[str]:
         return frozenset() if self.settled else frozenset({CHANGE})
 
@@ -48,8 +55,6 @@ class _Adt:
         return self._frozen is not None
 
     def next(self, step: int, observations: Observations) -> Plan | None:
-        if step == 0:
-            return freeze_blocks(self._situation, set(), self._name)
         if step < self._steps or self.settled:
             return None
         change = observations[CHANGE]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import ValidationError, field_validator
 
-from frostline.core.errors import UserError
+from frostline.core.errors import ConfigError
 from frostline.core.settings import Options, first_error
 from frostline.core.sizes import parse_duration, parse_size
 
@@ -66,12 +66,12 @@ class Budget(Options):
         for part in filter(None, text.split(",")):
             key, equals, value = part.strip().partition("=")
             if not equals or key in parts:
-                raise UserError(f"--budget: '{part}': write it like memory=8GB,time=0.5,disk=20GB")
+                raise ConfigError(f"--budget: '{part}': write it like memory=8GB,time=0.5,disk=20GB")
             parts[key] = value
         try:
             return cls.model_validate(parts)
         except ValidationError as error:
-            raise UserError(f"--budget: {first_error(error)}") from None
+            raise ConfigError(f"--budget: {first_error(error)}") from None
 
 
 def _share(value: str | float | None) -> str | float | None:

@@ -12,12 +12,14 @@ from pydantic import Field, field_validator
 
 from frostline.core.settings import Options
 from frostline.cost import Workload, memory, predict, run_flops, run_seconds
-from frostline.plan import FixedSchedule, Lora, Plan
-from frostline.strategies._adapted import adapted
-from frostline.strategies._base import NoOptions, Situation, freeze_blocks
+from frostline.plan import Lora, Plan
+from frostline.strategies._adapted import adapted_plan
 from frostline.strategies._choice import Mode
 from frostline.strategies._limits import Resource
+from frostline.strategies._plans import freeze_blocks
 from frostline.strategies._presets import head_only
+from frostline.strategies._situation import Situation
+from frostline.strategies._strategy import NoOptions
 
 LORA_RATE = 10.0
 Setting = Literal["batch", "checkpointing", "activation_cache"]
@@ -179,10 +181,9 @@ class Candidates:
 
 def _plan(situation: Situation, mode: Mode, boundary: int, lora: Lora) -> Plan:
     if mode == "head":
-        schedule = head_only(situation, NoOptions())
+        plan = head_only(situation, NoOptions()).schedule.first
     else:
-        schedule = FixedSchedule(freeze_blocks(situation, set(range(boundary)), "auto"))
+        plan = freeze_blocks(situation, set(range(boundary)), "auto")
         if mode == "lora":
-            schedule = adapted(schedule, situation, lora)
-    assert isinstance(schedule, FixedSchedule)
-    return schedule.plan.model_copy(update={"strategy": "auto"})
+            plan = adapted_plan(plan, situation, lora, "lora")
+    return plan.model_copy(update={"strategy": "auto"})

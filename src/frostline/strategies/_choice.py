@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from frostline.core.sizes import size_text
 from frostline.cost import Prediction, Workload
-from frostline.plan import FixedSchedule, Plan
+from frostline.plan import Plan
 from frostline.strategies._limits import Limit
 
 Mode = Literal["full", "lora", "head"]
@@ -127,14 +127,6 @@ class Choice(Option):
             "runner_up": None if self.runner_up is None else self.runner_up.document(),
             "constraints": [cost.document() for cost in self.constraints],
         }
-
-
-class Chosen(FixedSchedule):
-    """A plan that was chosen within a budget. `choice` has the run's settings that were chosen with it."""
-
-    def __init__(self, choice: Choice, strategy: str) -> None:
-        super().__init__(choice.plan.model_copy(update={"strategy": strategy}))
-        self.choice = choice
 
 
 _HOW = {"full": "in full", "lora": "with LoRA"}

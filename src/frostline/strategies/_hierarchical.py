@@ -7,11 +7,13 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeInt, model_validator
 
-from frostline.core.errors import UserError
+from frostline.core.errors import ConfigError
 from frostline.core.settings import Options
-from frostline.plan import BlockMode, Forward, Frozen, Full, Partial, Residual, Schedule
-from frostline.strategies._base import Situation, Size, fixed
-from frostline.strategies._modes import plan_of
+from frostline.plan import BlockMode, Forward, Frozen, Full, Partial, Residual
+from frostline.strategies._plans import plan_of
+from frostline.strategies._selection import Selection, fixed
+from frostline.strategies._situation import Situation
+from frostline.strategies._strategy import Size
 
 Partly = Literal["attention", "feed_forward", "norms_and_biases", "rows", "lr"]
 _BELONGS_TO = {"row_share": "rows", "rows_seed": "rows", "lr_scale": "lr"}
@@ -50,7 +52,7 @@ class HierarchicalOptions(Options):
         return self
 
 
-def hierarchical(situation: Situation, options: HierarchicalOptions) -> Schedule:
+def hierarchical(situation: Situation, options: HierarchicalOptions) -> Selection:
     """Three tiers: low blocks frozen, middle ones partly trained, high ones in full.
 
     Raises `UserError` when the low and middle tiers leave no block to the high one.
@@ -59,7 +61,7 @@ def hierarchical(situation: Situation, options: HierarchicalOptions) -> Schedule
     low, middle = _size(options.low, blocks), _size(options.middle, blocks)
     high = blocks - low - middle
     if high < 1:
-        raise UserError(
+        raise ConfigError(
             f"strategy 'hierarchical': low {low} and middle {middle} of {blocks} blocks leave none to the high tier"
         )
     modes = [Frozen()] * low + [_partly(situation, options)] * middle + [Full()] * high

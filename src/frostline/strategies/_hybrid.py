@@ -7,10 +7,13 @@ from typing import Any, Literal
 
 from pydantic import field_validator
 
-from frostline.core.errors import UserError
+from frostline.core.errors import ConfigError
 from frostline.core.settings import Options
-from frostline.plan import BlockMode, Frozen, Lora, Plan, Prefix, Schedule
-from frostline.strategies._base import Situation, Size, fixed, task_head
+from frostline.plan import BlockMode, Frozen, Lora, Plan, Prefix
+from frostline.strategies._plans import task_head
+from frostline.strategies._selection import Selection, fixed
+from frostline.strategies._situation import Situation
+from frostline.strategies._strategy import Size
 
 LORA = {"targets": "down", "r": 8, "alpha": 16.0, "dropout": 0.0, "gate": True}
 PREFIX = {"length": 20, "gate": "prefix"}
@@ -48,18 +51,18 @@ class HybridOptions(Options):
         return {**PREFIX, **value} if isinstance(value, dict) else value
 
 
-def hlpt(situation: Situation, options: HybridOptions) -> Schedule:
+def hlpt(situation: Situation, options: HybridOptions) -> Selection:
     """LoRA in the low tier, prefixes in the high one; what is between stays frozen.
 
     Raises `UserError` when the tiers take more blocks than there are.
     """
     if "kept" in options.model_fields_set:
-        raise UserError("strategy_options of 'hlpt': kept: it goes with h2lpt, hlpt tunes both tiers whole")
+        raise ConfigError("strategy_options of 'hlpt': kept: it goes with h2lpt, hlpt tunes both tiers whole")
     low, high = _tiers(situation, options, "hlpt")
     return fixed(_plan(situation, options, _name("hlpt", options), low, high))
 
 
-def h2lpt(situation: Situation, options: HybridOptions) -> Schedule:
+def h2lpt(situation: Situation, options: HybridOptions) -> Selection:
     """HLPT on half of each tier: `kept` says which, by default the halves at the model's ends.
 
     Halves are rounded up; GPT-J's 28 blocks get 12 and 4, as in the paper.
@@ -77,7 +80,7 @@ def _tiers(situation: Situation, options: HybridOptions, name: str) -> tuple[ran
     low = options.low if isinstance(options.low, int) else math.ceil(options.low * blocks - 0.5)
     high = options.high if isinstance(options.high, int) else math.floor(options.high * blocks + 0.5)
     if low + high > blocks or low + high == 0:
-        raise UserError(f"strategy '{name}': tiers of {low} and {high} blocks do not fit a model of {blocks}")
+        raise ConfigError(f"strategy '{name}': tiers of {low} and {high} blocks do not fit a model of {blocks}")
     return range(low), range(blocks - high, blocks)
 
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from frostline.core.errors import UserError
+from frostline.core.errors import ConfigError
 from frostline.core.sizes import parse_duration, parse_size
 from frostline.cost import full_plan, memory, run_flops, run_seconds
-from frostline.strategies._base import Situation
+from frostline.strategies._situation import Situation
 
 Resource = Literal["memory", "time", "disk"]
 
@@ -73,7 +73,7 @@ def _limits(situation: Situation, whole: Yardstick) -> Iterator[Limit]:
         yield Limit("time", f"{budget.time:g}", budget.time * whole.time, whole.time)
     elif budget.time is not None:
         if situation.speed is None:
-            raise UserError(
+            raise ConfigError(
                 f"budget: time={budget.time} wants a calibrated machine: --calibrate, or give a share of full "
                 "fine-tuning's time, such as time=0.4"
             )

@@ -18,12 +18,13 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 
-from frostline.core.errors import UserError
+from frostline.core.errors import PlanError
 from frostline.cost import predict
-from frostline.strategies._base import Situation
 from frostline.strategies._candidates import Candidate, Candidates, Freedom, Way
 from frostline.strategies._choice import Choice, ConstraintCost, Option
 from frostline.strategies._limits import Limit, Yardstick, limits
+from frostline.strategies._selection import Selection, fixed
+from frostline.strategies._situation import Situation
 
 
 def search(situation: Situation, worths: Sequence[float], freedom: Freedom | None = None) -> Choice:
@@ -40,6 +41,17 @@ def search(situation: Situation, worths: Sequence[float], freedom: Freedom | Non
     return _Planner(situation, candidates).choice()
 
 
+def planned(situation: Situation, worths: Sequence[float], freedom: Freedom, strategy: str) -> Selection:
+    """What `search` chooses, as the selection of the strategy called `strategy`.
+
+    Args:
+        situation, worths, freedom: as in `search`.
+        strategy: whose name the plan carries.
+    """
+    choice = search(situation, worths, freedom)
+    return fixed(choice.plan.model_copy(update={"strategy": strategy}), choice=choice)
+
+
 class _Planner:
     def __init__(self, situation: Situation, candidates: Candidates) -> None:
         self.situation, self.candidates = situation, candidates
@@ -50,7 +62,7 @@ class _Planner:
         found = (self._best([way], self.limits) for way in self.candidates.ways)
         ranked = sorted((one for one in found if one is not None), key=self.candidates.rank)
         if not ranked:
-            raise UserError(self._refusal())
+            raise PlanError(self._refusal())
         chosen, *others = ranked
         return Choice(
             **vars(self._option(chosen)),

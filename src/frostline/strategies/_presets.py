@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 import random
 
-from frostline.core.errors import UserError
+from frostline.core.errors import PlanError
 from frostline.core.seeding import derive_seed
-from frostline.plan import Frozen, Full, Partial, Plan, Schedule
-from frostline.strategies._base import NoOptions, Percent, Situation, fixed, freeze_blocks, task_head
+from frostline.plan import Frozen, Full, Partial, Plan
+from frostline.strategies._plans import freeze_blocks, task_head
+from frostline.strategies._selection import Selection, fixed
+from frostline.strategies._situation import Situation
+from frostline.strategies._strategy import NoOptions, Percent
 
 INTERVALS = {25: 4, 33: 3, 50: 2}
 
@@ -19,16 +22,16 @@ def frozen_count(percent: int, blocks: int) -> int:
     Raises `UserError` for a model of one block, which leaves nothing to choose.
     """
     if blocks < 2:
-        raise UserError("a model of one block leaves nothing to freeze in part: use all, head or lora")
+        raise PlanError("a model of one block leaves nothing to freeze in part: use all, head or lora")
     return min(max(math.floor(percent * blocks / 100 + 0.5), 1), blocks - 1)
 
 
-def all_layers(situation: Situation, options: NoOptions) -> Schedule:
+def all_layers(situation: Situation, options: NoOptions) -> Selection:
     """Full fine-tuning: everything trains, the embeddings too."""
     return fixed(Plan(strategy="all", embeddings=Full(), blocks=(Full(),) * situation.blocks))
 
 
-def head_only(situation: Situation, options: NoOptions) -> Schedule:
+def head_only(situation: Situation, options: NoOptions) -> Selection:
     """Only the head trains (a linear probe). A head tied to the embedding gets a copy of its own."""
     return fixed(
         Plan(
@@ -40,36 +43,36 @@ def head_only(situation: Situation, options: NoOptions) -> Schedule:
     )
 
 
-def bottom(situation: Situation, options: Percent) -> Schedule:
+def bottom(situation: Situation, options: Percent) -> Selection:
     """BOT: the lowest P percent of the blocks are frozen."""
     count = frozen_count(options.percent, situation.blocks)
     return fixed(freeze_blocks(situation, set(range(count)), f"bot{options.percent}"))
 
 
-def top(situation: Situation, options: Percent) -> Schedule:
+def top(situation: Situation, options: Percent) -> Selection:
     """TOP: the highest P percent of the blocks are frozen; final norm and head train."""
     count = frozen_count(options.percent, situation.blocks)
     frozen = set(range(situation.blocks - count, situation.blocks))
     return fixed(freeze_blocks(situation, frozen, f"top{options.percent}"))
 
 
-def interval(situation: Situation, options: Percent) -> Schedule:
+def interval(situation: Situation, options: Percent) -> Selection:
     """INT: every n-th block is frozen (25, 33, 50 percent: n = 4, 3, 2)."""
     n = INTERVALS[options.percent]
     frozen = {index for index in range(situation.blocks) if (index + 1) % n == 0}
     if not frozen:
-        raise UserError(f"int{options.percent} freezes every {n}th block, and the model has {situation.blocks}")
+        raise PlanError(f"int{options.percent} freezes every {n}th block, and the model has {situation.blocks}")
     return fixed(freeze_blocks(situation, frozen, f"int{options.percent}"))
 
 
-def at_random(situation: Situation, options: Percent) -> Schedule:
+def at_random(situation: Situation, options: Percent) -> Selection:
     """P percent of the blocks, drawn with the run's seed, are frozen: the honest baseline of any choice."""
     count = frozen_count(options.percent, situation.blocks)
     draw = random.Random(derive_seed(situation.seed, "strategy", "random"))
     return fixed(freeze_blocks(situation, set(draw.sample(range(situation.blocks), count)), f"random{options.percent}"))
 
 
-def bitfit(situation: Situation, options: NoOptions) -> Schedule:
+def bitfit(situation: Situation, options: NoOptions) -> Selection:
     """BitFit (Ben Zaken et al. 2022): the biases of every block, and a task head."""
     blocks = (Partial(train="biases"),) * situation.blocks
     return fixed(Plan(strategy="bitfit", blocks=blocks, final_norm=Frozen(), head=task_head(situation)))

@@ -6,11 +6,12 @@ import math
 
 from pydantic import Field, PositiveInt
 
-from frostline.core.errors import UserError
+from frostline.core.errors import PlanError
 from frostline.core.settings import Options
-from frostline.plan import BlockMode, Frozen, Full, Schedule
-from frostline.strategies._base import Situation, fixed
-from frostline.strategies._modes import plan_of
+from frostline.plan import BlockMode, Frozen, Full
+from frostline.strategies._plans import plan_of
+from frostline.strategies._selection import Selection, fixed
+from frostline.strategies._situation import Situation
 
 RELATIVE_NORM = "relative_gradient_norm"
 
@@ -27,7 +28,7 @@ class DiscriminativeOptions(Options):
     decay: float = Field(2.6, ge=1)
 
 
-def surgical(situation: Situation, options: SurgicalOptions) -> Schedule:
+def surgical(situation: Situation, options: SurgicalOptions) -> Selection:
     """Auto-RGN (Lee et al. 2023): lr_i is proportional to ||g_i|| / ||w_i||, and 1 for the largest.
 
     Measured once, before training. A block without a gradient is frozen. Raises `UserError` when none has one.
@@ -38,11 +39,11 @@ def surgical(situation: Situation, options: SurgicalOptions) -> Schedule:
     largest = max((norm for norm in norms if math.isfinite(norm)), default=0.0) or math.inf
     scales = [1.0 if math.isinf(norm) else norm / largest for norm in norms]
     if not any(scales):
-        raise UserError("strategy 'surgical': the loss has no gradient in any block, so there is none to train")
+        raise PlanError("strategy 'surgical': the loss has no gradient in any block, so there is none to train")
     return fixed(plan_of(situation, map(_at, scales), "surgical"))
 
 
-def discriminative(situation: Situation, options: DiscriminativeOptions) -> Schedule:
+def discriminative(situation: Situation, options: DiscriminativeOptions) -> Selection:
     """Discriminative learning rates (Howard and Ruder 2018): each block's is 1/2.6 of that of the block above."""
     depths = reversed(range(situation.blocks))
     return fixed(plan_of(situation, (Full(lr_scale=options.decay**-depth) for depth in depths), "discriminative"))

@@ -8,15 +8,15 @@ from typing import Literal
 
 from pydantic import PositiveInt
 
-from frostline.core.errors import UserError
+from frostline.core.errors import PlanError
 from frostline.core.seeding import derive_seed
 from frostline.core.settings import Options
-from frostline.plan import Schedule
 from frostline.signals import Form, Probe
-from frostline.strategies._base import Situation, fixed, freeze_blocks
 from frostline.strategies._candidates import Freedom
-from frostline.strategies._choice import Chosen
-from frostline.strategies._planner import search
+from frostline.strategies._planner import planned
+from frostline.strategies._plans import freeze_blocks
+from frostline.strategies._selection import Selection, fixed
+from frostline.strategies._situation import Situation
 
 
 class Deviation(Options):
@@ -46,17 +46,17 @@ class ThresholdOptions(Deviation):
     threshold: float | None = None
 
 
-def semantic(situation: Situation, options: SemanticOptions) -> Schedule:
+def semantic(situation: Situation, options: SemanticOptions) -> Selection:
     """The blocks up to the one with the largest gain are frozen; the contiguous top trains, or with a budget what of
     it that allows."""
     count = _cut(situation, _probe(situation, options), options)
     if situation.budget.limits:
         worths = [float(index >= count) for index in range(situation.blocks)]
-        return Chosen(search(situation, worths, Freedom(modes=("full",))), "semantic")
+        return planned(situation, worths, Freedom(modes=("full",)), "semantic")
     return fixed(freeze_blocks(situation, set(range(count)), "semantic"))
 
 
-def over_threshold(situation: Situation, options: ThresholdOptions) -> Schedule:
+def over_threshold(situation: Situation, options: ThresholdOptions) -> Selection:
     """The blocks whose gain reaches the threshold train, wherever they lie: at least one, and never all.
 
     A block without a gain (none comes before it) is frozen.
@@ -64,7 +64,7 @@ def over_threshold(situation: Situation, options: ThresholdOptions) -> Schedule:
     gains = [gain.value for gain in _probe(situation, options).gains(options.gain, options.deviation)]
     ranked = sorted((gain, block) for block, gain in enumerate(gains) if gain is not None)
     if not ranked:
-        raise UserError("semantic-threshold: no block has a gain to decide by")
+        raise PlanError("semantic-threshold: no block has a gain to decide by")
     threshold = fmean(gain for gain, _ in ranked) if options.threshold is None else options.threshold
     trained = {block for gain, block in ranked if gain >= threshold} or {ranked[-1][1]}
     if len(trained) == situation.blocks:
@@ -72,7 +72,7 @@ def over_threshold(situation: Situation, options: ThresholdOptions) -> Schedule:
     return fixed(freeze_blocks(situation, set(range(situation.blocks)) - trained, "semantic-threshold"))
 
 
-def most_deviating(situation: Situation, options: SemanticOptions) -> Schedule:
+def most_deviating(situation: Situation, options: SemanticOptions) -> Selection:
     """As many blocks as `semantic` freezes are frozen, but those of the highest deviation."""
     probe = _probe(situation, options)
     count = _cut(situation, probe, options)
@@ -81,7 +81,7 @@ def most_deviating(situation: Situation, options: SemanticOptions) -> Schedule:
     return fixed(freeze_blocks(situation, set(ranked[:count]), "semantic-reversed"))
 
 
-def as_many_at_random(situation: Situation, options: SemanticOptions) -> Schedule:
+def as_many_at_random(situation: Situation, options: SemanticOptions) -> Selection:
     """As many blocks as `semantic` freezes are frozen, drawn with the run's seed: what `random` draws."""
     count = _cut(situation, _probe(situation, options), options)
     draw = random.Random(derive_seed(situation.seed, "strategy", "random"))
@@ -90,7 +90,7 @@ def as_many_at_random(situation: Situation, options: SemanticOptions) -> Schedul
 
 def _probe(situation: Situation, options: Deviation) -> Probe:
     if situation.blocks < 2:
-        raise UserError("a model of one block has nothing to cut: use all, head or lora")
+        raise PlanError("a model of one block has nothing to cut: use all, head or lora")
     return situation.probe(None if options.deviation is None else (options.deviation,), options.rows)
 
 

@@ -10,10 +10,11 @@ from pydantic import Field
 
 from frostline.anatomy import Block
 from frostline.core.settings import Options
-from frostline.plan import BlockMode, Frozen, Partial, Schedule
+from frostline.plan import BlockMode, Frozen, Partial
 from frostline.signals import Probe
-from frostline.strategies._base import Situation, fixed
-from frostline.strategies._modes import plan_of
+from frostline.strategies._plans import plan_of
+from frostline.strategies._selection import Selection, fixed
+from frostline.strategies._situation import Situation
 
 SNR = "snr"
 
@@ -24,7 +25,7 @@ class SpectrumOptions(Options):
     share: float = Field(0.5, gt=0, le=1)
 
 
-def spectrum(situation: Situation, options: SpectrumOptions) -> Schedule:
+def spectrum(situation: Situation, options: SpectrumOptions) -> Selection:
     """Of each kind of matrix (its name within the block) the share with the highest SNR trains, at least one.
 
     A module that holds several matrices (experts in one tensor) counts with their mean. A block of which no matrix

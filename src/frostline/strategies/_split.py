@@ -6,9 +6,11 @@ import math
 
 from pydantic import PositiveInt
 
-from frostline.core.errors import UserError
-from frostline.plan import FixedSchedule, Frozen, Lora, Plan, Schedule
-from frostline.strategies._base import Situation, task_head
+from frostline.core.errors import ConfigError
+from frostline.plan import Frozen, Lora, Plan, Split
+from frostline.strategies._plans import task_head
+from frostline.strategies._selection import Selection, fixed
+from frostline.strategies._situation import Situation
 
 
 class SplitLoraOptions(Lora):
@@ -25,18 +27,7 @@ class SplitLoraOptions(Lora):
     average_every: PositiveInt = 100
 
 
-class SplitSchedule(FixedSchedule):
-    """One plan from the first step to the last, in a training that is split.
-
-    `cut` is how many blocks the clients hold, `clients` and `average_every` are as in the options.
-    """
-
-    def __init__(self, plan: Plan, cut: int, clients: int, average_every: int) -> None:
-        super().__init__(plan)
-        self.cut, self.clients, self.average_every = cut, clients, average_every
-
-
-def splitlora(situation: Situation, options: SplitLoraOptions) -> Schedule:
+def splitlora(situation: Situation, options: SplitLoraOptions) -> Selection:
     """LoRA on every block, and a task head, in a training that is split at a block.
 
     Raises `UserError` when the cut leaves no block to the server.
@@ -44,7 +35,7 @@ def splitlora(situation: Situation, options: SplitLoraOptions) -> Schedule:
     blocks = situation.blocks
     cut = max(1, math.floor(blocks / 4 + 0.5)) if options.cut is None else options.cut
     if cut >= blocks:
-        raise UserError(f"strategy 'splitlora': cut: {cut} of {blocks} blocks leaves none to the server")
+        raise ConfigError(f"strategy 'splitlora': cut: {cut} of {blocks} blocks leaves none to the server")
     lora = Lora.model_validate(options.model_dump(include=set(Lora.model_fields)))
     plan = Plan(strategy="splitlora", blocks=(lora,) * blocks, final_norm=Frozen(), head=task_head(situation))
-    return SplitSchedule(plan, cut, options.clients, options.average_every)
+    return fixed(plan, split=Split(cut, options.clients, options.average_every))

@@ -10,10 +10,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from frostline.core.errors import UserError, unknown_name
+from frostline.core.errors import ConfigError, UserError, unknown_name
 from frostline.core.registry import Registry
 from frostline.core.settings import first_error
-from frostline.plan import FixedSchedule, Schedule, load_plan
+from frostline.plan import load_plan
 from frostline.strategies import _adt as adt
 from frostline.strategies import _auto as automatic
 from frostline.strategies import _hierarchical as tiers
@@ -24,7 +24,9 @@ from frostline.strategies import _semantic as meaning
 from frostline.strategies import _spectrum as spectra
 from frostline.strategies import _split as parts
 from frostline.strategies._adapted import ADDITIONS, adapted, everywhere
-from frostline.strategies._base import Percent, Situation, Strategy
+from frostline.strategies._selection import Selection, fixed
+from frostline.strategies._situation import Situation
+from frostline.strategies._strategy import Percent, Strategy
 
 ANY_SHARE = range(1, 100)
 
@@ -75,36 +77,40 @@ STRATEGIES: Registry[Strategy] = Registry(
 )
 
 
-def choose_schedule(name: str, situation: Situation, options: Mapping[str, Any] | None = None) -> Schedule:
-    """The schedule that the strategy called `name` chooses: `all`, `bot50`, `bot50+lora`, ..., or a plan file's path.
+def make_selection(name: str, situation: Situation, options: Mapping[str, Any] | None = None) -> Selection:
+    """What a strategy selects in a situation.
 
-    `options` are the strategy's own, and under an addition's name (`lora`, ...) those of it. Raises `UserError`, with
-    the closest known name, when the name, its number or an option is not known.
+    Args:
+        name: the strategy's: `all`, `bot50`, `bot50+lora`, ...; or a plan file's path.
+        situation: the model and what is known of the training.
+        options: the strategy's own, and under an addition's name (`lora`, ...) those of it.
+
+    Raises `UserError`, with the closest known name, when the name, its number or an option is not known.
     """
     given = dict(options or {})
     if name.endswith((".yaml", ".yml", ".json")):
         _check_budget(name, situation, plans=False)
         if given:
-            raise UserError(f"strategy_options: {min(given)}: a plan file has none, edit the file")
-        return FixedSchedule(load_plan(Path(name)))
+            raise ConfigError(f"strategy_options: {min(given)}: a plan file has none, edit the file")
+        return fixed(load_plan(Path(name)))
     strategy, numbers = parse_name(name)
     addition = _addition(name)
     if addition and strategy.options is automatic.AutoOptions:
-        raise UserError(
+        raise ConfigError(
             f"strategy '{name}': auto chooses LoRA itself: strategy_options.modes=[lora] leaves it no other"
         )
     _check_budget(name, situation, plans=strategy.plans and not addition)
     mode = ADDITIONS[addition].read(given.pop(addition, {}), f"strategy_options.{addition}") if addition else None
     for key in given:
         if mode is not None and key not in strategy.options.model_fields and key in type(mode).model_fields:
-            raise UserError(f"strategy_options of '{name}': {key} is one of {addition}'s: give {addition}.{key}")
-    schedule = strategy.choose(situation, _read_options(strategy, name, numbers, given))
-    return schedule if mode is None else adapted(schedule, situation, mode, addition)
+            raise ConfigError(f"strategy_options of '{name}': {key} is one of {addition}'s: give {addition}.{key}")
+    selection = strategy.choose(situation, _read_options(strategy, name, numbers, given))
+    return selection if mode is None else adapted(selection, situation, mode, addition)
 
 
 def _check_budget(name: str, situation: Situation, *, plans: bool) -> None:
     if situation.budget.limits and not plans:
-        raise UserError(f"budget: strategy '{name}' plans for none: take auto, or semantic")
+        raise ConfigError(f"budget: strategy '{name}' plans for none: take auto, or semantic")
 
 
 def parse_name(name: str) -> tuple[Strategy, dict[str, int]]:
@@ -112,7 +118,9 @@ def parse_name(name: str) -> tuple[Strategy, dict[str, int]]:
     addition = _addition(name)
     name = name.removesuffix(f"+{addition}") if addition else name
     if name.count("(") != name.count(")"):
-        raise UserError(f"strategy '{name}': a bracket stays open: in a list in YAML, and in a shell, put it in quotes")
+        raise ConfigError(
+            f"strategy '{name}': a bracket stays open: in a list in YAML, and in a shell, put it in quotes"
+        )
     if match := re.fullmatch(r"([^()]+)\((\d+(?:,\s*\d+)*)\)", name):
         return _counted(name, match[1], [int(number) for number in match[2].split(",")])
     if name in STRATEGIES and not STRATEGIES.get(name).percents:
@@ -122,11 +130,11 @@ def parse_name(name: str) -> tuple[Strategy, dict[str, int]]:
         raise unknown_name("strategy", name, known_names())
     strategy = STRATEGIES.get(stem)
     if not strategy.percents:
-        raise UserError(f"strategy '{stem}' takes no number (given: '{name}')")
+        raise ConfigError(f"strategy '{stem}' takes no number (given: '{name}')")
     if not digits or int(digits) not in strategy.percents:
         allowed = strategy.percents
         shown = f"{allowed[0]} to {allowed[-1]}" if isinstance(allowed, range) else ", ".join(map(str, allowed))
-        raise UserError(f"strategy '{name}': '{stem}' wants a percentage after it: {shown}")
+        raise ConfigError(f"strategy '{name}': '{stem}' wants a percentage after it: {shown}")
     return strategy, {"percent": int(digits)}
 
 
@@ -136,7 +144,7 @@ def _counted(name: str, stem: str, numbers: list[int]) -> tuple[Strategy, dict[s
     counts = STRATEGIES.get(stem).counts
     if len(counts) != len(numbers):
         wanted = f"{len(counts)} numbers in brackets: {', '.join(counts)}" if counts else "no number in brackets"
-        raise UserError(f"strategy '{stem}' takes {wanted} (given: '{name}')")
+        raise ConfigError(f"strategy '{stem}' takes {wanted} (given: '{name}')")
     return STRATEGIES.get(stem), dict(zip(counts, numbers, strict=True))
 
 
@@ -156,14 +164,14 @@ def known_names() -> list[str]:
 def _read_options(strategy: Strategy, name: str, numbers: dict[str, int], given: dict[str, Any]) -> Any:
     for option in numbers:
         if option in given:
-            raise UserError(f"strategy_options: {option}: it is the number in '{name}'")
+            raise ConfigError(f"strategy_options: {option}: it is the number in '{name}'")
     where = f"strategy_options of '{name}'"
     if strategy.read is not None:
         return strategy.read(given, where)
     try:
         return strategy.options.model_validate({**numbers, **given})
     except ValidationError as error:
-        raise UserError(f"{where}: {first_error(error)}") from None
+        raise ConfigError(f"{where}: {first_error(error)}") from None
 
 
 def _split(name: str) -> tuple[str, str]:

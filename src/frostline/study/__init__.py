@@ -1,7 +1,7 @@
 """Grids of runs: models x tasks x strategies x seeds, each run in a process of its own, resumable."""
 
-from frostline.study._config import Choice, StudyConfig, read_study
+from frostline.study._config import StudyConfig, StudyStrategy, read_study
 from frostline.study._grid import Cell, cells
 from frostline.study._runner import Result, run_study
 
-__all__ = ["Cell", "Choice", "Result", "StudyConfig", "cells", "read_study", "run_study"]
+__all__ = ["Cell", "Result", "StudyConfig", "StudyStrategy", "cells", "read_study", "run_study"]

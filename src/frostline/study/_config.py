@@ -10,11 +10,11 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, field_validator, model_validator
 
-from frostline.core.errors import UserError
+from frostline.core.errors import ConfigError
 from frostline.core.settings import Options, first_error, lay_over, read_mapping
 
 
-class Choice(BaseModel):
+class StudyStrategy(BaseModel):
     """One strategy of a study. Every further key is a setting of its runs, over the study's `config`.
 
     `label` names its row and folder; by default it is the strategy's name, or that of its plan file.
@@ -50,7 +50,7 @@ class StudyConfig(Options):
 
     models: tuple[str, ...] = Field(min_length=1)
     tasks: tuple[str, ...] = Field(min_length=1)
-    strategies: tuple[Choice, ...] = Field(min_length=1)
+    strategies: tuple[StudyStrategy, ...] = Field(min_length=1)
     seeds: tuple[NonNegativeInt, ...] = Field((42,), min_length=1)
     config: dict[str, Any] = Field(default_factory=dict)
     baseline: str | None = "all"
@@ -70,7 +70,7 @@ class StudyConfig(Options):
 
     @model_validator(mode="after")
     def _rows_are_told_apart(self) -> StudyConfig:
-        rows = [choice.row for choice in self.strategies]
+        rows = [strategy.row for strategy in self.strategies]
         _refuse_twins(rows, "strategies: ", "; give each a label of its own")
         if self.baseline is not None and self.baseline not in rows:
             raise ValueError(
@@ -83,11 +83,11 @@ class StudyConfig(Options):
     def read(cls, document: Any, where: str = "study") -> StudyConfig:
         """A study from a parsed document. Raises `UserError` with the key at fault."""
         if not isinstance(document, dict):
-            raise UserError(f"{where}: a study is a mapping with the keys models, tasks and strategies")
+            raise ConfigError(f"{where}: a study is a mapping with the keys models, tasks and strategies")
         try:
             return cls.model_validate(document)
         except ValidationError as error:
-            raise UserError(f"{where}: {first_error(error)}") from None
+            raise ConfigError(f"{where}: {first_error(error)}") from None
 
     def to_yaml(self) -> str:
         """The study as YAML that `read_study` reads back."""

@@ -10,11 +10,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from frostline.core.errors import UserError
+from frostline.core.errors import ConfigError
 from frostline.plan import load_plan
 from frostline.run import RunConfig, read_config
 from frostline.strategies import parse_name
-from frostline.study._config import Choice, StudyConfig
+from frostline.study._config import StudyConfig, StudyStrategy
 
 SET_BY_THE_GRID = ("model", "task", "strategy", "seed", "out")
 DATA_SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
@@ -39,24 +39,24 @@ def cells(study: StudyConfig, out: Path) -> list[Cell]:
     All strategies of one seed come before the next seed, so that a study cut short still compares like with
     like. Raises `UserError` for an unknown strategy or setting.
     """
-    for choice in study.strategies:
-        _check_strategy(choice.name)
+    for strategy in study.strategies:
+        _check_strategy(strategy.name)
     models, tasks = _folder_names(study.models), _folder_names(study.tasks)
     grid = product(study.models, study.tasks, study.seeds, study.strategies)
     return [
         Cell(
-            choice.row,
+            strategy.row,
             read_config(
                 None,
-                **_settings(study, choice),
+                **_settings(study, strategy),
                 model=model,
                 task=task,
-                strategy=choice.name,
+                strategy=strategy.name,
                 seed=seed,
-                out=str(out / models[model] / tasks[task] / choice.row / f"seed{seed}"),
+                out=str(out / models[model] / tasks[task] / strategy.row / f"seed{seed}"),
             ),
         )
-        for model, task, seed, choice in grid
+        for model, task, seed, strategy in grid
     ]
 
 
@@ -67,12 +67,12 @@ def _check_strategy(name: str) -> None:
         parse_name(name)
 
 
-def _settings(study: StudyConfig, choice: Choice) -> dict[str, Any]:
-    for where, given in (("config", study.config), (f"strategy '{choice.row}'", choice.settings)):
+def _settings(study: StudyConfig, strategy: StudyStrategy) -> dict[str, Any]:
+    for where, given in (("config", study.config), (f"strategy '{strategy.row}'", strategy.settings)):
         for key in SET_BY_THE_GRID:
             if key in given:
-                raise UserError(f"study: {where}: '{key}' is set by the grid, leave it out")
-    return _over(study.config, choice.settings)
+                raise ConfigError(f"study: {where}: '{key}' is set by the grid, leave it out")
+    return _over(study.config, strategy.settings)
 
 
 def _over(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def _folder_names(names: Sequence[str]) -> dict[str, str]:
     chosen = {name: name if _last(name) in shared else _last(name) for name in names}
     folders = {name: re.sub(r"[^\w.-]+", "-", text).strip("-.") for name, text in chosen.items()}
     if len(set(folders.values())) < len(names):
-        raise UserError(f"study: {', '.join(names)} would share a folder: rename one")
+        raise ConfigError(f"study: {', '.join(names)} would share a folder: rename one")
     return folders
 
 

@@ -11,7 +11,7 @@ import yaml
 from pydantic import ValidationError
 from rich.console import Console
 
-from frostline.core.errors import UserError
+from frostline.core.errors import CheckpointError
 from frostline.core.files import write_text
 from frostline.records import RECORD_FILE, RunRecord, read_record
 from frostline.run import RunConfig
@@ -90,7 +90,7 @@ def _recorded(cell: Cell) -> RunRecord | None:
     wanted = cell.config.model_dump(mode="json")
     for key, value in wanted.items():
         if key not in MAY_DIFFER and found.get(key) != value:
-            raise UserError(
+            raise CheckpointError(
                 f"{cell.folder} holds a {record.status} run with {key} {found.get(key)!r}, and the study wants "
                 f"{value!r}: remove that folder, or give the study another --out"
             )

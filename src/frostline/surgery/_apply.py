@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from frostline.adapters import adapters_in, add_adapters, check_mergeable, merge_adapters
 from frostline.anatomy import Anatomy, Tensor, Trained, find_anatomy, notices, select, tensor_hashes, untie
-from frostline.core.errors import UserError
+from frostline.core.errors import PlanError
 from frostline.plan import Plan
 from frostline.surgery._forward import check_forward, install_forward
 from frostline.surgery._frozen import keep_frozen_out
@@ -64,7 +64,7 @@ def apply(plan: Plan, model: Any, *, seed: int = 0) -> Applied:
     """
     carried = applied_to(model)
     if carried is not None:
-        raise UserError(
+        raise PlanError(
             f"the model already carries the plan '{carried.plan.strategy}': load it afresh to apply another"
         )
     anatomy = find_anatomy(model)
@@ -111,7 +111,7 @@ def change(plan: Plan, model: Any, *, keep_originals: bool = False) -> Applied:
     """
     applied = applied_to(model)
     if applied is None:
-        raise UserError("the model carries no plan that could change: call frostline.apply(plan, model) first")
+        raise PlanError("the model carries no plan that could change: call frostline.apply(plan, model) first")
     if plan == applied.plan:
         return applied
     _check_change(applied.first, plan)
@@ -159,9 +159,9 @@ def to_plain(model: Any) -> Any:
     """
     applied = applied_to(model)
     if applied is None:
-        raise UserError("the model carries no plan: there is nothing to merge")
+        raise PlanError("the model carries no plan: there is nothing to merge")
     if applied.plan.forward.interacts:
-        raise UserError(
+        raise PlanError(
             "the plan's residual interaction is no part of an ordinary model: go on with the model as it is"
         )
     check_mergeable(model)
@@ -196,13 +196,13 @@ def _remove_hooks(applied: Applied) -> None:
 
 def _check_change(first: Plan, plan: Plan) -> None:
     if len(plan.blocks) != len(first.blocks):
-        raise UserError(f"the plan '{plan.strategy}' has {len(plan.blocks)} blocks, the model {len(first.blocks)}")
+        raise PlanError(f"the plan '{plan.strategy}' has {len(plan.blocks)} blocks, the model {len(first.blocks)}")
     for what in ("untie", "forward"):
         if getattr(plan, what) != getattr(first, what):
-            raise UserError(f"a plan cannot change {what} while training: give it to the first plan")
+            raise PlanError(f"a plan cannot change {what} while training: give it to the first plan")
     for index, (made, wanted) in enumerate(zip(first.blocks, plan.blocks, strict=True)):
         if wanted.structure is not None and wanted.structure != made.structure:
-            raise UserError(
+            raise PlanError(
                 f"block {index}: a plan cannot add {wanted.mode} while training: the first plan has {made.mode} there"
             )
 
@@ -211,7 +211,7 @@ def _present_name(present: Mapping[str, nn.Parameter], item: Trained) -> str:
     """The parameter that holds a trained tensor, in a model where some matrices train in part already."""
     name = rows_name(item.tensor.name) if item.rows < 1 else item.tensor.name
     if name not in present:
-        raise UserError(f"{item.tensor.name} trains in part since the first plan, and cannot train whole now")
+        raise PlanError(f"{item.tensor.name} trains in part since the first plan, and cannot train whole now")
     return name
 
 

@@ -20,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from frostline.adapters import kind_of
 from frostline.anatomy import Anatomy
-from frostline.core.errors import FrostlineError, UserError, first_line
+from frostline.core.errors import FrostlineError, PlanError, first_line
 from frostline.hooks import CALL, device_of, hidden_given, hidden_of, overridden, undisturbed, with_hidden
 from frostline.plan import Plan
 
@@ -48,28 +48,28 @@ def check_forward(model: nn.Module, plan: Plan, anatomy: Anatomy) -> None:
         return
     name, config = type(model).__name__, model.config.to_dict()  # type: ignore[operator, union-attr]
     if any(key.endswith("layerdrop") and value for key, value in config.items()):
-        raise UserError(f"forward: {name} leaves out blocks at random in training: set layerdrop to 0 in its config")
+        raise PlanError(f"forward: {name} leaves out blocks at random in training: set layerdrop to 0 in its config")
     span, deepest = plan.forward.residual.span, max(map(len, _stacks(anatomy)))
     if plan.forward.interacts and span > deepest:
-        raise UserError(f"forward.residual.span: {span} reaches over all {deepest} blocks of each stack of {name}")
+        raise PlanError(f"forward.residual.span: {span} reaches over all {deepest} blocks of each stack of {name}")
     if not plan.forward.layered:
         return
     if "labels" not in inspect.signature(model.forward).parameters:
-        raise UserError(f"forward.loss_weights: {name} computes no loss of its own: take a model with a task head")
+        raise PlanError(f"forward.loss_weights: {name} computes no loss of its own: take a model with a task head")
     last_stack = len(_stacks(anatomy)[-1])
     first = len(anatomy.blocks) - last_stack
     if any(index < first for index in plan.forward.losses):
-        raise UserError(
+        raise PlanError(
             f"forward.loss_weights: an encoder's states do not go through final norm and head: give the first "
             f"{first} of the {len(anatomy.blocks)} blocks the weight 0"
         )
     if config.get("output_router_logits") and not hasattr(model, "router_aux_loss_coef"):
-        raise UserError(
+        raise PlanError(
             f"forward.loss_weights: the router loss of {name} cannot be told from the rest of its loss: set "
             "output_router_logits to false in its config"
         )
     if (reason := LayeredLoss(model, anatomy, plan.forward.losses).disagreement()) is not None:
-        raise UserError(f"forward.loss_weights: {reason}: leave them out for {name}")
+        raise PlanError(f"forward.loss_weights: {reason}: leave them out for {name}")
 
 
 def check_loss_is_the_models(plan: Plan, computed_outside: bool) -> None:
@@ -77,13 +77,13 @@ def check_loss_is_the_models(plan: Plan, computed_outside: bool) -> None:
     if not computed_outside:
         return
     if plan.forward.layered:
-        raise UserError(
+        raise PlanError(
             "forward.loss_weights: a layered loss is the model's own: leave out label_smoothing_factor and "
             "compute_loss_func, or the weights"
         )
     for kind in filter(None, map(kind_of, plan.blocks)):
         if (term := kind.loss_term) is not None:
-            raise UserError(
+            raise PlanError(
                 f"{kind.mode.label}: {term.what} is added to the model's own loss: leave out label_smoothing_factor "
                 f"and compute_loss_func, or {term.leave_out}"
             )

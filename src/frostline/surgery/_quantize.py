@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from frostline.anatomy import Anatomy
-from frostline.core.errors import UserError
+from frostline.core.errors import ConfigError
 from frostline.core.sizes import size_text
 
 Bits = Literal[4, 8]
@@ -57,7 +57,7 @@ def quantize_frozen(model: nn.Module, anatomy: Anatomy, bits: Bits) -> Quantized
         setattr(model.get_submodule(owner), attribute, rounded)
         count, before, after = count + 1, before + linear.weight.nbytes, after + rounded.bytes
     if not count:
-        raise UserError("frozen_bits: the plan freezes no matrix that could be rounded: leave it out")
+        raise ConfigError("frozen_bits: the plan freezes no matrix that could be rounded: leave it out")
     return Quantized(bits, count, before, after)
 
 
@@ -134,7 +134,7 @@ def _bitsandbytes() -> Any:
             warnings.simplefilter("ignore", DeprecationWarning)
             import bitsandbytes
     except ImportError:
-        raise UserError("frozen_bits wants bitsandbytes: pip install 'frostline[quantized]'") from None
+        raise ConfigError("frozen_bits wants bitsandbytes: pip install 'frostline[quantized]'") from None
     finally:
         logger.setLevel(level)
     return bitsandbytes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from frostline.tasks._build import draw_rows
 from frostline.tasks._catalog import TASKS
-from frostline.tasks._collate import Collator
+from frostline.tasks._collate import Collator, pad_rows
 from frostline.tasks._decoding import Decoding
 from frostline.tasks._encode import Encoded, encode
 from frostline.tasks._evaluate import Evaluation, Prediction, evaluate, generation_examples
@@ -44,6 +44,7 @@ __all__ = [
     "macro_f1",
     "majority_share",
     "model_kind",
+    "pad_rows",
     "perplexity",
     "prepare_tokenizer",
     "rouge",

@@ -6,11 +6,11 @@ import random
 from collections.abc import Sequence
 from typing import TypeVar
 
-from frostline.core.errors import UserError
+from frostline.core.errors import DataError
 from frostline.core.seeding import derive_seed
 from frostline.tasks._options import TaskOptions
+from frostline.tasks._reading import Reading, label_names, make_examples
 from frostline.tasks._rows import Rows
-from frostline.tasks._shapes import Reading, label_names, make_examples
 from frostline.tasks._task import Scorer, Task, TaskKind, score_texts
 
 T = TypeVar("T")
@@ -70,7 +70,7 @@ def hold_out(rows: Sequence[T], share: float, seed: int, origin: str) -> tuple[l
     """
     count = max(1, round(share * len(rows)))
     if count >= len(rows):
-        raise UserError(
+        raise DataError(
             f"{origin}: too few rows ({len(rows)}) to hold out a share of {share:g} for evaluation; "
             "give an evaluation file"
         )

@@ -16,14 +16,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from frostline.core.errors import UserError
+from frostline.core.errors import ConfigError, DataError
 from frostline.core.registry import Registry
 from frostline.tasks._build import build_task
 from frostline.tasks._hub import HubSource, exported, hub_rows, read_hub
 from frostline.tasks._options import TaskOptions
 from frostline.tasks._question_catalog import QUESTION_TASKS
+from frostline.tasks._reading import Reading
 from frostline.tasks._rows import Rows, read_rows, split_file
-from frostline.tasks._shapes import Reading
 from frostline.tasks._task import Scorer, Task, TaskKind, score_texts
 
 TWO_WAY = ("entailment", "not_entailment")
@@ -54,7 +54,7 @@ class BuiltIn:
         """Read the task. Raises `UserError` when its source cannot be had, or for an option that is fixed."""
         for name in ("kind", "columns", "labels", "subset", "eval_share"):
             if getattr(options, name) != TaskOptions.model_fields[name].default:
-                raise UserError(f"option '{name}' is fixed for a built-in task: it is for files and hub data sets")
+                raise ConfigError(f"option '{name}' is fixed for a built-in task: it is for files and hub data sets")
         if options.max_train_rows is None:
             options = options.model_copy(update={"max_train_rows": self.max_train_rows})
         wanted = (options.train or "train", options.eval or "dev")
@@ -77,7 +77,7 @@ class BuiltIn:
         files = [split_file(folder, split) for split in splits]
         for split, file in zip(splits, files, strict=True):
             if file is None:
-                raise UserError(
+                raise DataError(
                     f"no {split}.jsonl in {folder}, where FROSTLINE_DATA says that built-in tasks are; "
                     "correct or unset it"
                 )

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from frostline.core.errors import UserError
+from frostline.core.errors import DataError, UnsupportedModel
 from frostline.tasks._task import Example, Message
 
 Conversation = list[dict[str, str]]
@@ -23,7 +23,7 @@ def chat_tokens(tokenizer: Any, example: Example) -> tuple[list[int], list[bool]
     as later ones come, so that they cannot be told apart.
     """
     if not tokenizer.chat_template:
-        raise UserError(
+        raise UnsupportedModel(
             "the tokenizer has no chat template, which the column 'messages' needs: take a chat model's "
             "tokenizer, or map columns to prompt and completion"
         )
@@ -56,7 +56,7 @@ def _segments(tokenizer: Any, name: str, messages: Sequence[Message]) -> list[tu
         start = _apply(tokenizer, name, messages[:i], tokenize=False, add_generation_prompt=True) if i else ""
         end = _apply(tokenizer, name, messages[: i + 1], tokenize=False)
         if not (whole.startswith(start) and whole.startswith(end) and done <= len(start) < len(end)):
-            raise UserError(
+            raise UnsupportedModel(
                 f"{name}: the chat template does not show where the assistant's turns lie: take one with "
                 "{% generation %} marks, or give each chat one answer, at its end"
             )
@@ -70,4 +70,4 @@ def _apply(tokenizer: Any, name: str, messages: Sequence[Message], **options: An
     try:
         return tokenizer.apply_chat_template(conversation, **options)
     except Exception as error:  # templates raise jinja's own errors, which transformers passes on
-        raise UserError(f"{name}: the chat template refuses this chat: {error}") from error
+        raise DataError(f"{name}: the chat template refuses this chat: {error}") from error

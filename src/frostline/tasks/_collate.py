@@ -1,19 +1,50 @@
-"""Batches: padded on the right to the longest row, with an attention mask."""
+"""Batches: padded on the right to the longest row, with an attention mask.
+
+B rows, L tokens of the longest one
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
 
 from frostline.core.labels import IGNORED
 
 
+def pad_rows(
+    rows: Sequence[Mapping[str, Any]], pad_id: int, *, type_id: int = 0, pad_to: int | None = None
+) -> dict[str, Tensor]:
+    """Rows of token ids as tensors: a number for each token becomes [B, L], one for each row (a class label) [B].
+
+    Args:
+        rows: with the columns that the model takes: `input_ids`, `labels`, ... A mask is added where they have none.
+        pad_id: what `input_ids` are padded with. Labels are padded with -100.
+        type_id: what `token_type_ids` are padded with.
+        pad_to: pad to this length instead of the longest row.
+    """
+    padding = {"input_ids": pad_id, "token_type_ids": type_id, "labels": IGNORED}
+    columns = {name: [torch.as_tensor(row[name], dtype=torch.long) for row in rows] for name in rows[0]}
+    columns.setdefault("attention_mask", [torch.ones_like(ids) for ids in columns["input_ids"]])
+    batch = {}
+    for name, values in columns.items():
+        if values[0].dim() == 0:
+            batch[name] = torch.stack(values)
+            continue
+        fill = padding.get(name, 0)
+        padded = pad_sequence(values, batch_first=True, padding_value=fill)
+        batch[name] = padded if pad_to is None else pad(padded, (0, max(0, pad_to - padded.shape[1])), value=fill)
+    return batch
+
+
 @dataclass(frozen=True)
 class Collator:
-    """Pads encoded rows into tensors of shape [batch, length].
-
-    Labels of tokens are padded with -100; a class label becomes one number a row, shape [batch].
+    """Pads encoded rows into a batch (`pad_rows`).
 
     Attributes:
         pad_to: pad every batch to this length instead of its longest row.
@@ -25,19 +56,9 @@ class Collator:
     keep_ids: bool = False
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding
-
-        padding = {"padding": "max_length" if self.pad_to else "longest", "max_length": self.pad_to}
         inputs = [{name: value for name, value in row.items() if name != "example_id"} for row in rows]
-        side, self.tokenizer.padding_side = self.tokenizer.padding_side, "right"
-        try:
-            if isinstance(inputs[0]["labels"], list):
-                collate = DataCollatorForSeq2Seq(self.tokenizer, label_pad_token_id=IGNORED, **padding)
-            else:
-                collate = DataCollatorWithPadding(self.tokenizer, **padding)
-            batch = dict(collate(inputs))
-        finally:
-            self.tokenizer.padding_side = side
+        pad_id, type_id = self.tokenizer.pad_token_id, self.tokenizer.pad_token_type_id
+        batch: dict[str, Any] = pad_rows(inputs, pad_id, type_id=type_id, pad_to=self.pad_to)
         if self.keep_ids:
             batch["example_id"] = [row["example_id"] for row in rows]
         return batch

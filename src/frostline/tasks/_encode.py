@@ -11,32 +11,32 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
-from frostline.core.errors import UserError
+from frostline.core.errors import DataError, UnsupportedModel
 from frostline.core.labels import IGNORED
 from frostline.tasks._chat import chat_tokens
 from frostline.tasks._task import Example, Split, Task, TaskKind
 from frostline.tasks._tokenize import ModelKind, Tokens, continuation_tokens, prompt_tokens
 
-Row = dict[str, Any]
+EncodedRow = dict[str, Any]
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Encoded(Sequence[Row]):
+class Encoded(Sequence[EncodedRow]):
     """Encoded examples in their order, a map-style data set for any loader or trainer.
 
     Attributes:
         truncated: how many of them had to be cut to the maximum length.
     """
 
-    rows: Sequence[Row]
+    rows: Sequence[EncodedRow]
     truncated: int
 
     @overload
-    def __getitem__(self, index: int) -> Row: ...
+    def __getitem__(self, index: int) -> EncodedRow: ...
     @overload
-    def __getitem__(self, index: slice) -> Sequence[Row]: ...
-    def __getitem__(self, index: int | slice) -> Row | Sequence[Row]:
+    def __getitem__(self, index: slice) -> Sequence[EncodedRow]: ...
+    def __getitem__(self, index: int | slice) -> EncodedRow | Sequence[EncodedRow]:
         return self.rows[index]
 
     def __len__(self) -> int:
@@ -68,7 +68,7 @@ def encode(task: Task, split: Split, tokenizer: Any, max_length: int, kind: Mode
     """
     examples = task.split(split)
     if not examples:
-        raise UserError(task.no_training or f"task '{task.name}' has no {split} rows in {task.source}")
+        raise DataError(task.no_training or f"task '{task.name}' has no {split} rows in {task.source}")
     pairs = list(_encoder(task, kind)(task, examples, tokenizer, max_length))
     rows = [{**row, "example_id": example.id} for (row, _), example in zip(pairs, examples, strict=True)]
     truncated = sum(cut for _, cut in pairs)
@@ -77,7 +77,7 @@ def encode(task: Task, split: Split, tokenizer: Any, max_length: int, kind: Mode
     return Encoded(rows, truncated)
 
 
-Encoder = Callable[[Task, Sequence[Example], Any, int], Iterator[tuple[Row, bool]]]
+Encoder = Callable[[Task, Sequence[Example], Any, int], Iterator[tuple[EncodedRow, bool]]]
 
 
 def _encoder(task: Task, kind: ModelKind) -> Encoder:
@@ -91,13 +91,15 @@ def _encoder(task: Task, kind: ModelKind) -> Encoder:
         (TaskKind.LANGUAGE, "decoder"): _chats if chat else _texts,
     }
     if (task.kind, kind) not in table:
-        raise UserError(
+        raise UnsupportedModel(
             f"task '{task.name}' is a {task.kind} task, which an {kind} model cannot do: take a decoder model"
         )
     return table[task.kind, kind]
 
 
-def _pairs(task: Task, examples: Sequence[Example], tokenizer: Any, max_length: int) -> Iterator[tuple[Row, bool]]:
+def _pairs(
+    task: Task, examples: Sequence[Example], tokenizer: Any, max_length: int
+) -> Iterator[tuple[EncodedRow, bool]]:
     texts: list[list[str]] = [[example.text for example in examples]]
     if any(example.pair is not None for example in examples):
         texts.append([example.pair or "" for example in examples])
@@ -111,7 +113,7 @@ def _pairs(task: Task, examples: Sequence[Example], tokenizer: Any, max_length: 
 
 def _joined_pairs(
     task: Task, examples: Sequence[Example], tokenizer: Any, max_length: int
-) -> Iterator[tuple[Row, bool]]:
+) -> Iterator[tuple[EncodedRow, bool]]:
     texts = [e.text if e.pair is None else f"{e.text}\n{e.pair}" for e in examples]
     for example, tokens in zip(examples, prompt_tokens(tokenizer, texts, closed=False), strict=True):
         row = {"input_ids": tokens.last(max_length), "labels": example.label}
@@ -120,7 +122,7 @@ def _joined_pairs(
 
 def _completions(
     task: Task, examples: Sequence[Example], tokenizer: Any, max_length: int
-) -> Iterator[tuple[Row, bool]]:
+) -> Iterator[tuple[EncodedRow, bool]]:
     prompts = prompt_tokens(tokenizer, [example.text for example in examples], closed=False)
     targets = continuation_tokens(tokenizer, [example.target or "" for example in examples])
     for prompt, target in zip(prompts, targets, strict=True):
@@ -136,7 +138,7 @@ def _fit(prompt: Tokens, target: list[int], most: int) -> tuple[list[int], list[
 
 def _translations(
     task: Task, examples: Sequence[Example], tokenizer: Any, max_length: int
-) -> Iterator[tuple[Row, bool]]:
+) -> Iterator[tuple[EncodedRow, bool]]:
     prompts = prompt_tokens(tokenizer, [example.text for example in examples], closed=True)
     targets = continuation_tokens(tokenizer, [example.target or "" for example in examples])
     for prompt, target in zip(prompts, targets, strict=True):
@@ -144,13 +146,17 @@ def _translations(
         yield row, max(len(prompt.ids), len(target)) > max_length
 
 
-def _texts(task: Task, examples: Sequence[Example], tokenizer: Any, max_length: int) -> Iterator[tuple[Row, bool]]:
+def _texts(
+    task: Task, examples: Sequence[Example], tokenizer: Any, max_length: int
+) -> Iterator[tuple[EncodedRow, bool]]:
     for tokens in prompt_tokens(tokenizer, [example.text for example in examples], closed=False):
         ids = [*tokens.ids, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])]
         yield {"input_ids": ids[:max_length], "labels": ids[:max_length]}, len(ids) > max_length
 
 
-def _chats(task: Task, examples: Sequence[Example], tokenizer: Any, max_length: int) -> Iterator[tuple[Row, bool]]:
+def _chats(
+    task: Task, examples: Sequence[Example], tokenizer: Any, max_length: int
+) -> Iterator[tuple[EncodedRow, bool]]:
     for example in examples:
         ids, answers = chat_tokens(tokenizer, example)
         labels = [

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from frostline.core.errors import UserError
+from frostline.core.errors import ConfigError
 from frostline.tasks._tokenize import model_kind, prompt_tokens
 
 
@@ -40,7 +40,7 @@ def generate_texts(
     positions = getattr(model.config, "max_position_embeddings", None) if decoder else None
     if positions is not None:
         if max_new_tokens >= positions:
-            raise UserError(f"{max_new_tokens} new tokens leave no room for a prompt: the model has {positions}")
+            raise ConfigError(f"{max_new_tokens} new tokens leave no room for a prompt: the model has {positions}")
         room = min(room or positions, positions - max_new_tokens)
     tokens = prompt_tokens(tokenizer, prompts, closed=not decoder)
     ids = [entry.ids if room is None else entry.last(room) for entry in tokens]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from frostline.core.errors import UserError, first_line
+from frostline.core.errors import DataError, first_line
 from frostline.tasks._rows import Row, Rows
 
 Convert = Callable[[Mapping[str, Any]], dict[str, Any] | None]
@@ -55,7 +55,7 @@ def read_hub(source: HubSource, otherwise: str) -> dict[str, Any]:
         )
     except Exception as error:  # the hub's clients raise dozens of classes, from DNS to a bad configuration
         reason = first_line(error)
-        raise UserError(f"hub data set '{source}' cannot be loaded ({reason}): go online, or {otherwise}") from error
+        raise DataError(f"hub data set '{source}' cannot be loaded ({reason}): go online, or {otherwise}") from error
 
 
 def hub_rows(source: HubSource, datasets: Mapping[str, Any], split: str) -> Rows:
@@ -65,10 +65,10 @@ def hub_rows(source: HubSource, datasets: Mapping[str, Any], split: str) -> Rows
     """
     origin = f"{source}[{split}]"
     if split not in datasets:
-        raise UserError(f"hub data set '{source}' has no split '{split}'; splits: {', '.join(datasets)}")
+        raise DataError(f"hub data set '{source}' has no split '{split}'; splits: {', '.join(datasets)}")
     rows = list(_named_rows(source, origin, datasets[split]))
     if not rows:
-        raise UserError(f"{origin}: no rows")
+        raise DataError(f"{origin}: no rows")
     return Rows(origin, rows)
 
 

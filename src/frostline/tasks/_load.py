@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from frostline.core.errors import UserError, unknown_name
+from frostline.core.errors import ConfigError, DataError, unknown_name
 from frostline.tasks._build import build_task
 from frostline.tasks._catalog import TASKS
 from frostline.tasks._hub import HubSource, hub_rows, read_hub
 from frostline.tasks._options import TaskOptions
+from frostline.tasks._reading import choose_reading
 from frostline.tasks._rows import SUFFIXES, Rows, read_rows, split_file
-from frostline.tasks._shapes import choose_reading
 from frostline.tasks._task import Task
 
 EVAL_SPLITS = ("dev", "validation", "valid", "eval", "test")
@@ -46,7 +46,7 @@ def load_task(name_or_path: str, options: TaskOptions | None = None) -> Task:
     elif re.fullmatch(r"[\w.-]+/[\w.-]+", name_or_path):
         train, evaluation = _read_data_set(HubSource(name_or_path, options.subset), options)
     else:
-        raise UserError(
+        raise ConfigError(
             f"{unknown_name('task', name_or_path, TASKS)}; "
             f"a path to a {', '.join(SUFFIXES)} file or a hub data set 'owner/name' works too"
         )
@@ -56,7 +56,7 @@ def load_task(name_or_path: str, options: TaskOptions | None = None) -> Task:
 
 def _read_files(path: Path, options: TaskOptions) -> tuple[Rows, Rows | None]:
     if options.train is not None:
-        raise UserError(f"option 'train' does not go with a file: {path} already holds the training rows")
+        raise ConfigError(f"option 'train' does not go with a file: {path} already holds the training rows")
     return read_rows(path), None if options.eval is None else read_rows(Path(options.eval))
 
 
@@ -64,7 +64,7 @@ def _read_folder(folder: Path, options: TaskOptions) -> tuple[Rows, Rows | None]
     def read(split: str) -> Rows:
         file = split_file(folder, split)
         if file is None:
-            raise UserError(f"no file '{split}' in {folder} that ends in one of {', '.join(SUFFIXES)}")
+            raise DataError(f"no file '{split}' in {folder} that ends in one of {', '.join(SUFFIXES)}")
         return read_rows(file)
 
     present = [split for split in EVAL_SPLITS if split_file(folder, split)]

@@ -13,14 +13,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from frostline.core.errors import UserError, unknown_name
+from frostline.core.errors import ConfigError, DataError, unknown_name
 from frostline.tasks._answers import RULES
 from frostline.tasks._build import draw_rows, hold_out
 from frostline.tasks._hub import HubSource, hub_rows, read_hub
 from frostline.tasks._marks import score_answers
 from frostline.tasks._options import TaskOptions
+from frostline.tasks._reading import Reading, make_examples
 from frostline.tasks._rows import Row, Rows, read_rows
-from frostline.tasks._shapes import Reading, make_examples
 from frostline.tasks._task import Example, Task, TaskKind
 
 INSTRUCTION = (
@@ -100,12 +100,12 @@ class AnswerTask:
         fixed = ["kind", "columns", "labels", "subset", "train", "eval", *(["eval_share"] if self.solved else [])]
         for name in fixed:
             if getattr(options, name) != TaskOptions.model_fields[name].default:
-                raise UserError(f"option '{name}' is fixed for this built-in task: it is for files and hub data sets")
+                raise ConfigError(f"option '{name}' is fixed for this built-in task: it is for files and hub data sets")
 
     def _local(self, data: Path) -> tuple[Numbered, Numbered]:
         test = data / self.test
         if not test.is_file():
-            raise UserError(
+            raise DataError(
                 f"no {self.test} in {data}, where FROSTLINE_DATA says that built-in tasks are; correct or unset it"
             )
         train = data / self.train
@@ -114,7 +114,7 @@ class AnswerTask:
     def _remote(self) -> tuple[Numbered, Numbered]:
         wanted = f"set FROSTLINE_DATA to a folder with {self.train} and {self.test}"
         if self.hub is None:
-            raise UserError(f"this task is read from a local copy: {wanted}")
+            raise DataError(f"this task is read from a local copy: {wanted}")
         splits = read_hub(self.hub, wanted)
         return self._rows(hub_rows(self.hub, splits, "train")), self._rows(hub_rows(self.hub, splits, self.hub_test))
 
@@ -124,11 +124,11 @@ class AnswerTask:
         for number, row in enumerate(rows.rows):
             group = str(row.values.get("set", self.sets[0])).lower()
             if group not in RULES:
-                raise UserError(f"{row.where}: {unknown_name('set', group, RULES)}")
+                raise DataError(f"{row.where}: {unknown_name('set', group, RULES)}")
             if group in self.sets:
                 found.append((number, Row({**row.values, "set": group}, row.where)))
         if not found:
-            raise UserError(f"{rows.origin}: no rows of the set {' or '.join(self.sets)}")
+            raise DataError(f"{rows.origin}: no rows of the set {' or '.join(self.sets)}")
         return found
 
     def _no_training(self, folder: Path | None) -> str:

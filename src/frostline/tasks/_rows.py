@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from frostline.core.errors import UserError
+from frostline.core.errors import DataError
 
 
 class Row(NamedTuple):
@@ -35,12 +35,12 @@ def read_rows(path: Path) -> Rows:
     """
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
-        raise UserError(f"{path}: the format is told by the ending, one of {', '.join(SUFFIXES)}")
+        raise DataError(f"{path}: the format is told by the ending, one of {', '.join(SUFFIXES)}")
     if not path.is_file():
-        raise UserError(f"data file {'is a folder' if path.is_dir() else 'not found'}: {path}")
+        raise DataError(f"data file {'is a folder' if path.is_dir() else 'not found'}: {path}")
     rows = list(reader(path))
     if not rows:
-        raise UserError(f"{path}: no rows")
+        raise DataError(f"{path}: no rows")
     return Rows(str(path), rows)
 
 
@@ -58,9 +58,9 @@ def _read_jsonl(path: Path) -> Iterator[Row]:
         try:
             values = json.loads(line.rstrip())
         except json.JSONDecodeError as error:
-            raise UserError(f"{where}: not JSON: {error.msg} at column {error.colno}") from None
+            raise DataError(f"{where}: not JSON: {error.msg} at column {error.colno}") from None
         if not isinstance(values, dict):
-            raise UserError(f"{where}: a row must be a JSON object, found {kind_of(values)}")
+            raise DataError(f"{where}: a row must be a JSON object, found {kind_of(values)}")
         yield Row(values, where)
 
 
@@ -74,15 +74,15 @@ def _read_csv(path: Path, delimiter: str = ",") -> Iterator[Row]:
         except StopIteration:
             return
         except csv.Error as error:
-            raise UserError(f"{where}: not a CSV row: {error}") from None
+            raise DataError(f"{where}: not a CSV row: {error}") from None
         if not fields:
             continue
         if header is None:
             header = fields
             if repeated := [name for name in header if header.count(name) > 1]:
-                raise UserError(f"{where}: the header names column '{repeated[0]}' twice")
+                raise DataError(f"{where}: the header names column '{repeated[0]}' twice")
         elif len(fields) != len(header):
-            raise UserError(f"{where}: {len(fields)} fields, but the header has {len(header)}")
+            raise DataError(f"{where}: {len(fields)} fields, but the header has {len(header)}")
         else:
             yield Row(dict(zip(header, fields, strict=True)), where)
 
@@ -94,7 +94,7 @@ def _read_parquet(path: Path) -> Iterator[Row]:
     try:
         table = parquet.read_table(path)
     except pyarrow.ArrowInvalid as error:
-        raise UserError(f"{path}: not a Parquet file: {error}") from None
+        raise DataError(f"{path}: not a Parquet file: {error}") from None
     for number, values in enumerate(table.to_pylist(), start=1):
         yield Row(values, f"{path}:row {number}")
 
@@ -105,7 +105,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
             try:
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
-                raise UserError(f"{path}:{number}: not UTF-8 text: {error.reason}") from None
+                raise DataError(f"{path}:{number}: not UTF-8 text: {error.reason}") from None
 
 
 def kind_of(value: object) -> str:

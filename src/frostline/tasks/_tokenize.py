@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
-from frostline.core.errors import UserError
+from frostline.core.errors import UnsupportedModel
 
 ModelKind = Literal["encoder", "decoder", "encoder-decoder"]
 
@@ -31,7 +31,7 @@ def prepare_tokenizer(tokenizer: Any, model: Any = None) -> Any:
     """
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
-            raise UserError("the tokenizer has neither a pad token nor an end token: set one of them")
+            raise UnsupportedModel("the tokenizer has neither a pad token nor an end token: set one of them")
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
     if model is not None:
@@ -79,6 +79,6 @@ def continuation_tokens(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]
     Raises `UserError` for a tokenizer without an end token.
     """
     if tokenizer.eos_token_id is None:
-        raise UserError("the tokenizer has no end token, so a model could never learn where to stop: set one")
+        raise UnsupportedModel("the tokenizer has no end token, so a model could never learn where to stop: set one")
     encoded = tokenizer(list(texts), add_special_tokens=False, verbose=False)
     return [[*ids, tokenizer.eos_token_id] for ids in encoded["input_ids"]]

@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from frostline.core.errors import UserError
+from frostline.core.errors import DataError
 from frostline.tasks._options import TaskOptions
 from frostline.tasks._rows import Row, Rows, kind_of
 from frostline.tasks._task import Example, Message, TaskKind
 
 
 @dataclass(frozen=True)
-class Shape:
+class ColumnSet:
     """A set of columns by role that makes examples of one kind."""
 
     kind: TaskKind
@@ -27,12 +27,12 @@ class Shape:
         return {role: available[role] for role in (*self.required, *self.optional) if role in available}
 
 
-SHAPES = (
-    Shape(TaskKind.CLASSIFICATION, ("text", "label"), ("pair",)),
-    Shape(TaskKind.GENERATION, ("prompt", "completion"), ("references",)),
-    Shape(TaskKind.GENERATION, ("prompt", "references")),
-    Shape(TaskKind.LANGUAGE, ("messages",)),
-    Shape(TaskKind.LANGUAGE, ("text",)),
+COLUMN_SETS = (
+    ColumnSet(TaskKind.CLASSIFICATION, ("text", "label"), ("pair",)),
+    ColumnSet(TaskKind.GENERATION, ("prompt", "completion"), ("references",)),
+    ColumnSet(TaskKind.GENERATION, ("prompt", "references")),
+    ColumnSet(TaskKind.LANGUAGE, ("messages",)),
+    ColumnSet(TaskKind.LANGUAGE, ("text",)),
 )
 
 
@@ -54,14 +54,14 @@ def choose_reading(rows: Rows, options: TaskOptions) -> Reading:
     mapped = options.columns.given()
     for role, column in mapped.items():
         if column not in found:
-            raise UserError(f"{rows.rows[0].where}: no column '{column}' (wanted as {role}); columns: {_listed(found)}")
-    roles = {role for shape in SHAPES for role in (*shape.required, *shape.optional)}
+            raise DataError(f"{rows.rows[0].where}: no column '{column}' (wanted as {role}); columns: {_listed(found)}")
+    roles = {role for one in COLUMN_SETS for role in (*one.required, *one.optional)}
     available = {role: role for role in roles if role in found} | mapped
     fits = [
-        Reading(shape.kind, used)
-        for shape in SHAPES
-        if options.kind in (None, shape.kind)
-        and (used := shape.columns(available)) is not None
+        Reading(one.kind, used)
+        for one in COLUMN_SETS
+        if options.kind in (None, one.kind)
+        and (used := one.columns(available)) is not None
         and mapped.keys() <= used.keys()
     ]
     # Text with a label is a classification, not plain text beside a column that happens to be a label.
@@ -73,7 +73,7 @@ def choose_reading(rows: Rows, options: TaskOptions) -> Reading:
         problem = f"columns {_listed(found)} fit more than one way: {kinds}: choose by `kind` or `columns`"
     else:
         problem = f"columns {_listed(found)} do not make a {options.kind or 'known'} task"
-    raise UserError(
+    raise DataError(
         f"{rows.origin}: {problem}; map columns to text and label (and pair), to prompt and completion "
         "(or references), to messages, or to text alone"
     )
@@ -108,7 +108,7 @@ def _classification(name: str, row: Row, reading: Reading, labels: tuple[str, ..
     columns = reading.columns
     label = label_text(row, columns["label"])
     if label not in labels:
-        raise UserError(
+        raise DataError(
             f"{row.where}: unknown label '{label}' in column '{columns['label']}'; known: {', '.join(labels)}"
         )
     return Example(
@@ -140,17 +140,17 @@ def _chat(name: str, row: Row, reading: Reading, labels: tuple[str, ...]) -> Exa
     column = reading.columns["messages"]
     messages = tuple(_message(turn, i, row, column) for i, turn in enumerate(_list(row, column)))
     if not any(message.role == "assistant" for message in messages):
-        raise UserError(f"{row.where}: no message in column '{column}' has the role 'assistant'")
+        raise DataError(f"{row.where}: no message in column '{column}' has the role 'assistant'")
     return Example(name, messages=messages)
 
 
 def _message(turn: object, index: int, row: Row, column: str) -> Message:
     place = f"{column}[{index}]"
     if not isinstance(turn, dict):
-        raise UserError(f"{row.where}: {place} must be an object with role and content, found {kind_of(turn)}")
+        raise DataError(f"{row.where}: {place} must be an object with role and content, found {kind_of(turn)}")
     for key, value in turn.items():
         if key not in ("role", "content") and value is not None:
-            raise UserError(f"{row.where}: {place} has '{key}'; a message has only role and content")
+            raise DataError(f"{row.where}: {place} has '{key}'; a message has only role and content")
     return Message(
         role=_as_text(turn.get("role"), row, f"{place}.role"),
         content=_as_text(turn.get("content"), row, f"{place}.content"),
@@ -159,7 +159,7 @@ def _message(turn: object, index: int, row: Row, column: str) -> Message:
 
 def _value(row: Row, column: str) -> Any:
     if column not in row.values:
-        raise UserError(f"{row.where}: no column '{column}'; columns: {_listed(row.values)}")
+        raise DataError(f"{row.where}: no column '{column}'; columns: {_listed(row.values)}")
     return row.values[column]
 
 
@@ -169,20 +169,20 @@ def _text(row: Row, column: str) -> str:
 
 def _as_text(value: object, row: Row, column: str) -> str:
     if not isinstance(value, str):
-        raise UserError(f"{row.where}: column '{column}' must be text, found {kind_of(value)}")
+        raise DataError(f"{row.where}: column '{column}' must be text, found {kind_of(value)}")
     if not value.strip():
-        raise UserError(f"{row.where}: column '{column}' is empty")
+        raise DataError(f"{row.where}: column '{column}' is empty")
     if any("\ud800" <= character <= "\udfff" for character in value):
-        raise UserError(f"{row.where}: column '{column}' is not valid Unicode: it holds half a surrogate pair")
+        raise DataError(f"{row.where}: column '{column}' is not valid Unicode: it holds half a surrogate pair")
     return value
 
 
 def _list(row: Row, column: str) -> list[Any]:
     value = _value(row, column)
     if not isinstance(value, list):
-        raise UserError(f"{row.where}: column '{column}' must be a list, found {kind_of(value)}")
+        raise DataError(f"{row.where}: column '{column}' must be a list, found {kind_of(value)}")
     if not value:
-        raise UserError(f"{row.where}: column '{column}' is an empty list")
+        raise DataError(f"{row.where}: column '{column}' is an empty list")
     return value
 
 
