@@ -122,4 +122,5 @@ def test_states_of_one_pass_are_never_another_s(tmp_path: Path, how: str) -> Non
     trainer.add_callback(calls)
     trainer.train()
     assert len(calls.asked) == 4
-    assert torch.equal(*calls.asked[:2]) and torch.equal(*calls.asked[2:])
+    for own, copied in (calls.asked[:2], calls.asked[2:]):  # weights that lie elsewhere may multiply in another order
+        torch.testing.assert_close(own, copied, atol=1e-5, rtol=0)
