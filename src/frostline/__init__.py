@@ -1,6 +1,6 @@
-"""frostline: which layers of a language model to fine-tune, and what is saved by it.
+"""frostline decides which layers of a language model to fine-tune, and saves time and memory on the frozen ones.
 
-Names load when they are first used, so that a plan is read and a report rebuilt without torch.
+Names load when they are first used, so that plans and reports need no torch.
 """
 
 from __future__ import annotations

@@ -68,11 +68,13 @@ def test_of_a_plan_it_is_the_plans_adapters() -> None:
     config = HybridConfig.of(plan, inference_mode=False)
     assert [entry["index"] for entry in config.blocks] == ["0-2", "3"]
     assert config.modes(4) == plan.blocks
-    for mode, reason in ((Full(), "full is no adapter"), (Peft(method="ia3"), "ia3 is PEFT's")):
-        with pytest.raises(UserError, match=f"^block 1: {reason}"):
+    for mode, reason in ((Full(), "mode full is not an adapter"), (Peft(method="ia3"), "ia3 is a method of PEFT")):
+        with pytest.raises(UserError, match=f"^HybridConfig: block 1: {reason}"):
             HybridConfig.of(Plan(blocks=(Prefix(), mode), **around))
     with_head = Plan(blocks=(Prefix(),), final_norm=Frozen())
-    with pytest.raises(UserError, match=r"^HybridConfig: head: full is no adapter: give task_type or modules_to_save"):
+    with pytest.raises(
+        UserError, match=r"^HybridConfig: head: mode full is not an adapter: give modules_to_save or task_type"
+    ):
         HybridConfig.of(with_head)
     assert HybridConfig.of(with_head, modules_to_save=["score"]).modules_to_save == ["score"]
 
@@ -80,17 +82,17 @@ def test_of_a_plan_it_is_the_plans_adapters() -> None:
 @pytest.mark.parametrize(
     ("blocks", "message"),
     [
-        ([], "^HybridConfig: blocks: give modes for some of blocks 0-3$"),
-        ([{"index": "2-4", **PREFIX}], "^HybridConfig: blocks: give modes for some of blocks 0-3$"),
+        ([], "^HybridConfig: blocks: give a mode for at least one block, and only for blocks 0-3$"),
+        ([{"index": "2-4", **PREFIX}], "^HybridConfig: blocks: give a mode for .*, and only for blocks 0-3$"),
         (
             [{"index": 0, "mode": "lora", "rank": 3}],
             "^HybridConfig: block 0: lora: unknown key 'rank': .*known: alpha",
         ),
         ([{"index": 0, "mode": "lorra"}], "^HybridConfig: block 0: unknown mode 'lorra'"),
         ([{"index": 1, "mode": "adapter"}], "^HybridConfig: block 1: adapter: the key 'kind' is missing$"),
-        ([{"index": 1, "mode": "full"}], "^block 1: full is no adapter"),
-        ([{"index": 1, **PREFIX}, {"index": "0-1", **PREFIX}], "^HybridConfig: blocks: block 1 is given twice$"),
-        ([{"index": "x", **PREFIX}], "^HybridConfig: blocks: block index 'x' is not a number"),
+        ([{"index": 1, "mode": "full"}], "^HybridConfig: block 1: mode full is not an adapter"),
+        ([{"index": 1, **PREFIX}, {"index": "0-1", **PREFIX}], "^HybridConfig: blocks: block 1 is given twice"),
+        ([{"index": "x", **PREFIX}], "^HybridConfig: blocks: block index 'x': use a number"),
         (
             [{"index": 0, **PREFIX}, {"index": 1, "mode": "lora", "targets": ["fc1"]}],
             "^block 1: lora target 'fc1' match",
@@ -166,15 +168,17 @@ def test_merged_and_unmerged_in_place(name: str) -> None:
     ("mode", "reason"),
     [
         (GATED_LORA, r"the gate of its LoRA depends on the input"),
-        (PREFIX, r"a prefix is no part of an ordinary model"),
-        (PARALLEL, r"an adapter with an activation in the middle is no matrix"),
+        (PREFIX, r"an ordinary model cannot hold a prefix"),
+        (PARALLEL, r"an adapter with an activation cannot be written as one matrix"),
     ],
 )
 def test_what_is_no_change_of_weights_is_not_merged_and_nothing_changes(mode: Any, reason: str) -> None:
     adapted = hybrid(new("llama"), [{"index": 0, **PLAIN_LORA}, {"index": 3, **mode}])
     weights = {key: value.clone() for key, value in adapted.state_dict().items()}
     for merge in (adapted.merge_and_unload, adapted.merge_adapter):
-        with pytest.raises(UserError, match=rf"^model\.layers\.3\.[a-z_.]+: {reason}: go on with the model as it is"):
+        with pytest.raises(
+            UserError, match=rf"^model\.layers\.3\.[a-z_.]+ cannot be merged: {reason}: use the model with"
+        ):
             merge()
         assert all(torch.equal(value, weights[key]) for key, value in adapted.state_dict().items())
     second(adapted, blocks=[{"index": 1, **PLAIN_LORA}])

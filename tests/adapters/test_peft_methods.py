@@ -202,19 +202,19 @@ def test_ia3_scales_keys_values_and_what_leads_down() -> None:
     ("mode", "line"),
     [
         ({"method": "ia4"}, "unknown adapter method 'ia4': did you mean 'ia3'?"),
-        ({"method": "prefix_tuning"}, "cannot be had on blocks: .*take mode: prefix"),
-        ({"method": "vblora"}, "adapter method 'vblora' cannot be had on blocks: its parameters belong to several"),
+        ({"method": "prefix_tuning"}, "cannot be used on single blocks: .*use mode: prefix"),
+        ({"method": "vblora"}, "adapter method 'vblora' cannot be used on single blocks: its parameters belong to"),
         ({"method": "vera", "options": {"rank": 8}}, "unknown option of vera 'rank'"),
-        ({"method": "dora", "options": {"layers_to_transform": [1]}}, "layers_to_transform: the plan's blocks say it"),
-        ({"method": "dora", "options": {"use_dora": False}}, "use_dora: take method: dora"),
+        ({"method": "dora", "options": {"layers_to_transform": [1]}}, "layers_to_transform: use the plan's blocks"),
+        ({"method": "dora", "options": {"use_dora": False}}, "use_dora: use method: dora"),
         ({"method": "dora", "options": {"r": "eight"}}, "dora: options: r: .*integer"),
         ({"method": "dora", "options": {"r": 0}}, "dora: .*positive"),
-        ({"method": "lora", "options": {"init_lora_weights": "pissa"}}, "pissa: it begins from a decomposition"),
-        ({"method": "adalora", "options": {"target_r": 12}}, "target_r: 12: give a rank below init_r \\(12\\)"),
-        ({"method": "adalora", "options": {"total_step": 9}}, "total_step: the length of the training says it"),
+        ({"method": "lora", "options": {"init_lora_weights": "pissa"}}, "pissa: it starts from a decomposition"),
+        ({"method": "adalora", "options": {"target_r": 12}}, "target_r: 12: use a rank below init_r \\(12\\)"),
+        ({"method": "adalora", "options": {"total_step": 9}}, "total_step: it follows from the length of the training"),
         ({"method": "ia3", "targets": ["x_proj"]}, "block 0: ia3 target 'x_proj' matches nothing, the block has self"),
         ({"method": "ln_tuning", "targets": ["norm1"]}, "block 0: ln_tuning targets: 'norm1' matches no norm, the"),
-        ({"method": "ln_tuning", "targets": "attention"}, "it goes beside norms: give default, all, or names"),
+        ({"method": "ln_tuning", "targets": "attention"}, "this method trains norms: use default, all, or names"),
         ({"method": "c3a"}, "block 0: c3a: The block size should be a factor"),
     ],
 )
@@ -234,7 +234,7 @@ def test_no_method_is_both_had_and_refused() -> None:
 def test_without_a_bias_beft_is_not_merged() -> None:
     model = tiny("llama")
     apply(twice("beft"), model)
-    with pytest.raises(UserError, match="no bias that could take"):
+    with pytest.raises(UserError, match="cannot be merged: it has no bias to add BEFT's to"):
         to_plain(model)
 
 

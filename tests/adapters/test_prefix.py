@@ -258,13 +258,15 @@ def test_a_length_of_0_adds_nothing() -> None:
 def test_attention_of_its_own_is_refused_and_the_model_left_alone() -> None:
     model = tiny("deberta-v2")
     names = [name for name, _ in model.named_modules()]
-    with pytest.raises(UserError, match=r"^block 1: prefix: the attention of .* is not one of .*: take lora or an ad"):
+    with pytest.raises(UserError, match=r"^block 1: prefix: the attention of .* is not one of .*: use lora or a par"):
         hybrid(model, BLOCKS)
     assert [name for name, _ in model.named_modules()] == names
 
 
 def test_an_attention_function_that_takes_no_mask_is_refused() -> None:
-    message = r"^prefix: the model's attention is flash_attention_2: load it with attn_implementation=sdpa or eager$"
+    message = (
+        r"^prefix: the model's attention is flash_attention_2: load the model with attn_implementation=sdpa or eager$"
+    )
     adapted = hybrid(new("llama"), [{"index": 0, **PREFIX}])
     adapted.config._attn_implementation = "flash_attention_2"
     with pytest.raises(UserError, match=message):

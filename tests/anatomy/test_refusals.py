@@ -37,14 +37,14 @@ def refusal(model: nn.Module) -> str:
 )
 def test_what_is_not_of_transformers(model: nn.Module) -> None:
     assert refusal(model) == (
-        f"{type(model).__name__} is not a transformers model: give a text model that transformers loads"
+        f"{type(model).__name__} is not a transformers model: use a text model that transformers loads"
     )
 
 
 @pytest.mark.parametrize("model_type", ["vit", "resnet"])
 def test_vision_models(model_type: str) -> None:
     model = skeleton(AutoConfig.for_model(model_type), AutoModelForImageClassification)
-    assert "has no token embedding: give a text model" in refusal(model)
+    assert "has no token embedding: use a text model" in refusal(model)
 
 
 def test_a_model_without_attention() -> None:
@@ -79,8 +79,8 @@ def test_one_tensor_in_two_blocks() -> None:
 
 def test_adapters_of_peft() -> None:
     wrapped = get_peft_model(tiny("llama"), LoraConfig(target_modules=["q_proj"]))
-    assert "carries PEFT adapters" in refusal(wrapped)
-    assert "carries PEFT adapters" in refusal(wrapped.get_base_model())
+    assert "already has PEFT adapters" in refusal(wrapped)
+    assert "already has PEFT adapters" in refusal(wrapped.get_base_model())
 
 
 def test_a_model_that_needs_more_than_token_ids() -> None:

@@ -158,13 +158,13 @@ def test_rows_of_a_group() -> None:
 def test_another_number_of_blocks(count: int) -> None:
     plan = Plan(strategy="mine", blocks=(Full(),) * count)
     assert refusal(plan, anatomy_of("llama")) == (
-        f"the plan 'mine' has {count} blocks and LlamaForCausalLM has 4: give a mode for blocks 0-3"
+        f"plan 'mine' has {count} blocks, but LlamaForCausalLM has 4: give a mode for blocks 0-3"
     )
 
 
 def test_an_encoder_decoders_blocks_are_counted_together() -> None:
     anatomy = anatomy_of("t5", tied=False)
-    assert "has 4 blocks and T5ForConditionalGeneration has 7" in refusal(Plan(blocks=FROZEN), anatomy)
+    assert "has 4 blocks, but T5ForConditionalGeneration has 7" in refusal(Plan(blocks=FROZEN), anatomy)
     trained = select(Plan(blocks=(*FROZEN, Full(), *FROZEN[:2]), final_norm=Frozen(), head=Frozen()), anatomy)
     assert {item.tensor.name.rsplit(".layer.")[0] for item in trained} == {"decoder.block.0"}
 
@@ -173,7 +173,7 @@ def test_an_encoder_decoders_blocks_are_counted_together() -> None:
 def test_biases_of_a_model_that_has_none(mode: Partial) -> None:
     assert refusal(only(mode, 3), anatomy_of("llama")) == (
         "block 3: partial with train: biases matches no tensor of model.layers.3, which has attention, feed_forward, "
-        "norm and no biases"
+        "norm and no biases: use train for tensors that it has, or mode: frozen"
     )
 
 
@@ -184,8 +184,8 @@ def test_one_tied_tensor_has_one_mode(name: str, task: str | None) -> None:
     for embeddings, head in ((Frozen(), Full()), (Full(), Frozen())):
         plan = Plan(blocks=(*blocks[:-1], Full()), embeddings=embeddings, head=head)
         assert refusal(plan, anatomy) == (
-            f"embeddings: {embeddings.mode} beside head: {head.mode}, but {anatomy.model_class} ties them into one "
-            "tensor: give both the same mode, or untie: true for a head of its own"
+            f"embeddings: {embeddings.mode} and head: {head.mode} differ, but in {anatomy.model_class} they are one "
+            "tensor (tied): use the same mode for both, or untie: true for a head with its own tensor"
         )
     table = anatomy.embeddings[0].name
     assert table in names(Plan(blocks=blocks, embeddings=Full(), head=Full()), anatomy)
@@ -203,7 +203,7 @@ def test_an_untied_head_and_its_embedding_train_apart(embeddings: Frozen | Full,
 def test_untie_where_nothing_is_tied() -> None:
     for name, task in (("llama", None), ("llama", "classification")):
         anatomy = anatomy_of(name, task, tied=False)
-        line = f"untie: true, but the head of {anatomy.model_class} is not tied: leave it out"
+        line = f"untie: true: the head of {anatomy.model_class} is not tied to the embedding: leave untie out"
         assert refusal(Plan(blocks=FROZEN, untie=True), anatomy) == line
         with pytest.raises(UserError, match=re.escape(line)):
             untied(anatomy)
@@ -212,7 +212,8 @@ def test_untie_where_nothing_is_tied() -> None:
 def test_a_plan_whose_only_part_the_model_does_not_have() -> None:
     anatomy = find_anatomy(tiny("llama").model)
     assert refusal(Plan(strategy="head", blocks=FROZEN, final_norm=Frozen()), anatomy) == (
-        "the plan 'head' trains only head, of which LlamaModel has no tensor: give a block a mode other than frozen"
+        "plan 'head': only head would train, but LlamaModel has no such tensors: use a mode other than frozen for a "
+        "block"
     )
     assert names(Plan(blocks=FROZEN), anatomy) == ["norm.weight"]
     assert select(Plan(blocks=(Lora(),) * 4, final_norm=Frozen()), anatomy) == ()
@@ -232,8 +233,8 @@ def test_a_notice_tells_of_a_head_that_freezes_with_its_embedding(
     anatomy = anatomy_of(name, task, tied=tied)
     lines = notices(Plan(blocks=(*FROZEN[:3], Full()), head=Frozen()), anatomy)
     expected = (
-        "tied embeddings: the head is the frozen embedding's tensor, so it is frozen too "
-        f"(untie: true trains a copy of it, +{copied:,} parameters)"
+        "tied embeddings: the head shares the frozen embedding's tensor, so it is frozen too "
+        f"(use untie: true to train a copy of it, +{copied:,} parameters)"
     )
     assert lines == ([expected] if tied else [])
     assert notices(Plan(blocks=FROZEN, embeddings=Full()), anatomy) == []

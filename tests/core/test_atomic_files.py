@@ -159,7 +159,7 @@ def test_a_full_disk(tmp_path: Path, write: Callable[[Path], None]) -> None:
         temporary.symlink_to(FULL_DEVICE)
         write(temporary)
     assert str(caught.value) == (
-        f"no space left while writing {file}: what was there before is untouched; free some space and run again"
+        f"no space left while writing {file}, which stays as it was: free some space and run again"
     )
     with pytest.raises(FrostlineError, match=f"no space left while writing {folder}"), atomic_folder(folder) as staging:
         (staging / "inner").symlink_to(FULL_DEVICE)
@@ -207,7 +207,7 @@ def test_reading_says_what_is_wrong_and_where(tmp_path: Path) -> None:
     broken.write_text('{"a": 1,\n "b": }')
     for path, pattern in (
         (tmp_path / "none.json", "run record not found: .*none.json$"),
-        (tmp_path, "run record is a folder, a file is wanted: "),
+        (tmp_path, "run record is a folder: .*: use the path of a file$"),
         (latin, "run record is not UTF-8 text: .*latin.json: "),
         (broken, "run record is not JSON: .*broken.json: .*line 2 column 7"),
     ):

@@ -1,4 +1,4 @@
-"""Every plan that is wrong gets one clear line: where, what, and what would be right."""
+"""Every plan that is wrong gets one clear line: where, what, and what to do."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ KEYS = "blocks, embeddings, final_norm, forward, head, strategy, untie, version"
 
 CASES = {
     # Not a plan at all.
-    "": "p.yaml: a plan is a mapping with the key 'blocks', not nothing",
-    "full": "p.yaml: a plan is a mapping with the key 'blocks', not a value of type str",
-    "- full": "p.yaml: a plan is a mapping with the key 'blocks', not a value of type list",
+    "": "p.yaml: a plan has to be a mapping with the key 'blocks', not nothing",
+    "full": "p.yaml: a plan has to be a mapping with the key 'blocks', not a value of type str",
+    "- full": "p.yaml: a plan has to be a mapping with the key 'blocks', not a value of type list",
     "{}": "p.yaml: blocks: this key is missing",
     # Not YAML.
     "blocks: [full\nhead: full": "p.yaml:2: not YAML: expected ',' or ']', but got ':'",
@@ -47,19 +47,21 @@ CASES = {
     "blocks: [{mode: adapter, kind: serial}]": (
         "p.yaml: blocks.0.adapter: unknown kind 'serial', it should be one of 'parallel', 'series', 'mixture', 'peft'"
     ),
-    # Block numbers. Each block's fault is told with the block's number, wherever the entry stands.
+    # Block numbers. A message names the block's number, whatever the place of its entry.
     "blocks: [{index: 1, mode: full}, {index: 0, mode: lora, r: 0}]": (
         "p.yaml: blocks.0.lora.r: it should be greater than 0 (given: 0)"
     ),
-    "blocks: [{index: 0-3, mode: full}, {index: 3, mode: frozen}]": "p.yaml: blocks: block 3 is given twice",
-    "blocks: [{index: 1, mode: full}, full]": "p.yaml: blocks: block 1 is given twice",
-    "blocks: [{index: 1-2, mode: full}, {index: 6, mode: full}]": (
-        "p.yaml: blocks: no mode is given for block 0, 3-5: every block needs one"
+    "blocks: [{index: 0-3, mode: full}, {index: 3, mode: frozen}]": (
+        "p.yaml: blocks: block 3 is given twice: give each block one mode"
     ),
-    "blocks: [{index: 3-1, mode: full}]": ("p.yaml: blocks: block index '3-1' runs backwards: the lowest comes first"),
+    "blocks: [{index: 1, mode: full}, full]": "p.yaml: blocks: block 1 is given twice: give each block one mode",
+    "blocks: [{index: 1-2, mode: full}, {index: 6, mode: full}]": (
+        "p.yaml: blocks: block 0, 3-5 has no mode: give every block one"
+    ),
+    "blocks: [{index: 3-1, mode: full}]": "p.yaml: blocks: block index '3-1': use the lower number first, as in 0-7",
     **{
         f"blocks: [{{index: {index}, mode: full}}]": (
-            f"p.yaml: blocks: block index {shown} is not a number from 0 to 9999 or a range such as 0-7"
+            f"p.yaml: blocks: block index {shown}: use a number from 0 to 9999 or a range such as 0-7"
         )
         for index, shown in [
             ("-1", "-1"),
@@ -100,20 +102,20 @@ CASES = {
         "p.yaml: blocks.0.partial.rows: it should be less than or equal to 1 (given: 1.5)"
     ),
     "blocks: [{mode: partial, train: bias}]": (
-        "p.yaml: blocks.0.partial.train: give all | attention | feed_forward | norms_and_biases | biases, "
+        "p.yaml: blocks.0.partial.train: use all | attention | feed_forward | norms_and_biases | biases, "
         "or a list of module names (given: 'bias')"
     ),
     "blocks: [{mode: partial, train: [mlp.up_proj, 1]}]": (
-        "p.yaml: blocks.0.partial.train: give all | attention | feed_forward | norms_and_biases | biases, "
+        "p.yaml: blocks.0.partial.train: use all | attention | feed_forward | norms_and_biases | biases, "
         "or a list of module names"
     ),
     "blocks: [{mode: lora, dropout: 1}]": "p.yaml: blocks.0.lora.dropout: it should be less than 1 (given: 1)",
     "blocks: [{mode: lora, targets: q_proj}]": (
-        "p.yaml: blocks.0.lora.targets: give default | attention | feed_forward | all | qkv | down | outputs, "
+        "p.yaml: blocks.0.lora.targets: use default | attention | feed_forward | all | qkv | down | outputs, "
         "or a list of module names (given: 'q_proj')"
     ),
     "blocks: [{mode: lora, targets: [q_proj, 1]}]": (
-        "p.yaml: blocks.0.lora.targets: give default | attention | feed_forward | all | qkv | down | outputs, "
+        "p.yaml: blocks.0.lora.targets: use default | attention | feed_forward | all | qkv | down | outputs, "
         "or a list of module names"
     ),
     "blocks: [{mode: prefix, length: -1}]": (
@@ -127,7 +129,7 @@ CASES = {
         "bottleneck, dropout, kind, lr_scale, mode, scale, targets"
     ),
     "blocks: [{mode: adapter, kind: mixture, experts: 4, top_k: 5}]": (
-        "p.yaml: blocks.0.adapter.mixture.top_k: 5 of 4 experts cannot be taken (given: 5)"
+        "p.yaml: blocks.0.adapter.mixture.top_k: 5 is more than the 4 experts: use at most 4 (given: 5)"
     ),
     "blocks: [{mode: adapter, kind: peft}]": "p.yaml: blocks.0.adapter.peft.method: this key is missing",
     # What changes in the forward pass.
@@ -142,27 +144,29 @@ CASES = {
         "p.yaml: forward.residual.span: it should be greater than 0 (given: 0)"
     ),
     "blocks: [full, full]\nforward: {residual: {alpha: 1, span: 3}}": (
-        "p.yaml: forward.residual.span: 3 reaches over all 2 blocks"
+        "p.yaml: forward.residual.span: 3 of 2 blocks: use at most 2"
     ),
     "blocks: [full]\nforward: {loss_weights: 1}": "p.yaml: forward.loss_weights: it should be a list (given: 1)",
     "blocks: [full]\nforward: {loss_weights: [.inf]}": (
         "p.yaml: forward.loss_weights.0: it should be a finite number (given: inf)"
     ),
     "blocks: [full, full]\nforward: {loss_weights: [1]}": (
-        "p.yaml: forward.loss_weights: 1 numbers for 2 blocks: give one for each"
+        "p.yaml: forward.loss_weights: 1 numbers for 2 blocks: use one for each block"
     ),
     "blocks: [frozen, full]\nforward: {loss_weights: [1, 0]}": (
-        "p.yaml: forward.loss_weights: no block from 1 on has a weight, so nothing there would learn: give block 1 one"
+        "p.yaml: forward.loss_weights: every weight from block 1 on is 0, so nothing there would learn: "
+        "use a weight other than 0 for block 1"
     ),
     "blocks: [full, frozen]\nforward: {loss_weights: [0, 0]}": (
-        "p.yaml: forward.loss_weights: no block from 0 on has a weight, so nothing there would learn: give block 1 one"
+        "p.yaml: forward.loss_weights: every weight from block 0 on is 0, so nothing there would learn: "
+        "use a weight other than 0 for block 1"
     ),
     # Plans that say nothing.
     "blocks: [frozen]\nhead: frozen\nfinal_norm: frozen": (
-        "p.yaml: nothing trains: give at least one block or the head a mode other than frozen"
+        "p.yaml: nothing trains: use a mode other than frozen for at least one block or the head"
     ),
     "blocks: [{mode: partial}]": (
-        "p.yaml: blocks.0.partial: a partial block names what trains: give train: attention | feed_forward | "
+        "p.yaml: blocks.0.partial: it does not say what trains: use train: attention | feed_forward | "
         "norms_and_biases | biases, or rows below 1 (mode: full trains everything)"
     ),
 }

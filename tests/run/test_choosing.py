@@ -109,7 +109,7 @@ def test_a_budget_that_nothing_fits_is_one_line_and_leaves_nothing(tmp_path: Pat
         train(config(tmp_path, budget={"memory": "1kB"}, strategy_options={"cut": 0}))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
-    with pytest.raises(UserError, match="strategy 'bot50' plans for none: take auto"):
+    with pytest.raises(UserError, match="strategy 'bot50' cannot plan for a budget: use auto"):
         train(config(tmp_path, strategy="bot50", budget={"time": 0.5}))
     with pytest.raises(UserError, match="wants a calibrated machine"):
         train(config(tmp_path, budget={"time": "20s"}, strategy_options={"cut": 0}))

@@ -61,26 +61,30 @@ def test_options_of_the_adapter_and_of_the_strategy() -> None:
     [
         ("bot50+lora", {"lora": {"rank": 4}}, "strategy_options.lora: unknown key 'rank'"),
         ("bot50+lora", {"lora": {"r": 0}}, "strategy_options.lora: r: it should be greater than 0 (given: 0)"),
-        ("bot50+lora", {"r": 4}, "strategy_options of 'bot50+lora': r is one of lora's: give lora.r"),
+        ("bot50+lora", {"r": 4}, "strategy_options of 'bot50+lora': r is an option of lora: use lora.r"),
         ("bot50", {"lora": {"r": 4}}, "strategy_options of 'bot50': unknown key 'lora'"),
-        ("head+lora", {}, "strategy 'head+lora': 'head' trains no block that it could go to"),
+        ("head+lora", {}, "strategy 'head+lora': 'head' trains no block that lora could be added to: use lora,"),
         (
             "bot50+parallel-adapter",
             {"parallel-adapter": {"kind": "series"}},
-            "strategy_options.parallel-adapter: kind: the ",
+            "strategy_options.parallel-adapter: kind: the strategy's name already sets it",
         ),
         (
             "hierarchical+prefix",
             {},
-            "+prefix: it goes with whole blocks, and a middle block trains in part",
+            "+prefix: block 1 trains in part, but prefix needs a whole block: use +lora",
         ),
         (
             "dora",
             {"r": 2},
-            "strategy_options of 'dora': unknown key 'r': known: lr_scale, options, targets; those of PEFT's",
+            "strategy_options of 'dora': unknown key 'r': known: lr_scale, options, targets; options of PEFT's",
         ),
-        ("adt-l50+adalora", {}, "+adalora: its ranks are shared out among all blocks, which a schedule freezes"),
-        ("bot50+lora", {"lora": 3}, "strategy_options.lora: its options are a mapping"),
+        (
+            "adt-l50+adalora",
+            {},
+            "strategy 'adt-l50+adalora': AdaLoRA divides its ranks among all blocks, so no block may freeze",
+        ),
+        ("bot50+lora", {"lora": 3}, "strategy_options.lora: options have to be a mapping"),
     ],
 )
 def test_refusals(name: str, options: dict[str, Any], line: str) -> None:

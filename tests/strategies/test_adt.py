@@ -49,7 +49,9 @@ def test_the_number_of_steps_is_an_option() -> None:
     assert frozen_after("adt-l25", [0.4, 0.1, 0.8, 0.3], steps=2, warmup_steps=2) == {1}
     with pytest.raises(UserError, match=r"^strategy_options of 'adt-l25': warmup_steps: it should be greater than 0"):
         frozen_after("adt-l25", [0.4, 0.1], warmup_steps=0)
-    with pytest.raises(UserError, match=r"^strategy_options: percent: it is the number in 'adt-l25'$"):
+    with pytest.raises(
+        UserError, match=r"^strategy_options: percent: the name 'adt-l25' already sets it: leave it out$"
+    ):
         frozen_after("adt-l25", [0.4, 0.1], percent=50)
 
 
@@ -63,5 +65,5 @@ def test_lora_is_on_all_blocks_first_and_then_on_those_that_are_left() -> None:
 
 
 def test_one_block_leaves_nothing_to_choose() -> None:
-    with pytest.raises(UserError, match=r"^a model of one block leaves nothing to freeze"):
+    with pytest.raises(UserError, match=r"^the model has one block, so some of its blocks cannot be frozen"):
         make_selection("adt-l50", Situation(plain(1)))

@@ -181,7 +181,7 @@ def test_a_tied_head_stays_with_the_embedding_and_a_notice_says_so(model: str, n
     else:
         assert plan.head.mode == "frozen"
         assert len(lines) == 1
-        assert lines[0].startswith("tied embeddings: the head is the frozen embedding's tensor")
+        assert lines[0].startswith("tied embeddings: the head shares the frozen embedding's tensor")
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -229,14 +229,16 @@ def test_bitfit_trains_every_bias_of_the_blocks_and_no_other_tensor() -> None:
 @pytest.mark.parametrize(("model", "name"), sorted(MIXTURE | HYBRID))
 def test_what_cannot_be_added_is_an_error(model: str, name: str) -> None:
     with pytest.raises(
-        UserError, match=r"^block 0: (mixture: .*: take lora|lora targets: down matches nothing, the block)"
+        UserError, match=r"^block 0: (mixture: .*: use lora|lora targets: down matches nothing, the block)"
     ):
         added_parameters(plan_for(model, name), anatomy(model))
 
 
 @pytest.mark.parametrize(("model", "name"), sorted(BITFIT))
 def test_bitfit_on_a_model_without_biases_is_an_error(model: str, name: str) -> None:
-    with pytest.raises(UserError, match=r"^block 0: partial with train: biases matches no tensor .* no biases$"):
+    with pytest.raises(
+        UserError, match=r"^block 0: partial with train: biases matches no tensor .* no biases: use train for"
+    ):
         select(plan_for(model, name), anatomy(model))
 
 

@@ -75,16 +75,25 @@ def test_the_forward_pass_is_the_models_own_unless_asked() -> None:
 
 
 def test_refusals() -> None:
-    assert refusal(blocks=2) == ("strategy 'hierarchical': low 1 and middle 1 of 2 blocks leave none to the high tier")
-    assert refusal(low=4, middle=2).endswith("low 4 and middle 2 of 6 blocks leave none to the high tier")
-    assert refusal(low=0.9, middle=0.9).endswith("low 5 and middle 5 of 6 blocks leave none to the high tier")
+    assert refusal(blocks=2) == (
+        "strategy 'hierarchical': low (1) and middle (1) leave none of 2 blocks for the high tier: use smaller tiers"
+    )
+    assert refusal(low=4, middle=2).endswith(
+        "low (4) and middle (2) leave none of 6 blocks for the high tier: use smaller tiers"
+    )
+    assert refusal(low=0.9, middle=0.9).endswith(
+        "low (5) and middle (5) leave none of 6 blocks for the high tier: use smaller tiers"
+    )
     assert refusal(loss_weights=[0.5, 0.5]) == (
-        "strategy 'hierarchical': forward.loss_weights: 2 numbers for 6 blocks: give one for each"
+        "strategy 'hierarchical': forward.loss_weights: 2 numbers for 6 blocks: use one for each block"
     )
-    assert refusal(alpha=0.1, span=7) == "strategy 'hierarchical': forward.residual.span: 7 reaches over all 6 blocks"
+    assert refusal(alpha=0.1, span=7) == "strategy 'hierarchical': forward.residual.span: 7 of 6 blocks: use at most 6"
     assert refusal(row_share=0.2) == (
-        "strategy_options of 'hierarchical': row_share goes with partly: rows, not with attention"
+        "strategy_options of 'hierarchical': row_share has no effect with partly: attention: use partly: rows, "
+        "or leave it out"
     )
-    assert refusal(partly="rows", lr_scale=0.2).endswith("lr_scale goes with partly: lr, not with rows")
+    assert refusal(partly="rows", lr_scale=0.2).endswith(
+        "lr_scale has no effect with partly: rows: use partly: lr, or leave it out"
+    )
     for wrong in ({"low": 1.5}, {"low": -1}, {"partly": "heads"}, {"partly": "lr", "lr_scale": 0}, {"span": 0}):
         assert refusal(**wrong).startswith(f"strategy_options of 'hierarchical': {list(wrong)[-1]}")

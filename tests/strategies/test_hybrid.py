@@ -92,13 +92,13 @@ def of_recipe(model: str) -> Anatomy:
         (
             "hlpt",
             {"kept": "inner"},
-            "strategy_options of 'hlpt': kept: it goes with h2lpt",
+            "strategy_options of 'hlpt': kept: hlpt trains both tiers whole: use h2lpt",
         ),
-        ("hlpt(2,1)", {"low": 2}, "strategy_options: low: it is the number in 'hlpt(2,1)'"),
+        ("hlpt(2,1)", {"low": 2}, "strategy_options: low: the name 'hlpt(2,1)' already sets it"),
         (
             "hlpt",
             {"low": 2.5},
-            "strategy_options of 'hlpt': low: give a share of the blocks, above 0 and below 1, or a ",
+            "strategy_options of 'hlpt': low: use a share of the blocks, above 0 and below 1, or a ",
         ),
         ("hlpt", {"lora": {"rank": 2}}, "strategy_options of 'hlpt': lora: unknown key 'rank'"),
     ],

@@ -26,6 +26,7 @@ def choose(situation, options):
 MIDDLE = Strategy("the middle frozen", choose, Percent, (20, 40))
 NOT_ONE = choose
 """
+NOTHING_TO_ADD_TO = "trains no block that lora could be added to: use lora, or a strategy that trains blocks"
 
 
 @pytest.fixture
@@ -86,27 +87,27 @@ def test_known_names_can_be_typed() -> None:
         ("bot\n50", rf"unknown strategy 'bot\n50': did you mean 'bot50'? known: {KNOWN}"),
         ("bot-50", f"unknown strategy 'bot-50': did you mean 'bot50'? known: {KNOWN}"),
         ("bot5.5", f"unknown strategy 'bot5.5': did you mean 'bot50'? known: {KNOWN}"),
-        ("bot", "strategy 'bot': 'bot' wants a percentage after it: 1 to 99"),
-        ("bot0", "strategy 'bot0': 'bot' wants a percentage after it: 1 to 99"),
-        ("top100", "strategy 'top100': 'top' wants a percentage after it: 1 to 99"),
-        ("random", "strategy 'random': 'random' wants a percentage after it: 1 to 99"),
-        ("int40", "strategy 'int40': 'int' wants a percentage after it: 25, 33, 50"),
-        ("int", "strategy 'int': 'int' wants a percentage after it: 25, 33, 50"),
-        ("lora8", "strategy 'lora' takes no number (given: 'lora8')"),
-        ("all100", "strategy 'all' takes no number (given: 'all100')"),
+        ("bot", "strategy 'bot': 'bot' needs a percentage after it: 1 to 99"),
+        ("bot0", "strategy 'bot0': 'bot' needs a percentage after it: 1 to 99"),
+        ("top100", "strategy 'top100': 'top' needs a percentage after it: 1 to 99"),
+        ("random", "strategy 'random': 'random' needs a percentage after it: 1 to 99"),
+        ("int40", "strategy 'int40': 'int' needs a percentage after it: 25, 33, 50"),
+        ("int", "strategy 'int': 'int' needs a percentage after it: 25, 33, 50"),
+        ("lora8", "strategy 'lora8': use 'lora', which has no number after it"),
+        ("all100", "strategy 'all100': use 'all', which has no number after it"),
         ("adt50", f"unknown strategy 'adt50': did you mean 'adt-l50'? known: {KNOWN}"),
-        ("adt-l", "strategy 'adt-l': 'adt-l' wants a percentage after it: 1 to 99"),
+        ("adt-l", "strategy 'adt-l': 'adt-l' needs a percentage after it: 1 to 99"),
         ("semantics", f"unknown strategy 'semantics': did you mean 'semantic'? known: {KNOWN}"),
-        ("semantic50", "strategy 'semantic' takes no number (given: 'semantic50')"),
+        ("semantic50", "strategy 'semantic50': use 'semantic', which has no number after it"),
         ("+lora", f"unknown strategy '': known: {KNOWN}"),
-        ("head+lora", "strategy 'head+lora': 'head' trains no block that it could go to"),
-        ("lora+lora", "strategy 'lora+lora': 'lora' trains no block that it could go to"),
+        ("head+lora", f"strategy 'head+lora': 'head' {NOTHING_TO_ADD_TO}"),
+        ("lora+lora", f"strategy 'lora+lora': 'lora' {NOTHING_TO_ADD_TO}"),
         ("bot50+prefixes", f"unknown addition 'prefixes': did you mean 'prefix'? known: {ADDED}"),
-        ("hlpt(24)", "strategy 'hlpt' takes 2 numbers in brackets: low, high (given: 'hlpt(24)')"),
-        ("hlpt(24", "strategy 'hlpt(24': a bracket stays open: in a list in YAML, and in a shell, put it in quotes"),
-        ("hlpt24", "strategy 'hlpt' takes no number (given: 'hlpt24')"),
+        ("hlpt(24)", "strategy 'hlpt(24)': use hlpt(low,high)"),
+        ("hlpt(24", "strategy 'hlpt(24': a bracket is missing: in a YAML list and in a shell, put the name in quotes"),
+        ("hlpt24", "strategy 'hlpt24': use 'hlpt', which has no number after it"),
         ("hlptt(2,2)", f"unknown strategy 'hlptt': did you mean 'hlpt'? known: {KNOWN}"),
-        ("bot(2)", "strategy 'bot' takes no number in brackets (given: 'bot(2)')"),
+        ("bot(2)", "strategy 'bot(2)': use 'bot' without numbers in brackets"),
     ],
 )
 def test_wrong_names(name: str, line: str) -> None:
@@ -140,7 +141,7 @@ def test_a_third_party_registers_one(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "middle20" in known_names()
     known = ", ".join(sorted(known_names()))
     assert refusal("midle20") == f"unknown strategy 'midle20': did you mean 'middle20'? known: {known}"
-    assert refusal("middle30") == "strategy 'middle30': 'middle' wants a percentage after it: 20, 40"
+    assert refusal("middle30") == "strategy 'middle30': 'middle' needs a percentage after it: 20, 40"
 
 
 @pytest.mark.usefixtures("registry")

@@ -478,10 +478,12 @@ class TestAuto:
         assert plan.blocks == (Full(),)
 
     def test_without_a_task_it_says_what_it_wants(self) -> None:
-        with pytest.raises(UserError, match=r"^auto measures the model on rows of a task: give --task .*, or .* cut, "):
+        with pytest.raises(
+            UserError, match=r"^strategy 'auto' measures the model on rows of a task: give --task .*, or set .*cut to "
+        ):
             auto(Situation(plain(4)), AutoOptions())
 
     def test_a_cut_that_leaves_nothing_is_refused(self) -> None:
-        line = r"^strategy_options.cut: 4 leaves none of 4 blocks to train$"
+        line = r"^strategy_options.cut: 4 of 4 blocks leave none to train: use at most 3$"
         with pytest.raises(UserError, match=line):
             auto(Situation(plain(4)), AutoOptions(cut=4))

@@ -47,7 +47,10 @@ def test_int_freezes_every_nth_block(percent: int, n: int) -> None:
             assert frozen(f"int{percent}", blocks) == expected
             assert plan(f"int{percent}", blocks).boundary == 0, "block 0 always trains"
         else:
-            with pytest.raises(UserError, match=f"^int{percent} freezes every {n}th block, and the model has {blocks}"):
+            with pytest.raises(
+                UserError,
+                match=f"^strategy 'int{percent}' freezes every n-th block with n = {n}, but the model has {blocks}: ",
+            ):
                 plan(f"int{percent}", blocks)
 
 
@@ -98,7 +101,7 @@ def test_random_favours_no_block() -> None:
 @pytest.mark.parametrize("name", ["bot50", "top25", "random75"])
 def test_one_block_leaves_nothing_to_choose(name: str) -> None:
     with pytest.raises(
-        UserError, match=r"^a model of one block leaves nothing to freeze in part: use all, head or lora$"
+        UserError, match=r"^the model has one block, so some of its blocks cannot be frozen: use all, head or lora$"
     ):
         plan(name, 1)
 
@@ -106,7 +109,7 @@ def test_one_block_leaves_nothing_to_choose(name: str) -> None:
 def test_one_block_can_still_be_trained() -> None:
     for name in ("all", "head", "bitfit", "lora"):
         assert len(plan(name, 1).blocks) == 1
-    with pytest.raises(UserError, match="int50 freezes every 2th block, and the model has 1"):
+    with pytest.raises(UserError, match="'int50' freezes every n-th block with n = 2, but the model has 1"):
         plan("int50", 1)
 
 

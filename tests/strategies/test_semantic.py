@@ -184,7 +184,7 @@ def test_refusals() -> None:
     for name in ("semantic", "semantic-threshold", "semantic-reversed", "semantic-random", "semantic+lora"):
         assert "give --task" in refusal(name, Situation(plain(4)))
         one = Situation(plain(1), measure=MadeUp(vds(1.0, 0.5)))
-        assert refusal(name, one) == "a model of one block has nothing to cut: use all, head or lora"
+        assert refusal(name, one) == "the model has one block, so there is no semantic cut: use all, head or lora"
     situation = Situation(plain(4), measure=MadeUp(vds(*LEVELS)))
     assert refusal("semantic", situation, row=3) == (
         "strategy_options of 'semantic': unknown key 'row': did you mean 'rows'? known: deviation, gain, most_blocks, "

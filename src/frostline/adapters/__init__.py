@@ -1,4 +1,4 @@
-"""What is added to a model's own tensors, one file per kind: LoRA, prefixes, adapters, mixtures, PEFT's methods."""
+"""Adapters: new parameters beside a model's own. One file per kind: LoRA, prefix, bottleneck, mixture, PEFT's."""
 
 from frostline.adapters._add import add_adapters, merge_adapters
 from frostline.adapters._added import Added, Branch, Shape

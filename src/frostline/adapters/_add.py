@@ -1,4 +1,4 @@
-"""Whatever a plan adds to a model, put in."""
+"""Put the adapters of a plan into a model, and merge them into its weights."""
 
 from __future__ import annotations
 
@@ -22,19 +22,20 @@ from frostline.plan import Frozen, Plan
 
 
 def add_adapters(model: PreTrainedModel, plan: Plan, anatomy: Anatomy, seed: int) -> tuple[PeftModel, ...]:
-    """Put what the plan's blocks add into `model`, in place; nothing when they add nothing.
+    """Add the adapters of `plan` to `model`, in place. A plan without adapters changes nothing.
 
-    `model` itself computes with it from here on. Each PEFT model that is returned wraps it and knows one method, to
-    save that. First values are drawn from `seed` alone, in float32 also over a base of lower precision. Which of the
-    model's own tensors require gradients stays as it was.
+    After the call, `model` itself computes with the adapters. Each PEFT model that is returned wraps `model` and
+    knows one method; it is there to save that method. The first values depend on `seed` alone. They are float32,
+    also where the model has a lower precision. `requires_grad` of the model's own tensors does not change.
 
     Args:
         model: the model.
         plan: says what each block adds.
-        anatomy: the model's.
-        seed: draws first values.
+        anatomy: of the model.
+        seed: draws the first values.
 
-    Raises `UserError` when a block's targets match nothing, or a method does not fit the model.
+    Raises `PlanError` when a block's targets match nothing, `ConfigError` for a wrong option, and `UnsupportedModel`
+    when the model cannot have such an adapter.
     """
     required = {parameter: parameter.requires_grad for parameter in model.parameters()}
     devices = sorted({p.device.index for p in required if p.is_cuda})
@@ -44,22 +45,22 @@ def add_adapters(model: PreTrainedModel, plan: Plan, anatomy: Anatomy, seed: int
         with torch.random.fork_rng(devices=devices), quiet_peft():
             torch.manual_seed(derive_seed(seed, adapter.seeded))
             made.append(get_peft_model(model, adapter.config, adapter_name=adapter.name))
-        vars(model).pop("peft_config", None)  # of one method; the next one would take it for its own
+        vars(model).pop("peft_config", None)  # it holds one method, and PEFT would reuse it for the next
         adapted = _adapted(model, adapter.name) - before
         if adapter.modules and adapted != set(adapter.modules):
-            raise FrostlineError(f"PEFT adapted {sorted(adapted)}, {len(adapter.modules)} modules were asked for")
+            raise FrostlineError(f"PEFT adapted {sorted(adapted)}, but the plan names {len(adapter.modules)} modules")
         if adapter.finish is not None:
             adapter.finish(model, made[-1])
-    _activate(model)  # what the last method has switched off
+    _activate(model)  # adding the last method switched the others off
     for parameter, requires_grad in required.items():
         parameter.requires_grad_(requires_grad)
     return tuple(made)
 
 
 def merge_adapters(peft_models: tuple[PeftModel, ...]) -> Any:
-    """Add every update to its matrix, as PEFT does, and return the model without adapters.
+    """Add every adapter's update to its matrix, as PEFT does, and return the model without adapters.
 
-    Raises `UserError`, with nothing changed, when one of them is no change of weights.
+    Raises `PlanError` when an adapter cannot be written as a change of weights. Nothing is changed then.
     """
     model = peft_models[-1].get_base_model()
     check_mergeable(model)
@@ -67,7 +68,7 @@ def merge_adapters(peft_models: tuple[PeftModel, ...]) -> Any:
 
 
 def _adapters(plan: Plan, anatomy: Anatomy) -> list[PeftAdapter]:
-    """Those of `HybridModel` as one, then those of PEFT's own methods."""
+    """One adapter for everything that `HybridModel` makes, then those of PEFT's own methods."""
     members = adapters_in(plan.blocks, anatomy)
     ours = {block.index for kind, block in members if not kind.of_peft}
     adapters = []

@@ -1,4 +1,4 @@
-"""What an adapter adds to a block, as sizes: all that counts and costs know of it."""
+"""What an adapter adds to a block, as sizes. Parameter counts and cost formulas need no more than this."""
 
 from __future__ import annotations
 
@@ -14,12 +14,20 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Branch:
-    """What is added to what a matrix gives: up(.. down(x) ..), with as many numbers in the middle as `makes`.
+    """A computation beside a matrix, whose result is added to the matrix's output: up(... down(x) ...).
 
-    x is what the matrix reads or, if `after`, what it gives; `reads` is its width, `out` that of the sum. `gated`: one
-    more number is read off x. `kept`: how many numbers per token autograd keeps between down and up. `drops`: x passes
-    a dropout on its way down. Of a mixture's `experts`, `rows` work on each token; so many rows pass the branch, and
-    `matrix_rows` the matrix itself.
+    Attributes:
+        reads: width of x, which is the matrix's input or, with `after`, its output.
+        makes: how many numbers lie between down and up (the rank, or the bottleneck).
+        out: width of the output.
+        kept: how many numbers per token autograd keeps between down and up.
+        gated: a gate computes one more number from x.
+        after: x is the matrix's output.
+        drops: x passes a dropout before down.
+        biased: down and up have biases.
+        rows: how many rows pass the branch for each token; in a mixture, the experts per token.
+        matrix_rows: how many rows pass the matrix itself for each token.
+        experts: how many experts a mixture has, each with its own branch; 0 without a mixture.
     """
 
     reads: int
@@ -36,7 +44,7 @@ class Branch:
 
     @property
     def down(self) -> float:
-        """The numbers of the matrices that multiply x."""
+        """How many numbers the matrices that multiply x hold."""
         return self.reads * (self.makes + self.gated)
 
     @property
@@ -57,10 +65,10 @@ class Added:
     """What an adapter adds to one block; nothing by default.
 
     Attributes:
-        shapes: those of its trainable parameters.
-        branches: what it puts beside matrices of the block, by their names.
-        prefix: what it puts before the keys and values of the block's first attention.
-        copied: tensors of the block of which it trains copies, in their dtype.
+        shapes: the shapes of its trainable parameters.
+        branches: matrix name -> the branch beside it.
+        prefix: the prefix before the keys and values of the block's first attention.
+        copied: tensors of the block that it copies, in their dtype; the copies train.
     """
 
     shapes: tuple[Shape, ...] = ()
@@ -70,5 +78,5 @@ class Added:
 
     @property
     def parameters(self) -> int:
-        """How many numbers train."""
+        """How many parameters train."""
         return sum(map(prod, self.shapes))

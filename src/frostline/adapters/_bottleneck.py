@@ -1,6 +1,6 @@
 """Adapters with a bottleneck, beside a matrix or after it (methods.md 5).
 
-... tokens in any arrangement, in and out the matrix's widths, b the bottleneck
+... token dimensions (any number of them), in and out the matrix's widths, b the bottleneck
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
 }
 
 _KEEPS_BOTH = ("gelu", "silu")
-"""Those whose backward needs their input; the others' needs their output, which is kept anyway."""
+"""Activations whose backward pass needs their input. The others need their output, which is kept in any case."""
 
 
 class BottleneckKind(BesideMatrices[Bottleneck]):
-    """An adapter beside a matrix (parallel), or after it (series)."""
+    """A bottleneck adapter beside a matrix (`parallel`) or after it (`series`)."""
 
     @property
     def targets(self) -> Targets | tuple[str, ...]:
@@ -55,7 +55,7 @@ class BottleneckKind(BesideMatrices[Bottleneck]):
 
 
 class BottleneckPart(Part):
-    """W x + s Up(f(Down(x))) (parallel), or y + s Up(f(Down(y))) with y = W x (series). Up begins at 0."""
+    """W x + s Up(f(Down(x))) (parallel), or y + s Up(f(Down(y))) with y = W x (series). Up starts at 0."""
 
     def __init__(self, in_features: int, out_features: int, options: Bottleneck) -> None:
         super().__init__()
@@ -79,4 +79,4 @@ class BottleneckPart(Part):
         return output + added.to(output.dtype)
 
     def why_not_merged(self) -> str | None:
-        return "an adapter with an activation in the middle is no matrix"
+        return "an adapter with an activation cannot be written as one matrix"

@@ -1,7 +1,8 @@
-"""A PEFT method of its own kind in every block: LoRA here, a prefix there, adapters elsewhere.
+"""A PEFT method that gives each block an adapter kind of its own: LoRA, a prefix, or a bottleneck adapter.
 
-PEFT's registering function takes only names of its own enumeration; entries in its public tables of methods do work:
-create, save, load, switch off, several adapters, merge. `PeftMixedModel` does not take it.
+PEFT's registering function accepts only names of its own enumeration. Entries in PEFT's public tables of methods work:
+an adapter can be created, saved, loaded, switched off and merged, and a model can have several. `PeftMixedModel` does
+not accept the method.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch import nn
 from frostline.adapters._kinds import adapters_in, kind_of
 from frostline.adapters._layer import PARTS, HybridLayer, Part, check_mergeable, submodule
 from frostline.anatomy import Anatomy, find_anatomy
-from frostline.core.errors import FrostlineError, UserError
+from frostline.core.errors import FrostlineError, PlanError
 from frostline.core.settings import first_error
 from frostline.plan import BlockMode, Frozen, Plan, block_ranges, named_blocks
 
@@ -33,16 +34,16 @@ _MODES: TypeAdapter[BlockMode] = TypeAdapter(BlockMode)
 
 @dataclass
 class HybridConfig(PeftConfig):
-    """A mode for every block, in the words of a plan's `blocks`: `frozen`, `lora`, `prefix`, `adapter`.
+    """A mode for every block, written as in a plan's `blocks`: `frozen`, `lora`, `prefix`, `adapter`.
 
     >>> HybridConfig(blocks=[{"index": "0-23", "mode": "lora", "targets": "down", "gate": True}, ...])
 
-    Blocks are numbered from the input, and those that are not named stay frozen. `HybridConfig.of(plan)` takes a
-    plan's.
+    Blocks are numbered from the input. A block that is not named stays frozen. `HybridConfig.of(plan)` makes the
+    config of a plan.
     """
 
     blocks: list[Any] = field(default_factory=list, metadata={"help": "A mode for each block, as in a plan."})
-    target_modules: Any = field(default=None, metadata={"help": "Unused: the modes name what they go beside."})
+    target_modules: Any = field(default=None, metadata={"help": "Not used: each mode has targets of its own."})
     modules_to_save: list[str] | None = field(default=None, metadata={"help": "Modules that train whole."})
 
     def __post_init__(self) -> None:
@@ -51,39 +52,41 @@ class HybridConfig(PeftConfig):
 
     @classmethod
     def of(cls, plan: Plan, **others: Any) -> HybridConfig:
-        """The adapters of a plan, with other fields of the config.
+        """The config for the adapters of a plan. `others` are other fields of the config.
 
-        Raises `UserError` when the plan trains tensors of the model itself, which no adapter holds: those of a block,
-        or a head that neither `modules_to_save` nor `task_type` (by which PEFT finds a classifier) speaks of.
+        Raises `PlanError` when the plan trains the model's own tensors, which an adapter cannot hold: tensors of a
+        block, or the head where neither `modules_to_save` nor `task_type` is given (PEFT finds a classifier by it).
         """
         for part in ("embeddings", "final_norm", "head"):
             if getattr(plan, part).mode != "frozen" and not {"modules_to_save", "task_type"} & others.keys():
-                raise UserError(
-                    f"HybridConfig: {part}: {getattr(plan, part).mode} is no adapter: give task_type or "
-                    "modules_to_save, which PEFT trains and saves beside it, or freeze it in the plan"
+                raise PlanError(
+                    f"HybridConfig: {part}: mode {getattr(plan, part).mode} is not an adapter: give modules_to_save or "
+                    f"task_type, so that PEFT trains and saves it too, or use {part}: frozen in the plan"
                 )
         return cls.of_modes(plan.blocks, **others)
 
     @classmethod
     def of_modes(cls, modes: Sequence[BlockMode], **others: Any) -> HybridConfig:
-        """One mode for each block. Raises `UserError` as `of` does."""
+        """The config for one mode per block. Raises `PlanError` for a mode that is not an adapter."""
         for index, mode in enumerate(modes):
             _check_adds(index, mode)
         entries = [{"index": where, **mode.model_dump(mode="json")} for where, mode in block_ranges(modes)]
         return cls(blocks=entries, **others)
 
     def modes(self, depth: int) -> tuple[BlockMode, ...]:
-        """A mode for each of `depth` blocks. Raises `UserError` for one that is none, or that is too many."""
+        """A mode for each of `depth` blocks. Raises `PlanError` for a wrong mode, or a block that is not there."""
         try:
             named = {index: _mode(index, options) for index, options in named_blocks(self.blocks).items()}
         except ValueError as error:
-            raise UserError(f"HybridConfig: blocks: {error}") from None
+            raise PlanError(f"HybridConfig: blocks: {error}") from None
         if not named or max(named) >= depth:
-            raise UserError(f"HybridConfig: blocks: give modes for some of blocks 0-{depth - 1}")
+            raise PlanError(
+                f"HybridConfig: blocks: give a mode for at least one block, and only for blocks 0-{depth - 1}"
+            )
         for index, mode in named.items():
             _check_adds(index, mode)
         if all(mode.mode == "frozen" for mode in named.values()):
-            raise UserError("HybridConfig: blocks: all are frozen: give one a mode that adds something")
+            raise PlanError("HybridConfig: blocks: every block is frozen: use lora, prefix or adapter in at least one")
         return tuple(named.get(index, Frozen()) for index in range(depth))
 
 
@@ -91,15 +94,17 @@ def _mode(index: int, options: Any) -> BlockMode:
     try:
         return _MODES.validate_python(options)
     except ValidationError as error:
-        raise UserError(f"HybridConfig: block {index}: {first_error(error)}") from None
+        raise PlanError(f"HybridConfig: block {index}: {first_error(error)}") from None
 
 
 def _check_adds(index: int, mode: BlockMode) -> None:
     if mode.own is not None:
-        raise UserError(f"block {index}: {mode.mode} is no adapter: apply the plan with frostline.apply instead")
+        raise PlanError(
+            f"HybridConfig: block {index}: mode {mode.mode} is not an adapter: use frostline.apply(plan, model) instead"
+        )
     kind = kind_of(mode)
     if kind is not None and kind.why_not_hybrid is not None:
-        raise UserError(f"block {index}: {kind.why_not_hybrid}")
+        raise PlanError(f"HybridConfig: block {index}: {kind.why_not_hybrid}")
 
 
 class HybridModel(BaseTuner):
@@ -117,9 +122,9 @@ class HybridModel(BaseTuner):
         low_cpu_mem_usage: bool = False,
         state_dict: dict[str, torch.Tensor] | None = None,
     ) -> None:
-        """Put the adapter's parts around their modules, those of other adapters staying where they are.
+        """Put the adapter's parts around their modules. Parts of other adapters stay where they are.
 
-        Raises `UserError` when the config does not fit the model; the model is then unchanged.
+        Raises `PlanError` or `UnsupportedModel` when the config does not fit the model. The model is unchanged then.
         """
         config: Any = self.peft_config[adapter_name]
         if getattr(self, "anatomy", None) is None:
@@ -143,10 +148,10 @@ class HybridModel(BaseTuner):
         )
 
     def _create_and_replace(self, *args: Any, **kwargs: Any) -> None:
-        raise NotImplementedError("parts go around modules by place, not by matching names")
+        raise NotImplementedError("each part has its own module; PEFT's matching of names is not used")
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
-        """As PEFT's. Raises `UserError`, with nothing changed, when one of them is no change of weights."""
+        """As PEFT's. Raises `PlanError`, before anything changes, for an adapter that is not a change of weights."""
         check_mergeable(self.model, adapter_names)
         super().merge_adapter(adapter_names, safe_merge)
 
@@ -154,7 +159,8 @@ class HybridModel(BaseTuner):
         if merge:
             check_mergeable(self.model, kwargs.get("adapter_names"))
         unloaded = super()._unload_and_optionally_merge(merge, *args, **kwargs)
-        # PEFT does not look inside a module that carries an adapter, where an attention's or a feed-forward's lie.
+        # PEFT does not look inside a module that carries an adapter. An attention or a feed-forward with an adapter
+        # can hold matrices with adapters, so go on until none is left.
         while any(isinstance(module, HybridLayer) for module in self.model.modules()):
             super()._unload_and_optionally_merge(merge, *args, **kwargs)
         return unloaded
@@ -166,7 +172,7 @@ class HybridModel(BaseTuner):
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
-        # Whether a module lies within another one that carries an adapter depends on the other adapters.
+        # Leave ".base_layer" out: it is in the path only where another adapter is around an outer module.
         return key.replace(f".{PARTS}.{adapter_name}.", f".{PARTS}.").replace(".base_layer.", ".")
 
 
@@ -175,7 +181,7 @@ def _wrap(model: nn.Module, path: str, adapter_name: str, part: Part) -> None:
     parent = submodule(model, above)
     layer = getattr(parent, name)
     if isinstance(layer, BaseTunerLayer) and not isinstance(layer, HybridLayer):
-        raise FrostlineError(f"{path} carries an adapter of PEFT's already")
+        raise FrostlineError(f"{path} already carries one of PEFT's own adapters")
     if not isinstance(layer, HybridLayer):
         layer = HybridLayer(layer)
         layer.set_adapter(adapter_name)

@@ -1,4 +1,4 @@
-"""What an adapter kind says of itself. Each kind is one file; `_kinds` has a line for it."""
+"""The interface of an adapter kind. Each kind is one file, and `_kinds` has one line for it."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ M = TypeVar("M", bound=Adding)
 T = TypeVar("T", bound=Targeted)
 
 DEFAULT_NAME = "default"
-"""What PEFT calls an adapter that was given no name."""
+"""PEFT's name for an adapter that was given none."""
 
 
 class LossTerm(NamedTuple):
-    """What an adapter adds to the model's loss, in words: `what` it is, and how to `leave_out`."""
+    """What an adapter adds to the model's loss, for messages: `what` it is, and what to do to `leave_out` it."""
 
     what: str
     leave_out: str
@@ -34,11 +34,11 @@ class PeftAdapter:
     """An adapter that PEFT's own code makes.
 
     Attributes:
-        config: PEFT's.
-        modules: those that it adapts, no more and no less; none are not checked.
-        seeded: the name that its first values are drawn by.
-        name: what PEFT calls it.
-        finish: what is still to do when it is in the model.
+        config: PEFT's config.
+        modules: exactly the modules that it has to adapt; an empty list is not checked.
+        seeded: a name from which, with the run's seed, its first values are drawn.
+        name: PEFT's name of the adapter.
+        finish: called with the model and the PEFT model when the adapter is in place.
     """
 
     config: PeftConfig
@@ -51,51 +51,51 @@ class PeftAdapter:
 class AdapterKind(Generic[M]):
     """One kind of adapter, with the options that a block's mode gives it.
 
-    A kind says what it `added` to a block, and either which `parts` it puts around modules of the block, or, where
-    PEFT has it already, which `peft_adapters` blocks of this kind make. The rest has defaults.
+    A kind defines `added`, the sizes of what it adds to a block. It also defines either `parts`, which go around
+    modules of the block, or, where PEFT has the method already, `peft_adapters`. Everything else has a default.
     """
 
     def __init__(self, mode: M) -> None:
         self.mode = mode
 
     def added(self, block: Block, anatomy: Anatomy) -> Added:
-        """What it adds to `block`, as sizes. Raises `UserError` when it does not fit the block."""
+        """What it adds to `block`, as sizes. Raises `PlanError` or `UnsupportedModel` when it does not fit."""
         raise NotImplementedError
 
     def parts(self, model: nn.Module, block: Block, anatomy: Anatomy) -> Iterator[tuple[str, Part]]:
-        """The paths of modules, in the model without adapters, and the part that goes around each.
+        """(Path, part) for each module that gets a part. Paths are those of the model without adapters.
 
-        Raises `UserError` when it does not fit the block, or `model`.
+        Raises `PlanError` or `UnsupportedModel` when it does not fit the block or the model.
         """
         raise NotImplementedError
 
     @property
     def of_peft(self) -> bool:
-        """Whether a plan has PEFT's own code make it."""
+        """Whether PEFT's own code makes it when a plan is applied."""
         return False
 
     @classmethod
     def peft_adapters(cls, members: Sequence[tuple[Self, Block]], anatomy: Anatomy) -> list[PeftAdapter]:
-        """What PEFT makes for blocks of this kind that are `of_peft`. Raises `UserError` when one does not fit."""
+        """What PEFT makes for blocks of this kind that are `of_peft`. Raises `PlanError` when one does not fit."""
         return []
 
     @classmethod
     def watch(cls, model: nn.Module) -> None:
-        """Called when parts of this kind were put into `model`, once for each adapter."""
+        """Called once for each adapter, after parts of this kind were put into `model`."""
 
     @property
     def loss_term(self) -> LossTerm | None:
-        """What it adds to the model's loss; None for nothing."""
+        """What it adds to the model's loss; None when it adds nothing."""
         return None
 
     @property
     def why_not_hybrid(self) -> str | None:
-        """Why `HybridConfig` cannot have it, and what to do; None where it can."""
+        """Why `HybridConfig` cannot hold it, and what to do; None where it can."""
         return None
 
     @property
     def why_not_scheduled(self) -> str | None:
-        """Why a schedule that freezes blocks cannot have it; None where it can."""
+        """Why a schedule that freezes blocks cannot use it; None where it can."""
         return None
 
 
@@ -103,24 +103,24 @@ class BesideMatrices(AdapterKind[T]):
     """A kind that puts one part around each matrix of a block that the mode's `targets` name."""
 
     def part(self, linear: Linear) -> Part:
-        """What goes around a matrix."""
+        """The part that goes around a matrix."""
         raise NotImplementedError
 
     def branch(self, linear: Linear) -> Branch:
-        """What it computes beside the matrix, as sizes."""
+        """What the part computes beside the matrix, as sizes."""
         raise NotImplementedError
 
     def shapes(self, linear: Linear) -> tuple[Shape, ...]:
-        """Those of the part's parameters; a part that is no down and up projection says its own."""
+        """Shapes of the part's parameters. Override it where they are not those of `branch`."""
         return self.branch(linear).shapes
 
     @property
     def targets(self) -> Targets | tuple[str, ...]:
-        """Those of the mode; a kind may have a default of its own."""
+        """The mode's targets. Override it in a kind with a default of its own."""
         return self.mode.targets
 
     def linears(self, block: Block, anatomy: Anatomy) -> Sequence[Linear]:
-        """The matrices. Raises `UserError` when the targets match nothing in the block."""
+        """The matrices that `targets` names. Raises `PlanError` when it matches nothing in the block."""
         return matrices(self.targets, block, anatomy.model_type, self.mode.label)
 
     def added(self, block: Block, anatomy: Anatomy) -> Added:

@@ -1,4 +1,4 @@
-"""The adapter kinds: a line each."""
+"""The table of adapter kinds, one line each."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ KINDS: Mapping[type[Mode], type[AdapterKind[Any]]] = {
 
 
 def kind_of(mode: BlockMode) -> AdapterKind[Adding] | None:
-    """The adapter kind of a block's mode, with its options; None for a mode that adds nothing."""
+    """The adapter kind of a block's mode, with the mode's options. None for a mode that adds nothing."""
     return KINDS[type(mode)](mode) if mode.adds else None
 
 
 def adapters_in(modes: Iterable[BlockMode], anatomy: Anatomy) -> list[tuple[AdapterKind[Adding], Block]]:
-    """The adapters of those blocks whose mode adds something, in order."""
+    """(Adapter kind, block) for each block whose mode adds something, in order."""
     found = ((kind_of(mode), block) for mode, block in zip(modes, anatomy.blocks, strict=True))
     return [(kind, block) for kind, block in found if kind is not None]
 
 
 def added_to(mode: BlockMode, block: Block, anatomy: Anatomy) -> Added:
-    """What a mode adds to a block, as sizes. Raises `UserError` when the mode does not fit the block."""
+    """What a mode adds to a block, as sizes. Raises `PlanError` or `UnsupportedModel` when it does not fit."""
     kind = kind_of(mode)
     return Added() if kind is None else kind.added(block, anatomy)
 
 
 def added_parameters(plan: Plan, anatomy: Anatomy) -> tuple[int, ...]:
-    """Of each block, the trainable parameters that its mode adds: exact, from the sizes of the blocks alone.
+    """How many trainable parameters each block's mode adds. Exact; needs the blocks' sizes only, no weights.
 
-    Raises `UserError` when a mode does not fit its block.
+    Raises `PlanError` or `UnsupportedModel` when a mode does not fit its block.
     """
     blocks = zip(plan.blocks, anatomy.blocks, strict=True)
     return tuple(added_to(mode, block, anatomy).parameters for mode, block in blocks)

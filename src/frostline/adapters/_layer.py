@@ -1,4 +1,4 @@
-"""One module of the model, and what adapters do around it."""
+"""A module of the model, and the parts that adapters put around it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from peft.tuners.beft import BeftLayer
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 
-from frostline.core.errors import FrostlineError, UserError
+from frostline.core.errors import FrostlineError, PlanError
 from frostline.hooks import attention_call_anew
 
 Run = Callable[..., Any]
@@ -21,36 +21,36 @@ PARTS = "hybrid_parts"
 class Part(nn.Module):
     """What one adapter adds around one module of the model.
 
-    Its parameters are float32, and begin so that the model computes what it did. A part that can be merged has an
-    `update`, and a `why_not_merged` that is None.
+    Its parameters are float32. Their first values leave the model's output as it was. A part that can be merged has
+    an `update`, and its `why_not_merged` is None.
     """
 
     def forward(self, run: Run, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        """In the place of `module`, which is called by `run` (through the parts of other adapters, if there are)."""
+        """Called in place of `module`. `run` calls the module, through the parts of other adapters if there are any."""
         raise NotImplementedError
 
     def put_around(self, module: nn.Module) -> None:
-        """Called once, when it comes to stand around `module`, a module of the model."""
+        """Called once, when the part is put around `module`."""
 
     def taken_off(self) -> None:
-        """Called once, when it stands there no more."""
+        """Called once, when the part is removed."""
 
     def update(self, module: nn.Module) -> Tensor:
-        """What it amounts to as a change of the module's weight, of that weight's shape.
+        """The change of the module's weight that does the same as the part, of the weight's shape.
 
-        Raises `UserError` when it depends on the input, so that no change of weights does the same.
+        Raises `PlanError` when there is none, because the part depends on the input.
         """
-        raise UserError(f"{self.why_not_merged()}: go on with the model as it is")
+        raise PlanError(f"a part cannot be merged: {self.why_not_merged()}: use the model with its adapter")
 
     def why_not_merged(self) -> str | None:
-        """Why `update` refuses, in a few words; None where it does not."""
-        return "it depends on the input, which no change of weights can say"
+        """Why `update` raises, in a few words; None where it does not."""
+        return "the adapter depends on the input, so no change of weights does the same"
 
 
 class HybridLayer(nn.Module, BaseTunerLayer):
-    """`base_layer`, a module of the model, inside the parts of the active adapters.
+    """`base_layer`, a module of the model, with the parts of the active adapters around it.
 
-    The model may go on reading the module's attributes.
+    Attributes that the layer does not have are read from the module, so the model finds them as before.
     """
 
     adapter_layer_names = (PARTS,)
@@ -69,7 +69,7 @@ class HybridLayer(nn.Module, BaseTunerLayer):
             return run(*args, **kwargs)
 
     def put(self, name: str, part: Part) -> None:
-        """Have `part` around the module, as that of the adapter called `name`."""
+        """Put `part`, of the adapter called `name`, around the module."""
         part.put_around(self.base_layer)
         self.hybrid_parts[name] = part
 
@@ -78,7 +78,7 @@ class HybridLayer(nn.Module, BaseTunerLayer):
         super().delete_adapter(adapter_name)
 
     def unload(self) -> nn.Module:
-        """The module, without anything around it."""
+        """Remove all parts and return the module."""
         self._take_off(*self.hybrid_parts)
         return self.base_layer
 
@@ -88,7 +88,7 @@ class HybridLayer(nn.Module, BaseTunerLayer):
             part.taken_off()
 
     def called(self, names: Sequence[str] | None) -> list[nn.Module]:
-        """The parts of the adapters called `names`, by default of those in use."""
+        """The parts of the adapters called `names`; by default of the active adapters."""
         return self._running() if names is None else [self.hybrid_parts[n] for n in names if n in self.hybrid_parts]
 
     def _running(self) -> list[nn.Module]:
@@ -108,17 +108,19 @@ class HybridLayer(nn.Module, BaseTunerLayer):
             return getattr(self.base_layer, name)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Add the parts' updates to the weight. `safe_merge` checks first that they are finite."""
+        """Add the parts' updates to the weight. With `safe_merge`, check first that they are finite."""
         for name in check_adapters_to_merge(self, adapter_names):
             if name in self.hybrid_parts:
                 update = self._update(name)
                 if safe_merge and not torch.isfinite(update).all():
-                    raise FrostlineError(f"the update of adapter {name} is not finite: nothing was merged")
+                    raise FrostlineError(
+                        f"the update of adapter '{name}' has values that are not finite: it was not merged"
+                    )
                 self._weight().data += update
                 self.merged_adapters.append(name)
 
     def unmerge(self) -> None:
-        """Take the updates out again, but for rounding."""
+        """Subtract the updates again. The weight is then the first one, up to rounding."""
         while self.merged_adapters:
             self._weight().data -= self._update(self.merged_adapters.pop())
 
@@ -134,19 +136,21 @@ class HybridLayer(nn.Module, BaseTunerLayer):
 
 
 def check_mergeable(model: nn.Module, adapter_names: Sequence[str] | None = None) -> None:
-    """Raise `UserError` when one of these adapters, by default those in use, cannot become a change of weights."""
+    """Raise `PlanError` when one of these adapters (by default the active ones) cannot become a change of weights."""
     for path, layer in model.named_modules():
         if isinstance(layer, BeftLayer) and layer.get_base_layer().bias is None:
-            raise UserError(f"{path}: it has no bias that could take BEFT's: go on with the model as it is")
+            raise PlanError(f"{path} cannot be merged: it has no bias to add BEFT's to: use the model with its adapter")
         if isinstance(layer, HybridLayer):
             for part in layer.called(adapter_names):
                 reason = part.why_not_merged() if isinstance(part, Part) else None
                 if reason is not None:
-                    raise UserError(f"{path}: {reason}: go on with the model as it is, nothing was merged")
+                    raise PlanError(
+                        f"{path} cannot be merged: {reason}: use the model with its adapter (nothing was merged)"
+                    )
 
 
 def adapter_names(model: nn.Module) -> set[str]:
-    """The names of the parameters that adapters added to `model`, PEFT's own among them."""
+    """The names of the parameters that adapters added to `model`, those of PEFT's own methods included."""
     return {
         f"{path}.{name}"
         for path, layer in model.named_modules()

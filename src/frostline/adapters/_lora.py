@@ -1,8 +1,8 @@
-"""LoRA: PEFT's own code makes it on just the blocks that a plan names; with a gate it is a part of ours.
+"""LoRA. PEFT makes plain LoRA, on the blocks that the plan names. LoRA with a gate is made here.
 
-Gated LoRA is a low-rank update whose strength each token decides (methods.md 4).
+With a gate, each token decides how strong its low-rank update is (methods.md 4).
 
-... tokens in any arrangement, in and out the matrix's widths, r the rank
+... token dimensions (any number of them), in and out the matrix's widths, r the rank
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ T = TypeVar("T")
 
 
 class LoraKind(BesideMatrices[Lora]):
-    """W x + g (alpha / r) B A x, with A [r, in], B [out, r] and a gate g if the mode has one."""
+    """W x + g (alpha / r) B A x, with A [r, in], B [out, r]. The gate g is 1 where the mode has none."""
 
     def part(self, linear: Linear) -> Part:
         return LowRank(linear.in_features, linear.out_features, self.mode)
 
     def branch(self, linear: Linear) -> Branch:
         mode = self.mode
-        kept = 2 * mode.r + 1 if mode.gate else mode.r  # a gate keeps the r numbers, itself, and their product
+        kept = 2 * mode.r + 1 if mode.gate else mode.r  # with a gate: A x, the gate itself, and their product
         sizes = linear.in_features, mode.r, linear.out_features
         return Branch(*sizes, kept, gated=mode.gate, drops=mode.dropout > 0)
 
@@ -64,7 +64,7 @@ class LoraKind(BesideMatrices[Lora]):
 
 
 class LowRank(Part):
-    """g (alpha / r) B A x beside W x, with g = sigmoid(gate(x)), or 1 without a gate. B begins at 0."""
+    """g (alpha / r) B A x beside W x, with g = sigmoid(gate(x)), or 1 without a gate. B starts at 0."""
 
     def __init__(self, in_features: int, out_features: int, options: Lora) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class LowRank(Part):
 
 
 def _set_dropouts(dropouts: Mapping[str, float], model: nn.Module, _: PeftModel) -> None:
-    """Set each module's own dropout. One adapter of PEFT has one for all, and saves that (a plan says each)."""
+    """Set each module's own dropout: a PEFT adapter has one value for all modules, a plan has one per block."""
     for name, share in dropouts.items():
         layer: Any = model.get_submodule(name)
         dropout = nn.Dropout(share) if share else nn.Identity()
@@ -103,5 +103,5 @@ def _set_dropouts(dropouts: Mapping[str, float], model: nn.Module, _: PeftModel)
 
 
 def _pattern(values: Mapping[str, T], default: T) -> dict[str, T]:
-    """Those that differ from the default, under keys that PEFT, which reads them as patterns, takes exactly."""
+    """The values that differ from the default. PEFT reads keys as patterns, so they are escaped to match one path."""
     return {f"^{re.escape(name)}": value for name, value in values.items() if value != default}

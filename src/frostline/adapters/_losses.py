@@ -12,26 +12,36 @@ from frostline.core.errors import FrostlineError
 
 
 def arguments(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """What a pass was called with, by name."""
+    """The arguments of a forward pass, by name."""
     return dict(zip(inspect.signature(model.forward).parameters, args, strict=False)) | dict(kwargs)
 
 
 def add_to_loss(extra: Tensor, model: nn.Module, inputs: Mapping[str, Any], output: Any) -> None:
-    """Add a number to the `loss` of what `model` returned for `inputs` (by name), in place; nothing without a loss.
+    """Add `extra` to `output.loss`, in place. Without a loss, do nothing.
 
-    Where the model's loss is divided by `num_items_in_batch`, which counts the labels of several batches, the number
-    counts as its batch does. Raises `FrostlineError` when the model returns a bare tuple, which cannot take it.
+    With `num_items_in_batch`, the model divides its loss by the labels of several batches. `extra` is then multiplied
+    by this batch's share of those labels.
+
+    Args:
+        extra: the number to add.
+        model: the model that ran.
+        inputs: the arguments of the pass, by name.
+        output: what the model returned.
+
+    Raises `FrostlineError` when the model returned a plain tuple, whose loss cannot be changed.
     """
     if isinstance(output, tuple):
         if inputs.get("labels") is not None:
-            raise FrostlineError("an adapter adds to the loss in the model's named output: leave out return_dict=False")
+            raise FrostlineError(
+                "the adapter adds to the loss, and a tuple's loss cannot be changed: use return_dict=True"
+            )
         return
     if getattr(output, "loss", None) is not None and extra.requires_grad:
         output.loss = output.loss + (_share_of_step(model, inputs) * extra).to(output.loss)
 
 
 def _share_of_step(model: nn.Module, inputs: Mapping[str, Any]) -> Any:
-    """How much of the step's labels this batch has, as the model's own loss counts them."""
+    """This batch's share of the step's labels, counted as the model's own loss counts them."""
     items, labels = inputs.get("num_items_in_batch"), inputs.get("shift_labels")
     if items is None:
         return 1.0

@@ -2,9 +2,9 @@
 
     n tokens, N experts, k of them for each token, r rank, d hidden width, in and out a matrix's widths
 
-The feed-forward runs once, on n k rows that are sorted by expert: its frozen matrices multiply all of them together,
-each expert's A and B its own. A matrix that reads the feed-forward's very input multiplies every token once, not k
-times.
+The feed-forward runs once, on n k rows sorted by expert. Its frozen matrices multiply all rows together. Each expert's
+A and B multiply that expert's rows only. A matrix that reads the feed-forward's input multiplies every token once
+instead of k times.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from frostline.adapters._layer import Part, Run, submodule
 from frostline.adapters._lora import LoraKind
 from frostline.adapters._routers import Router, watch_routers
 from frostline.anatomy import Anatomy, Block, Linear, Role
-from frostline.core.errors import UserError
+from frostline.core.errors import PlanError, UnsupportedModel
 from frostline.plan import Lora, Mixture
 
 
 class MixtureKind(AdapterKind[Mixture]):
-    """A router around the feed-forward, experts around its matrices, and LoRA on the attention's."""
+    """A router around the feed-forward, experts around its matrices, and LoRA on the attention's matrices."""
 
     def added(self, block: Block, anatomy: Anatomy) -> Added:
         mode, (_, linears) = self.mode, _feed_forward(block)
@@ -43,7 +43,7 @@ class MixtureKind(AdapterKind[Mixture]):
 
     def _experts(self, linear: Linear, hidden: int) -> Branch:
         mode, sizes = self.mode, (linear.in_features, self.mode.r, linear.out_features)
-        # What reads the block's hidden states runs once for all experts.
+        # A matrix that reads the hidden states runs once for each token, whatever its experts.
         rows = 1 if linear.in_features == hidden else mode.top_k
         drops = mode.dropout > 0
         return Branch(*sizes, mode.r, drops=drops, rows=mode.top_k, matrix_rows=rows, experts=mode.experts)
@@ -55,9 +55,9 @@ class MixtureKind(AdapterKind[Mixture]):
         path, linears = _feed_forward(block)
         parameters = inspect.signature(submodule(model, path).forward).parameters.values()
         if sum(parameter.default is parameter.empty for parameter in parameters) > 1:
-            raise UserError(
-                f"block {block.index}: mixture: {path} reads more than hidden states, and cannot run on some tokens "
-                "alone: take lora or an adapter"
+            raise UnsupportedModel(
+                f"block {block.index}: mixture: {path} reads more than hidden states, so it cannot run on some tokens "
+                "only: use lora or a parallel adapter"
             )
         of_decoder = anatomy.encoder_decoder and block.stack == "decoder"
         yield path, MixturePart(anatomy.hidden_size, mode, "decoder_attention_mask" if of_decoder else "attention_mask")
@@ -66,7 +66,7 @@ class MixtureKind(AdapterKind[Mixture]):
 
     @property
     def _lora(self) -> LoraKind:
-        """On the attention's matrices."""
+        """The LoRA on the attention's matrices."""
         mode = self.mode
         return LoraKind(Lora(r=mode.r, alpha=mode.alpha, dropout=mode.dropout, targets="attention"))
 
@@ -76,14 +76,18 @@ class MixtureKind(AdapterKind[Mixture]):
 
     @property
     def loss_term(self) -> LossTerm | None:
-        return LossTerm("its balance loss", "set balance to 0") if self.mode.balance else None
+        return LossTerm("its balance loss", "use balance: 0") if self.mode.balance else None
 
 
 @dataclass(frozen=True)
 class Dispatch:
-    """The rows that experts are at work on: [1, n k, d], expert after expert, of the tokens [1, n, d].
+    """Which rows belong to which expert, during one call of the feed-forward.
 
-    `token_of` [n k] is each row's token; `counts` how many rows every expert has.
+    Attributes:
+        rows: [1, n k, d], sorted by expert.
+        tokens: [1, n, d].
+        token_of: [n k], the token of each row.
+        counts: how many rows each expert has.
     """
 
     rows: Tensor
@@ -96,7 +100,7 @@ _AT_WORK: ContextVar[Dispatch | None] = ContextVar("at_work", default=None)
 
 
 class MixturePart(Router):
-    """Around a feed-forward: sum over a token's k experts of (share) (feed-forward with that expert's updates)."""
+    """Around a feed-forward: the sum over a token's k experts of share * feed-forward with the expert's updates."""
 
     def __init__(self, hidden_size: int, options: Mixture, mask: str) -> None:
         super().__init__(options.experts, hidden_size, options.top_k, options.balance, mask)
@@ -116,20 +120,22 @@ class MixturePart(Router):
         return mixed.view(*hidden.shape[:-1], -1)
 
     def why_not_merged(self) -> str | None:
-        return "which experts a token gets depends on the input"
+        return "the choice of experts depends on the input"
 
 
 class ExpertsPart(Part):
-    """Around a matrix of the feed-forward: (alpha / r) B_e A_e x beside W x, for x a row of expert e.
+    """Around a matrix of the feed-forward: W x + (alpha / r) B_e A_e x, where x is a row of expert e.
 
-    A is [N, r, in] and B [N, out, r], which begins at 0.
+    A is [N, r, in]. B is [N, out, r] and starts at 0.
     """
 
     def __init__(self, in_features: int, out_features: int, options: Mixture) -> None:
         super().__init__()
         self.A = nn.Parameter(torch.empty(options.experts, options.r, in_features, dtype=torch.float32))
         self.B = nn.Parameter(torch.zeros(options.experts, out_features, options.r, dtype=torch.float32))
-        nn.init.uniform_(self.A, -1 / math.sqrt(in_features), 1 / math.sqrt(in_features))  # as LoRA's A
+        nn.init.uniform_(
+            self.A, -1 / math.sqrt(in_features), 1 / math.sqrt(in_features)
+        )  # the range that LoRA uses for A
         self.dropout = nn.Dropout(options.dropout) if options.dropout else nn.Identity()
         self.scale = options.alpha / options.r
 
@@ -137,7 +143,9 @@ class ExpertsPart(Part):
         """[1, n k, in] to [1, n k, out]."""
         dispatch = _AT_WORK.get()
         if dispatch is None:
-            raise UserError("mixture: a matrix of the feed-forward was used outside of it: take lora for this model")
+            raise UnsupportedModel(
+                "mixture: the model uses a matrix of the feed-forward without the feed-forward: use lora for this model"
+            )
         inputs: Tensor = args[0]
         output: Tensor = run(dispatch.tokens)[:, dispatch.token_of] if inputs is dispatch.rows else run(inputs)
         rows = self.dropout(inputs.to(self.A.dtype)).split(dispatch.counts, dim=1)
@@ -151,7 +159,7 @@ class ExpertsPart(Part):
 @contextmanager
 def _at_work(dispatch: Dispatch) -> Iterator[Dispatch]:
     if _AT_WORK.get() is not None:
-        raise UserError("two adapters are a mixture of one feed-forward: switch one of them off (set_adapter)")
+        raise PlanError("mixture: two active adapters share one feed-forward: use set_adapter to keep only one active")
     token = _AT_WORK.set(dispatch)
     try:
         yield dispatch
@@ -162,14 +170,16 @@ def _at_work(dispatch: Dispatch) -> Iterator[Dispatch]:
 def _feed_forward(block: Block) -> tuple[str, list[Linear]]:
     """The path of the block's feed-forward module, and its matrices.
 
-    Raises `UserError` when no module of the block holds just these, or they are experts already.
+    Raises `UnsupportedModel` when no module of the block holds just these, or they are experts already.
     """
     linears = [linear for linear in block.linears if linear.role is Role.FEED_FORWARD]
     if not linears:
-        raise UserError(f"block {block.index}: mixture: it has no feed-forward matrices: leave it frozen")
+        raise UnsupportedModel(
+            f"block {block.index}: mixture: the block has no feed-forward matrices: use mode: frozen"
+        )
     if any(linear.copies > 1 for linear in linears):
-        raise UserError(
-            f"block {block.index}: mixture: its feed-forward has experts of its own: take lora on attention"
+        raise UnsupportedModel(
+            f"block {block.index}: mixture: the feed-forward has experts already: use lora with targets: attention"
         )
     path = linears[0].name.rpartition(".")[0]
     while not all(linear.name.startswith(f"{path}.") for linear in linears):
@@ -177,8 +187,8 @@ def _feed_forward(block: Block) -> tuple[str, list[Linear]]:
     within = [linear for linear in block.linears if linear.name.startswith(f"{path}.")]
     if path == block.name or len(within) > len(linears):
         names = ", ".join(linear.name.removeprefix(f"{block.name}.") for linear in linears)
-        raise UserError(
-            f"block {block.index}: mixture: {names} lie in no module of their own, which could run once for each "
-            "expert: take lora or an adapter"
+        raise UnsupportedModel(
+            f"block {block.index}: mixture: no module of the block holds only {names}, so the feed-forward cannot run "
+            "by itself: use lora or a parallel adapter"
         )
     return path, linears

@@ -1,4 +1,4 @@
-"""PEFT's own methods in a plan: where they go, which blocks share an adapter, how many parameters they add."""
+"""PEFT's own methods in a plan: their modules, the blocks that share an adapter, and their parameter counts."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from frostline.adapters._peft_methods import NORMS, RANKED, RESCALED, peft_confi
 from frostline.adapters._ranks import watch_ranks
 from frostline.adapters._targets import leading_out, matching, matrices, transposed
 from frostline.anatomy import Anatomy, Block, Linear, Role, attentions, sides
-from frostline.core.errors import UserError, first_line
+from frostline.core.errors import PlanError, first_line
 from frostline.plan import Peft
 
 
 class PeftKind(AdapterKind[Peft]):
-    """Any other method that PEFT has, made by PEFT."""
+    """Any other method of PEFT. PEFT's own code makes it."""
 
     def added(self, block: Block, anatomy: Anatomy) -> Added:
-        """Parameters are counted on PEFT's own modules without their numbers, as one vector; beside each matrix it is
-        taken for LoRA of the rank that has as many."""
+        """Parameters are counted on PEFT's own modules, on the meta device. For the cost, each matrix is treated as if
+        it had LoRA of the rank that has as many parameters."""
         mode, modules = self.mode, _modules(self.mode, block, anatomy.model_type)
         if mode.method == NORMS:
             peft_config(mode, list(modules), [], False)
@@ -48,13 +48,13 @@ class PeftKind(AdapterKind[Peft]):
 
     @classmethod
     def peft_adapters(cls, members: Sequence[tuple[Self, Block]], anatomy: Anatomy) -> list[PeftAdapter]:
-        """One for the blocks of each method with the same options, named for its method and first block.
+        """One adapter for all blocks with the same method and options, named by its method and first block.
 
-        Those beside norms come last: PEFT can merge the others in passing while it merges them.
+        Adapters on norms come last, because while PEFT merges one of them it may merge the other adapters too.
         """
         alike: dict[tuple[str, str], list[tuple[Peft, Block]]] = {}
         for kind, block in members:
-            kind.added(block, anatomy)  # says what does not fit
+            kind.added(block, anatomy)  # raises where the method does not fit
             same = kind.mode.method, json.dumps(kind.mode.options, sort_keys=True)
             alike.setdefault(same, []).append((kind.mode, block))
         made = [_adapter(blocks, anatomy) for blocks in alike.values()]
@@ -62,23 +62,23 @@ class PeftKind(AdapterKind[Peft]):
 
     @property
     def loss_term(self) -> LossTerm | None:
-        return LossTerm("its regularisation", "set orth_reg_weight to 0") if regularises(self.mode) else None
+        return LossTerm("its regularisation", "use orth_reg_weight: 0") if regularises(self.mode) else None
 
     @property
     def why_not_hybrid(self) -> str | None:
         method = self.mode.method
-        tuner_of(method)  # an unknown one has a better line
-        return f"{method} is PEFT's: give PEFT its own config, or apply the plan"
+        tuner_of(method)  # raises a more helpful error for an unknown method
+        return f"{method} is a method of PEFT: use PEFT's own config for it, or frostline.apply(plan, model)"
 
     @property
     def why_not_scheduled(self) -> str | None:
         if self.mode.method != RANKED:
             return None
-        return "its ranks are shared out among all blocks, which a schedule freezes"
+        return "AdaLoRA divides its ranks among all blocks, so no block may freeze during training"
 
 
 def _parameters(mode: Peft, modules: Mapping[str, bool], block: Block) -> int:
-    """How many parameters a method adds beside matrices. Raises `UserError` when an option does not fit them."""
+    """How many parameters a method adds to a block. Raises `PlanError` when an option does not fit its matrices."""
     sizes = {linear.name: linear for linear in block.linears}
     biased = {tensor.name for tensor in block.tensors if tensor.is_bias}
     shapes = tuple(
@@ -94,13 +94,13 @@ def _parameters(mode: Peft, modules: Mapping[str, bool], block: Block) -> int:
     try:
         return _count(mode.method, json.dumps(mode.options, sort_keys=True), shapes, transposed(block))
     except (ValueError, TypeError, NotImplementedError, ImportError) as error:
-        raise UserError(f"block {block.index}: {mode.method}: {first_line(error)}") from None
+        raise PlanError(f"block {block.index}: {mode.method}: {first_line(error)}") from None
 
 
 def _modules(mode: Peft, block: Block, model_type: str) -> Mapping[str, bool]:
-    """The paths of the modules that `mode` adapts in a block, in order; True for those whose input IA3 scales.
+    """Path -> whether IA3 scales the module's input, for the modules that `mode` adapts in a block, in order.
 
-    Raises `UserError`, with what the block has, when its targets match nothing.
+    Raises `PlanError`, which names what the block has, when the targets match nothing.
     """
     tuner = tuner_of(mode.method)
     if mode.method == NORMS:
@@ -125,7 +125,8 @@ def _adapter(members: Sequence[tuple[Peft, Block]], anatomy: Anatomy) -> PeftAda
         modules |= _modules(member, block, anatomy.model_type)
     inputs = [name for name, scales_input in modules.items() if scales_input]
     config = peft_config(mode, list(modules), inputs, transposed(first))
-    # PEFT's AdaLoRA takes for its own every parameter in whose path "lora_" and the adapter's name stand anywhere.
+    # PEFT's AdaLoRA treats each parameter whose path holds "lora_" and the adapter's name as its own. The number keeps
+    # the name of one adapter from being a part of another's.
     name = f"{mode.method}-{first.index:03d}"
     return PeftAdapter(config, tuple(modules), name, name, watch_ranks if mode.method == RANKED else None)
 
@@ -136,21 +137,23 @@ def _keys_and_values(block: Block) -> list[Linear]:
 
 def _norms(mode: Peft, block: Block, default: Sequence[str]) -> list[str]:
     norms = list(dict.fromkeys(t.name.rpartition(".")[0] for t in block.tensors if t.role is Role.NORM))
-    there = f"the block has {', '.join(norm.removeprefix(f'{block.name}.') for norm in norms) or 'no norm that trains'}"
+    there = (
+        f"the block has {', '.join(norm.removeprefix(f'{block.name}.') for norm in norms) or 'no norm with parameters'}"
+    )
     where = f"block {block.index}: {mode.method} targets"
     if not norms:
-        raise UserError(f"{where}: {there}")
+        raise PlanError(f"{where}: {there}: use mode: frozen for it")
     if isinstance(mode.targets, tuple):
         for name in mode.targets:
             if not _ending(name, norms):
-                raise UserError(f"{where}: '{name}' matches no norm, {there}")
+                raise PlanError(f"{where}: '{name}' matches no norm, {there}")
         if not mode.targets:
-            raise UserError(f"{where}: the list is empty, {there}")
+            raise PlanError(f"{where}: the list is empty, {there}")
         default = mode.targets
     elif mode.targets == "all":
         return norms
     elif mode.targets != "default":
-        raise UserError(f"{where}: {mode.targets}: it goes beside norms: give default, all, or names; {there}")
+        raise PlanError(f"{where}: {mode.targets}: this method trains norms: use default, all, or names; {there}")
     return [norm for norm in norms if any(_ending(name, [norm]) for name in default)] or norms
 
 
@@ -160,7 +163,7 @@ def _ending(name: str, paths: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class _Adapted:
-    """A matrix of the block that PEFT adapts, by its path there."""
+    """A matrix that PEFT adapts. `name` is its path within the block."""
 
     name: str
     in_features: int
@@ -171,12 +174,12 @@ class _Adapted:
 
 @lru_cache(maxsize=512)
 def _count(method: str, options: str, shapes: tuple[_Adapted, ...], conv: bool) -> int:
-    """What PEFT makes trainable beside matrices of these shapes."""
+    """How many parameters PEFT makes trainable for matrices of these shapes."""
     mode = Peft(method=method, options=json.loads(options))
     paths = {f"block.{shape.name}": shape for shape in shapes}
     config = peft_config(mode, list(paths), [name for name, shape in paths.items() if shape.scales_input], conv)
     stand_in = nn.Module()
-    device = "cpu" if method == "shira" else "meta"  # it draws which entries train, which takes numbers
+    device = "cpu" if method == "shira" else "meta"  # it draws which entries train, and the meta device cannot
     for path, shape in paths.items():
         with torch.device(device):
             matrix = _matrix(shape, conv)

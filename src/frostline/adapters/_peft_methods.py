@@ -1,4 +1,4 @@
-"""PEFT's own methods by name: which there are, and their options."""
+"""PEFT's own methods: their names and options."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
-from frostline.core.errors import UserError, first_line, unknown_name
+from frostline.core.errors import ConfigError, first_line, unknown_name
 from frostline.core.settings import first_error
 from frostline.plan import Peft
 
 NORMS, RANKED, RESCALED = "ln_tuning", "adalora", "ia3"
-"""Methods that need something of their own: they go beside norms, share out ranks, tell inputs from outputs."""
+"""Methods that need special handling: ln_tuning trains norms, adalora divides ranks, ia3 scales inputs or outputs."""
 
-_DECOMPOSES = "it begins from a decomposition of the frozen weights, which another machine computes otherwise"
+_DECOMPOSES = "it starts from a decomposition of the frozen weights, whose result differs between machines"
 _SHARES = "its parameters belong to several blocks at once"
 REFUSED: Mapping[str, str] = {
     "adamss": _DECOMPOSES,
@@ -33,32 +33,32 @@ REFUSED: Mapping[str, str] = {
     "tinylora": _SHARES,
     "unilora": _SHARES,
     "vblora": _SHARES,
-    "poly": "it wants a task id with every row",
+    "poly": "it needs a task id in every row",
     "shadow": "it runs beside the whole model",
-    "xlora": "it mixes adapters that trained before",
-    "trainable_tokens": "it trains embeddings: give embeddings: full",
-    "prefix_tuning": "it lies in the model's cache: take mode: prefix",
+    "xlora": "it mixes adapters that are already trained",
+    "trainable_tokens": "it trains embeddings: use embeddings: full",
+    "prefix_tuning": "it works through the model's key-value cache: use mode: prefix",
 }
-"""Methods of PEFT that adapt modules, or sound so, and cannot be had on blocks here."""
+"""Methods of PEFT that cannot be used on single blocks here, and why."""
 
-_TARGETS = "targets says it"
+_TARGETS = "use targets"
 _RESERVED: Mapping[str, str] = {
     "target_modules": _TARGETS,
     "exclude_modules": _TARGETS,
     "feedforward_modules": _TARGETS,
     "target_parameters": _TARGETS,
-    "layers_to_transform": "the plan's blocks say it",
-    "layers_pattern": "the plan's blocks say it",
-    "layer_replication": "a plan copies no blocks",
-    "rank_pattern": "give blocks options of their own",
-    "alpha_pattern": "give blocks options of their own",
-    "modules_to_save": "a plan's blocks, final_norm and head say what trains whole",
-    "trainable_token_indices": "a plan's embeddings say it",
-    "ensure_weight_tying": "embeddings are not adapted",
-    "bias": "biases train by mode: partial, train: biases",
-    "use_dora": "take method: dora",
-    "total_step": "the length of the training says it",
-    "fan_in_fan_out": "the model says it",
+    "layers_to_transform": "use the plan's blocks",
+    "layers_pattern": "use the plan's blocks",
+    "layer_replication": "a plan cannot copy blocks: leave it out",
+    "rank_pattern": "give each block its own options",
+    "alpha_pattern": "give each block its own options",
+    "modules_to_save": "use mode: full for a block, final_norm or head",
+    "trainable_token_indices": "use the plan's embeddings",
+    "ensure_weight_tying": "embeddings get no adapter: leave it out",
+    "bias": "use mode: partial with train: biases",
+    "use_dora": "use method: dora",
+    "total_step": "it follows from the length of the training: leave it out",
+    "fan_in_fan_out": "it follows from the model: leave it out",
     "loftq_config": _DECOMPOSES,
     "eva_config": _DECOMPOSES,
     "corda_config": _DECOMPOSES,
@@ -69,20 +69,20 @@ _RESERVED: Mapping[str, str] = {
 
 @cache
 def methods() -> tuple[str, ...]:
-    """The names that a plan's `method` may have: those of PEFT's methods that adapt modules one by one, and `dora`."""
+    """The names that a plan's `method` may have: PEFT's methods that adapt modules one by one, and `dora`."""
     tuners = PEFT_TYPE_TO_TUNER_MAPPING.items()
     adapting = [kind for kind, tuner in tuners if isinstance(kind, PeftType) and issubclass(tuner, BaseTuner)]
     return tuple(sorted({kind.value.lower() for kind in adapting} - REFUSED.keys() | {"dora"}))
 
 
 def tuner_of(method: str) -> type[BaseTuner]:
-    """PEFT's class that puts a method in. Raises `UserError` for an unknown one, or one that cannot go on blocks."""
+    """PEFT's class of a method. Raises `ConfigError` for one that is unknown, or cannot be used on blocks."""
     tuner: type[BaseTuner] = PEFT_TYPE_TO_TUNER_MAPPING[_type(method)]
     return tuner
 
 
 def check_options(mode: Peft) -> dict[str, Any]:
-    """A method's options, of the types that PEFT's config gives them. Raises `UserError` with the option at fault."""
+    """A method's options, in the types of PEFT's config. Raises `ConfigError` that names the wrong option."""
     types = _option_types(mode.method)
     where = f"{mode.method}: options"
     known = set(types) - _own_fields() - _RESERVED.keys()
@@ -93,17 +93,22 @@ def check_options(mode: Peft) -> dict[str, Any]:
         try:
             checked[name] = types[name].validate_python(value)
         except ValidationError as error:
-            raise UserError(f"{where}: {name}: {first_error(error)}") from None
-    if isinstance(way := checked.get("init_lora_weights"), str) and way not in ("gaussian", "orthogonal"):
-        raise UserError(f"{where}: init_lora_weights: {way}: {_DECOMPOSES}: give true, gaussian or orthogonal")
+            raise ConfigError(f"{where}: {name}: {first_error(error)}") from None
+    if isinstance(start := checked.get("init_lora_weights"), str) and start not in ("gaussian", "orthogonal"):
+        raise ConfigError(f"{where}: init_lora_weights: {start}: {_DECOMPOSES}: use true, gaussian or orthogonal")
     return checked
 
 
 def peft_config(mode: Peft, modules: Sequence[str], feed_forward: Sequence[str], transposed: bool) -> PeftConfig:
-    """PEFT's config of `mode` on `modules`; `feed_forward` are those whose input IA3 scales, and `transposed` says
-    that the model keeps its matrices as [in, out].
+    """PEFT's config of a mode.
 
-    Raises `UserError` when PEFT takes the options for wrong.
+    Args:
+        mode: the method and its options.
+        modules: the paths of the modules that it adapts.
+        feed_forward: those of them whose input IA3 scales.
+        transposed: whether the model keeps its matrices as [in, out].
+
+    Raises `ConfigError` when an option is wrong.
     """
     kind = _type(mode.method)
     given = check_options(mode)
@@ -112,16 +117,16 @@ def peft_config(mode: Peft, modules: Sequence[str], feed_forward: Sequence[str],
         given["use_dora"] = True
     if mode.method == RESCALED:
         given["feedforward_modules"] = list(feed_forward)
-    if mode.method == RANKED:  # until training says how long it is
+    if mode.method == RANKED:  # a stand-in: `begin_ranks` sets it when the length of the training is known
         given["total_step"] = given.get("tinit", 0) + given.get("tfinal", 0) + 1
     if "fan_in_fan_out" in _option_types(mode.method):
         given["fan_in_fan_out"] = transposed
     try:
         config: Any = PEFT_TYPE_TO_CONFIG_MAPPING[kind](**given)
     except (ValueError, TypeError) as error:
-        raise UserError(f"{mode.method}: options: {first_line(error)}") from None
+        raise ConfigError(f"{mode.method}: options: {first_line(error)}") from None
     if mode.method == RANKED and not 0 < config.target_r < config.init_r:
-        raise UserError(f"adalora: options: target_r: {config.target_r}: give a rank below init_r ({config.init_r})")
+        raise ConfigError(f"adalora: options: target_r: {config.target_r}: use a rank below init_r ({config.init_r})")
     return config
 
 
@@ -132,7 +137,7 @@ def regularises(mode: Peft) -> bool:
 
 @contextmanager
 def quiet_peft() -> Iterator[None]:
-    """Inside, PEFT does not warn: of what is checked here, of speed, and by attributes that transformers has left."""
+    """Inside, PEFT's warnings are off: what they warn of is checked here, concerns speed, or is outdated."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
         warnings.filterwarnings("ignore", category=UserWarning, module=r"peft\.")
@@ -141,7 +146,7 @@ def quiet_peft() -> Iterator[None]:
 
 def _type(method: str) -> PeftType:
     if reason := REFUSED.get(method):
-        raise UserError(f"adapter method '{method}' cannot be had on blocks: {reason}")
+        raise ConfigError(f"adapter method '{method}' cannot be used on single blocks: {reason}")
     if method not in methods():
         raise unknown_name("adapter method", method, methods())
     return PeftType("LORA" if method == "dora" else method.upper())
@@ -153,7 +158,7 @@ def _option_types(method: str) -> dict[str, TypeAdapter[Any]]:
     hints = typing.get_type_hints(config)
     types: dict[str, TypeAdapter[Any]] = {}
     for field in dataclasses.fields(config):
-        with suppress(PydanticUserError):  # what is no plain data
+        with suppress(PydanticUserError):  # a field that is not plain data
             types[field.name] = TypeAdapter(hints[field.name])
     return types
 
@@ -163,8 +168,8 @@ def _own_fields() -> frozenset[str]:
     return frozenset(field.name for field in dataclasses.fields(PeftConfig))
 
 
-def _not_an_option(name: str, method: str, known: set[str]) -> UserError:
+def _not_an_option(name: str, method: str, known: set[str]) -> ConfigError:
     if name in _own_fields() | _RESERVED.keys():
-        reason = _RESERVED.get(name, "it is not for a plan to say")
-        return UserError(f"{method}: options: {name}: {reason}")
+        reason = _RESERVED.get(name, "a plan cannot set it: leave it out")
+        return ConfigError(f"{method}: options: {name}: {reason}")
     return unknown_name(f"option of {method}", name, known)

@@ -1,7 +1,7 @@
-"""AdaLoRA over a training: its regularisation in the loss, its ranks shared out step by step, and its state.
+"""AdaLoRA during training: its regularisation in the loss, its division of ranks at each step, and its state.
 
-PEFT's `AdaLoraModel` computes both; its own forward, which adds the regularisation, is not called when the model itself
-is (Zhang et al. 2023).
+The method is that of Zhang et al. 2023. PEFT's `AdaLoraModel` divides the ranks. The regularisation is added here,
+because PEFT adds it in a forward that does not run when the model itself is called.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from peft.tuners.adalora import AdaLoraLayer, AdaLoraModel
 from torch import Tensor, nn
 
 from frostline.adapters._losses import add_to_loss, arguments
-from frostline.core.errors import UserError
+from frostline.core.errors import ConfigError, PlanError
 
 _AVERAGES = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 
 
 def watch_ranks(model: nn.Module, peft_model: PeftModel) -> None:
-    """From here on, add AdaLoRA's regularisation to the `loss` of what `model` returns in training.
+    """From now on, add AdaLoRA's regularisation to the `loss` that `model` returns in training.
 
-    It is (orth_reg_weight) times the mean of ||A A^T - I|| and ||B^T B - I|| over the matrices of its adapter.
+    It is orth_reg_weight times the mean of ||A A^T - I|| and ||B^T B - I|| over the matrices of its adapter.
     """
     (tuner,) = _tuners([peft_model])
     adapter = tuner.trainable_adapter_name
@@ -34,37 +34,37 @@ def watch_ranks(model: nn.Module, peft_model: PeftModel) -> None:
 
 
 def begin_ranks(peft_models: Sequence[PeftModel], steps: int) -> None:
-    """Say how many optimizer steps a training has, which AdaLoRA's schedule of ranks goes by.
+    """Tell AdaLoRA how many optimizer steps the training has. Its schedule of ranks depends on the number.
 
-    Raises `UserError` when its first and last phase leave no step between them.
+    Raises `ConfigError` when its first phase (tinit) and its last one (tfinal) leave no step between them.
     """
     for tuner in _tuners(peft_models):
         config = tuner.peft_config[tuner.trainable_adapter_name]
         if config.tinit >= steps - config.tfinal:
-            raise UserError(
+            raise ConfigError(
                 f"adalora: options: tinit ({config.tinit}) and tfinal ({config.tfinal}) leave none of {steps} steps to "
-                "share out ranks: give smaller ones, or train longer"
+                "divide the ranks: use smaller ones, or train for more steps"
             )
         tuner.rankallocator.set_total_step(steps)
 
 
 def step_ranks(peft_models: Sequence[PeftModel], step: int) -> None:
-    """Share out AdaLoRA's ranks after optimizer step number `step`, counted from 1, while the gradients are there.
+    """Divide AdaLoRA's ranks after optimizer step `step`, counted from 1. The gradients must still be there.
 
-    Raises `UserError` when some of its matrices have none.
+    Raises `PlanError` when one of its matrices has no gradient.
     """
     for tuner in _tuners(peft_models):
         without = [name for name, parameter in _parameters(tuner) if parameter.grad is None]
         if without and step <= _last(tuner):
-            raise UserError(
-                f"adalora: {without[0]} has no gradient, and ranks are shared out among all matrices: take lora where "
-                "a schedule freezes blocks, gradients are freed in the backward pass, or a block may be skipped"
+            raise PlanError(
+                f"adalora: {without[0]} has no gradient, but ranks are divided among all matrices: use lora where a "
+                "schedule freezes blocks, with optimizer_in_backward, or where blocks may be skipped"
             )
         tuner.update_and_allocate(step)
 
 
 def ranks_state(peft_models: Sequence[PeftModel]) -> dict[str, Tensor]:
-    """What AdaLoRA knows beside its matrices: how important each number was so far, and which ranks are left."""
+    """AdaLoRA's state beside its matrices: how important each parameter was so far, and which ranks are left."""
     state = {}
     for tuner in _tuners(peft_models):
         place = tuner.trainable_adapter_name
@@ -77,7 +77,7 @@ def ranks_state(peft_models: Sequence[PeftModel]) -> dict[str, Tensor]:
 
 
 def load_ranks_state(peft_models: Sequence[PeftModel], state: Mapping[str, Tensor]) -> None:
-    """The inverse of `ranks_state`."""
+    """Put back what `ranks_state` returned."""
     for tuner in _tuners(peft_models):
         place, allocator = tuner.trainable_adapter_name, tuner.rankallocator
         devices = {name: parameter.device for name, parameter in _parameters(tuner)}
@@ -112,7 +112,7 @@ def _regularise(
 ) -> None:
     if not model.training:
         return
-    # Merging puts the model's own matrices back in the place of the layers.
+    # After a merge the model's own matrices are back in place of the layers.
     present: list[Any] = [layer for path, layer in layers.items() if _at(model, path) is layer]
     squares = [square for layer in present for square in _squares(layer.lora_A[adapter], layer.lora_B[adapter])]
     distances = [torch.linalg.norm(square - torch.eye(len(square), device=square.device)) for square in squares]

@@ -1,9 +1,9 @@
-"""Routers: they choose experts for each token. The loss that balances those in training, and statistics.
+"""Routers, which choose experts for each token; the loss that keeps the experts equally busy; statistics.
 
     N experts, k of them for each token; f_i expert i's share of all assignments, P_i its mean probability
 
-The loss of a block is N sum_i f_i P_i, 1 when all experts are equally busy (Fedus et al. 2021; methods.md 5). Padding
-does not count.
+The loss of a block is N sum_i f_i P_i. It is 1 when all experts are equally busy (Fedus et al. 2021; methods.md 5).
+Padding does not count.
 """
 
 from __future__ import annotations
@@ -25,18 +25,17 @@ ROUTER_STD = 0.02
 
 @dataclass(frozen=True)
 class Routing:
-    """What a router made of tokens [...] in one pass: `probabilities` [..., N] and the experts `chosen` [..., k]."""
+    """A router's result for tokens [...] in one pass: `probabilities` [..., N] and the experts `chosen` [..., k]."""
 
     probabilities: Tensor
     chosen: Tensor
 
 
 class Router(Part):
-    """A part that chooses experts, by a matrix [N, d] without bias.
+    """A part that chooses experts, with a matrix [N, d] without bias.
 
-    `balance` weighs the balance loss, and `mask` is the argument of the model's forward that says which tokens are no
-    padding. While `noting`, `routing` keeps what the last pass chose. The statistics are no state of the adapter: they
-    are not saved.
+    `balance` is the weight of the balance loss. `mask` is the name of the forward's argument that marks padding. While
+    `noting` is True, `routing` keeps the choice of the last pass. The statistics are not saved with the adapter.
     """
 
     assigned: Tensor
@@ -52,9 +51,9 @@ class Router(Part):
         self.register_buffer("balance_sum", torch.zeros(()), persistent=False)
 
     def choose(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """For tokens [..., d], the shares of their k experts and which they are, both [n, k].
+        """For tokens [..., d]: the shares of their k experts, and the experts' numbers, both [n, k].
 
-        Shares are the k largest probabilities, made to sum to 1.
+        Shares are the k largest probabilities, divided by their sum.
         """
         tokens = hidden.reshape(-1, hidden.shape[-1])
         logits = functional.linear(tokens.to(self.router.dtype), self.router)
@@ -67,7 +66,7 @@ class Router(Part):
 
 
 def balance_loss(routing: Routing, counted: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """N sum_i f_i P_i, and how many tokens each expert got [N]. `counted`, of the tokens' shape, leaves out others."""
+    """N sum_i f_i P_i, and how many tokens each expert got [N]. Where `counted` is 0, a token does not count."""
     probabilities, chosen = routing.probabilities, routing.chosen
     experts = probabilities.shape[-1]
     of_token = functional.one_hot(chosen, experts).sum(-2)
@@ -78,19 +77,21 @@ def balance_loss(routing: Routing, counted: Tensor | None = None) -> tuple[Tenso
 
 
 def watch_routers(model: nn.Module) -> None:
-    """From here on, add the balance loss of the routers in `model` to the `loss` of what it returns in training.
+    """From now on, add the balance loss of the routers in `model` to the `loss` that it returns in training.
 
-    It is the mean over the blocks whose router trains of (weight) N sum_i f_i P_i, and stands in the output's
-    `balance_loss` too, for a loop that computes its loss itself. Where the model's loss is divided by
-    `num_items_in_batch`, which counts several batches, the balance loss counts as its batch does. A pass without
-    routers ends it.
+    It is the mean of balance * N sum_i f_i P_i over the blocks whose router trains. The output's `balance_loss` has it
+    too, for a loop that computes its own loss. With `num_items_in_batch`, it is multiplied by the batch's share of the
+    step's labels. The hooks are removed at the first pass without routers.
     """
     _Watch(model)
 
 
 def router_statistics(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """Of every block's mixture in use, by its path: `shares`, how much of all assignments each expert got in training
-    passes so far, and `balance_loss`, the mean of N sum_i f_i P_i over those passes. Empty before the first."""
+    """Statistics of each active mixture, by its path, over the training passes so far.
+
+    `shares` is each expert's share of all assignments, `balance_loss` the mean of N sum_i f_i P_i over the passes.
+    Empty before the first training pass.
+    """
     return {
         without_adapters(path): {
             "shares": (part.assigned / part.assigned.sum()).tolist(),
@@ -109,7 +110,7 @@ def mixtures(model: nn.Module) -> list[Router]:
 
 
 class _Watch:
-    """Two hooks around a pass. Between them routers note what they choose; what backward runs again is not noted."""
+    """Two hooks around a pass. Routers note their choice between them, so what backward recomputes is not noted."""
 
     def __init__(self, model: nn.Module) -> None:
         self._handles = [
@@ -142,9 +143,11 @@ class _Watch:
 
 
 def _note(part: Router, routing: Routing, mask: Any) -> Tensor:
-    """The balance loss of one pass, which goes into the statistics too."""
+    """The balance loss of one pass. It is added to the statistics too."""
     if torch.is_grad_enabled() and part.router.requires_grad and not routing.probabilities.requires_grad:
-        raise FrostlineError("mixture: reentrant checkpointing hides its routers from the loss: use_reentrant=False")
+        raise FrostlineError(
+            "mixture: with reentrant activation checkpointing the balance loss has no gradient: use use_reentrant=False"
+        )
     fits = isinstance(mask, Tensor) and mask.shape == routing.chosen.shape[:-1]
     loss, assigned = balance_loss(routing, mask.to(routing.chosen.device) if fits else None)
     part.assigned += assigned.to(part.assigned)

@@ -1,4 +1,4 @@
-"""Which weight matrices of a block adapters go beside."""
+"""Which weight matrices of a block an adapter goes beside."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from collections.abc import Sequence
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as PEFT_DEFAULTS
 
 from frostline.anatomy import Block, Linear, Role, attentions
-from frostline.core.errors import UserError
+from frostline.core.errors import PlanError
 from frostline.plan import Targets
 
 
 def matrices(targets: Targets | tuple[str, ...], block: Block, model_type: str, label: str) -> Sequence[Linear]:
     """The matrices of a block that an adapter goes beside.
 
-    `default` is what PEFT adapts for the model's family, or all of the attention's matrices where PEFT does not know
-    the family or its names are not in the block. Routers and experts that lie together in one tensor are left alone:
-    an adapter goes beside a module of one matrix.
+    `default` means the matrices that PEFT adapts for the model's family. Where PEFT does not know the family, or its
+    names are not in the block, it means all matrices of the attention. An adapter goes beside a module that holds one
+    matrix, so routers and experts that share one tensor get none.
 
     Args:
-        targets: a group, or the names of modules.
+        targets: a group, or names of modules.
         block: the block.
         model_type: the model's family.
-        label: what messages call the adapter.
+        label: the adapter's name in messages.
 
-    Raises `UserError`, with the names that the block has, when the targets match nothing.
+    Raises `PlanError`, which names the block's matrices, when the targets match nothing.
     """
     if isinstance(targets, tuple):
         return _named(targets, block, label)
     chosen = _group(targets, block, adaptable(block), model_type)
     if not chosen:
-        raise UserError(f"block {block.index}: {label} targets: {targets} matches nothing, {_there(block)}")
+        raise PlanError(f"block {block.index}: {label} targets: {targets} matches nothing, {_there(block)}")
     return chosen
 
 
@@ -55,7 +55,7 @@ def _group(group: str, block: Block, linears: Sequence[Linear], model_type: str)
 
 
 def leading_out(feed_forward: Sequence[Linear]) -> list[Linear]:
-    """Those of a feed-forward's matrices that lead back to the width of what enters it."""
+    """The matrices of a feed-forward whose output has the width of its input."""
     if not feed_forward:
         return []
     hidden = feed_forward[0].in_features
@@ -69,24 +69,24 @@ def _named(names: tuple[str, ...], block: Block, label: str) -> list[Linear]:
         if matching((name,), linears):
             continue
         if matching((name,), block.linears):
-            raise UserError(
-                f"block {block.index}: {label} target '{name}' is a router or holds several experts "
-                f"in one tensor, which cannot be adapted here, {_there(block)}"
+            raise PlanError(
+                f"block {block.index}: {label} target '{name}' is a router or holds several experts in one tensor, "
+                f"and neither can have an adapter, {_there(block)}"
             )
-        raise UserError(f"block {block.index}: {label} target '{name}' matches nothing, {_there(block)}")
+        raise PlanError(f"block {block.index}: {label} target '{name}' matches nothing, {_there(block)}")
     if not names:
-        raise UserError(f"block {block.index}: {label} targets: the list is empty, {_there(block)}")
+        raise PlanError(f"block {block.index}: {label} targets: the list is empty, {_there(block)}")
     return matching(names, linears)
 
 
 def adaptable(block: Block) -> list[Linear]:
-    """The block's matrices that are modules of one matrix: no experts that lie together, and no router to them."""
+    """The block's matrices that have a module of their own: not experts that share a tensor, nor their router."""
     experts = {linear.copies for linear in block.linears if linear.copies > 1}
     return [linear for linear in block.linears if linear.copies == 1 and linear.out_features not in experts]
 
 
 def transposed(block: Block) -> bool:
-    """Whether the block keeps its matrices as [in, out], as GPT-2 does."""
+    """Whether the block keeps its matrices as [in, out], like GPT-2."""
     shapes = {tensor.name: tensor.shape for tensor in block.tensors}
     return any(
         shapes.get(linear.weight) == (linear.in_features, linear.out_features)
@@ -96,7 +96,7 @@ def transposed(block: Block) -> bool:
 
 
 def matching(names: str | Sequence[str], linears: Sequence[Linear]) -> list[Linear]:
-    """Those whose path is, or ends in, one of the names; a lone string is a pattern for the whole path."""
+    """The matrices whose path is, or ends in, one of the names. A single string is a pattern for the whole path."""
     if isinstance(names, str):
         return [linear for linear in linears if re.fullmatch(names, linear.name)]
     return [linear for linear in linears if f".{linear.name}".endswith(tuple(f".{name}" for name in names))]
@@ -104,4 +104,4 @@ def matching(names: str | Sequence[str], linears: Sequence[Linear]) -> list[Line
 
 def _there(block: Block) -> str:
     within = [linear.name.removeprefix(f"{block.name}.") for linear in adaptable(block)]
-    return f"the block has {', '.join(within) or 'no matrix that can be adapted'}"
+    return f"the block has {', '.join(within) or 'no matrix that can have an adapter'}"

@@ -1,4 +1,4 @@
-"""The anatomy of a transformers text model: its embeddings, ordered blocks, final norm and head."""
+"""The anatomy of a transformers text model: where it keeps its embeddings, ordered blocks, final norm and head."""
 
 from frostline.anatomy._find import find_anatomy, get_block
 from frostline.anatomy._hashes import fingerprint, tensor_hash, tensor_hashes

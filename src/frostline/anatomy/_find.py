@@ -19,12 +19,12 @@ from frostline.core.errors import UnsupportedModel
 def find_anatomy(model: nn.Module) -> Anatomy:
     """Where `model` keeps its embeddings, ordered blocks, final norm and head.
 
-    Embeddings are the embedding tables and whatever else runs before the first block; final norm is every
-    norm of the trunk (`model.base_model`) after that; head is the rest. The weights may lie on any device,
-    the meta device included; they are neither read nor changed.
+    Embeddings are the embedding tables and everything else that runs before the first block. The final norm is every
+    later norm of the trunk (`model.base_model`) outside the blocks. The head is the rest. Weights may be on any device,
+    also on the meta device; they are neither read nor changed.
 
-    Raises `UserError` when `model` is not a transformers text model of attention blocks, when its blocks
-    share weights, or when it already carries PEFT adapters.
+    Raises `UnsupportedModel` when `model` is not a transformers text model of attention blocks, when its blocks share
+    weights, or when it already has PEFT adapters.
     """
     text_model = _text_model(model)
     stacks = find_stacks(text_model)
@@ -58,15 +58,15 @@ def get_block(model: nn.Module, anatomy: Anatomy, index: int) -> nn.Module:
 def _text_model(model: nn.Module) -> Any:
     name = type(model).__name__
     if any(type(module).__module__.startswith("peft.") for module in model.modules()):
-        raise UnsupportedModel(f"{name} carries PEFT adapters: give the bare model, before adapters are added")
+        raise UnsupportedModel(f"{name} already has PEFT adapters: use the model without them")
     if not isinstance(model, PreTrainedModel):
-        raise UnsupportedModel(f"{name} is not a transformers model: give a text model that transformers loads")
+        raise UnsupportedModel(f"{name} is not a transformers model: use a text model that transformers loads")
     try:
         embedding = model.get_input_embeddings()
     except NotImplementedError:
         embedding = None
     if not isinstance(embedding, nn.Embedding):
-        raise UnsupportedModel(f"{name} has no token embedding: give a text model")
+        raise UnsupportedModel(f"{name} has no token embedding: use a text model")
     return model
 
 
@@ -83,7 +83,7 @@ def _tensors(model: nn.Module, where: dict[nn.Module, Place]) -> Iterator[Tensor
 
 
 def _common_place(model: nn.Module, candidates: list[Place]) -> Place:
-    """Where a tensor lies that several modules hold: a tied one is the embeddings'."""
+    """The place of a tensor that several modules hold. A tied tensor belongs to the embeddings."""
     for place in candidates:
         if place.part is Part.EMBEDDINGS:
             return place

@@ -1,4 +1,4 @@
-"""What a model's tensors are, as hashes: how a delta knows its own base."""
+"""Hashes of a model's tensors. By them a delta knows its own base."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def tensor_hash(tensor: Tensor) -> str:
 
 
 def tensor_hashes(model: nn.Module) -> dict[str, str]:
-    """Parameter name -> SHA-256 over its dtype, shape and bytes; those on the meta device are left out."""
+    """Parameter name -> SHA-256 over its dtype, shape and bytes; tensors on the meta device are left out."""
     return {name: tensor_hash(parameter) for name, parameter in model.named_parameters() if not parameter.is_meta}
 
 
 def fingerprint(hashes: Mapping[str, str]) -> str:
-    """One hash over all of a model's tensors and their names."""
+    """One hash over the names and hashes of all of a model's tensors."""
     return hashlib.sha256(json.dumps(dict(sorted(hashes.items()))).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""The attentions of a block: which matrices make queries, keys and values, and how wide these are.
+"""The attentions of a block: which matrices compute queries, keys and values, and how wide these are.
 
 Widths are numbers per token, all heads together:
     q   of queries and of keys as they are multiplied      k, v   of keys and values as they are computed,
@@ -17,8 +17,15 @@ from frostline.anatomy._model import Block, Linear, Role
 
 @dataclass(frozen=True)
 class Attention:
-    """One attention: `inputs` make queries, keys and values, `output` mixes the heads. `cross` takes keys and
-    values from the encoder. `fused` is the width of a matrix that makes all three at once, 0 without one."""
+    """One attention of a block.
+
+    Attributes:
+        inputs: the matrices that compute queries, keys and values.
+        output: the matrix that mixes the heads.
+        cross: whether keys and values come from the encoder.
+        q, k, v: widths, as above.
+        fused: output width of a matrix that computes queries, keys and values together; 0 without one.
+    """
 
     inputs: tuple[Linear, ...]
     output: Linear
@@ -34,7 +41,7 @@ class Attention:
 
 
 def attentions(block: Block, crossing: bool = False) -> tuple[Attention, ...]:
-    """The attentions of a block, in order. `crossing`: all but the first take keys and values from an encoder."""
+    """The attentions of a block, in order. With `crossing`, all but the first take keys and values from an encoder."""
     linears = [
         linear
         for linear in block.linears
@@ -71,7 +78,7 @@ def _attention(linears: Sequence[Linear], cross: bool) -> Attention:
 
 
 def sides(linear: Linear) -> str:
-    """Which of queries, keys and values an attention's matrix makes, by its name: a part of "qkv".
+    """Which of queries, keys and values a matrix computes, told by its name: some letters of "qkv", or "" for none.
 
     >>> [sides(Linear(name, "", 8, 8, Part.BLOCK, 0, None)) for name in ("h.0.q_proj", "h.0.kv_b", "h.0.o")]
     ['q', 'kv', '']

@@ -1,4 +1,4 @@
-"""The weight matrices that multiply token vectors: their sizes, and the share of the tokens each one sees."""
+"""The weight matrices that multiply token vectors: their sizes, and the share of the tokens that each one gets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from frostline.anatomy._roles import has_matrix
 
 @dataclass(frozen=True)
 class Matrix:
-    """One weight matrix, or several of one shape in one tensor. The fields are those of `anatomy.Linear`."""
+    """One weight matrix, or several of one shape in one tensor. The fields mean the same as those of `Linear`."""
 
     name: str
     weight: Tensor
@@ -38,7 +38,7 @@ def matrices(model: nn.Module) -> Iterator[Matrix]:
 
 
 def _bare(module: nn.Module, path: str, chosen: int) -> Iterator[Matrix]:
-    """Matrices that a module holds itself: a router's [experts, in], fused experts' [experts, out, in]."""
+    """Matrices that are a module's own parameters: a router's [experts, in], fused experts' [experts, out, in]."""
     for name, weight in module.named_parameters(recurse=False):
         if "bias" in name:
             continue
@@ -53,7 +53,7 @@ def _bare(module: nn.Module, path: str, chosen: int) -> Iterator[Matrix]:
 
 
 def _experts_per_token(model: nn.Module) -> int:
-    """How many experts a token passes, as the model's routers say; 1 (and without effect) if it has none."""
+    """How many experts work on each token, by the model's routers; 1 in a model without routers."""
     for module in model.modules():
         top_k = getattr(module, "top_k", None)
         if isinstance(top_k, int):
@@ -62,7 +62,7 @@ def _experts_per_token(model: nn.Module) -> int:
 
 
 def _siblings(model: nn.Module, path: str) -> int:
-    """Among how many experts the module at `path` is one; 1 outside of a container of experts."""
+    """How many experts there are beside the module at `path`, itself included; 1 where it is not an expert."""
     before, found, _ = path.partition(".experts.")
     if not found:
         return 1

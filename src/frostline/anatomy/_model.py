@@ -1,4 +1,4 @@
-"""What a model is made of, as plain data: tensors, weight matrices, blocks and the parts around them."""
+"""The parts of a model, as plain data: tensors, weight matrices, blocks, and what is around the blocks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import cached_property
 
 
 class Part(StrEnum):
-    """Where a tensor lies on the way from token ids to the model's output."""
+    """The part of the model that a tensor belongs to, in the order from token ids to the output."""
 
     EMBEDDINGS = "embeddings"
     BLOCK = "block"
@@ -18,7 +18,7 @@ class Part(StrEnum):
 
 
 class Role(StrEnum):
-    """What a tensor does within its block. Every normalisation is `NORM`, those inside attention too."""
+    """What a tensor does in its block. Every norm is `NORM`, also one inside the attention."""
 
     ATTENTION = "attention"
     FEED_FORWARD = "feed_forward"
@@ -46,11 +46,19 @@ class Tensor:
 class Linear:
     """One weight matrix that multiplies token vectors, [out, in] (or `copies` of them in one tensor).
 
-    Over `n` tokens its forward pass takes `2 * n * copies * in_features * out_features * active` operations.
-    `name` is the module's path; for a tensor that holds several experts, the parameter's. `weight` is the
-    parameter's name, which for a tied head is the embedding's. `active` is the share of the tokens that pass
-    each copy: 1, or (experts per token) / (number of experts). Heads that read only one position of a
-    sequence (a pooler, a classifier) count as 1 here: the number of tokens is then the number of sequences.
+    Over `n` tokens its forward pass takes `2 * n * copies * in_features * out_features * active` operations. For a head
+    that reads one position of a sequence (a pooler, a classifier), `n` is the number of sequences.
+
+    Attributes:
+        name: path of the module; for a tensor that holds several experts, path of the parameter.
+        weight: name of the parameter; for a tied head, the embedding's.
+        in_features: width of its input.
+        out_features: width of its output.
+        part: the part of the model that it belongs to.
+        block: number of its block; None outside the blocks.
+        role: what it does in its block; None outside the blocks.
+        active: the share of the tokens that each copy gets: 1, or (experts per token) / (number of experts).
+        copies: how many matrices the tensor holds.
     """
 
     name: str
@@ -66,7 +74,7 @@ class Linear:
 
 @dataclass(frozen=True)
 class Block:
-    """One transformer layer. `index` counts from the input; a decoder's blocks follow its encoder's."""
+    """One transformer layer. `index` counts from the input. In an encoder-decoder, the encoder's blocks come first."""
 
     index: int
     name: str
@@ -83,10 +91,14 @@ class Block:
 class Anatomy:
     """Where a model keeps its embeddings, ordered blocks, final norm and head.
 
-    Every parameter lies in exactly one of `embeddings`, `blocks`, `final_norm`, `head`. A tensor that serves
-    several blocks (a table of relative positions) is among the embeddings. `head_linears` is what multiplies
-    after the blocks, the LM head also when its weight is the embedding's (`tied`). `vocab_size` is the number
-    of rows of the token embedding.
+    Every parameter is in exactly one of `embeddings`, `blocks`, `final_norm` and `head`. A tensor that several blocks
+    use (a table of relative positions) is in `embeddings`.
+
+    Attributes:
+        vocab_size: number of rows of the token embedding.
+        embedding_linears: the matrices that run before the blocks.
+        head_linears: the matrices that run after the blocks. An LM head is one of them, also where it is `tied`.
+        tied: whether the head's weight is the embedding's tensor.
     """
 
     model_class: str
@@ -105,7 +117,7 @@ class Anatomy:
 
     @cached_property
     def tensors(self) -> tuple[Tensor, ...]:
-        """Every tensor: the embeddings', the blocks' in order, the final norm's, the head's."""
+        """Every tensor: those of the embeddings, the blocks in order, the final norm, the head."""
         in_blocks = (tensor for block in self.blocks for tensor in block.tensors)
         return (*self.embeddings, *in_blocks, *self.final_norm, *self.head)
 
@@ -125,7 +137,7 @@ class Anatomy:
 
     @property
     def has_lm_head(self) -> bool:
-        """Whether the head scores the vocabulary, as a pretrained language model's does."""
+        """Whether the head is a language model's: it gives a score for each token of the vocabulary."""
         return any(linear.out_features == self.vocab_size for linear in self.head_linears)
 
     def tensor(self, name: str) -> Tensor:
@@ -133,6 +145,6 @@ class Anatomy:
         return self._by_name[name]
 
     def block_of(self, name: str) -> Block | None:
-        """The block that holds the tensor called `name`; None when it lies outside. Raises `KeyError`."""
+        """The block that holds the tensor called `name`; None when no block holds it. Raises `KeyError`."""
         index = self.tensor(name).block
         return None if index is None else self.blocks[index]

@@ -1,7 +1,7 @@
-"""What structure cannot tell: one line per family of models, as few as possible.
+"""What the structure of a model does not tell. One line per model family, and as few lines as possible.
 
-Keys are `config.model_type`; a module's tensors go to the part given for its path within the trunk
-(`model.base_model`).
+Keys are `config.model_type`. A path within the trunk (`model.base_model`) names a module, and its value the part to
+which the module's tensors belong.
 """
 
 from __future__ import annotations
@@ -9,6 +9,6 @@ from __future__ import annotations
 from frostline.anatomy._model import Part
 
 OVERRIDES: dict[str, dict[str, Part]] = {
-    # Runs once, between the first block and the second: it must freeze with what lies below.
+    # It runs once, between the first two blocks, so it must be frozen when the first block is.
     "deberta-v2": {"encoder.conv": Part.EMBEDDINGS},
 }

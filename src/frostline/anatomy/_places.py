@@ -1,4 +1,4 @@
-"""Give every module of a model its place: embeddings, a block, the final norm or the head."""
+"""The place of every module of a model: embeddings, a block, the final norm or the head."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Place:
 
 
 def places(model: PreTrainedModel, stacks: Sequence[Stack]) -> dict[nn.Module, Place]:
-    """The place of every module; `block` numbers the blocks of all stacks jointly."""
+    """The place of every module. Blocks are numbered through all stacks."""
     found = _around_blocks(model, stacks)
     serving_all = set(chain.from_iterable(map(_tables_for_all_blocks, stacks)))
     for index, block in enumerate(block for stack in stacks for block in stack.blocks):
@@ -41,9 +41,10 @@ def places(model: PreTrainedModel, stacks: Sequence[Stack]) -> dict[nn.Module, P
 
 
 def shared_weights(model: nn.Module, one: int, other: int) -> UnsupportedModel:
+    """The error for two blocks that share weights."""
     return UnsupportedModel(
-        f"blocks {one} and {other} of {type(model).__name__} share weights and cannot be planned one by one: "
-        "give a model whose layers each have their own"
+        f"blocks {one} and {other} of {type(model).__name__} share weights, so one cannot be frozen without the other: "
+        "use a model whose blocks have weights of their own"
     )
 
 
@@ -65,7 +66,7 @@ def _around_blocks(model: PreTrainedModel, stacks: Sequence[Stack]) -> dict[nn.M
 
 
 def _tables_for_all_blocks(stack: Stack) -> list[nn.Module]:
-    """Embedding tables in one block that others read too (T5's relative positions): the others have none."""
+    """Embedding tables in one block that all blocks read (T5's relative positions). The other blocks have none."""
     tables = [
         (path, module)
         for block in stack.blocks

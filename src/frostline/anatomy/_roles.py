@@ -1,4 +1,4 @@
-"""What the modules of a block are for, told by their structure."""
+"""The role of each module of a block, told by its structure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from frostline.anatomy._model import Role
 
 
 def is_attention(name: str, module: nn.Module) -> bool:
-    """Whether the module that its parent calls `name` mixes tokens, linear attention included."""
+    """Whether a module mixes tokens; linear attention does too. `name` is its name in its parent."""
     return "Attention" in type(module).__name__ or "attn" in name
 
 
@@ -22,10 +22,10 @@ def has_matrix(module: nn.Module, recurse: bool = True) -> bool:
 
 
 def roles(block: nn.Module) -> dict[nn.Module, Role]:
-    """The role of the tensors that each module of the block holds itself.
+    """Module -> the role of the tensors that it holds itself.
 
-    Attention is whatever lies under the outermost attention module, feed-forward every other module with a
-    weight matrix (and so its bias), routers included.
+    Everything inside the outermost attention module is attention, except norms. Every other module with a weight matrix
+    is feed-forward, also a router.
     """
     found: dict[nn.Module, Role] = {}
 

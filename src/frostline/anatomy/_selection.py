@@ -1,4 +1,4 @@
-"""A plan meets an anatomy: which of the model's own tensors train, and how much of each."""
+"""Which of the model's own tensors a plan trains, and which rows of each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ROLES = {"attention": Role.ATTENTION, "feed_forward": Role.FEED_FORWARD}
 
 @dataclass(frozen=True)
 class Trained:
-    """One trained tensor of the model: its learning-rate scale, and the share of its rows that trains."""
+    """One trained tensor of the model, the factor of its learning rate, and the share of its rows that trains."""
 
     tensor: Tensor
     lr_scale: float = 1.0
@@ -33,11 +33,11 @@ class Trained:
 
 
 def select(plan: Plan, anatomy: Anatomy) -> tuple[Trained, ...]:
-    """The model's own tensors that train under `plan`, in the model's order (adapters come on top).
+    """The model's own tensors that train under `plan`, in the model's order. Adapters are not among them.
 
-    `anatomy` is that of the model before the plan touched it. Raises `UserError` when the plan has
-    another number of blocks, when it would train one side of a tied tensor, when a partial block names
-    tensors that the architecture does not have, or when nothing of this model would train.
+    `anatomy` is that of the model before the plan was applied. Raises `PlanError` when the plan has another number of
+    blocks, when it trains one side of a tied tensor only, when a partial block names tensors that the block does not
+    have, or when nothing of this model would train.
     """
     _check(plan, anatomy)
     if plan.untie:
@@ -55,22 +55,24 @@ def select(plan: Plan, anatomy: Anatomy) -> tuple[Trained, ...]:
             trained += _of_block(mode.own, block)
     if not trained and not any(mode.adds for mode in plan.blocks):
         if any(mode.mode != "frozen" for mode in plan.blocks):
-            raise PlanError(f"the plan '{plan.strategy}' adds prefixes of length 0 alone, so nothing trains: give more")
+            raise PlanError(
+                f"plan '{plan.strategy}': every prefix has length 0, so nothing trains: use a length above 0"
+            )
         named = [part for part in ("embeddings", "final_norm", "head") if getattr(plan, part).mode != "frozen"]
         raise PlanError(
-            f"the plan '{plan.strategy}' trains only {' and '.join(named)}, of which {anatomy.model_class} has no "
-            "tensor: give a block a mode other than frozen"
+            f"plan '{plan.strategy}': only {' and '.join(named)} would train, but {anatomy.model_class} has no such "
+            "tensors: use a mode other than frozen for a block"
         )
     order = {tensor.name: position for position, tensor in enumerate(anatomy.tensors)}
     return tuple(sorted(trained, key=lambda item: order[item.tensor.name]))
 
 
 def notices(plan: Plan, anatomy: Anatomy) -> list[str]:
-    """What the plan does to this model that its reader might not expect, a line each."""
+    """What the plan does to this model that a reader may not expect, one line for each."""
     if anatomy.tied and not plan.untie and plan.embeddings.mode == "frozen":
         return [
-            "tied embeddings: the head is the frozen embedding's tensor, so it is frozen too "
-            f"(untie: true trains a copy of it, +{_copied(anatomy):,} parameters)"
+            "tied embeddings: the head shares the frozen embedding's tensor, so it is frozen too "
+            f"(use untie: true to train a copy of it, +{_copied(anatomy):,} parameters)"
         ]
     return []
 
@@ -78,13 +80,13 @@ def notices(plan: Plan, anatomy: Anatomy) -> list[str]:
 def _check(plan: Plan, anatomy: Anatomy) -> None:
     if len(plan.blocks) != len(anatomy.blocks):
         raise PlanError(
-            f"the plan '{plan.strategy}' has {len(plan.blocks)} blocks and {anatomy.model_class} has "
+            f"plan '{plan.strategy}' has {len(plan.blocks)} blocks, but {anatomy.model_class} has "
             f"{len(anatomy.blocks)}: give a mode for blocks 0-{len(anatomy.blocks) - 1}"
         )
     if anatomy.tied and not plan.untie and plan.embeddings.mode != plan.head.mode:
         raise PlanError(
-            f"embeddings: {plan.embeddings.mode} beside head: {plan.head.mode}, but {anatomy.model_class} ties "
-            "them into one tensor: give both the same mode, or untie: true for a head of its own"
+            f"embeddings: {plan.embeddings.mode} and head: {plan.head.mode} differ, but in {anatomy.model_class} they "
+            "are one tensor (tied): use the same mode for both, or untie: true for a head with its own tensor"
         )
 
 
@@ -101,7 +103,8 @@ def _of_block(own: OwnTensors, block: Block) -> list[Trained]:
         there = sorted({str(tensor.role) for tensor in block.tensors})
         raise PlanError(
             f"block {block.index}: partial with train: {own.train} matches no tensor of {block.name}, "
-            f"which has {', '.join(there)} and {'some' if any(t.is_bias for t in block.tensors) else 'no'} biases"
+            f"which has {', '.join(there)} and {'some' if any(t.is_bias for t in block.tensors) else 'no'} biases: "
+            "use train for tensors that it has, or mode: frozen"
         )
     return [
         Trained(tensor, own.lr_scale, own.rows if len(tensor.shape) > 1 else 1.0, own.rows_seed) for tensor in chosen

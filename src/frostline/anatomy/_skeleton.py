@@ -1,4 +1,4 @@
-"""A model without weights, to plan and to count with."""
+"""A model without weights, for plans and counts."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from frostline.core.errors import UnsupportedModel
 
 
 def skeleton(config: PreTrainedConfig, model_class: Any) -> PreTrainedModel:
-    """The model of `config` with every tensor on the meta device, where it takes no memory.
+    """The model of `config`, with every tensor on the meta device, where it needs no memory.
 
-    `model_class` is one of transformers', an auto class (`AutoModelForCausalLM`, ...) or a model's own. Code that
-    comes with a checkpoint is not run. Raises `UserError` when the class cannot build a model from this config.
+    `model_class` is a class of transformers: an auto class (`AutoModelForCausalLM`, ...) or a model's own. Code that
+    comes with a checkpoint is not run. Raises `UnsupportedModel` when the class cannot build a model from the config.
     """
     try:
         with torch.device("meta"):

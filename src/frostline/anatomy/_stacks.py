@@ -1,4 +1,4 @@
-"""Find a model's stacks of blocks: one, or an encoder's and a decoder's."""
+"""Find a model's stacks of blocks: one stack, or an encoder and a decoder."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Stack:
 
 
 def find_stacks(model: Any) -> tuple[Stack, ...]:
-    """The stacks in the order in which tokens pass them. Raises `UserError` when there is no usable one."""
+    """The stacks, in the order in which they run. Raises `UnsupportedModel` when the model has no usable one."""
     if model.config.is_encoder_decoder:
         encoder = _stack(model, "encoder", model.get_encoder())
         decoder = _stack(model, "decoder", model.get_decoder())
@@ -50,19 +50,19 @@ def _stack(model: Any, kind: str, trunk: nn.Module) -> Stack:
     depths = _declared_depths(config)
     if not lists:
         raise UnsupportedModel(
-            f"{name} has no list of transformer blocks (modules that hold attention beside other weights): "
-            "give a text model that is built of such blocks"
+            f"{name} has no list of transformer blocks (modules with attention and other weights): use a text model "
+            "that is built of such blocks"
         )
     if len(lists) > 1 or not depths:
         lengths = " and ".join(str(len(blocks)) for blocks in lists)
         raise UnsupportedModel(
-            f"{name} is made of several models (it holds lists of {lengths} blocks): give a text model with "
-            "one stack of blocks, or with one encoder and one decoder"
+            f"{name} is made of several models (it holds lists of {lengths} blocks): use a text model with one stack "
+            "of blocks, or with one encoder and one decoder"
         )
     if len(lists[0]) not in depths:
         raise UnsupportedModel(
-            f"{name} holds {len(lists[0])} block(s) for the {max(depths)} layers of its config, so layers "
-            "share weights and cannot be planned one by one: give a model whose layers each have their own"
+            f"{name} holds {len(lists[0])} block(s) for the {max(depths)} layers of its config, so layers share "
+            "weights, and one cannot be frozen without the others: use a model whose blocks have weights of their own"
         )
     return Stack(kind, trunk, config, tuple(lists[0]))
 
@@ -76,7 +76,7 @@ def _outermost_lists_of_blocks(module: nn.Module) -> Iterator[nn.ModuleList]:
 
 
 def _holds_blocks(modules: nn.ModuleList) -> bool:
-    """Whether every element has weight matrices, and some have attention as one part among others."""
+    """Whether every element has weight matrices, and at least one has attention inside."""
     return all(has_matrix(element) for element in modules) and any(
         is_attention(name.rpartition(".")[2], inner)
         for element in modules
@@ -86,7 +86,7 @@ def _holds_blocks(modules: nn.ModuleList) -> bool:
 
 
 def _declared_depths(config: PreTrainedConfig) -> set[int]:
-    """The numbers of layers that a config names: `num_hidden_layers`, `n_layer`, `decoder_layers`, ..."""
+    """The numbers of layers that a config has: `num_hidden_layers`, `n_layer`, `decoder_layers`, ..."""
     named = {key: value for key, value in config.to_dict().items() if "layer" in key}
     named["num_hidden_layers"] = getattr(config, "num_hidden_layers", None)
     return {value for value in named.values() if type(value) is int}

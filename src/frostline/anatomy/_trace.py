@@ -1,9 +1,9 @@
-"""Which modules run before the blocks: seen by running the model up to its first block.
+"""Find which modules run before the blocks, by running the model up to its first block.
 
-No rule on names or on the order of registration tells a norm after the embeddings from a norm after the
-blocks in every model, but the model's own forward does. Its weights are not read: every tensor is replaced by
-one zero on the CPU, seen through strides of 0 at the tensor's shape. So this takes no memory and no time to
-speak of, and works the same for weights on the meta device or on an accelerator.
+A norm can be after the embeddings or after the blocks. Names and the order of modules do not tell which in every model,
+but the model's own forward does. Weights are not read: each tensor is replaced by a single zero on the CPU, expanded to
+the tensor's shape. So this needs almost no memory and time, and works for weights on any device, the meta device
+included.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from frostline.hooks import generators_kept, hollow, stoppable
 def modules_before_blocks(stack: Stack) -> set[nn.Module]:
     """The modules of `stack` whose forward starts before that of the first block.
 
-    Leaves weights, hooks, training mode and random state as they were. Raises `UserError` when the stack does
-    not reach a block from token ids alone.
+    Weights, hooks, training mode and random state stay as they were. Raises `UnsupportedModel` when the stack does not
+    reach its first block from token ids alone.
     """
     blocks = set(stack.blocks)
     ran: set[nn.Module] = set()
@@ -49,7 +49,7 @@ def modules_before_blocks(stack: Stack) -> set[nn.Module]:
     if stop.reached:
         return ran
     raise UnsupportedModel(
-        f"{type(stack.module).__name__} does not run from token ids to its first block ({reason}): give a text model"
+        f"{type(stack.module).__name__} does not run from token ids to its first block ({reason}): use a text model"
     )
 
 

@@ -1,4 +1,4 @@
-"""Give a head that shares the embedding's tensor one of its own."""
+"""Give a tied head a tensor of its own."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from frostline.core.errors import PlanError
 
 
 def untied(anatomy: Anatomy) -> Anatomy:
-    """The anatomy of the same model with a head tensor of its own, [vocabulary, hidden], first of the head's.
+    """The anatomy of the same model after `untie`: the head has its own tensor [vocabulary, hidden], as its first one.
 
-    A bias that the head shares with the module around it (BERT's, [vocabulary]) is copied too: transformers
-    ties and unties the two together. Raises `UserError` when the head is not tied.
+    A bias [vocabulary] that the head shares with the module around it (BERT) is copied too, because transformers ties
+    both together. Raises `PlanError` when the head is not tied.
     """
     if not anatomy.tied:
-        raise PlanError(f"untie: true, but the head of {anatomy.model_class} is not tied: leave it out")
+        raise PlanError(f"untie: true: the head of {anatomy.model_class} is not tied to the embedding: leave untie out")
     shared = {tensor.name for tensor in anatomy.embeddings}
     linears = tuple(
         replace(linear, weight=f"{linear.name}.weight") if linear.weight in shared else linear
@@ -35,7 +35,7 @@ def untied(anatomy: Anatomy) -> Anatomy:
 
 
 def untie(model: Any) -> None:
-    """Copy the embedding's tensor into the head of `model`, in place; its config then says untied."""
+    """Give the head of `model` a copy of the embedding's tensor, in place. The config then says that it is untied."""
     head = model.get_output_embeddings()
     head.weight = nn.Parameter(head.weight.detach().clone())
     if getattr(head, "bias", None) is not None:
@@ -43,7 +43,7 @@ def untie(model: Any) -> None:
     model.config.tie_word_embeddings = False
     text_config = model.config.get_text_config()
     text_config.tie_word_embeddings = False
-    # What save_pretrained and tie_weights consult besides the config.
+    # save_pretrained and tie_weights read this besides the config.
     model.all_tied_weights_keys = {}
 
 

@@ -1,1 +1,1 @@
-"""Errors, the registry, seeds, whole-or-absent files. Imports nothing of frostline and no torch."""
+"""Errors, the registry, seeds, atomic files, cache folders. Imports no other room of frostline, and no torch."""

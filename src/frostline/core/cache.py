@@ -1,9 +1,9 @@
-"""Activation caches as folders and files: names, checksums, locks, removal. No tensor is read here, and no torch.
+"""Activation caches as folders and files: names, checksums, locks, removal. Reads no tensor and imports no torch.
 
 ROOT/activations/<digest of the identity>/
-    identity.json             what the boundary states depend on, but for the row; its time is that of the last use
-    <sha256>.safetensors      a shard, named by the checksum of all its bytes
-    lock                      held around a caching pass
+    identity.json             everything that the boundary states of any row depend on; its time is that of the last use
+    <sha256>.safetensors      a shard, named by the checksum of its bytes
+    lock                      held during a caching pass
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from frostline.core.files import sha256, write_json
 
 IDENTITY = "identity.json"
 LABEL = "label"
-"""The entry of a description that is for people to read, and is no part of what the store is."""
+"""The entry of a description that is for people. It is not part of the cache's identity."""
 HEADER = "rows"
-"""The entry of a shard's metadata that names its store, and its rows with their lengths."""
+"""The entry of a shard's metadata that names its cache, and its rows with their lengths."""
 SHARDS = "*.safetensors"
 UNFINISHED = ".unfinished."
-"""How the names of a shard being written and of a store being removed begin."""
+"""Prefix of the names of a shard that is being written, and of a cache that is being removed."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One activation cache as it lies on disk. `rows` is what its shards say; their content has not been verified."""
+    """One activation cache on disk. `rows` is the number that its shards state; their content is not verified."""
 
     folder: Path
     label: str
@@ -54,35 +54,35 @@ class Entry:
 
 
 def default_root() -> Path:
-    """`$FROSTLINE_CACHE`, or `~/.cache/frostline`. Raises `UserError` when a file stands there."""
+    """`$FROSTLINE_CACHE`, or `~/.cache/frostline`. Raises `ConfigError` when that is a file."""
     given = os.environ.get("FROSTLINE_CACHE")
     root = Path(given).expanduser() if given else Path.home() / ".cache" / "frostline"
     if root.exists() and not root.is_dir():
-        raise ConfigError(f"FROSTLINE_CACHE: {root} is a file, a folder is wanted")
+        raise ConfigError(f"FROSTLINE_CACHE: {root} is a file: use the path of a folder")
     return root
 
 
 def store_folder(root: Path, description: Mapping[str, Any]) -> Path:
-    """The folder of the store that `description`, a JSON value, describes in full."""
+    """The folder of the cache with this description, a JSON value. Its label does not count."""
     counts = {key: value for key, value in description.items() if key != LABEL}
     canonical = json.dumps(counts, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return root / "activations" / hashlib.sha256(canonical.encode()).hexdigest()[:32]
 
 
 def describe(folder: Path, description: Mapping[str, Any]) -> None:
-    """Make the store's folder if need be, and note that it is used now."""
+    """Make the cache's folder where there is none, and note that it is used now."""
     path = folder / IDENTITY
     if _read(path) != json.loads(json.dumps(description)):
         write_json(path, description)
-    with suppress(PermissionError):  # a store that others own can be read all the same
+    with suppress(PermissionError):  # a cache that another user owns can still be read
         os.utime(path)
 
 
 def entries(root: Path) -> list[Entry]:
-    """The activation caches below `root`, the one used last first."""
+    """The activation caches below `root`, the most recently used one first."""
     found = []
     for folder in store_folders(root):
-        with suppress(FileNotFoundError):  # removed meanwhile
+        with suppress(FileNotFoundError):  # removed in the meantime
             found.append(_entry(folder))
     return sorted(found, key=lambda entry: -entry.last_used)
 
@@ -94,39 +94,39 @@ def store_folders(root: Path) -> list[Path]:
 
 
 def shards(folder: Path) -> list[Path]:
-    """The finished shards in a store's folder, in the order of their names."""
+    """The finished shards in a cache's folder, in the order of their names."""
     return sorted(folder.glob(SHARDS))
 
 
 def bytes_on_disk(folder: Path) -> int:
-    """The size of a store's shards."""
+    """The size of a cache's shards, in bytes."""
     return sum(_size(path) for path in shards(folder))
 
 
 def fault(shard: Path) -> str | None:
-    """What is wrong with a shard, all of whose bytes are read; None for a sound one."""
+    """What is wrong with a shard, or None. Reads all of its bytes."""
     if sha256(shard) != shard.stem:
-        return "its content does not have the checksum that it is named by"
+        return "its content does not match the checksum in its name"
     if _header(shard).get("store") != shard.parent.name:
-        return "it was not written for this store"
+        return "it was not written for this cache"
     return None
 
 
 def drop(shard: Path) -> None:
-    """Remove a shard that has a fault. Where that is not allowed it stays, and is never used."""
+    """Remove a damaged shard. Where removal is not allowed it stays, and is never used."""
     with suppress(PermissionError):
         shard.unlink(missing_ok=True)
 
 
 @contextmanager
 def unfinished(folder: Path) -> Iterator[Path]:
-    """Yield a folder inside `folder` for a file that is to be renamed into it; it is removed in the end."""
+    """Yield a temporary folder inside `folder`, for a file that will be renamed into `folder`. Removed at the end."""
     with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=folder) as place:
         yield Path(place)
 
 
 def sweep(folder: Path, older_than: float = 3600.0) -> int:
-    """Remove what killed processes left unfinished in `folder` more than `older_than` seconds ago: bytes freed."""
+    """Remove unfinished files that are older than `older_than` seconds from `folder`. Returns the bytes freed."""
     freed = 0
     for path in folder.glob(f"{UNFINISHED}*"):
         with suppress(FileNotFoundError):
@@ -138,10 +138,10 @@ def sweep(folder: Path, older_than: float = 3600.0) -> int:
 
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Hold the store for this process alone; wait for it if need be. The system frees it when the process ends."""
+    """Hold the cache's lock; wait for it where another process has it. The system frees it when the process ends."""
     file = _lock(folder, wait=False)
     if file is None:
-        log.warning("waiting for another process that fills the activation cache %s", folder.name[:12])
+        log.warning("activation cache %s: waiting for another process that fills it", folder.name[:12])
         file = _lock(folder, wait=True)
         assert file is not None
     with _held(file):
@@ -149,18 +149,18 @@ def lock(folder: Path) -> Iterator[None]:
 
 
 def remove(folder: Path) -> bool:
-    """Remove a store, unless a process holds its lock: whether it was removed.
+    """Remove a cache, unless a process holds its lock. Returns whether it was removed.
 
-    A process that has its shards mapped goes on reading them.
+    A process that has its shards mapped can still read them.
     """
     file = _lock(folder, wait=False)
     if file is None:
         return False
     with _held(file):
-        # Renamed first: nobody finds half a store, and a new one can begin in its place at once.
+        # Renamed first, so that nobody finds half a cache, and a new one can start in its place at once.
         aside = folder.with_name(f"{UNFINISHED}{folder.name}.{os.getpid()}")
         folder.replace(aside)
-        with suppress(FileNotFoundError):  # another process sweeps too
+        with suppress(FileNotFoundError):  # another process removes it too
             shutil.rmtree(aside)
     return True
 
@@ -175,7 +175,7 @@ def _lock(folder: Path, wait: bool) -> IO[bytes] | None:
         except BlockingIOError:
             file.close()
             return None
-        # The folder may have been removed, and made anew, since the file was opened.
+        # The folder may have been removed and made again since the file was opened.
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 return file
@@ -188,7 +188,7 @@ def _held(file: IO[bytes]) -> Iterator[None]:
         try:
             yield
         finally:
-            # Closing would not do: a forked reader may have the file open too.
+            # Closing is not enough: a forked reader may have the file open too.
             fcntl.flock(file, fcntl.LOCK_UN)
 
 

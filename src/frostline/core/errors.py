@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend: one clear line saying what, where, and what would be right.
+"""Errors. Each is one clear line: what is wrong, where, and what to do.
 
 FrostlineError
   UserError            the input is wrong; the command line exits with status 2
@@ -6,7 +6,7 @@ FrostlineError
     PlanError          a plan or a schedule
     DataError          rows, or a file of them
     UnsupportedModel   a model
-    CheckpointError    what frostline wrote before
+    CheckpointError    a delta, a checkpoint, a run or a record
   TrainingError        training could not go on; status 1
 """
 
@@ -49,12 +49,17 @@ class TrainingError(FrostlineError):
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line; its class where it says nothing."""
+    """The first line of an error's message; the name of its class where it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigError:
-    """A `ConfigError` for a name that matches nothing, with the closest known ones first.
+    """The `ConfigError` for an unknown name, with the closest known name.
+
+    Args:
+        kind: what the name is of: "task", "strategy", ...
+        name: the unknown name.
+        known: the known names.
 
     >>> print(unknown_name("task", "rta", ["rte", "cb"]))
     unknown task 'rta': did you mean 'rte'? known: cb, rte

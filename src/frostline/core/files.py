@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written beside their place, then renamed into it."""
+"""Atomic files: each is written beside its place and then renamed, so that it is complete or not there."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from frostline.core.errors import CheckpointError, ConfigError, FrostlineError, 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it takes `path`'s place, on failure it is removed.
+    """Yield a temporary path beside `path`. On success it replaces `path`, on failure it is removed.
 
-    Raises `FrostlineError` when the disk is full; what stood at `path` before is then untouched.
+    Raises `FrostlineError` when the disk is full. An old file at `path` then stays as it was.
     """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -39,9 +39,9 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; on success it takes `path`'s place (replacing an old folder).
+    """Yield a temporary folder beside `path`. On success it replaces `path`, on failure it is removed.
 
-    Raises `FrostlineError` when the disk is full; what stood at `path` before is then untouched.
+    Raises `FrostlineError` when the disk is full. An old folder at `path` then stays as it was.
     """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,15 +73,15 @@ def read_text(path: Path, what: str, error: type[UserError] = ConfigError) -> st
 
     Args:
         path: the file.
-        what: it is, in the message of an error.
-        error: raised when it is missing, a folder, or not UTF-8.
+        what: what the file is, for messages.
+        error: the error to raise when the file is missing, a folder, or not UTF-8.
     """
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise error(f"{what} not found: {path}") from None
     except IsADirectoryError:
-        raise error(f"{what} is a folder, a file is wanted: {path}") from None
+        raise error(f"{what} is a folder: {path}: use the path of a file") from None
     except UnicodeDecodeError as reason:
         raise error(f"{what} is not UTF-8 text: {path}: {reason}") from None
 
@@ -89,7 +89,7 @@ def read_text(path: Path, what: str, error: type[UserError] = ConfigError) -> st
 def read_json(path: Path, what: str) -> Any:
     """The JSON value in `path`, a file of frostline's own.
 
-    Raises `CheckpointError` naming `what` when it is missing or not JSON.
+    Raises `CheckpointError` when it is missing or not JSON. `what` is what the file is, for the message.
     """
     try:
         return json.loads(read_text(path, what, CheckpointError))
@@ -111,12 +111,12 @@ def disk_errors(path: Path) -> Iterator[None]:
     except Exception as error:
         if _is_full_disk(error):
             raise FrostlineError(
-                f"no space left while writing {path}: what was there before is untouched; free some space and run again"
+                f"no space left while writing {path}, which stays as it was: free some space and run again"
             ) from error
         raise
 
 
-# safetensors wraps the operating system's error and keeps its text; torch's writer says only where it stopped.
+# safetensors wraps the system's error and keeps its text. torch's writer names only its own file and line.
 _FULL_DISK = ("no space left", "storagefull", "inline_container.cc", "iostream error")
 
 
@@ -128,7 +128,7 @@ def _is_full_disk(error: BaseException) -> bool:
 
 
 def _exchange(path: Path, new: Path) -> None:
-    """Put `new` in the place of `path` and remove what was there; put that back if `new` cannot move."""
+    """Replace `path` by `new` and remove the old folder. Put the old one back if `new` cannot be moved."""
     aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
     try:
         path.replace(aside / "was")

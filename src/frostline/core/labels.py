@@ -1,6 +1,6 @@
-"""Labels as every part of frostline reads them."""
+"""The label that all parts of frostline ignore."""
 
 from __future__ import annotations
 
 IGNORED = -100
-"""The label of a token that no loss looks at, as torch and transformers have it."""
+"""The label of a token that does not count in the loss, as in torch and transformers."""

@@ -1,4 +1,4 @@
-"""Memory that was freed, given back to the system."""
+"""Return freed memory to the system."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import gc
 
 
 def give_back_free_memory() -> None:
-    """Ask the C library to return what was freed to the system; glibc keeps it resident otherwise."""
+    """Ask the C library to return freed memory to the system. Without this, glibc keeps it in the process."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)

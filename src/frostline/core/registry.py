@@ -1,4 +1,4 @@
-"""One registry for everything that has a name: strategies, tasks. One line per entry."""
+"""The registry of named things, such as strategies and tasks, with one line per entry."""
 
 from __future__ import annotations
 
@@ -12,11 +12,16 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """Names to entries, with a did-you-mean error, extended by installed packages through an entry point.
+    """Names and their entries. Installed packages can add entries through an entry point.
 
-    A third party writes, in its pyproject.toml, ``[project.entry-points."frostline.<group>"]`` and one line
-    ``name = "module:object"``; the object is loaded when the name is first asked for. It has to be an
-    `entry_type`, where that is given.
+    Such a package has ``[project.entry-points."frostline.<group>"]`` in its pyproject.toml, and below it one line
+    ``name = "module:object"``. The object is loaded when the name is first used.
+
+    Args:
+        kind: what the names are of, for messages.
+        group: the group of entry points.
+        entries: the built-in entries.
+        entry_type: the class that an entry of a package has to have; None accepts any.
     """
 
     def __init__(self, kind: str, group: str, entries: Mapping[str, T], entry_type: type[T] | None = None) -> None:
@@ -28,7 +33,8 @@ class Registry(Generic[T]):
     def get(self, name: str) -> T:
         """The entry called `name`.
 
-        Raises `UserError` naming the closest known ones, or when a package's entry cannot be loaded.
+        Raises `ConfigError` for an unknown name, with the closest known one, and when a package's entry cannot be
+        loaded.
         """
         if name not in self._entries:
             if name not in self:

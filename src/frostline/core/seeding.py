@@ -1,4 +1,4 @@
-"""One seed governs everything that is drawn at random."""
+"""All random draws of a run come from one seed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 
 
 def derive_seed(seed: int, *names: str | int) -> int:
-    """A seed of 63 bits for one named use, so that two uses of one run never share a stream.
+    """A seed of 63 bits for one named use, so that two uses in one run get different random numbers.
 
     >>> derive_seed(42, "rows", 3) != derive_seed(42, "rows", 4)
     True

@@ -1,4 +1,4 @@
-"""Plan and schedule as pure data. Imports no torch: a plan is read and written on any machine."""
+"""Plan and schedule as pure data. Imports no torch, so that a plan can be read and written on any machine."""
 
 from frostline.plan import adapters
 from frostline.plan._forward import Forward, Residual

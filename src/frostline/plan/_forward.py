@@ -10,9 +10,13 @@ from frostline.core.settings import Options
 
 
 class Residual(Options):
-    """h_l = block_l(h_(l-1)) + alpha h_(l-span), for every block l, counted from 1, with l >= span.
+    """The residual interaction: h_l = block_l(h_(l-1)) + alpha h_(l-span), for every block l >= span, counted from 1.
 
-    h_0 is what the embeddings give. In an encoder-decoder each stack counts for itself.
+    h_0 is the embeddings' output. In an encoder-decoder, blocks are counted from 1 in each stack.
+
+    Attributes:
+        alpha: its weight; 0 is the ordinary model.
+        span: how many blocks it reaches back.
     """
 
     alpha: float = 0.0
@@ -21,14 +25,17 @@ class Residual(Options):
     @field_validator("alpha")
     @classmethod
     def _one_zero(cls, value: float) -> float:
-        return value or 0.0  # -0.0 changes nothing either, and is written otherwise
+        return value or 0.0  # -0.0 is the same as 0.0, but would be written differently
 
 
 class Forward(Options):
-    """Changes of the forward pass and of the loss; none by default.
+    """Changes of the forward pass and of the loss. By default there are none.
 
-    `loss_weights` has a number lambda_l for each block: the training loss is the sum over blocks of lambda_l times
-    the loss read off block l's output through final norm and head. 0, ..., 0, 1 is the ordinary loss.
+    Attributes:
+        loss_weights: the layered loss, one number lambda_l for each block. The training loss is the sum over blocks of
+            lambda_l times the loss of block l's output, passed through final norm and head. 0, ..., 0, 1 is the
+            ordinary loss.
+        residual: the residual interaction.
     """
 
     loss_weights: tuple[float, ...] | None = None
@@ -36,22 +43,22 @@ class Forward(Options):
 
     @property
     def interacts(self) -> bool:
-        """Whether the model computes something else than its checkpoint says."""
+        """Whether the residual interaction changes the model's output."""
         return self.residual.alpha != 0
 
     @property
     def layered(self) -> bool:
-        """Whether the loss is another than the ordinary one."""
+        """Whether the loss differs from the ordinary one."""
         return self.loss_weights is not None and self.loss_weights != (0.0,) * (len(self.loss_weights) - 1) + (1.0,)
 
     @property
     def losses(self) -> Mapping[int, float]:
-        """Block, counted from 0 -> its weight in the loss, of a layered loss; empty for the ordinary one."""
+        """Block, counted from 0 -> its weight in the layered loss. Empty for the ordinary loss."""
         if self.loss_weights is None or not self.layered:
             return {}
         return {index: weight for index, weight in enumerate(self.loss_weights) if weight}
 
     @property
     def changes(self) -> bool:
-        """Whether anything is changed at all."""
+        """Whether anything changes."""
         return self.interacts or self.layered

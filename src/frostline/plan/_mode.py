@@ -1,4 +1,4 @@
-"""What every mode of a block says of itself, so that nobody has to know which modes there are."""
+"""The interface of a block's modes. Other code uses it, and does not ask which mode it has."""
 
 from __future__ import annotations
 
@@ -12,8 +12,14 @@ TargetModules = Annotated[Targets | tuple[str, ...], group_or_names(Targets)]
 
 
 class OwnTensors(NamedTuple):
-    """Which of a block's own tensors train: those of a group or of modules, at `lr_scale`; of each matrix the share
-    `rows` of its rows, drawn with `rows_seed`."""
+    """Which of a block's own tensors train, and how.
+
+    Attributes:
+        lr_scale: factor of the run's learning rate.
+        train: a group of tensors, or names of modules.
+        rows: the share of each matrix's rows that trains.
+        rows_seed: draws these rows.
+    """
 
     lr_scale: float
     train: str | tuple[str, ...] = "all"
@@ -27,37 +33,37 @@ class OwnTensors(NamedTuple):
 
 
 class Mode(Options):
-    """What training does to one block. By itself it leaves the block as it is."""
+    """What training does to one block. This base class changes nothing."""
 
     @property
     def own(self) -> OwnTensors | None:
-        """Which of the block's own tensors train; None when none does."""
+        """Which of the block's own tensors train; None when none of them does."""
         return None
 
     @property
     def adds(self) -> bool:
-        """Whether the block gets parameters beside its own."""
+        """Whether the block gets new parameters beside its own."""
         return False
 
     @property
     def structure(self) -> Mode | None:
-        """What the block's modules are rebuilt for, whatever the learning rate; None when they stay as they are."""
+        """The mode without its learning rate, where the block's modules are rebuilt for it; else None."""
         return None
 
 
 class Adding(Mode):
-    """A mode that adds parameters to a block and leaves the block's own tensors frozen.
+    """A mode that adds parameters to a block. The block's own tensors stay frozen.
 
-    What it adds is an adapter kind in `frostline.adapters`.
+    `frostline.adapters` has an adapter kind for each such mode.
     """
 
-    if TYPE_CHECKING:  # each mode has it as its last field: a plan's text keeps the order of fields
+    if TYPE_CHECKING:  # each mode declares these itself, because a plan's text keeps the order of fields
         mode: str
         lr_scale: float
 
     @property
     def label(self) -> str:
-        """What messages call it."""
+        """Its name in messages."""
         label: str = getattr(self, "kind", self.mode)
         return label
 
@@ -70,12 +76,12 @@ class Adding(Mode):
         return self.model_copy(update={"lr_scale": 1.0})
 
     def beside(self, targets: Targets | tuple[str, ...]) -> Self | None:
-        """The mode beside these matrices, unless it names others; None when it goes with whole blocks alone."""
+        """The mode on these matrices, unless it names others itself. None when it needs whole blocks."""
         return None
 
 
 class Targeted(Adding):
-    """A mode that goes beside matrices of a block: those that `targets` names."""
+    """A mode that goes beside matrices of a block. `targets` names them."""
 
     if TYPE_CHECKING:
         targets: TargetModules

@@ -33,8 +33,11 @@ class Full(Mode):
 class Partial(Mode):
     """Some of the block's tensors, or some rows of each matrix, train (methods.md 2, "partly updated").
 
-    `train` names the tensors: a group, or modules within the block, such as `mlp.down_proj`. `rows` is the share of
-    each matrix's rows that trains, drawn with `rows_seed` (vectors among the named tensors train whole).
+    Attributes:
+        train: which tensors train: a group, or a list of modules within the block, such as `mlp.down_proj`.
+        rows: the share of each matrix's rows that trains. Vectors always train whole.
+        rows_seed: draws the rows.
+        lr_scale: factor of the run's learning rate.
     """
 
     mode: Literal["partial"] = "partial"
@@ -47,8 +50,8 @@ class Partial(Mode):
     def _leaves_something_out(self) -> Partial:
         if self.train == "all" and self.rows == 1.0:
             raise ValueError(
-                "a partial block names what trains: give train: attention | feed_forward | "
-                "norms_and_biases | biases, or rows below 1 (mode: full trains everything)"
+                "it does not say what trains: use train: attention | feed_forward | norms_and_biases | biases, "
+                "or rows below 1 (mode: full trains everything)"
             )
         return self
 

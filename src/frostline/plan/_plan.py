@@ -17,9 +17,14 @@ from frostline.plan._modes import BlockMode, Frozen, Full, PartMode
 class Plan(Options):
     """Which parts of a model train, and how. Pure data: it names blocks by number and holds no tensor.
 
-    `blocks[i]` is the mode of block i, counted from the input. `untie` gives a tied head its own copy of
-    the embedding, so that the head can train while the embeddings stay frozen. `forward` is what changes in the
-    forward pass and the loss.
+    Attributes:
+        strategy: the name of the strategy that made it.
+        embeddings: mode of the embeddings, `frozen` or `full`.
+        blocks: a mode for each block, counted from the input.
+        final_norm: mode of the final norm, `frozen` or `full`.
+        head: mode of the head, `frozen` or `full`.
+        untie: give a tied head its own copy of the embedding, so that it can train while the embeddings stay frozen.
+        forward: changes of the forward pass and of the loss.
     """
 
     version: Literal[1] = 1
@@ -45,7 +50,7 @@ class Plan(Options):
     def _trains_something(self) -> Plan:
         parts = (self.embeddings, *self.blocks, self.final_norm, self.head)
         if all(part.mode == "frozen" for part in parts):
-            raise ValueError("nothing trains: give at least one block or the head a mode other than frozen")
+            raise ValueError("nothing trains: use a mode other than frozen for at least one block or the head")
         return self
 
     @model_validator(mode="after")
@@ -53,51 +58,58 @@ class Plan(Options):
         weights, depth = self.forward.loss_weights, len(self.blocks)
         if weights is not None:
             if len(weights) != depth:
-                raise ValueError(f"forward.loss_weights: {len(weights)} numbers for {depth} blocks: give one for each")
+                raise ValueError(
+                    f"forward.loss_weights: {len(weights)} numbers for {depth} blocks: use one for each block"
+                )
             highest = max((index for index, weight in enumerate(weights) if weight), default=-1)
             above = [i for i, block in enumerate(self.blocks) if i > highest and block.mode != "frozen"]
             if above or highest < 0:
                 raise ValueError(
-                    f"forward.loss_weights: no block from {highest + 1} on has a weight, so nothing there would learn: "
-                    f"give block {depth - 1} one"
+                    f"forward.loss_weights: every weight from block {highest + 1} on is 0, so nothing there would "
+                    f"learn: use a weight other than 0 for block {depth - 1}"
                 )
         if self.forward.interacts and self.forward.residual.span > depth:
-            raise ValueError(f"forward.residual.span: {self.forward.residual.span} reaches over all {depth} blocks")
+            raise ValueError(
+                f"forward.residual.span: {self.forward.residual.span} of {depth} blocks: use at most {depth}"
+            )
         return self
 
     @property
     def boundary(self) -> int:
-        """The lowest block that trains; below it no backward runs. 0 when the embeddings train, the number
-        of blocks when none does."""
+        """The lowest block that trains. No backward pass runs below it.
+
+        0 when the embeddings train; the number of blocks when no block trains.
+        """
         if self.embeddings.mode != "frozen":
             return 0
         trained = (i for i, block in enumerate(self.blocks) if block.mode != "frozen")
         return next(trained, len(self.blocks))
 
     def reads_below(self, boundary: int) -> str | None:
-        """Why blocks from `boundary` on, or the loss, read states before the one at the boundary; None when they do
-        not. In one line.
+        """Why the blocks from `boundary` on, or the loss, need states from below the boundary, in one line.
 
-        The boundary state itself may be read. An encoder-decoder's stacks are taken as one here: with the whole
-        encoder below, a decoder that trains from its first block on would not read below.
+        None when they need none. They may read the boundary state itself. The stacks of an encoder-decoder count as
+        one here, so the answer is too careful where the boundary lies between them.
         """
         if not 0 < boundary <= len(self.blocks):
             return None
         below = [index for index in self.forward.losses if index + 1 < boundary]
         if below:
-            return f"the layered loss reads block {below[0]}, which lies below the boundary at {boundary}"
+            return (
+                f"the layered loss reads the output of block {below[0]}, which is below the boundary (block {boundary})"
+            )
         if self.forward.interacts and self.forward.residual.span > 1 and boundary < len(self.blocks):
-            return f"the residual interaction reads {self.forward.residual.span} blocks back, below the boundary"
+            return f"the residual interaction reaches {self.forward.residual.span} blocks back, below the boundary"
         return None
 
     @classmethod
     def read(cls, document: Any, where: str = "plan") -> Plan:
         """A plan from a parsed document (YAML or JSON).
 
-        Raises `PlanError` with one line that says what is wrong, where, and what would be right.
+        Raises `PlanError` with one line: what is wrong, where (`where` is the file), and what to do.
         """
         if not isinstance(document, dict):
-            raise PlanError(f"{where}: a plan is a mapping with the key 'blocks', not {_kind(document)}")
+            raise PlanError(f"{where}: a plan has to be a mapping with the key 'blocks', not {_kind(document)}")
         try:
             return cls.model_validate(document)
         except ValidationError as error:
@@ -105,19 +117,19 @@ class Plan(Options):
 
 
 def expand_blocks(entries: Sequence[Any]) -> list[Any]:
-    """One mode document per block from entries such as ``{index: 0-7, mode: frozen}``, in any order.
+    """One mode document per block, from entries such as ``{index: 0-7, mode: frozen}`` in any order.
 
-    Every block from 0 to the highest named has to be there exactly once. Raises `ValueError` otherwise.
+    Raises `ValueError` unless every block from 0 to the highest one is named exactly once.
     """
     found = named_blocks(entries)
     missing = sorted(set(range(max(found, default=-1) + 1)) - set(found))
     if missing:
-        raise ValueError(f"no mode is given for block {_ranges(missing)}: every block needs one")
+        raise ValueError(f"block {_ranges(missing)} has no mode: give every block one")
     return [found[index] for index in sorted(found)]
 
 
 def named_blocks(entries: Sequence[Any]) -> dict[int, Any]:
-    """Block -> its mode document, from entries as `expand_blocks` takes. Raises `ValueError` for one given twice."""
+    """Block -> its mode document, from entries as in `expand_blocks`. Raises `ValueError` for a block given twice."""
     found: dict[int, Any] = {}
     for position, entry in enumerate(entries):
         options, index = _word_to_mode(entry), position
@@ -126,13 +138,13 @@ def named_blocks(entries: Sequence[Any]) -> dict[int, Any]:
             options = {key: value for key, value in options.items() if key != "index"}
         for block in _indices(index):
             if block in found:
-                raise ValueError(f"block {block} is given twice")
+                raise ValueError(f"block {block} is given twice: give each block one mode")
             found[block] = options
     return found
 
 
 def block_ranges(modes: Iterable[Options]) -> list[tuple[str, Options]]:
-    """Runs of equal neighbouring modes, as ("0-7", mode)."""
+    """Neighbouring blocks with equal modes, as ("0-7", mode)."""
     runs: list[tuple[int, int, Options]] = []
     for index, mode in enumerate(modes):
         if runs and runs[-1][2] == mode:
@@ -148,10 +160,10 @@ _INDEX = re.compile(r"(\d{1,4})(?:-(\d{1,4}))?", re.ASCII)
 def _indices(index: Any) -> range:
     match = _INDEX.fullmatch(str(index))
     if match is None:
-        raise ValueError(f"block index {index!r} is not a number from 0 to 9999 or a range such as 0-7")
+        raise ValueError(f"block index {index!r}: use a number from 0 to 9999 or a range such as 0-7")
     first, last = int(match[1]), int(match[2] or match[1])
     if last < first:
-        raise ValueError(f"block index {index!r} runs backwards: the lowest comes first")
+        raise ValueError(f"block index {index!r}: use the lower number first, as in 0-7")
     return range(first, last + 1)
 
 

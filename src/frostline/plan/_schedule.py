@@ -8,21 +8,24 @@ from typing import Any, Protocol, runtime_checkable
 from frostline.plan._plan import Plan
 
 Observations = Mapping[str, Sequence[float]]
-"""Signal name -> one number per block, measured by the engine since the current plan began, when it is read."""
+"""Signal name -> one number per block. The engine measures a signal when the schedule reads it, over the time since the
+current plan began."""
 
 
 @runtime_checkable
 class Schedule(Protocol):
     """The plan that training starts with, and the plans that follow it.
 
-    `observes` names the signals (per block) that `next` is given from now on; the engine measures them. `settled` says
-    that the plan stays as it is to the end; it may stay False for ever. The state is plain JSON data, so that a killed
-    run resumes with the schedule where it was.
+    The state is plain JSON data, so that a killed run can resume with the schedule where it was.
+
+    Attributes:
+        observes: the signals that `next` needs from now on. The engine measures them for every block.
+        settled: whether the plan stays as it is to the end. It may be False to the end.
     """
 
     @property
     def first(self) -> Plan:
-        """The plan that training starts with: the same at any time, whatever the state."""
+        """The plan that training starts with. It does not depend on the state."""
         ...
 
     @property
@@ -34,7 +37,7 @@ class Schedule(Protocol):
     def next(self, step: int, observations: Observations) -> Plan | None:
         """The plan from optimizer step `step` on, or None to keep the current one.
 
-        Asked before every step from 1 on (step 0 is the first), until the schedule is settled.
+        Called before every step but the first (step 0), until the schedule is settled.
         """
         ...
 
@@ -60,4 +63,4 @@ class FixedSchedule:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         if state:
-            raise ValueError(f"a fixed schedule has no state, given {sorted(state)}")
+            raise ValueError(f"a fixed schedule has no state (given: {sorted(state)})")

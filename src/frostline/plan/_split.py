@@ -1,4 +1,4 @@
-"""How a training is split over a server and clients, as pure data."""
+"""How training is divided between a server and clients (SplitLoRA), as pure data."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Split:
-    """How a training is split.
+    """How training is divided between a server and clients.
 
     Attributes:
-        cut: how many blocks, with the embeddings, are the clients' part; the rest is the server's.
+        cut: how many blocks the clients hold, with the embeddings. The server holds the rest.
         clients: how many clients there are, each with its own share of the rows.
         average_every: rounds between two averages of the clients' matrices.
-        timeout: seconds that one process waits for a message of another.
+        timeout: how many seconds a process waits for a message from another.
     """
 
     cut: int
@@ -22,5 +22,5 @@ class Split:
     timeout: float = 600.0
 
     def averages_after(self, step: int, rounds: int) -> bool:
-        """Whether the clients' matrices are averaged after round `step` (counted from 0): every so often, and last."""
+        """Whether the clients' matrices are averaged after round `step`, from 0. After the last one they always are."""
         return (step + 1) % self.average_every == 0 or step + 1 == rounds

@@ -1,4 +1,4 @@
-"""A plan at a glance: a strip of coloured cells, one per part, for the terminal."""
+"""A plan as a strip of coloured cells, one for each block, for the terminal."""
 
 from __future__ import annotations
 

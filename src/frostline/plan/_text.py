@@ -1,4 +1,4 @@
-"""Plans as text: YAML for people (runs of equal blocks in one line), JSON for programs (a line per block).
+"""Plans as text: YAML for people (equal neighbouring blocks in one line), JSON for programs (one entry per block).
 
 Both forms read back to the same plan, and the same plan always gives the same text.
 """
@@ -21,7 +21,7 @@ from frostline.plan._plan import Plan, block_ranges
 def document(plan: Plan) -> dict[str, Any]:
     """The plan as plain data with one entry per block, each with its number and every option.
 
-    `forward` is there only where it says something.
+    `forward` is left out where it has only defaults.
     """
     blocks = [{"index": index, **mode.model_dump(mode="json")} for index, mode in enumerate(plan.blocks)]
     unsaid = {"forward"} if plan.forward == Forward() else None
@@ -34,7 +34,7 @@ def to_json(plan: Plan) -> str:
 
 
 def to_yaml(plan: Plan) -> str:
-    """The plan as YAML: short words where no option is set, runs of equal blocks in one line."""
+    """The plan as YAML: options only where they differ from the default, equal neighbouring blocks in one line."""
     lines = [f"version: {plan.version}", f"strategy: {_flow(plan.strategy)}"]
     lines += [f"embeddings: {_flow(_short(plan.embeddings))}", "blocks:"]
     for index, mode in block_ranges(plan.blocks):
@@ -48,17 +48,17 @@ def to_yaml(plan: Plan) -> str:
 
 
 def from_text(text: str, where: str = "plan") -> Plan:
-    """A plan from YAML or JSON text. Raises `PlanError` with the place of the fault."""
+    """A plan from YAML or JSON text. Raises `PlanError` that names the file and what is wrong."""
     return Plan.read(parse_yaml(text, where, PlanError), where)
 
 
 def load_plan(path: Path) -> Plan:
-    """The plan in a .yaml or .json file. Raises `PlanError` when there is none, or it is malformed."""
+    """Read a plan from a .yaml or .json file. Raises `PlanError` when the file is missing or malformed."""
     return from_text(read_text(path, "plan file", PlanError), str(path))
 
 
 def save_plan(plan: Plan, path: Path) -> None:
-    """Write the plan, as JSON if the path ends in .json, else as YAML."""
+    """Write a plan to a file: as JSON where the path ends in .json, else as YAML."""
     write_text(path, to_json(plan) if path.suffix == ".json" else to_yaml(plan))
 
 

@@ -1,4 +1,4 @@
-"""Modes that add to a block and leave its own tensors frozen, as pure data: a class for each adapter kind."""
+"""Modes that add an adapter to a block and leave its own tensors frozen, as pure data: one class per adapter kind."""
 
 from __future__ import annotations
 
@@ -12,11 +12,17 @@ from frostline.plan._mode import Adding, Targeted, TargetModules
 class Lora(Targeted):
     """Low-rank updates beside the block's frozen matrices (Hu et al. 2021): W x + (alpha / r) B A x.
 
-    `targets` is which matrices: `default` is what PEFT adapts for this model family (query and value for
-    most), or all of the attention's when PEFT does not know the family; or a group: `attention`, `feed_forward`,
-    `all`, `qkv` (what makes queries, keys and values), `down` (what leads out of the feed-forward), `outputs` (what
-    leads out of attention and feed-forward); or module names. `gate` scales the update by a number between 0 and 1,
-    which a linear layer reads off the matrix's input, token by token (methods.md 4).
+    Attributes:
+        r: the rank.
+        alpha: scale of the update, which is divided by r.
+        dropout: of the input of A.
+        targets: which matrices. `default`: what PEFT adapts for this model family (for most, queries and values), or
+            all of the attention where PEFT does not know the family. A group: `attention`, `feed_forward`, `all`,
+            `qkv` (the matrices that compute queries, keys and values), `down` (the output of the feed-forward),
+            `outputs` (the outputs of attention and feed-forward). Or a list of module names.
+        gate: multiply the update by a number between 0 and 1, which a linear layer computes for each token from the
+            matrix's input (methods.md 4).
+        lr_scale: factor of the run's learning rate.
     """
 
     mode: Literal["lora"] = "lora"
@@ -31,11 +37,16 @@ class Lora(Targeted):
 class Prefix(Adding):
     """Keys and values of `length` learned tokens in the block's self-attention (Li and Liang 2021; methods.md 4).
 
-    Every token attends to them, none of them to anything; they have no positions. `gate` is a number g between 0 and
-    1 that a linear layer reads off the attention's input, for each token that attends: `prefix` multiplies the
-    prefix's keys and values by it (the paper's); `output` multiplies the prefix's share of the attention (before the
-    shares are made to sum to 1), so that 0 is the model without prefix; `none`. `init_std` is the standard deviation
-    of the first keys and values. A length of 0 adds nothing.
+    Every token of the text attends to them. They have no positions.
+
+    Attributes:
+        length: how many tokens; 0 adds nothing.
+        gate: a number g between 0 and 1, which a linear layer computes for each token from the attention's input.
+            `prefix` multiplies the prefix's keys and values by g, as the paper does. `output` multiplies the prefix's
+            attention weights by g before all weights are divided by their sum, so that g = 0 is the model without a
+            prefix. `none`: no gate.
+        init_std: standard deviation of the first keys and values.
+        lr_scale: factor of the run's learning rate.
     """
 
     mode: Literal["prefix"] = "prefix"
@@ -50,11 +61,19 @@ class Prefix(Adding):
 
 
 class Bottleneck(Targeted):
-    """Up(f(Down(.))), of `bottleneck` numbers in the middle, added to what a matrix gives.
+    """A bottleneck adapter: Up(f(Down(x))) is added to the output of a matrix. Up starts at 0.
 
-    `parallel` adapters (He et al. 2022) read the matrix's input, and go by default beside those that make queries,
-    keys and values; `series` adapters (Houlsby et al. 2019) read its output, and go after those that lead out of
-    attention and feed-forward. `activation` is f. No biases unless `bias`. Up begins at 0.
+    Attributes:
+        kind: `parallel` (He et al. 2022): x is the matrix's input; by default beside the matrices that compute queries,
+            keys and values. `series` (Houlsby et al. 2019): x is the matrix's output; by default after the output
+            matrices of attention and feed-forward.
+        bottleneck: how many numbers lie between Down and Up.
+        activation: f.
+        bias: whether Down and Up have biases.
+        scale: factor of what is added.
+        dropout: of x.
+        targets: which matrices, as for LoRA.
+        lr_scale: factor of the run's learning rate.
     """
 
     mode: Literal["adapter"] = "adapter"
@@ -73,10 +92,17 @@ class Bottleneck(Targeted):
 
 
 class Mixture(Adding):
-    """MixLoRA (Li et al. 2024; methods.md 5): the feed-forward as `experts`, each the frozen one with its own LoRA.
+    """MixLoRA (Li et al. 2024; methods.md 5): experts that share the frozen feed-forward, each with its own LoRA.
 
-    A router without bias gives every token its `top_k` experts, whose shares are made to sum to 1. `balance` weighs
-    the loss that keeps the experts equally busy. `attention` puts LoRA of the same rank on the attention's matrices.
+    Attributes:
+        experts: how many experts.
+        top_k: how many experts work on each token. A router without bias chooses them, and their shares sum to 1.
+        r: the rank.
+        alpha: scale of the update, which is divided by r.
+        dropout: of the input of A.
+        balance: weight of the loss that keeps the experts equally busy.
+        attention: put LoRA of the same rank on the attention's matrices too.
+        lr_scale: factor of the run's learning rate.
     """
 
     mode: Literal["adapter"] = "adapter"
@@ -94,14 +120,20 @@ class Mixture(Adding):
     @classmethod
     def _of_the_experts(cls, value: int, info: Any) -> int:
         if value > info.data.get("experts", value):
-            raise ValueError(f"{value} of {info.data['experts']} experts cannot be taken")
+            raise ValueError(
+                f"{value} is more than the {info.data['experts']} experts: use at most {info.data['experts']}"
+            )
         return value
 
 
 class Peft(Targeted):
-    """Any other method of PEFT that adapts modules, by its name there: `ia3`, `dora`, `adalora`, `ln_tuning`, ...
+    """Any other method of PEFT that adapts modules, by PEFT's name: `ia3`, `dora`, `adalora`, `ln_tuning`, ...
 
-    `options` are those of PEFT's config for it; `targets` as for LoRA, `default` what PEFT adapts by itself.
+    Attributes:
+        method: its name in PEFT.
+        options: options of PEFT's config for it.
+        targets: which matrices, as for LoRA. `default`: what PEFT adapts for this model family.
+        lr_scale: factor of the run's learning rate.
     """
 
     mode: Literal["adapter"] = "adapter"
@@ -117,6 +149,6 @@ class Peft(Targeted):
 
 
 Adapter = Annotated[Bottleneck | Mixture | Peft, Field(discriminator="kind")]
-"""The modes that a plan calls `adapter`, told apart by their `kind`."""
+"""The modes that a plan calls `adapter`. Their `kind` tells which one it is."""
 AddingMode = Lora | Prefix | Adapter
 """The modes that add parameters to a block."""

@@ -1,4 +1,4 @@
-"""Strategies choose a plan, or a schedule of them. Each is a function in one file and one line of the table."""
+"""Strategies: each chooses a plan, or a schedule of plans. Each is one function, and one line of the table."""
 
 from frostline.strategies._adapted import ADDITIONS
 from frostline.strategies._budget import Budget

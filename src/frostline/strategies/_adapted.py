@@ -1,4 +1,4 @@
-"""What can be added to blocks, by name: on every block as a strategy, and where another trains as `STRATEGY+NAME`."""
+"""Additions: adapters by name. `NAME` puts one on every block, `STRATEGY+NAME` on the blocks that a strategy trains."""
 
 from __future__ import annotations
 
@@ -36,7 +36,14 @@ from frostline.strategies._strategy import Strategy
 
 @dataclass(frozen=True)
 class Addition:
-    """A mode that adds to a block: its options, `fixed` ones that its name stands for, and other defaults."""
+    """A mode that adds an adapter to a block.
+
+    Attributes:
+        summary: what it adds, in a few words.
+        mode: the mode and its options.
+        fixed: options whose values the name implies.
+        defaults: defaults that differ from the mode's.
+    """
 
     summary: str
     mode: type[AddingMode]
@@ -44,15 +51,15 @@ class Addition:
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
     def read(self, options: Any, where: str) -> AddingMode:
-        """The mode with a user's options. Raises `UserError` with the key at fault."""
+        """The mode with a user's options. Raises `ConfigError` that names the wrong option."""
         if not isinstance(options, dict):
-            raise ConfigError(f"{where}: its options are a mapping")
-        said = ("mode", *self.fixed)
-        for key in (key for key in said if key in options):
-            raise ConfigError(f"{where}: {key}: the name says it")
-        known = [key for key in self.mode.model_fields if key not in said]
+            raise ConfigError(f"{where}: options have to be a mapping, such as {{lr_scale: 0.5}}")
+        implied = ("mode", *self.fixed)
+        for key in (key for key in implied if key in options):
+            raise ConfigError(f"{where}: {key}: the strategy's name already sets it: leave it out")
+        known = [key for key in self.mode.model_fields if key not in implied]
         for key in (key for key in options if key not in known):
-            hint = "; those of PEFT's config go under options" if "options" in self.mode.model_fields else ""
+            hint = "; options of PEFT's config go under options" if "options" in self.mode.model_fields else ""
             raise ConfigError(f"{where}: {unknown_name('key', str(key), known)}{hint}")
         try:
             return self.mode.model_validate({**self.defaults, **options, **self.fixed})
@@ -62,16 +69,16 @@ class Addition:
 
 ADDITIONS: Mapping[str, Addition] = {
     "lora": Addition("LoRA", Lora),
-    "prefix": Addition("learned keys and values", Prefix, defaults={"length": 30, "gate": "none"}),
+    "prefix": Addition("learned keys and values (prefix tuning)", Prefix, defaults={"length": 30, "gate": "none"}),
     "parallel-adapter": Addition("adapters beside queries, keys and values", Bottleneck, {"kind": "parallel"}),
     "series-adapter": Addition("adapters after attention and feed-forward", Bottleneck, {"kind": "series"}),
     "mixlora": Addition("a mixture of LoRA experts", Mixture, {"kind": "mixture"}),
-    "ia3": Addition("rescaled keys, values and feed-forward", Peft, {"kind": "peft", "method": "ia3"}),
-    "dora": Addition("LoRA with magnitudes", Peft, {"kind": "peft", "method": "dora"}),
-    "adalora": Addition("LoRA whose ranks adapt", Peft, {"kind": "peft", "method": "adalora"}),
-    "ln-tuning": Addition("norms", Peft, {"kind": "peft", "method": "ln_tuning"}),
+    "ia3": Addition("learned factors for keys, values and feed-forward", Peft, {"kind": "peft", "method": "ia3"}),
+    "dora": Addition("LoRA with learned magnitudes", Peft, {"kind": "peft", "method": "dora"}),
+    "adalora": Addition("LoRA whose ranks adapt during training", Peft, {"kind": "peft", "method": "adalora"}),
+    "ln-tuning": Addition("trained norms", Peft, {"kind": "peft", "method": "ln_tuning"}),
 }
-"""What PEFT calls the paper's baselines is here by name; its other methods are a mode of a plan file."""
+"""The papers' baselines. PEFT's other methods can be used in a plan file (`mode: adapter`, `kind: peft`)."""
 
 
 def everywhere(name: str) -> Strategy:
@@ -89,36 +96,40 @@ def adapted(selection: Selection, situation: Situation, mode: AddingMode, name: 
     """`selection` with `mode` on every block that its plans train (`adapted_plan`).
 
     Args:
-        selection: of the strategy that the addition's name follows.
-        situation: that it was made for.
+        selection: what the strategy before the plus sign selects.
+        situation: the situation that it was made for.
         mode: what is added.
-        name: the addition's.
+        name: the addition's name.
 
-    Raises `UserError` when a plan trains no block.
+    Raises `ConfigError` when a plan trains no block, or the addition cannot be used with a schedule.
     """
     schedule = selection.schedule
     if schedule.settled:
         return replace(selection, schedule=FixedSchedule(adapted_plan(schedule.first, situation, mode, name)))
     kind = kind_of(mode)
     if kind is not None and kind.why_not_scheduled is not None:
-        raise ConfigError(f"+{name}: {kind.why_not_scheduled}: take +lora")
+        raise ConfigError(f"strategy '{schedule.first.strategy}+{name}': {kind.why_not_scheduled}: use +lora")
     return replace(selection, schedule=_Adapted(schedule, situation, mode, name))
 
 
 def adapted_plan(plan: Plan, situation: Situation, mode: AddingMode, name: str) -> Plan:
-    """`plan` with `mode`, of the addition called `name`, on every block that it trains, at that block's learning-rate
-    scale; final norm and a pretrained head stay frozen, a task head trains.
+    """`plan` with `mode` on every block that it trains.
+
+    A block's learning-rate factor stays. The final norm and a pretrained head are frozen, a task head trains.
 
     Args:
         plan: what trains without the addition.
-        situation: that the plan is for.
+        situation: the situation that the plan is for.
         mode: what is added.
-        name: the addition's.
+        name: the addition's name.
 
-    Raises `UserError` when the plan trains no block.
+    Raises `ConfigError` when the plan trains no block, and `PlanError` when the addition does not fit a block.
     """
     if all(trained.own is None for trained in plan.blocks):
-        raise ConfigError(f"strategy '{plan.strategy}+{name}': '{plan.strategy}' trains no block that it could go to")
+        raise ConfigError(
+            f"strategy '{plan.strategy}+{name}': '{plan.strategy}' trains no block that {name} could be added to: use "
+            f"{name}, or a strategy that trains blocks"
+        )
     blocks = tuple(
         _mode(trained, block, mode, name) for trained, block in zip(plan.blocks, situation.anatomy.blocks, strict=True)
     )
@@ -132,7 +143,7 @@ def adapted_plan(plan: Plan, situation: Situation, mode: AddingMode, name: str) 
 
 
 class _Adapted:
-    """A schedule whose plans are adapted one by one."""
+    """A schedule with the addition on each of its plans."""
 
     def __init__(self, schedule: Schedule, situation: Situation, mode: AddingMode, name: str) -> None:
         self._schedule, self._situation, self._mode, self._name = schedule, situation, mode, name
@@ -164,8 +175,7 @@ class _Adapted:
 
 
 def _mode(mode: BlockMode, block: Block, added: AddingMode, name: str) -> BlockMode:
-    """`added` for what trains in a block, beside the matrices that a partial block names unless `added` names
-    others."""
+    """What replaces a block's mode: `added`, on the matrices that a partial block names unless `added` names others."""
     own = mode.own
     if own is None:
         return mode
@@ -173,17 +183,18 @@ def _mode(mode: BlockMode, block: Block, added: AddingMode, name: str) -> BlockM
         if own.rows < 1 or own.train == "norms_and_biases":
             what = "some rows of its matrices" if own.rows < 1 else "its norms and biases"
             raise PlanError(
-                f"+{name}: it goes beside whole matrices, and a middle block trains {what}: take another form"
+                f"+{name}: block {block.index} trains {what}, but {name} needs whole matrices: use "
+                "partly: attention or partly: feed_forward"
             )
         narrowed = added.beside(_matrices(own, block))
         if narrowed is None:
-            raise PlanError(f"+{name}: it goes with whole blocks, and a middle block trains in part: take +lora")
+            raise PlanError(f"+{name}: block {block.index} trains in part, but {name} needs a whole block: use +lora")
         added = narrowed
     return added.model_copy(update={"lr_scale": added.lr_scale * own.lr_scale})
 
 
 def _matrices(own: OwnTensors, block: Block) -> Any:
-    """The matrices among what trains of a block, as an adapter's targets."""
+    """The matrices among the trained tensors of a block, as an adapter's targets."""
     named: Any = own.train
     if isinstance(named, tuple):
         single = {linear.name for linear in adaptable(block)}

@@ -1,4 +1,4 @@
-"""ADT: train all blocks for a few steps, then freeze those that changed least, or most (methods.md 1)."""
+"""ADT: train all blocks for a few steps, then freeze the blocks that changed least, or most (methods.md 1)."""
 
 from __future__ import annotations
 
@@ -18,23 +18,27 @@ CHANGE = "weight_change"
 
 
 class AdtOptions(Percent):
-    """`warmup_steps`: optimizer steps of all blocks before the choice."""
+    """The options of ADT.
+
+    Attributes:
+        warmup_steps: how many optimizer steps train all blocks before the choice.
+    """
 
     warmup_steps: PositiveInt = 5
 
 
 def least_changed(situation: Situation, options: AdtOptions) -> Selection:
-    """ADT-L: the P percent of the blocks that changed least in the first steps freeze; training goes on."""
+    """ADT-L: after the first steps, freeze the P percent of the blocks that changed least. Training goes on."""
     return Selection(_Adt(situation, options, f"adt-l{options.percent}", most=False))
 
 
 def most_changed(situation: Situation, options: AdtOptions) -> Selection:
-    """ADT-H: the P percent of the blocks that changed most in the first steps freeze; training goes on."""
+    """ADT-H: after the first steps, freeze the P percent of the blocks that changed most. Training goes on."""
     return Selection(_Adt(situation, options, f"adt-h{options.percent}", most=True))
 
 
 class _Adt:
-    """All blocks until `warmup_steps`, then those that the weights' change leaves. Embeddings are frozen throughout."""
+    """All blocks train until `warmup_steps`, then those that were not chosen. Embeddings are always frozen."""
 
     def __init__(self, situation: Situation, options: AdtOptions, name: str, *, most: bool) -> None:
         self._situation, self._name, self._most = situation, name, most

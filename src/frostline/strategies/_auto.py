@@ -1,4 +1,4 @@
-"""`auto`: the semantic cut says which blocks are worth training, and the planner what of that a budget buys."""
+"""`auto`: the semantic cut tells which blocks are worth training. The planner chooses among plans within a budget."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from frostline.strategies._situation import Situation
 
 
 class AutoOptions(Deviation, Freedom):
-    """Those of `semantic` and of the planner.
+    """The options of `semantic` and of the planner, and one more.
 
-    `cut`: how many of the lowest blocks are worth nothing; None measures it.
+    Attributes:
+        cut: how many of the lowest blocks are not worth training; None measures it.
     """
 
     cut: NonNegativeInt | None = None
 
 
 def auto(situation: Situation, options: AutoOptions) -> Selection:
-    """The blocks above the semantic cut in full; with a budget, what of them it allows (`search`)."""
+    """Train the blocks above the semantic cut. With a budget, the planner chooses what the budget allows."""
     cut = _cut(situation, options)
     if not situation.budget.limits:
         return fixed(freeze_blocks(situation, set(range(cut)), "auto"))
@@ -34,14 +35,17 @@ def auto(situation: Situation, options: AutoOptions) -> Selection:
 def _cut(situation: Situation, options: AutoOptions) -> int:
     if options.cut is not None:
         if options.cut >= situation.blocks:
-            raise ConfigError(f"strategy_options.cut: {options.cut} leaves none of {situation.blocks} blocks to train")
+            raise ConfigError(
+                f"strategy_options.cut: {options.cut} of {situation.blocks} blocks leave none to train: use at most "
+                f"{situation.blocks - 1}"
+            )
         return options.cut
     if situation.blocks < 2:
         return 0
     if situation.measure is None:
         raise ConfigError(
-            "auto measures the model on rows of a task: give --task (in python: data=...), or its option cut, the "
-            "number of low blocks that are not worth training"
+            "strategy 'auto' measures the model on rows of a task: give --task (in Python: data=...), or set "
+            "strategy_options.cut to the number of low blocks that need no training"
         )
     probe = situation.probe(None if options.deviation is None else (options.deviation,), options.rows)
     return probe.cut(options.gain, options.deviation)

@@ -1,4 +1,4 @@
-"""Hierarchical freezing (methods.md 2): a frozen low tier, a partly trained middle one, a fully trained high one."""
+"""Hierarchical freezing (methods.md 2): low blocks are frozen, middle ones train in part, high ones in full."""
 
 from __future__ import annotations
 
@@ -20,18 +20,19 @@ _BELONGS_TO = {"row_share": "rows", "rows_seed": "rows", "lr_scale": "lr"}
 
 
 class HierarchicalOptions(Options):
-    """The tiers, what trains in the middle one, and what changes in the forward pass (by default nothing).
+    """The tiers, what trains in the middle tier, and changes of the forward pass (none by default).
 
     Attributes:
-        low: size of the frozen tier: a share of the blocks, or how many.
-        middle: size of the partly trained tier. What both leave is the high tier.
-        partly: what of a middle block trains: `attention`, `feed_forward`, `norms_and_biases`; `rows`, a share of
-            each matrix's rows; `lr`, everything at a lower learning rate.
-        row_share: of `rows`. `rows_seed` draws them, by default the run's seed.
-        lr_scale: of `lr`: the share of the run's learning rate.
-        loss_weights: lambda_l of the layered loss, one for each block; None is the ordinary loss.
-        alpha: of the residual interaction h_l = block_l(h_(l-1)) + alpha h_(l-span); 0 is the ordinary model.
-        span: how many blocks it reaches back (the paper's k).
+        low: size of the frozen tier, as a share of the blocks or as their number.
+        middle: size of the partly trained tier. The other blocks are the high tier.
+        partly: what trains in a middle block: `attention`, `feed_forward` or `norms_and_biases`; `rows`: a share of
+            each matrix's rows; `lr`: everything, at a lower learning rate.
+        row_share: with `partly: rows`, the share of the rows.
+        rows_seed: with `partly: rows`, the seed that draws the rows; None is the run's seed.
+        lr_scale: with `partly: lr`, the factor of the run's learning rate.
+        loss_weights: lambda_l of the layered loss, one number for each block; None is the ordinary loss.
+        alpha: weight of the residual interaction h_l = block_l(h_(l-1)) + alpha h_(l-span); 0 is the ordinary model.
+        span: how many blocks the residual interaction reaches back (the paper's k).
     """
 
     low: Size = 1 / 3
@@ -48,21 +49,24 @@ class HierarchicalOptions(Options):
     def _of_the_chosen_form(self) -> HierarchicalOptions:
         for name, form in _BELONGS_TO.items():
             if name in self.model_fields_set and self.partly != form:
-                raise ValueError(f"{name} goes with partly: {form}, not with {self.partly}")
+                raise ValueError(
+                    f"{name} has no effect with partly: {self.partly}: use partly: {form}, or leave it out"
+                )
         return self
 
 
 def hierarchical(situation: Situation, options: HierarchicalOptions) -> Selection:
-    """Three tiers: low blocks frozen, middle ones partly trained, high ones in full.
+    """Three tiers: low blocks are frozen, middle ones train in part, high ones in full.
 
-    Raises `UserError` when the low and middle tiers leave no block to the high one.
+    Raises `ConfigError` when the low and the middle tier leave no block for the high one.
     """
     blocks = situation.blocks
     low, middle = _size(options.low, blocks), _size(options.middle, blocks)
     high = blocks - low - middle
     if high < 1:
         raise ConfigError(
-            f"strategy 'hierarchical': low {low} and middle {middle} of {blocks} blocks leave none to the high tier"
+            f"strategy 'hierarchical': low ({low}) and middle ({middle}) leave none of {blocks} blocks for the high "
+            "tier: use smaller tiers"
         )
     modes = [Frozen()] * low + [_partly(situation, options)] * middle + [Full()] * high
     forward = Forward(loss_weights=options.loss_weights, residual=Residual(alpha=options.alpha, span=options.span))

@@ -20,17 +20,16 @@ PREFIX = {"length": 20, "gate": "prefix"}
 
 
 class HybridOptions(Options):
-    """How many blocks of which kind.
+    """The tiers of `hlpt` and `h2lpt`, and what they add.
 
     Attributes:
-        low: size of the low tier: a share of the blocks, or how many. None: three quarters of them.
-        high: size of the high tier, a quarter.
-        kept: which half of each tier is tuned, of `h2lpt`: `outer` leaves out the middle of the model (the lower half
-            of the low tier and the upper one of the high tier stay), `inner` its ends, `lower` and `upper` keep that
-            half of both.
-        swapped: prefixes in the low tier and LoRA in the high one.
-        lora: options of the LoRA: on the feed-forward's down projection, gated, r 8, scaled by 2 (alpha 16).
-        prefix: options of the prefix: 20 tokens, gated.
+        low: size of the low tier, as a share of the blocks or as their number.
+        high: size of the high tier, as a share of the blocks or as their number.
+        kept: for `h2lpt`, which half of each tier trains: `outer` (the lower half of the low tier and the upper half of
+            the high tier), `inner` (the other two halves), `lower` or `upper` (that half of both tiers).
+        swapped: put prefixes in the low tier and LoRA in the high one.
+        lora: options of the LoRA; by default on the feed-forward's down projection, gated, r 8, alpha 16 (scale 2).
+        prefix: options of the prefix; by default 20 tokens, gated.
     """
 
     low: Size = 3 / 4
@@ -52,20 +51,22 @@ class HybridOptions(Options):
 
 
 def hlpt(situation: Situation, options: HybridOptions) -> Selection:
-    """LoRA in the low tier, prefixes in the high one; what is between stays frozen.
+    """LoRA in the low tier, prefixes in the high one. Blocks between the tiers stay frozen.
 
-    Raises `UserError` when the tiers take more blocks than there are.
+    Raises `ConfigError` when the tiers have more blocks than the model, or none.
     """
     if "kept" in options.model_fields_set:
-        raise ConfigError("strategy_options of 'hlpt': kept: it goes with h2lpt, hlpt tunes both tiers whole")
+        raise ConfigError(
+            "strategy_options of 'hlpt': kept: hlpt trains both tiers whole: use h2lpt, or leave kept out"
+        )
     low, high = _tiers(situation, options, "hlpt")
     return fixed(_plan(situation, options, _name("hlpt", options), low, high))
 
 
 def h2lpt(situation: Situation, options: HybridOptions) -> Selection:
-    """HLPT on half of each tier: `kept` says which, by default the halves at the model's ends.
+    """HLPT on half of each tier. `kept` chooses the halves, by default those at the model's ends.
 
-    Halves are rounded up; GPT-J's 28 blocks get 12 and 4, as in the paper.
+    Halves are rounded up. GPT-J's 28 blocks get 12 and 4, as in the paper.
     """
     low, high = _tiers(situation, options, "h2lpt")
     halves = (12, 4) if _as_published(situation, options) else (_half(len(low)), _half(len(high)))
@@ -76,11 +77,14 @@ def h2lpt(situation: Situation, options: HybridOptions) -> Selection:
 
 def _tiers(situation: Situation, options: HybridOptions, name: str) -> tuple[range, range]:
     blocks = situation.blocks
-    # A half goes to the high tier, so that three quarters and a quarter are all blocks of any model.
+    # A remainder of 0.5 goes to the high tier, so that 3/4 and 1/4 add up to all blocks of any model.
     low = options.low if isinstance(options.low, int) else math.ceil(options.low * blocks - 0.5)
     high = options.high if isinstance(options.high, int) else math.floor(options.high * blocks + 0.5)
     if low + high > blocks or low + high == 0:
-        raise ConfigError(f"strategy '{name}': tiers of {low} and {high} blocks do not fit a model of {blocks}")
+        raise ConfigError(
+            f"strategy '{name}': tiers of {low} and {high} blocks do not fit a model of {blocks} blocks: set low and "
+            f"high to 1 to {blocks} blocks together"
+        )
     return range(low), range(blocks - high, blocks)
 
 

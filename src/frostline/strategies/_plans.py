@@ -1,4 +1,4 @@
-"""What the plans of many strategies share: what becomes of embeddings, final norm and head."""
+"""What the plans of many strategies share: the modes of embeddings, final norm and head."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from frostline.strategies._situation import Situation
 
 
 def freeze_blocks(situation: Situation, frozen: set[int], strategy: str) -> Plan:
-    """Blocks in `frozen` and the embeddings frozen, the other blocks, the final norm and the head full.
+    """A plan that freezes the embeddings and the blocks in `frozen`. Other blocks, final norm and head train.
 
-    On a model with tied embeddings the head is the embedding's tensor, and stays frozen with it.
+    In a model with tied embeddings, the head is the embedding's tensor, so it is frozen too.
     """
     blocks = tuple(Frozen() if index in frozen else Full() for index in range(situation.blocks))
     head = Frozen() if situation.anatomy.tied else Full()
@@ -23,9 +23,15 @@ def freeze_blocks(situation: Situation, frozen: set[int], strategy: str) -> Plan
 
 
 def plan_of(situation: Situation, modes: Iterable[BlockMode], strategy: str, forward: Forward | None = None) -> Plan:
-    """`modes` for the blocks; embeddings, final norm and head as `freeze_blocks` leaves them.
+    """A plan with `modes` for the blocks. Embeddings, final norm and head are those of `freeze_blocks`.
 
-    Raises `UserError` when the modes, or what changes in the forward pass, make no plan.
+    Args:
+        situation: the model.
+        modes: one for each block.
+        strategy: the strategy's name.
+        forward: changes of the forward pass and of the loss.
+
+    Raises `PlanError` when they do not make a valid plan.
     """
     around = dict(freeze_blocks(situation, set(), strategy))
     try:
@@ -35,5 +41,5 @@ def plan_of(situation: Situation, modes: Iterable[BlockMode], strategy: str, for
 
 
 def task_head(situation: Situation) -> Frozen | Full:
-    """Full for a head that the task brought along (a classifier), frozen for a pretrained LM head."""
+    """The mode of the head: full for a new head of the task (a classifier), frozen for a pretrained LM head."""
     return Frozen() if situation.anatomy.has_lm_head else Full()

@@ -1,4 +1,4 @@
-"""Strategies that look at positions only (methods.md 1), and the baselines they are compared with."""
+"""Strategies that choose blocks by position (methods.md 1), and the baselines that they are compared with."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ INTERVALS = {25: 4, 33: 3, 50: 2}
 
 
 def frozen_count(percent: int, blocks: int) -> int:
-    """How many of `blocks` a percentage freezes: floor(P L / 100 + 0.5), at least 1, at most L - 1.
+    """How many of L `blocks` P percent are: floor(P L / 100 + 0.5), at least 1 and at most L - 1.
 
-    Raises `UserError` for a model of one block, which leaves nothing to choose.
+    Raises `PlanError` for a model of one block.
     """
     if blocks < 2:
-        raise PlanError("a model of one block leaves nothing to freeze in part: use all, head or lora")
+        raise PlanError("the model has one block, so some of its blocks cannot be frozen: use all, head or lora")
     return min(max(math.floor(percent * blocks / 100 + 0.5), 1), blocks - 1)
 
 
@@ -32,7 +32,7 @@ def all_layers(situation: Situation, options: NoOptions) -> Selection:
 
 
 def head_only(situation: Situation, options: NoOptions) -> Selection:
-    """Only the head trains (a linear probe). A head tied to the embedding gets a copy of its own."""
+    """Only the head trains (a linear probe). A tied head gets its own copy of the embedding."""
     return fixed(
         Plan(
             strategy="head",
@@ -61,18 +61,21 @@ def interval(situation: Situation, options: Percent) -> Selection:
     n = INTERVALS[options.percent]
     frozen = {index for index in range(situation.blocks) if (index + 1) % n == 0}
     if not frozen:
-        raise PlanError(f"int{options.percent} freezes every {n}th block, and the model has {situation.blocks}")
+        raise PlanError(
+            f"strategy 'int{options.percent}' freezes every n-th block with n = {n}, but the model has "
+            f"{situation.blocks}: use all, head or lora"
+        )
     return fixed(freeze_blocks(situation, frozen, f"int{options.percent}"))
 
 
 def at_random(situation: Situation, options: Percent) -> Selection:
-    """P percent of the blocks, drawn with the run's seed, are frozen: the honest baseline of any choice."""
+    """P percent of the blocks, drawn with the run's seed, are frozen. The baseline for every choice of blocks."""
     count = frozen_count(options.percent, situation.blocks)
     draw = random.Random(derive_seed(situation.seed, "strategy", "random"))
     return fixed(freeze_blocks(situation, set(draw.sample(range(situation.blocks), count)), f"random{options.percent}"))
 
 
 def bitfit(situation: Situation, options: NoOptions) -> Selection:
-    """BitFit (Ben Zaken et al. 2022): the biases of every block, and a task head."""
+    """BitFit (Ben Zaken et al. 2022): the biases of every block train, and a task head."""
     blocks = (Partial(train="biases"),) * situation.blocks
     return fixed(Plan(strategy="bitfit", blocks=blocks, final_norm=Frozen(), head=task_head(situation)))

@@ -1,4 +1,4 @@
-"""Strategies that train every block, each at a learning rate of its own (methods.md 6)."""
+"""Strategies that give each block its own learning rate (methods.md 6)."""
 
 from __future__ import annotations
 
@@ -17,34 +17,45 @@ RELATIVE_NORM = "relative_gradient_norm"
 
 
 class SurgicalOptions(Options):
-    """`rows`: of the task, on which the gradient is measured before training."""
+    """The options of `surgical`.
+
+    Attributes:
+        rows: on how many rows of the task the gradient is measured, before training.
+    """
 
     rows: PositiveInt = 256
 
 
 class DiscriminativeOptions(Options):
-    """`decay`: by what the learning rate is divided from a block to the one below it."""
+    """The options of `discriminative`.
+
+    Attributes:
+        decay: the learning rate of a block is that of the block above, divided by this number.
+    """
 
     decay: float = Field(2.6, ge=1)
 
 
 def surgical(situation: Situation, options: SurgicalOptions) -> Selection:
-    """Auto-RGN (Lee et al. 2023): lr_i is proportional to ||g_i|| / ||w_i||, and 1 for the largest.
+    """Auto-RGN (Lee et al. 2023): each block's learning rate is proportional to ||gradient|| / ||weights||.
 
-    Measured once, before training. A block without a gradient is frozen. Raises `UserError` when none has one.
+    The block with the largest ratio trains at the run's learning rate. The ratio is measured once, before training. A
+    block without a gradient is frozen. Raises `PlanError` when no block has one.
     """
     probe = situation.probe((RELATIVE_NORM,), options.rows)
     norms = [one.value or 0.0 for one in probe.signals[RELATIVE_NORM]]
-    # A block of zeros has an infinite ratio: it trains at the full rate, and the others as if it were not there.
+    # A block whose weights are all 0 has an infinite ratio. It trains at the full rate, and the others ignore it.
     largest = max((norm for norm in norms if math.isfinite(norm)), default=0.0) or math.inf
     scales = [1.0 if math.isinf(norm) else norm / largest for norm in norms]
     if not any(scales):
-        raise PlanError("strategy 'surgical': the loss has no gradient in any block, so there is none to train")
+        raise PlanError(
+            "strategy 'surgical': the loss has no gradient in any block: use another strategy, such as bot50"
+        )
     return fixed(plan_of(situation, map(_at, scales), "surgical"))
 
 
 def discriminative(situation: Situation, options: DiscriminativeOptions) -> Selection:
-    """Discriminative learning rates (Howard and Ruder 2018): each block's is 1/2.6 of that of the block above."""
+    """Discriminative learning rates (Howard and Ruder 2018): each block has 1/2.6 of the rate of the block above."""
     depths = reversed(range(situation.blocks))
     return fixed(plan_of(situation, (Full(lr_scale=options.decay**-depth) for depth in depths), "discriminative"))
 

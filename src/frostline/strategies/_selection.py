@@ -1,4 +1,4 @@
-"""What a strategy selects."""
+"""The result of a strategy."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from frostline.strategies._choice import Choice
 
 @dataclass(frozen=True)
 class Selection:
-    """What a strategy selects: a schedule, and what goes with it.
+    """What a strategy selects: a schedule, and what belongs to it.
 
     Attributes:
         schedule: the plan, as it changes over training.
-        choice: what a planner chose within a budget: the settings of the run that go with the plan, and what it was
-            chosen over. None where nothing was planned.
-        split: how the training is split over processes. None trains in one.
+        choice: what the planner chose within a budget: settings of the run that belong to the plan, and the plans
+            that it was compared with. None without a planner.
+        split: how training is divided between processes. None trains in one process.
     """
 
     schedule: Schedule
@@ -25,7 +25,7 @@ class Selection:
 
 
 def fixed(plan: Plan, *, choice: Choice | None = None, split: Split | None = None) -> Selection:
-    """The selection of one plan, from the first step to the last.
+    """The selection of one plan for the whole training.
 
     Args:
         plan: what trains.

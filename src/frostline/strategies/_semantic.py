@@ -1,4 +1,4 @@
-"""Semantic-aware freezing (methods.md 3): where the states turn to the label, and the ablations of that choice."""
+"""Semantic-aware freezing (methods.md 3): freeze up to the block whose output comes closest to the label; ablations."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from frostline.strategies._situation import Situation
 
 
 class Deviation(Options):
-    """How far the states are from the label, and what it gains from block to block.
+    """How the deviation (how far the hidden states are from the label) and the gain of each block are measured.
 
     Attributes:
-        deviation: `vds` (angle to the label's semantic basis) or `shift` (length of a block's step); None takes
-            `vds` where the model has it.
-        gain: the deviation's `difference` from block to block, or the `log` of its ratio.
-        rows: of the task, on which both are measured.
+        deviation: `vds` (angle between the state and the label's semantic basis) or `shift` (length of a block's
+            change of the state); None uses `vds` where the model has it, else `shift`.
+        gain: the `difference` of the deviation from block to block, or the `log` of its ratio.
+        rows: on how many rows of the task they are measured.
     """
 
     deviation: Literal["vds", "shift"] | None = None
@@ -35,20 +35,30 @@ class Deviation(Options):
 
 
 class SemanticOptions(Deviation):
-    """`most_blocks`: at most so many blocks train (the paper's budget B)."""
+    """The options of `semantic`.
+
+    Attributes:
+        most_blocks: train at most this many blocks (the paper's budget B); None sets no limit.
+    """
 
     most_blocks: PositiveInt | None = None
 
 
 class ThresholdOptions(Deviation):
-    """`threshold`: the least gain of a block that trains; None takes the mean of the gains."""
+    """The options of `semantic-threshold`.
+
+    Attributes:
+        threshold: a block with at least this gain trains; None uses the mean of the gains.
+    """
 
     threshold: float | None = None
 
 
 def semantic(situation: Situation, options: SemanticOptions) -> Selection:
-    """The blocks up to the one with the largest gain are frozen; the contiguous top trains, or with a budget what of
-    it that allows."""
+    """Freeze the blocks up to the one with the largest gain, and train all blocks above it.
+
+    With a budget, the planner chooses what of them the budget allows.
+    """
     count = _cut(situation, _probe(situation, options), options)
     if situation.budget.limits:
         worths = [float(index >= count) for index in range(situation.blocks)]
@@ -57,14 +67,14 @@ def semantic(situation: Situation, options: SemanticOptions) -> Selection:
 
 
 def over_threshold(situation: Situation, options: ThresholdOptions) -> Selection:
-    """The blocks whose gain reaches the threshold train, wherever they lie: at least one, and never all.
+    """Train the blocks whose gain reaches the threshold, wherever they are: at least one block, and never all.
 
-    A block without a gain (none comes before it) is frozen.
+    A block without a gain, because no block comes before it, is frozen.
     """
     gains = [gain.value for gain in _probe(situation, options).gains(options.gain, options.deviation)]
     ranked = sorted((gain, block) for block, gain in enumerate(gains) if gain is not None)
     if not ranked:
-        raise PlanError("semantic-threshold: no block has a gain to decide by")
+        raise PlanError("strategy 'semantic-threshold': no block has a gain: use deviation: vds, or another strategy")
     threshold = fmean(gain for gain, _ in ranked) if options.threshold is None else options.threshold
     trained = {block for gain, block in ranked if gain >= threshold} or {ranked[-1][1]}
     if len(trained) == situation.blocks:
@@ -73,7 +83,7 @@ def over_threshold(situation: Situation, options: ThresholdOptions) -> Selection
 
 
 def most_deviating(situation: Situation, options: SemanticOptions) -> Selection:
-    """As many blocks as `semantic` freezes are frozen, but those of the highest deviation."""
+    """Freeze as many blocks as `semantic` does, but those with the highest deviation."""
     probe = _probe(situation, options)
     count = _cut(situation, probe, options)
     deviations = [one.value or 0.0 for one in probe.signals[options.deviation or probe.deviation or ""]]
@@ -82,7 +92,7 @@ def most_deviating(situation: Situation, options: SemanticOptions) -> Selection:
 
 
 def as_many_at_random(situation: Situation, options: SemanticOptions) -> Selection:
-    """As many blocks as `semantic` freezes are frozen, drawn with the run's seed: what `random` draws."""
+    """Freeze as many blocks as `semantic` does, but drawn with the run's seed, as in `random`."""
     count = _cut(situation, _probe(situation, options), options)
     draw = random.Random(derive_seed(situation.seed, "strategy", "random"))
     return fixed(freeze_blocks(situation, set(draw.sample(range(situation.blocks), count)), "semantic-random"))
@@ -90,7 +100,7 @@ def as_many_at_random(situation: Situation, options: SemanticOptions) -> Selecti
 
 def _probe(situation: Situation, options: Deviation) -> Probe:
     if situation.blocks < 2:
-        raise PlanError("a model of one block has nothing to cut: use all, head or lora")
+        raise PlanError("the model has one block, so there is no semantic cut: use all, head or lora")
     return situation.probe(None if options.deviation is None else (options.deviation,), options.rows)
 
 

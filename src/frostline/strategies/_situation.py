@@ -1,4 +1,4 @@
-"""What a strategy may look at when it chooses."""
+"""What a strategy knows when it chooses."""
 
 from __future__ import annotations
 
@@ -15,16 +15,21 @@ from frostline.signals import Probe
 from frostline.strategies._budget import Budget
 
 Measure = Callable[[Sequence[str] | None, int], Probe]
-"""Signals by name (None: those of a forward pass) and a number of rows -> the model as measured on its task."""
+"""Names of signals (None: those of a forward pass) and a number of rows -> the signals, measured on the task."""
 
 
 @dataclass(frozen=True)
 class Situation:
-    """What a strategy may look at when it chooses.
+    """What a strategy knows when it chooses.
 
-    `measure` measures the model on its task; None where there is no task, or no weights. `budget` is what training
-    may take, `workload` the work that it is counted for, and `speed` what the machine makes of it. `decided` names what
-    of the workload a planner has to leave as it is: `batch`, `checkpointing`, `activation_cache`.
+    Attributes:
+        anatomy: the model's parts.
+        seed: the run's seed.
+        measure: measures signals of the model on its task; None without a task, or without weights.
+        budget: how much time and memory training may use.
+        workload: the work that the cost is predicted for.
+        speed: how fast this machine does it; None where it was not measured.
+        decided: what of the workload a planner must not change: `batch`, `checkpointing`, `activation_cache`.
     """
 
     anatomy: Anatomy
@@ -37,7 +42,7 @@ class Situation:
 
     @classmethod
     def of(cls, model: nn.Module, seed: int = 0, **others: Any) -> Situation:
-        """The situation of a model that is in memory (or on the meta device)."""
+        """The situation for a model, in memory or on the meta device. `others` are other fields."""
         return cls(find_anatomy(model), seed, **others)
 
     @property
@@ -45,7 +50,7 @@ class Situation:
         return len(self.anatomy.blocks)
 
     def probe(self, signals: Sequence[str] | None = None, rows: int = 256) -> Probe:
-        """Signals of the model's blocks on `rows` rows of its task. Raises `UserError` when there is none."""
+        """Signals of the model's blocks on `rows` rows of its task. Raises `ConfigError` without a task."""
         if self.measure is None:
-            raise ConfigError("this strategy measures the model on rows of a task: give --task (in python: data=...)")
+            raise ConfigError("the strategy measures the model on rows of a task: give --task (in Python: data=...)")
         return self.measure(signals, rows)

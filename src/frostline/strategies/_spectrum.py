@@ -1,4 +1,4 @@
-"""Spectrum (methods.md 6): of each kind of matrix, those with the highest signal-to-noise ratio train."""
+"""Spectrum (methods.md 6): train the matrices of each kind that have the highest signal-to-noise ratio."""
 
 from __future__ import annotations
 
@@ -20,16 +20,20 @@ SNR = "snr"
 
 
 class SpectrumOptions(Options):
-    """`share`: of the matrices of each kind that trains."""
+    """The options of `spectrum`.
+
+    Attributes:
+        share: the share of the matrices of each kind that trains.
+    """
 
     share: float = Field(0.5, gt=0, le=1)
 
 
 def spectrum(situation: Situation, options: SpectrumOptions) -> Selection:
-    """Of each kind of matrix (its name within the block) the share with the highest SNR trains, at least one.
+    """Train the share of each kind of matrix (its name within the block) with the highest SNR, and at least one.
 
-    A module that holds several matrices (experts in one tensor) counts with their mean. A block of which no matrix
-    is chosen is frozen. Only weights are read, no rows.
+    A module that holds several matrices (experts in one tensor) has their mean SNR. A block without a chosen matrix is
+    frozen. Only weights are read, no rows.
     """
     probe = situation.probe((SNR,), 1)
     ratios: dict[str, list[tuple[float, int]]] = defaultdict(list)
@@ -39,7 +43,9 @@ def spectrum(situation: Situation, options: SpectrumOptions) -> Selection:
     chosen: dict[int, list[str]] = defaultdict(list)
     for module, ranked in ratios.items():
         count = max(1, math.floor(options.share * len(ranked) + 0.5))
-        for _, index in sorted(ranked, reverse=True)[:count]:  # of equals the upper block, which costs less
+        for _, index in sorted(ranked, reverse=True)[
+            :count
+        ]:  # of equal ones the upper block, which costs less to train
             chosen[index].append(module)
     modes = (_training(chosen[index]) for index in range(situation.blocks))
     return fixed(plan_of(situation, modes, "spectrum"))

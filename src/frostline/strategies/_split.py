@@ -1,4 +1,4 @@
-"""SplitLoRA (methods.md 5): LoRA on every block, trained by a server and several clients that keep their rows."""
+"""SplitLoRA (methods.md 5): LoRA on every block, trained by a server and by clients that keep their own rows."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from frostline.strategies._situation import Situation
 
 
 class SplitLoraOptions(Lora):
-    """The options of the LoRA, and how the training is split.
+    """The options of LoRA, and how training is divided.
 
     Attributes:
-        cut: how many blocks the clients hold, with the embeddings; by default a quarter of them.
-        clients: how many there are, each with its own share of the training rows.
-        average_every: steps between two averages of the clients' matrices.
+        cut: how many of the lowest blocks the clients hold, with the embeddings; None is a quarter of the blocks.
+        clients: how many clients there are. Each has its own share of the training rows.
+        average_every: how many steps lie between two averages of the clients' matrices.
     """
 
     cut: PositiveInt | None = None
@@ -28,14 +28,16 @@ class SplitLoraOptions(Lora):
 
 
 def splitlora(situation: Situation, options: SplitLoraOptions) -> Selection:
-    """LoRA on every block, and a task head, in a training that is split at a block.
+    """LoRA on every block, and a task head. The clients train the lowest blocks, the server the others.
 
-    Raises `UserError` when the cut leaves no block to the server.
+    Raises `ConfigError` when `cut` leaves no block for the server.
     """
     blocks = situation.blocks
     cut = max(1, math.floor(blocks / 4 + 0.5)) if options.cut is None else options.cut
     if cut >= blocks:
-        raise ConfigError(f"strategy 'splitlora': cut: {cut} of {blocks} blocks leaves none to the server")
+        raise ConfigError(
+            f"strategy 'splitlora': cut: {cut} of {blocks} blocks leave none for the server: use at most {blocks - 1}"
+        )
     lora = Lora.model_validate(options.model_dump(include=set(Lora.model_fields)))
     plan = Plan(strategy="splitlora", blocks=(lora,) * blocks, final_norm=Frozen(), head=task_head(situation))
     return fixed(plan, split=Split(cut, options.clients, options.average_every))

@@ -1,4 +1,4 @@
-"""What a strategy is: a function from a situation and its options to a selection."""
+"""A strategy: a function from a situation and options to a selection."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from frostline.strategies._situation import Situation
 def _a_size(value: Any) -> Any:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not (0 < value < 1 or (value >= 0 and value == int(value))):
-        raise ValueError("give a share of the blocks, above 0 and below 1, or a number of blocks")
+        raise ValueError("use a share of the blocks, above 0 and below 1, or a number of blocks")
     return value if 0 < value < 1 else int(value)
 
 
@@ -29,7 +29,11 @@ class NoOptions(Options):
 
 
 class Percent(Options):
-    """The number after a strategy's name: how many percent of the blocks are frozen."""
+    """The number after a strategy's name.
+
+    Attributes:
+        percent: how many percent of the blocks are frozen.
+    """
 
     percent: int
 
@@ -41,10 +45,14 @@ Choose = Callable[[Situation, Any], Selection]
 class Strategy:
     """One entry of the table of strategies.
 
-    `choose(situation, options)` gives the selection. `options` is what a user may set, and their defaults; where it
-    is a `Percent`, a number of `percents` follows the name: any of a range such as ``range(1, 100)``, or some.
-    `counts` names options that may follow it as numbers in brackets, `hlpt(24,8)`. `read` reads the options in another
-    way than by their type. `plans`: it takes a budget into account.
+    Attributes:
+        summary: what it does, in a few words.
+        choose: makes the selection from a situation and the options.
+        options: the options that a user may set, with their defaults.
+        percents: the numbers that may follow the name, where `options` is a `Percent`, as in `bot50`.
+        plans: whether it takes a budget into account.
+        counts: names of options that may follow the name as numbers in brackets, as in `hlpt(24,8)`.
+        read: reads the options, where that needs more than their type.
     """
 
     summary: str

@@ -1,4 +1,4 @@
-"""The table of strategies, a line each, and the one place where their names are read."""
+"""The table of strategies, one line each, and the only place where their names are read."""
 
 from __future__ import annotations
 
@@ -34,43 +34,77 @@ STRATEGIES: Registry[Strategy] = Registry(
     "strategy",
     "frostline.strategies",
     {
-        "auto": Strategy("the semantic cut, planned for a budget", automatic.auto, automatic.AutoOptions, plans=True),
+        "auto": Strategy(
+            "the blocks above the semantic cut, within a budget", automatic.auto, automatic.AutoOptions, plans=True
+        ),
         "all": Strategy("full fine-tuning", presets.all_layers),
-        "head": Strategy("only the head", presets.head_only),
-        "bot": Strategy("the lowest P% of blocks frozen", presets.bottom, Percent, ANY_SHARE),
-        "top": Strategy("the highest P% of blocks frozen", presets.top, Percent, ANY_SHARE),
-        "int": Strategy("every n-th block frozen", presets.interval, Percent, (25, 33, 50)),
-        "random": Strategy("P% of blocks, drawn at random, frozen", presets.at_random, Percent, ANY_SHARE),
-        "bitfit": Strategy("biases and a task head", presets.bitfit),
-        "adt-l": Strategy("the P% of blocks that changed least frozen", adt.least_changed, adt.AdtOptions, ANY_SHARE),
-        "adt-h": Strategy("the P% of blocks that changed most frozen", adt.most_changed, adt.AdtOptions, ANY_SHARE),
+        "head": Strategy("only the head trains", presets.head_only),
+        "bot": Strategy("the lowest P% of the blocks are frozen", presets.bottom, Percent, ANY_SHARE),
+        "top": Strategy("the highest P% of the blocks are frozen", presets.top, Percent, ANY_SHARE),
+        "int": Strategy(
+            "every n-th block is frozen (25, 33, 50%: n = 4, 3, 2)", presets.interval, Percent, (25, 33, 50)
+        ),
+        "random": Strategy("P% of the blocks, drawn at random, are frozen", presets.at_random, Percent, ANY_SHARE),
+        "bitfit": Strategy("only biases and a task head train", presets.bitfit),
+        "adt-l": Strategy(
+            "after a few steps, the P% of the blocks that changed least freeze",
+            adt.least_changed,
+            adt.AdtOptions,
+            ANY_SHARE,
+        ),
+        "adt-h": Strategy(
+            "after a few steps, the P% of the blocks that changed most freeze",
+            adt.most_changed,
+            adt.AdtOptions,
+            ANY_SHARE,
+        ),
         "semantic": Strategy(
-            "the blocks up to the largest semantic gain frozen", meaning.semantic, meaning.SemanticOptions, plans=True
+            "the blocks up to the one with the largest semantic gain are frozen",
+            meaning.semantic,
+            meaning.SemanticOptions,
+            plans=True,
         ),
         "semantic-threshold": Strategy(
-            "the blocks with a semantic gain below a threshold frozen", meaning.over_threshold, meaning.ThresholdOptions
+            "the blocks with a semantic gain below a threshold are frozen",
+            meaning.over_threshold,
+            meaning.ThresholdOptions,
         ),
         "semantic-reversed": Strategy(
-            "as many as semantic, of highest deviation, frozen", meaning.most_deviating, meaning.SemanticOptions
+            "as many blocks as semantic freezes, but those with the highest deviation",
+            meaning.most_deviating,
+            meaning.SemanticOptions,
         ),
         "semantic-random": Strategy(
-            "as many as semantic, drawn at random, frozen", meaning.as_many_at_random, meaning.SemanticOptions
+            "as many blocks as semantic freezes, but drawn at random",
+            meaning.as_many_at_random,
+            meaning.SemanticOptions,
         ),
         "hierarchical": Strategy(
-            "low blocks frozen, middle ones partly trained", tiers.hierarchical, tiers.HierarchicalOptions
+            "low blocks are frozen, middle ones train in part, high ones in full",
+            tiers.hierarchical,
+            tiers.HierarchicalOptions,
         ),
-        "surgical": Strategy("learning rates by relative gradient norm", rates.surgical, rates.SurgicalOptions),
+        "surgical": Strategy(
+            "each block's learning rate follows its relative gradient norm", rates.surgical, rates.SurgicalOptions
+        ),
         "discriminative": Strategy(
-            "learning rates that fall from block to block", rates.discriminative, rates.DiscriminativeOptions
+            "the learning rate falls from each block to the one below",
+            rates.discriminative,
+            rates.DiscriminativeOptions,
         ),
         "spectrum": Strategy(
-            "matrices with a high signal-to-noise ratio train", spectra.spectrum, spectra.SpectrumOptions
+            "the matrices with the highest signal-to-noise ratio train", spectra.spectrum, spectra.SpectrumOptions
         ),
         "hlpt": Strategy(
-            "gated LoRA below, gated prefixes above", hybrid.hlpt, hybrid.HybridOptions, counts=("low", "high")
+            "gated LoRA in the low blocks, gated prefixes in the high ones",
+            hybrid.hlpt,
+            hybrid.HybridOptions,
+            counts=("low", "high"),
         ),
-        "h2lpt": Strategy("hlpt on half of the blocks", hybrid.h2lpt, hybrid.HybridOptions, counts=("low", "high")),
-        "splitlora": Strategy("LoRA, trained by a server and clients", parts.splitlora, parts.SplitLoraOptions),
+        "h2lpt": Strategy("hlpt on half of each tier", hybrid.h2lpt, hybrid.HybridOptions, counts=("low", "high")),
+        "splitlora": Strategy(
+            "LoRA on every block, trained by a server and clients", parts.splitlora, parts.SplitLoraOptions
+        ),
         **{name: everywhere(name) for name in ADDITIONS},
     },
     Strategy,
@@ -81,45 +115,49 @@ def make_selection(name: str, situation: Situation, options: Mapping[str, Any] |
     """What a strategy selects in a situation.
 
     Args:
-        name: the strategy's: `all`, `bot50`, `bot50+lora`, ...; or a plan file's path.
-        situation: the model and what is known of the training.
-        options: the strategy's own, and under an addition's name (`lora`, ...) those of it.
+        name: a strategy's name (`all`, `bot50`, `bot50+lora`, ...), or the path of a plan file.
+        situation: the model, and what is known of the training.
+        options: the strategy's options. An addition's options are under its name (`lora`, ...).
 
-    Raises `UserError`, with the closest known name, when the name, its number or an option is not known.
+    Raises `ConfigError` for an unknown name, number or option, and `PlanError` for a plan that is wrong.
     """
     given = dict(options or {})
     if name.endswith((".yaml", ".yml", ".json")):
         _check_budget(name, situation, plans=False)
         if given:
-            raise ConfigError(f"strategy_options: {min(given)}: a plan file has none, edit the file")
+            raise ConfigError(f"strategy_options: {min(given)}: a plan file has no options: change the file instead")
         return fixed(load_plan(Path(name)))
     strategy, numbers = parse_name(name)
     addition = _addition(name)
     if addition and strategy.options is automatic.AutoOptions:
         raise ConfigError(
-            f"strategy '{name}': auto chooses LoRA itself: strategy_options.modes=[lora] leaves it no other"
+            f"strategy '{name}': auto decides itself where to use LoRA: use strategy 'auto' with "
+            "strategy_options.modes=[lora] for LoRA only"
         )
     _check_budget(name, situation, plans=strategy.plans and not addition)
     mode = ADDITIONS[addition].read(given.pop(addition, {}), f"strategy_options.{addition}") if addition else None
     for key in given:
         if mode is not None and key not in strategy.options.model_fields and key in type(mode).model_fields:
-            raise ConfigError(f"strategy_options of '{name}': {key} is one of {addition}'s: give {addition}.{key}")
+            raise ConfigError(f"strategy_options of '{name}': {key} is an option of {addition}: use {addition}.{key}")
     selection = strategy.choose(situation, _read_options(strategy, name, numbers, given))
     return selection if mode is None else adapted(selection, situation, mode, addition)
 
 
 def _check_budget(name: str, situation: Situation, *, plans: bool) -> None:
     if situation.budget.limits and not plans:
-        raise ConfigError(f"budget: strategy '{name}' plans for none: take auto, or semantic")
+        raise ConfigError(f"budget: strategy '{name}' cannot plan for a budget: use auto or semantic")
 
 
 def parse_name(name: str) -> tuple[Strategy, dict[str, int]]:
-    """A strategy's entry and the numbers in its name, by option; `+lora` or another addition at the end may follow."""
+    """A strategy's entry, and option -> number for the numbers in its name. An addition (`+lora`) may end the name.
+
+    Raises `ConfigError` for an unknown name or a wrong number.
+    """
     addition = _addition(name)
     name = name.removesuffix(f"+{addition}") if addition else name
     if name.count("(") != name.count(")"):
         raise ConfigError(
-            f"strategy '{name}': a bracket stays open: in a list in YAML, and in a shell, put it in quotes"
+            f"strategy '{name}': a bracket is missing: in a YAML list and in a shell, put the name in quotes"
         )
     if match := re.fullmatch(r"([^()]+)\((\d+(?:,\s*\d+)*)\)", name):
         return _counted(name, match[1], [int(number) for number in match[2].split(",")])
@@ -130,11 +168,11 @@ def parse_name(name: str) -> tuple[Strategy, dict[str, int]]:
         raise unknown_name("strategy", name, known_names())
     strategy = STRATEGIES.get(stem)
     if not strategy.percents:
-        raise ConfigError(f"strategy '{stem}' takes no number (given: '{name}')")
+        raise ConfigError(f"strategy '{name}': use '{stem}', which has no number after it")
     if not digits or int(digits) not in strategy.percents:
         allowed = strategy.percents
         shown = f"{allowed[0]} to {allowed[-1]}" if isinstance(allowed, range) else ", ".join(map(str, allowed))
-        raise ConfigError(f"strategy '{name}': '{stem}' wants a percentage after it: {shown}")
+        raise ConfigError(f"strategy '{name}': '{stem}' needs a percentage after it: {shown}")
     return strategy, {"percent": int(digits)}
 
 
@@ -143,13 +181,13 @@ def _counted(name: str, stem: str, numbers: list[int]) -> tuple[Strategy, dict[s
         raise unknown_name("strategy", stem, known_names())
     counts = STRATEGIES.get(stem).counts
     if len(counts) != len(numbers):
-        wanted = f"{len(counts)} numbers in brackets: {', '.join(counts)}" if counts else "no number in brackets"
-        raise ConfigError(f"strategy '{stem}' takes {wanted} (given: '{name}')")
+        right = f"{stem}({','.join(counts)})" if counts else f"'{stem}' without numbers in brackets"
+        raise ConfigError(f"strategy '{name}': use {right}")
     return STRATEGIES.get(stem), dict(zip(counts, numbers, strict=True))
 
 
 def _addition(name: str) -> str:
-    """The addition at the end of a strategy's name, "" without one. Raises `UserError` for an unknown one."""
+    """The addition at the end of a strategy's name, or "". Raises `ConfigError` for an unknown one."""
     _, plus, addition = name.partition("+")
     if plus and addition not in ADDITIONS:
         raise unknown_name("addition", addition, ADDITIONS)
@@ -157,14 +195,14 @@ def _addition(name: str) -> str:
 
 
 def known_names() -> list[str]:
-    """Every name as it would be typed, with 50 standing for the percentage where it may be."""
+    """Every name as a user types it, with 50 as the percentage where 50 is allowed."""
     return [_as_typed(name) for name in STRATEGIES]
 
 
 def _read_options(strategy: Strategy, name: str, numbers: dict[str, int], given: dict[str, Any]) -> Any:
     for option in numbers:
         if option in given:
-            raise ConfigError(f"strategy_options: {option}: it is the number in '{name}'")
+            raise ConfigError(f"strategy_options: {option}: the name '{name}' already sets it: leave it out")
     where = f"strategy_options of '{name}'"
     if strategy.read is not None:
         return strategy.read(given, where)
@@ -182,6 +220,6 @@ def _split(name: str) -> tuple[str, str]:
 def _as_typed(name: str) -> str:
     try:
         percents = STRATEGIES.get(name).percents
-    except UserError:  # a package's own that cannot be loaded: its error is for who asks for it
+    except UserError:  # a package's strategy that cannot be loaded: the error comes when it is used
         return name
     return f"{name}{50 if 50 in percents else percents[0]}" if percents else name
