@@ -21,7 +21,7 @@ from torch.func import functional_call
 
 from frostline.anatomy import Anatomy, select
 from frostline.core.errors import FrostlineError, first_line
-from frostline.hooks import Stop, device_of, evaluation_mode, generators_kept, hollow, stoppable
+from frostline.hooks import Stop, device_of, evaluation_mode, generators_kept, stoppable, zero_tensors
 from frostline.plan import Plan
 
 Extra = str | int | None
@@ -152,7 +152,7 @@ class _Trace:
         try:
             with evaluation_mode(self.model), torch.no_grad(), generators_kept():
                 if weightless:
-                    functional_call(self.model, hollow(self.model), (), self._inputs(torch.device("cpu")))
+                    functional_call(self.model, zero_tensors(self.model), (), self._inputs(torch.device("cpu")))
                 else:
                     self.model(**self._inputs(device_of(self.model)))
         except (RuntimeError, ValueError, TypeError, IndexError) as error:

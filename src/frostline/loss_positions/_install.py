@@ -12,7 +12,16 @@ from torch import nn
 from frostline.adapters import mixtures
 from frostline.anatomy import Anatomy, get_block
 from frostline.core.labels import IGNORED
-from frostline.hooks import CALL, FEWER_BITS, SAME_NUMBERS, Override, compare_training, device_of, is_overridden, rounds
+from frostline.hooks import (
+    CALL,
+    FEWER_BITS,
+    SAME_NUMBERS,
+    Override,
+    compare_training,
+    computes_in_fewer_bits,
+    device_of,
+    is_overridden,
+)
 from frostline.loss_positions._head import ChunkedHead, HeadRunsWhole, default_chunk, find_head
 from frostline.loss_positions._last_block import NarrowBlock, RunsWhole, find_sides
 from frostline.loss_positions._positions import LossRule, one_label_a_token, reads
@@ -175,7 +184,7 @@ class LossPositions:
             found: torch.Tensor = self._model(**batch).loss
             return found
 
-        tolerance = FEWER_BITS if rounds(self._model, device_of(self._model)) else SAME_NUMBERS
+        tolerance = FEWER_BITS if computes_in_fewer_bits(self._model, device_of(self._model)) else SAME_NUMBERS
         try:
             reason = compare_training(self._model, lambda: loss(False), lambda: loss(True), tolerance)
         finally:

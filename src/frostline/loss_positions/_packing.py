@@ -24,9 +24,9 @@ from frostline.hooks import (
     SAME_NUMBERS,
     attention_implementation,
     compare_training,
+    computes_in_fewer_bits,
     device_of,
     hook_attention,
-    rounds,
     uses_attention_function,
 )
 
@@ -114,7 +114,7 @@ def _difference(model: nn.Module, rows: Sequence[dict[str, Any]], collate: Colla
     if "position_ids" not in inspect.signature(model.forward).parameters:
         return "it takes no position_ids"
     device = device_of(model)
-    tolerance = FEWER_BITS if rounds(model, device) else SAME_NUMBERS
+    tolerance = FEWER_BITS if computes_in_fewer_bits(model, device) else SAME_NUMBERS
 
     def loss_of(batch: Mapping[str, Any]) -> Tensor:
         loss: Tensor = model(**{name: value.to(device) for name, value in batch.items()}).loss
