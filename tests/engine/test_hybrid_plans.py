@@ -219,7 +219,7 @@ def test_over_a_bfloat16_base_what_is_added_trains_in_float32() -> None:
 @pytest.mark.parametrize("name", ["llama", "gpt2", "bert"])
 @pytest.mark.parametrize("top", [PREFIX, GATED, Bottleneck(kind="parallel", bottleneck=4)])
 def test_from_the_activation_cache_it_is_the_same_training(name: str, top: Any, tmp_path: Path) -> None:
-    with_it, without = (trained(tmp_path, name, store, top=top) for store in ("on", "off"))
+    with_it, without = (trained(tmp_path, name, mode, top=top) for mode in ("on", "off"))
     assert_same_training(with_it, without)
 
 
