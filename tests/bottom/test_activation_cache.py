@@ -206,7 +206,7 @@ def test_mapped_shards_serve_on_when_the_cache_is_pruned(tmp_path: Path) -> None
     activations = opened(tmp_path)
     activations.write({"aa": states(0)})
     assert cache.remove(activations.folder)
-    assert list((tmp_path / "store").iterdir()) == []
+    assert list((tmp_path / "activations").iterdir()) == []
     activations.refresh()
     assert same(activations.read("aa"), states(0))
     activations.write({"bb": states(1)})

@@ -151,8 +151,8 @@ def check_room(root: Path, needed: int, limit: int | None = None) -> None:
     needs = f"the activation cache needs {size_text(needed)}"
     if limit is not None and used + needed > limit:
         raise ConfigError(
-            f"{needs}, but all caches together may use {size_text(limit)} and already use {size_text(used)}: use a larger "
-            f"activation_cache_limit, or free space with `frostline cache prune`"
+            f"{needs}, but all caches together may use {size_text(limit)} and already use {size_text(used)}: use a "
+            f"larger activation_cache_limit, or free space with `frostline cache prune`"
         )
     place = next(path for path in (root.absolute(), *root.absolute().parents) if path.is_dir())
     free = shutil.disk_usage(place).free
