@@ -83,7 +83,7 @@ def arguments(folder: Path, **options: Any) -> TrainingArguments:
 def cache_trainer(
     folder: Path,
     model: Any,
-    store: Any = "on",
+    mode: Any = "on",
     boundary: int = 2,
     *,
     plan: Plan | None = None,
@@ -101,7 +101,7 @@ def cache_trainer(
         train_dataset=rows_for(model) if rows is None else rows,
         eval_dataset=rows_for(model, 5, seed=2),
         data_collator=collator,
-        activation_cache=store,
+        activation_cache=mode,
         activation_cache_limit=limit,
         loss_positions=loss_positions,
     )
@@ -115,10 +115,10 @@ def train(*given: Any, **options: Any) -> Trainer:
     return trainer
 
 
-def trained(folder: Path, name: str, store: str, boundary: int = 2, top: Any = None, **options: Any) -> Trainer:
+def trained(folder: Path, name: str, mode: str, boundary: int = 2, top: Any = None, **options: Any) -> Trainer:
     """A tiny model of an architecture, trained."""
     model = tiny(name, options.pop("task", None))
-    return train(folder, model, store, plan=bottom_plan(model, boundary, top), **options)
+    return train(folder, model, mode, plan=bottom_plan(model, boundary, top), **options)
 
 
 def streaming_trainer(folder: Path, model: Any, boundary: int, collator: Any = collate, **options: Any) -> Trainer:
@@ -143,7 +143,7 @@ def losses(trainer: Trainer, name: str = "loss") -> list[float]:
 
 
 def assert_same_training(with_it: Trainer, without: Trainer, bf16: bool = False) -> None:
-    """The store was used, and gave the losses and, in float32, the weights of training without it."""
+    """The cache was used, and gave the losses and, in float32, the weights of training without it."""
     assert with_it.cache_report.used, with_it.cache_report.reason
     assert not without.cache_report.used
     assert losses(with_it) == pytest.approx(losses(without), abs=2e-2 if bf16 else 1e-4)

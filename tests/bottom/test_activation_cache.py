@@ -20,7 +20,7 @@ from torch import Tensor
 
 from frostline.bottom import ActivationCache, Stream, _shards, check_room, row_bytes
 from frostline.core import cache
-from frostline.core.errors import FrostlineError, UserError
+from frostline.core.errors import ConfigError, FrostlineError
 
 IDENTITY = {"model": "tiny", "boundary": 3, "forward": {"alpha": 0.5}}
 HIDDEN = {"hidden": Stream(4, torch.float32)}
@@ -35,8 +35,8 @@ def states(seed: int, length: int = 6) -> dict[str, Tensor]:
     return {"hidden": torch.randn(length, 4, generator=torch.Generator().manual_seed(seed))}
 
 
-def shard_of(store: ActivationCache) -> Path:
-    (path,) = cache.shards(store.folder)
+def shard_of(activations: ActivationCache) -> Path:
+    (path,) = cache.shards(activations.folder)
     return path
 
 
@@ -49,18 +49,18 @@ def same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
 
 
 def test_rows_come_back_here_and_in_another_opening(tmp_path: Path) -> None:
-    store = opened(tmp_path)
+    activations = opened(tmp_path)
     first = {f"{seed:02x}": states(seed, length) for seed, length in enumerate((6, 1, 9))}
-    store.write(first)
-    store.write({"ff": states(9)})
-    for found in (store, opened(tmp_path), pickle.loads(pickle.dumps(store))):
+    activations.write(first)
+    activations.write({"ff": states(9)})
+    for found in (activations, opened(tmp_path), pickle.loads(pickle.dumps(activations))):
         assert len(found) == 4 and "01" in found and "03" not in found
         assert found.missing(["03", "01", "aa", "03"]) == ["03", "aa"]
         assert all(same(found.read(key), row) for key, row in first.items())
         assert same(found.read("ff"), states(9))
     with pytest.raises(KeyError):
-        store.read("03")
-    assert contents(store.folder) == {"identity.json", *(path.name for path in cache.shards(store.folder))}
+        activations.read("03")
+    assert contents(activations.folder) == {"identity.json", *(path.name for path in cache.shards(activations.folder))}
 
 
 def test_half_precision_and_empty_rows_come_back_bit_for_bit(tmp_path: Path) -> None:
@@ -70,9 +70,9 @@ def test_half_precision_and_empty_rows_come_back_bit_for_bit(tmp_path: Path) -> 
         "aa": {"encoder": every_bfloat16, "decoder": torch.zeros(0, 5, dtype=torch.float16)},
         "bb": {"encoder": every_bfloat16[:0], "decoder": torch.randn(7, 5).half()},
     }
-    store = opened(tmp_path, BOTH)
-    store.write(rows)
-    store.write({"cc": {name: tensor[:0] for name, tensor in rows["aa"].items()}})
+    activations = opened(tmp_path, BOTH)
+    activations.write(rows)
+    activations.write({"cc": {name: tensor[:0] for name, tensor in rows["aa"].items()}})
     again = opened(tmp_path, BOTH)
     for key, row in rows.items():
         for name, tensor in again.read(key).items():
@@ -82,20 +82,20 @@ def test_half_precision_and_empty_rows_come_back_bit_for_bit(tmp_path: Path) -> 
 
 
 def test_the_size_is_known_before_anything_is_written(tmp_path: Path) -> None:
-    store = opened(tmp_path, BOTH)
+    activations = opened(tmp_path, BOTH)
     lengths = [{"encoder": length, "decoder": 2 * length} for length in range(40)]
     wanted = sum(row_bytes(BOTH, each) for each in lengths)
     assert wanted == row_bytes(BOTH, {"encoder": 780, "decoder": 1560}) == 780 * 3 * 2 + 1560 * 5 * 2
-    store.write(
+    activations.write(
         {
             f"{length:064x}": {name: torch.ones(each[name], s.width, dtype=s.dtype) for name, s in BOTH.items()}
             for length, each in enumerate(lengths)
         }
     )
-    assert wanted < store.bytes_on_disk() < wanted + 100 * len(lengths)
+    assert wanted < activations.bytes_on_disk() < wanted + 100 * len(lengths)
 
 
-def test_any_change_of_identity_or_streams_is_another_store(tmp_path: Path) -> None:
+def test_any_change_of_identity_or_streams_is_another_cache(tmp_path: Path) -> None:
     opened(tmp_path).write({"aa": states(0)})
     assert len(opened(tmp_path, identity=dict(reversed(IDENTITY.items())))) == 1
     assert len(opened(tmp_path, identity={**IDENTITY, "boundary": 4})) == 0
@@ -115,18 +115,18 @@ def test_any_change_of_identity_or_streams_is_another_store(tmp_path: Path) -> N
     ],
 )
 def test_states_of_another_form_are_refused(tmp_path: Path, row: dict[str, Tensor]) -> None:
-    store = opened(tmp_path)
+    activations = opened(tmp_path)
     with pytest.raises(ValueError, match="row bb"):
-        store.write({"aa": states(0), "bb": row})
-    assert len(store) == 0 and contents(store.folder) == {"identity.json"}
+        activations.write({"aa": states(0), "bb": row})
+    assert len(activations) == 0 and contents(activations.folder) == {"identity.json"}
 
 
 def test_writing_into_a_view_never_changes_the_file(tmp_path: Path) -> None:
-    store = opened(tmp_path)
-    store.write({"aa": states(0)})
-    path = shard_of(store)
+    activations = opened(tmp_path)
+    activations.write({"aa": states(0)})
+    path = shard_of(activations)
     before = path.read_bytes()
-    store.read("aa")["hidden"].fill_(7.0)
+    activations.read("aa")["hidden"].fill_(7.0)
     assert path.read_bytes() == before
     assert same(opened(tmp_path).read("aa"), states(0))
 
@@ -141,10 +141,10 @@ def flip(path: Path, place: int) -> None:
 def test_a_damaged_shard_is_removed_and_its_rows_are_missing(
     tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store = opened(tmp_path)
-    store.write({"aa": states(0), "bb": states(1)})
-    damaged = shard_of(store)
-    store.write({"cc": states(2)})
+    activations = opened(tmp_path)
+    activations.write({"aa": states(0), "bb": states(1)})
+    damaged = shard_of(activations)
+    activations.write({"cc": states(2)})
     content = damaged.read_bytes()
     header = int.from_bytes(content[:8], "little")
     if damage in ("truncated", "empty", "longer"):
@@ -162,20 +162,20 @@ def test_a_damaged_shard_is_removed_and_its_rows_are_missing(
     assert damaged.read_bytes() == content, "equal rows are an equal file"
 
 
-def test_a_shard_of_another_store_is_not_taken_in(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_shard_of_another_cache_is_not_added(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     other = opened(tmp_path, identity={**IDENTITY, "model": "changed"})
     other.write({"aa": states(0)})
-    store = opened(tmp_path)
+    activations = opened(tmp_path)
     path = shard_of(other)
-    store.folder.mkdir()
-    path.rename(store.folder / path.name)
-    store.refresh()
-    assert len(store) == 0 and "not written for this store" in caplog.text
+    activations.folder.mkdir()
+    path.rename(activations.folder / path.name)
+    activations.refresh()
+    assert len(activations) == 0 and "not written for this store" in caplog.text
 
 
 def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = opened(tmp_path)
-    store.write({"aa": states(0)})
+    activations = opened(tmp_path)
+    activations.write({"aa": states(0)})
     before = contents(tmp_path)
 
     def full(_: Any, path: Path, **__: Any) -> None:
@@ -184,44 +184,44 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(_shards, "save_file", full)
     with pytest.raises(FrostlineError, match="no space left while writing"):
-        store.write({"bb": states(1)})
+        activations.write({"bb": states(1)})
     assert contents(tmp_path) == before
     monkeypatch.undo()
-    assert store.missing(["aa", "bb"]) == ["bb"]
-    store.write({"bb": states(1)})
+    assert activations.missing(["aa", "bb"]) == ["bb"]
+    activations.write({"bb": states(1)})
     assert len(opened(tmp_path)) == 2
 
 
 def test_others_may_read_a_shard_as_far_as_the_users_mask_says(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
-        store = opened(tmp_path)
-        store.write({"aa": states(0)})
+        activations = opened(tmp_path)
+        activations.write({"aa": states(0)})
     finally:
         os.umask(before)
-    assert shard_of(store).stat().st_mode & 0o777 == 0o640
+    assert shard_of(activations).stat().st_mode & 0o777 == 0o640
 
 
-def test_mapped_shards_serve_on_when_the_store_is_pruned(tmp_path: Path) -> None:
-    store = opened(tmp_path)
-    store.write({"aa": states(0)})
-    assert cache.remove(store.folder)
+def test_mapped_shards_serve_on_when_the_cache_is_pruned(tmp_path: Path) -> None:
+    activations = opened(tmp_path)
+    activations.write({"aa": states(0)})
+    assert cache.remove(activations.folder)
     assert list((tmp_path / "activations").iterdir()) == []
-    store.refresh()
-    assert same(store.read("aa"), states(0))
-    store.write({"bb": states(1)})
+    activations.refresh()
+    assert same(activations.read("aa"), states(0))
+    activations.write({"bb": states(1)})
     assert len(opened(tmp_path)) == 1 and cache.entries(tmp_path)[0].identity == IDENTITY
 
 
 def process(code: str, root: Path) -> subprocess.Popen[str]:
-    """A Python process with the store `store` below `root`."""
+    """A Python process with the activation cache `activations` below `root`."""
     begin = f"""
 import sys, time, torch
 from pathlib import Path
 from frostline.bottom import ActivationCache, Stream
 def states(seed):
     return {{"hidden": torch.randn(6, 4, generator=torch.Generator().manual_seed(seed))}}
-store = ActivationCache.open(Path({str(root)!r}), {IDENTITY!r}, {{"hidden": Stream(4, torch.float32)}})
+activations = ActivationCache.open(Path({str(root)!r}), {IDENTITY!r}, {{"hidden": Stream(4, torch.float32)}})
 print("open", flush=True)
 sys.stdin.readline()
 """
@@ -252,7 +252,7 @@ def test_two_processes_write_at_once(tmp_path: Path) -> None:
     # Rows 20 to 40 are written by both, and equal shards by both.
     code = """
     for seed in range({first}, {first} + 40):
-        store.write({{f"{{seed:02x}}": states(seed)}})
+        activations.write({{f"{{seed:02x}}": states(seed)}})
     """
     children = [process(code.format(first=first), tmp_path) for first in (0, 20)]
     for child in children:
@@ -262,15 +262,15 @@ def test_two_processes_write_at_once(tmp_path: Path) -> None:
     for child in children:
         assert child.communicate()[1] == "" and child.returncode == 0
     watching.refresh()
-    for store in (watching, opened(tmp_path)):
-        assert len(store) == 60
-        assert all(same(store.read(f"{seed:02x}"), states(seed)) for seed in range(60))
+    for activations in (watching, opened(tmp_path)):
+        assert len(activations) == 60
+        assert all(same(activations.read(f"{seed:02x}"), states(seed)) for seed in range(60))
     assert len(cache.shards(watching.folder)) == 60
 
 
 def test_a_killed_writer_leaves_no_shard(tmp_path: Path) -> None:
-    store = opened(tmp_path)
-    store.write({"aa": states(0)})
+    activations = opened(tmp_path)
+    activations.write({"aa": states(0)})
     code = """
     from frostline.bottom import _shards
     def slow(tensors, path, **options):
@@ -278,76 +278,77 @@ def test_a_killed_writer_leaves_no_shard(tmp_path: Path) -> None:
         print("writing", flush=True)
         time.sleep(60)
     _shards.save_file = slow
-    with store.lock():
-        store.write({"bb": states(1)})
+    with activations.lock():
+        activations.write({"bb": states(1)})
     """
     child = process(code, tmp_path)
     begin(child)
     assert line(child) == "writing"
-    assert not cache.remove(store.folder)
+    assert not cache.remove(activations.folder)
     child.send_signal(signal.SIGKILL)
     child.communicate()
-    (left,) = store.folder.glob(f"{cache.UNFINISHED}*")
+    (left,) = activations.folder.glob(f"{cache.UNFINISHED}*")
     again = opened(tmp_path)
     with again.lock():
         assert again.missing(["aa", "bb"]) == ["bb"]
-    assert cache.sweep(store.folder) == 0 and left.exists(), "it could be another's, at work"
+    assert cache.sweep(activations.folder) == 0 and left.exists(), "it could be another's, at work"
     os.utime(left, (time.time() - 7200,) * 2)
-    assert cache.sweep(store.folder) == len(b"torn") and not left.exists()
+    assert cache.sweep(activations.folder) == len(b"torn") and not left.exists()
     assert same(again.read("aa"), states(0))
 
 
 def test_the_lock_is_held_by_one_process_and_freed_when_it_dies(tmp_path: Path) -> None:
-    store = opened(tmp_path)
+    activations = opened(tmp_path)
     code = """
-    with store.lock():
-        print(f"held {len(store)}", flush=True)
+    with activations.lock():
+        print(f"held {len(activations)}", flush=True)
     """
     waiting = process(code, tmp_path)
-    with store.lock():
+    with activations.lock():
         begin(waiting)
         assert waiting.stderr is not None
         assert "waiting for another process" in waiting.stderr.readline()
-        store.write({"aa": states(0)})
+        activations.write({"aa": states(0)})
     assert line(waiting) == "held 1", "what was written while it waited is taken in"
     waiting.communicate()
 
-    holding = process("with store.lock():\n    print('held', flush=True)\n    time.sleep(60)", tmp_path)
+    holding = process("with activations.lock():\n    print('held', flush=True)\n    time.sleep(60)", tmp_path)
     begin(holding)
     assert line(holding) == "held"
-    assert not cache.remove(store.folder)
+    assert not cache.remove(activations.folder)
     holding.send_signal(signal.SIGKILL)
     holding.communicate()
-    with store.lock():
+    with activations.lock():
         pass
-    assert cache.remove(store.folder)
+    assert cache.remove(activations.folder)
 
 
-def test_a_lock_waited_for_while_the_store_is_removed_is_that_of_the_new_one(tmp_path: Path) -> None:
-    store = opened(tmp_path)
-    waiting = process("with store.lock():\n    print('held', flush=True)\n    sys.stdin.readline()", tmp_path)
-    with store.lock():
+def test_a_lock_waited_for_while_the_cache_is_removed_is_that_of_the_new_one(tmp_path: Path) -> None:
+    activations = opened(tmp_path)
+    waiting = process("with activations.lock():\n    print('held', flush=True)\n    sys.stdin.readline()", tmp_path)
+    with activations.lock():
         begin(waiting)
         assert waiting.stderr is not None and waiting.stdin is not None
         waiting.stderr.readline()
-        aside = store.folder.with_name("aside")
-        store.folder.rename(aside)
+        aside = activations.folder.with_name("aside")
+        activations.folder.rename(aside)
     assert line(waiting) == "held"
-    assert not cache.remove(store.folder), "the waiting process holds the lock that others see"
+    assert not cache.remove(activations.folder), "the waiting process holds the lock that others see"
     waiting.communicate("\n")
-    assert cache.remove(store.folder)
+    assert cache.remove(activations.folder)
 
 
-def test_room_is_checked_against_the_budget_of_all_stores_and_the_disk(tmp_path: Path) -> None:
+def test_room_is_checked_against_the_budget_of_all_caches_and_the_disk(tmp_path: Path) -> None:
     check_room(tmp_path / "not" / "yet", 1000, 1000)
     opened(tmp_path).write({"aa": states(0, 1000)})
     opened(tmp_path, identity={"another": 1}).write({"aa": states(0, 1000)})
     check_room(tmp_path, 10_000, 50_000)
     with pytest.raises(
-        UserError, match=r"needs 19.5 KiB, 48.8 KiB are allowed and 31.\d KiB .*activation_cache_limit.*prune"
+        ConfigError,
+        match=r"needs 19.5 KiB, .* may use 48.8 KiB and already use 31.\d KiB: .*activation_cache_limit.*prune",
     ):
         check_room(tmp_path, 20_000, 50_000)
-    with pytest.raises(UserError, match=r"needs 931,323 GiB, .* GiB are free on the disk of .*prune"):
+    with pytest.raises(ConfigError, match=r"needs 931,323 GiB, .* GiB are free on the disk of .*prune"):
         check_room(tmp_path, 10**15)
 
 

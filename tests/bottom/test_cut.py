@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from architectures import ARCHITECTURES, batch_for, decoder_names, tiny
 from frostline.anatomy import find_anatomy
-from frostline.bottom import AwayWeights, CannotCut, Cut, StandIns, crossing, find_cut, names_above, names_below
+from frostline.bottom import CannotCut, Cut, OffloadedWeights, StandIns, find_cut, last_blocks, names_above, names_below
 from frostline.bottom._cut import MADE
-from frostline.bottom._weights import covered_only
+from frostline.bottom._weights import only_in_bottom
 from frostline.hooks import observe
 
 DECODERS_AS_CLASSIFIERS = [name for name in decoder_names if name != "minicpm3"]
@@ -37,7 +37,7 @@ def replay(model: Any, cut: Cut) -> None:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in below)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    with observe(model, crossing(cut)) as states:
+    with observe(model, last_blocks(cut)) as states:
         loss, gradients = loss_and_gradients(model, trained)
     standins = StandIns(model, cut)
     standins.feed(states)
@@ -92,7 +92,7 @@ def test_what_leaves_memory_is_the_bottom_s_alone(name: str) -> None:
     cut = find_cut(model, anatomy, boundary)
     standins = StandIns(model, cut)
     names = {parameter: name for name, parameter in model.named_parameters()}
-    leaving = {names[parameter] for parameter in covered_only(model, standins)}
+    leaving = {names[parameter] for parameter in only_in_bottom(model, standins)}
     running = tuple(f"{path}." for path in cut.running)
     inside = {tensor.name for block in anatomy.blocks for tensor in block.tensors}
     assert leaving >= {name for name in inside if not name.startswith(running)}
@@ -108,8 +108,8 @@ def test_the_model_is_whole_with_stand_ins_and_after_them(name: str, tmp_path: P
     state = {key: value.clone() for key, value in model.state_dict().items()}
     expected = model(**batch_for(model)).logits
     standins = StandIns(model, find_cut(model, find_anatomy(model), 2))
-    weights = AwayWeights(model, standins, tmp_path)
-    for step in (lambda: None, weights.leave, weights.come_back, standins.remove):
+    weights = OffloadedWeights(model, standins, tmp_path)
+    for step in (lambda: None, weights.offload, weights.restore, standins.remove):
         step()
         after = dict(model.named_modules())
         assert before.keys() == after.keys() and all(after[key] is module for key, module in before.items())

@@ -24,7 +24,7 @@ from architectures import tiny
 from cache_cases import assert_same_training, bottom_plan, cache_trainer, losses, rows_for, streaming_trainer, train
 from frostline.checkpoints import load_config, load_weights
 from frostline.core import cache
-from frostline.core.errors import FrostlineError, UserError
+from frostline.core.errors import ConfigError, FrostlineError
 from frostline.engine import Trainer
 from frostline.plan import Lora
 
@@ -36,17 +36,17 @@ def cache_here(tmp_path: Path, own_cache: None, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("FROSTLINE_CACHE", str(tmp_path / "cache"))
 
 
-def llama(folder: Path, store: str = "on", **options: Any) -> Trainer:
-    return train(folder, tiny("llama"), store, **options)
+def llama(folder: Path, mode: str = "on", **options: Any) -> Trainer:
+    return train(folder, tiny("llama"), mode, **options)
 
 
 def stored(folder: Path) -> list[Path]:
-    """The shards of all stores of this test."""
-    return [path for store in cache.store_folders(folder / "cache") for path in cache.shards(store)]
+    """The shards of all caches of this test."""
+    return [path for place in cache.store_folders(folder / "cache") for path in cache.shards(place)]
 
 
 def written(folder: Path) -> set[str]:
-    """Every file of all stores but what a store is described and locked by."""
+    """Every file of all caches but what a cache is described and locked by."""
     return {path.name for path in (folder / "cache").rglob("*") if path.is_file()} - {"identity.json", "lock"}
 
 
@@ -185,19 +185,19 @@ def test_one_damaged_shard_among_sound_ones(tmp_path: Path, monkeypatch: pytest.
     assert losses(after) == losses(before)
 
 
-@pytest.mark.parametrize("where", ["store", "weights"])
+@pytest.mark.parametrize("where", ["shard", "weights"])
 def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     def full(tensors: Any, path: Path, **_: Any) -> None:
         Path(path).write_bytes(b"torn")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(shards if where == "store" else weights, "save_file", full)
+    monkeypatch.setattr(shards if where == "shard" else weights, "save_file", full)
     model = tiny("llama")
     modules, state = dict(model.named_modules()), {key: value.clone() for key, value in model.state_dict().items()}
     trainer = cache_trainer(tmp_path, model, "on")
     with pytest.raises(FrostlineError, match=r"^no space left while writing [^\n]*$"):
         trainer.train()
-    assert len(stored(tmp_path)) == (0 if where == "store" else 1)
+    assert len(stored(tmp_path)) == (0 if where == "shard" else 1)
     assert written(tmp_path) == {path.name for path in stored(tmp_path)}
     assert all(modules[name] is module for name, module in model.named_modules())
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
@@ -210,8 +210,8 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 
 
 def test_too_small_a_budget(tmp_path: Path) -> None:
-    said = r"the activation cache needs 9\.75 KiB, 8\.79 KiB are allowed .*limit"
-    with pytest.raises(UserError, match=f"^{said}"):
+    said = r"the activation cache needs 9\.75 KiB, but all caches together may use 8\.79 KiB .*limit"
+    with pytest.raises(ConfigError, match=f"^{said}"):
         llama(tmp_path, "on", limit=9_000)
     without = llama(tmp_path, "auto", limit=9_000)
     assert not without.cache_report.used and re.match(said, without.cache_report.reason)
@@ -277,9 +277,9 @@ class Changing(list[Any]):
 def test_a_row_that_changes_while_training_runs_the_bottom(tmp_path: Path, workers: int) -> None:
     """Read once for the cache; from then on it is another row."""
     trainers = []
-    for store, times in (("on", 1), ("off", 0)):
+    for mode, times in (("on", 1), ("off", 0)):
         rows = Changing(rows_for(tiny("llama")), times)
-        trainers.append(train(tmp_path, tiny("llama"), store, rows=rows, dataloader_num_workers=workers))
+        trainers.append(train(tmp_path, tiny("llama"), mode, rows=rows, dataloader_num_workers=workers))
     assert_same_training(*trainers)
     assert trainers[0].cache_report.computed == 3
     assert "3 training batches held rows that are not in the activation cache" in trainers[0].notices[-1]
@@ -343,7 +343,7 @@ def leaking(how: str) -> Any:
 )
 def test_a_model_that_reads_past_its_boundary(tmp_path: Path, how: str, reason: str, batch: int) -> None:
     options: dict[str, Any] = {"per_device_train_batch_size": batch, "loss_positions": False}
-    with_it, without = (train(tmp_path, leaking(how), store, **options) for store in ("on", "off"))
+    with_it, without = (train(tmp_path, leaking(how), mode, **options) for mode in ("on", "off"))
     assert not with_it.cache_report.used
     assert reason in with_it.cache_report.reason
     assert losses(with_it) == losses(without)

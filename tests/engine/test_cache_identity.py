@@ -81,16 +81,16 @@ def test_how_exactly_matrices_are_multiplied_counts(tmp_path: Path, precision: s
         backends.fp32_precision = before
 
 
-def test_a_rounded_bottom_has_no_store(tmp_path: Path) -> None:
+def test_a_quantized_bottom_has_no_cache(tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
     trainer = cache_trainer(tmp_path, tiny("llama"), "auto")
     quantize_frozen(trainer.model, trainer.applied.anatomy, 8)
     report = trainer.session.decide()
-    assert not report.used and "is held in fewer bits" in report.reason
+    assert not report.used and "is quantized" in report.reason
 
 
 class CallsAfterKnownRows(TrainerCallback):
-    """After a pass over rows that are in the store, calls the model with others of the same shape."""
+    """After a pass over rows that are in the cache, calls the model with others of the same shape."""
 
     def __init__(self, rows: list[dict[str, Any]], how: str) -> None:
         self.rows, self.how = rows, how

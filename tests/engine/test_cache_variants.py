@@ -1,4 +1,4 @@
-"""Training from the activation cache is the same training whatever else is asked of the trainer, or the store is
+"""Training from the activation cache is the same training whatever else is asked of the trainer, or the cache is
 refused."""
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from cache_cases import (
 )
 from frostline.checkpoints import load_delta, trained_tensors
 from frostline.core.cache import default_root
-from frostline.core.errors import UserError
+from frostline.core.errors import ConfigError
 from frostline.engine import Trainer
 from frostline.plan import Frozen, Lora
 
@@ -40,8 +40,8 @@ TESTS = Path(__file__).resolve().parents[1]
 
 
 def both(folder: Path, make: Any, **options: Any) -> tuple[Trainer, Trainer]:
-    """A model of `make()` trained with the store and without."""
-    with_it, without = (train(folder / store, make(), store, **options) for store in ("on", "off"))
+    """A model of `make()` trained with the cache and without."""
+    with_it, without = (train(folder / mode, make(), mode, **options) for mode in ("on", "off"))
     return with_it, without
 
 
@@ -49,7 +49,7 @@ def both(folder: Path, make: Any, **options: Any) -> tuple[Trainer, Trainer]:
 @pytest.mark.parametrize("name", ["llama", "bert", "t5"])
 def test_lora_above_the_boundary(tmp_path: Path, name: str, bf16: bool) -> None:
     top = Lora(r=4)
-    with_it, without = (trained(tmp_path, name, store, top=top, bf16=bf16) for store in ("on", "off"))
+    with_it, without = (trained(tmp_path, name, mode, top=top, bf16=bf16) for mode in ("on", "off"))
     assert_same_training(with_it, without, bf16)
 
 
@@ -77,7 +77,7 @@ def test_smoothed_labels(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["llama", "bert", "t5", "gpt2"])
 def test_dropout_draws_the_same_numbers(tmp_path: Path, name: str) -> None:
-    # Frozen blocks are in eval mode with the store or without: only what lies above draws.
+    # Frozen blocks are in eval mode with the cache or without: only what lies above draws.
     with_it, without = both(tmp_path, lambda: tiny(name, dropout=0.1))
     assert_same_training(with_it, without)
     assert losses(with_it) != pytest.approx(losses(train(tmp_path, tiny(name), "off")), abs=1e-4)
@@ -103,7 +103,7 @@ def test_positions_that_count_padding_are_refused(tmp_path: Path, name: str, ord
 
 def test_what_is_refused_for_its_padding_leaves_no_states_behind(tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match=r"streaming needs the activation cache, but what .* padding .*: use streaming: false$"
+        ConfigError, match=r"streaming needs the activation cache, but the states .* padding: use streaming=false$"
     ):
         streaming_trainer(tmp_path, tiny("gpt2"), 2, collator=collate_on_the_left).train()
     train(tmp_path, tiny("gpt2"), "on", collator=collate_on_the_left)
@@ -156,7 +156,7 @@ def test_evaluation_while_training(tmp_path: Path, name: str) -> None:
 
 
 class EvaluatesElsewhere(TrainerCallback):
-    """In the middle of training, runs the model on rows that are not in the store."""
+    """In the middle of training, runs the model on rows that are not in the cache."""
 
     def __init__(self) -> None:
         self.trainer: Any = None
@@ -178,12 +178,12 @@ class EvaluatesElsewhere(TrainerCallback):
 def test_other_rows_are_evaluated_while_training(tmp_path: Path, name: str) -> None:
     seen = {}
     trainers = {}
-    for store in ("on", "off"):
+    for mode in ("on", "off"):
         callback = EvaluatesElsewhere()
-        callback.trainer = trainers[store] = cache_trainer(tmp_path, tiny(name), store)
-        trainers[store].add_callback(callback)
-        trainers[store].train()
-        seen[store] = callback.seen
+        callback.trainer = trainers[mode] = cache_trainer(tmp_path, tiny(name), mode)
+        trainers[mode].add_callback(callback)
+        trainers[mode].train()
+        seen[mode] = callback.seen
     assert_same_training(trainers["on"], trainers["off"])
     assert len(seen["on"]) == 8
     assert seen["on"] == pytest.approx(seen["off"], abs=1e-4)
@@ -261,15 +261,15 @@ TWO_PROCESSES = """
 
     torch.set_num_threads(1)
     written, real = [], ActivationCache.write
-    ActivationCache.write = lambda store, rows: (written.extend(rows), real(store, rows))[1]
+    ActivationCache.write = lambda own, rows: (written.extend(rows), real(own, rows))[1]
     if os.environ["RANK"] == "1":  # comes late to every shard that the other has written
         refresh = ActivationCache.refresh
-        ActivationCache.refresh = lambda store: (time.sleep(0.3), refresh(store))[1]
+        ActivationCache.refresh = lambda own: (time.sleep(0.3), refresh(own))[1]
     folder, found = Path(sys.argv[1]), {}
-    for store in ("on", "off"):
-        trainer = train(folder, tiny("llama"), store, per_device_train_batch_size=2)
-        found[store] = {"losses": losses(trainer), "used": trainer.cache_report.used, "rows": trainer.cache_report.rows}
-        found[store]["weights"] = {k: v.tolist() for k, v in trained_tensors(trainer.model).items()}
+    for mode in ("on", "off"):
+        trainer = train(folder, tiny("llama"), mode, per_device_train_batch_size=2)
+        found[mode] = {"losses": losses(trainer), "used": trainer.cache_report.used, "rows": trainer.cache_report.rows}
+        found[mode]["weights"] = {k: v.tolist() for k, v in trained_tensors(trainer.model).items()}
     found["written"] = written
     (folder / f"{trainer.args.process_index}.json").write_text(json.dumps(found))
     torch.distributed.destroy_process_group()
@@ -334,9 +334,9 @@ def masking(rows: Any) -> dict[str, torch.Tensor]:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "redrawn rows": ({"rows": Redrawn(tiny("llama"))}, "examples change every time they are read"),
-    "a stream": ({"rows": Endless(), "max_steps": 9}, "examples come as a stream"),
-    "a masking collator": ({"collator": masking}, "the collator changes the examples"),
+    "redrawn rows": ({"rows": Redrawn(tiny("llama"))}, "rows change every time they are read"),
+    "a stream": ({"rows": Endless(), "max_steps": 9}, "rows come as a stream"),
+    "a masking collator": ({"collator": masking}, "the collator changes the rows"),
     "nothing frozen": ({"boundary": 0}, "nothing is frozen below"),
 }
 
@@ -347,7 +347,7 @@ def test_refused_where_it_cannot_be_right(tmp_path: Path, options: dict[str, Any
     assert not trainer.cache_report.used
     assert reason in trainer.cache_report.reason
     assert len(losses(trainer)) == 9
-    with pytest.raises(UserError, match=f"activation_cache: on, but .*{reason}.*: use auto or off$"):
+    with pytest.raises(ConfigError, match=f"activation_cache: on, but .*{reason}.*: use activation_cache=auto or off$"):
         train(tmp_path, tiny("llama"), "on", **options)
     assert not list(default_root().rglob("*"))
 
@@ -374,7 +374,7 @@ def test_a_router_loss_is_refused(tmp_path: Path) -> None:
     assert not trainer.cache_report.used
     assert "router loss" in trainer.cache_report.reason
     assert losses(trainer) == losses(train(tmp_path, routed(), "off"))
-    with pytest.raises(UserError, match="activation_cache: on, but the router loss"):
+    with pytest.raises(ConfigError, match="activation_cache: on, but the router loss"):
         train(tmp_path, routed(), "on")
 
 

@@ -34,7 +34,7 @@ SHORT = [name for name in ARCHITECTURES if name not in LONG]
 @pytest.mark.parametrize("name", LONG)
 def test_fifty_steps_are_the_same(tmp_path: Path, name: str, bf16: bool) -> None:
     options: dict[str, Any] = {"max_steps": 50, "bf16": bf16}
-    with_it, without = (trained(tmp_path, name, store, **options) for store in ("on", "off"))
+    with_it, without = (trained(tmp_path, name, mode, **options) for mode in ("on", "off"))
     assert len(losses(with_it)) == 50
     assert_same_training(with_it, without, bf16)
 
@@ -42,7 +42,7 @@ def test_fifty_steps_are_the_same(tmp_path: Path, name: str, bf16: bool) -> None
 @pytest.mark.parametrize("name", SHORT)
 def test_same_training(tmp_path: Path, name: str) -> None:
     bf16 = SHORT.index(name) % 3 == 0
-    with_it, without = (trained(tmp_path, name, store, bf16=bf16) for store in ("on", "off"))
+    with_it, without = (trained(tmp_path, name, mode, bf16=bf16) for mode in ("on", "off"))
     assert_same_training(with_it, without, bf16)
 
 

@@ -168,8 +168,8 @@ def test_the_last_block_where_it_is_read(mode: Any, name: str, task: str, implem
     seen: list[int] = []
     feed_forward = [linear.name for linear in anatomy.blocks[BLOCKS - 1].linears if str(linear.role) == "feed_forward"]
     model.get_submodule(feed_forward[0]).register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[1]))
-    reads = use_loss_positions(model, anatomy, batch, chunk=2)
-    assert reads.last_block, reads.notices
+    positions = use_loss_positions(model, anatomy, batch, chunk=2)
+    assert positions.last_block, positions.notices
     seen.clear()
     assert_close(loss_and_gradients(model, batch), expected)
     assert max(seen) < 12
@@ -219,7 +219,7 @@ def test_over_a_bfloat16_base_what_is_added_trains_in_float32() -> None:
 @pytest.mark.parametrize("name", ["llama", "gpt2", "bert"])
 @pytest.mark.parametrize("top", [PREFIX, GATED, Bottleneck(kind="parallel", bottleneck=4)])
 def test_from_the_activation_cache_it_is_the_same_training(name: str, top: Any, tmp_path: Path) -> None:
-    with_it, without = (trained(tmp_path, name, store, top=top) for store in ("on", "off"))
+    with_it, without = (trained(tmp_path, name, mode, top=top) for mode in ("on", "off"))
     assert_same_training(with_it, without)
 
 

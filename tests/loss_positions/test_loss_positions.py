@@ -86,11 +86,11 @@ def test_same_loss_and_gradients_on_every_architecture(name: str, task: str) -> 
     batches = [batch_of(model), batch_of(model, "left"), batch_of(model, length=16)]
     batches.append({key: value for key, value in batches[0].items() if key != "attention_mask"})
     own = [loss_and_gradients(model, batch) for batch in batches]
-    reads = installed(model, batches[0], chunk=2)
-    assert reads.rule in RULES.get(task, POOLED)
-    assert reads.last_block == (name not in OWN_ATTENTION)
-    assert reads.chunked_head == (task != "classification")
-    assert len(reads.notices) == (name in OWN_ATTENTION)
+    positions = installed(model, batches[0], chunk=2)
+    assert positions.rule in RULES.get(task, POOLED)
+    assert positions.last_block == (name not in OWN_ATTENTION)
+    assert positions.chunked_head == (task != "classification")
+    assert len(positions.notices) == (name in OWN_ATTENTION)
     for batch, expected in zip(batches, own, strict=True):
         assert_same(loss_and_gradients(model, batch), expected)
 
@@ -107,8 +107,8 @@ def test_same_with_eager_attention_and_with_checkpointing(name: str, task: str) 
     model = tiny(name, task, attn_implementation="eager")
     batch = batch_of(model, "left")
     expected = loss_and_gradients(model, batch)
-    reads = installed(model, batch, chunk=2)
-    assert reads.last_block
+    positions = installed(model, batch, chunk=2)
+    assert positions.last_block
     assert_same(loss_and_gradients(model, batch), expected)
     model.activation_checkpointing_enable({"use_reentrant": False})
     # Backward runs the block again, after another batch has come by.
@@ -126,8 +126,8 @@ def test_same_under_autocast(name: str, task: str) -> None:
     batch = batch_of(model)
     with torch.autocast("cpu", torch.bfloat16):
         expected = loss_and_gradients(model, batch)
-        reads = installed(model, batch, chunk=2)
-        assert reads.last_block and not reads.notices
+        positions = installed(model, batch, chunk=2)
+        assert positions.last_block and not positions.notices
         assert_same(loss_and_gradients(model, batch), expected, 2e-2, 2e-2)
 
 
@@ -145,8 +145,8 @@ def test_same_under_a_plan(mode: Any, dtype: torch.dtype) -> None:
             torch.nn.init.normal_(parameter, std=0.1)
     batch = batch_of(model)
     expected = loss_and_gradients(model, batch)
-    reads = use_loss_positions(model, anatomy, batch, chunk=2)
-    assert reads.last_block and reads.chunked_head, reads.notices
+    positions = use_loss_positions(model, anatomy, batch, chunk=2)
+    assert positions.last_block and positions.chunked_head, positions.notices
     near = (1e-5, 1e-4) if dtype is torch.float32 else (2e-2, 5e-2)
     assert_same(loss_and_gradients(model, batch), expected, *near)
 
@@ -232,13 +232,13 @@ def test_what_trains_may_change_afterwards() -> None:
     model = tiny("llama", tied=False)
     model.lm_head.requires_grad_(False)
     batch = batch_of(model)
-    reads = installed(model, batch, chunk=2)
-    assert reads.chunked_head
+    positions = installed(model, batch, chunk=2)
+    assert positions.chunked_head
     model.requires_grad_(True)
     thawed = loss_and_gradients(model, batch)
     model.model.requires_grad_(False)
     head_only = loss_and_gradients(model, batch)
-    reads.remove()
+    positions.remove()
     assert_same(head_only, loss_and_gradients(model, batch))
     model.requires_grad_(True)
     assert_same(thawed, loss_and_gradients(model, batch))
@@ -256,8 +256,8 @@ def test_what_reaches_the_last_block_may_be_replaced_before_it() -> None:
     assert set(expected[1]) == {"lm_head.weight", "model.norm.weight"} | {
         f"model.layers.{BLOCKS - 1}.{name}" for name, _ in model.model.layers[-1].named_parameters()
     }
-    reads = installed(model, batch, chunk=2)
-    assert reads.last_block and reads.chunked_head
+    positions = installed(model, batch, chunk=2)
+    assert positions.last_block and positions.chunked_head
     assert_same(loss_and_gradients(model, batch), expected)
 
 
@@ -324,14 +324,14 @@ def test_nothing_is_left_behind(name: str) -> None:
     flags = [module.training for module in model.modules()]
     attributes = [dict(vars(module)) for module in model.modules()]
     random, signature = torch.get_rng_state(), inspect.signature(model.forward)
-    reads = installed(model, batch_of(model), exact=False)
+    positions = installed(model, batch_of(model), exact=False)
     assert torch.equal(torch.get_rng_state(), random)
     assert [module.training for module in model.modules()] == flags
     assert all(parameter.grad is None for parameter in model.parameters())
     assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
     assert inspect.signature(model.forward) == signature
-    reads.remove()
-    reads.remove()
+    positions.remove()
+    positions.remove()
     found = [dict(vars(module)) for module in model.modules()]
     for before, after in zip(attributes, found, strict=True):
         assert before.keys() == after.keys()
@@ -340,10 +340,10 @@ def test_nothing_is_left_behind(name: str) -> None:
 
 def test_dropout_in_the_last_block_is_a_reason_to_run_it_whole() -> None:
     model = tiny("bert", dropout=0.1)
-    reads = installed(model, batch_of(model))
-    assert not reads.last_block
-    assert "dropout" in reads.notices[0]
-    reads.remove()
+    positions = installed(model, batch_of(model))
+    assert not positions.last_block
+    assert "dropout" in positions.notices[0]
+    positions.remove()
     assert installed(model, batch_of(model), exact=False).last_block
 
 
@@ -351,9 +351,9 @@ def test_a_router_loss_is_a_reason_to_run_whole() -> None:
     model = tiny("mixtral", output_router_logits=True)
     batch = batch_of(model)
     expected = loss_and_gradients(model, batch)
-    reads = installed(model, batch)
-    assert not reads.last_block and not reads.chunked_head
-    assert len(reads.notices) == 2
+    positions = installed(model, batch)
+    assert not positions.last_block and not positions.chunked_head
+    assert len(positions.notices) == 2
     assert_same(loss_and_gradients(model, batch), expected)
 
 
@@ -364,27 +364,27 @@ def test_a_block_that_mixes_tokens_outside_attention_is_caught() -> None:
     block.mlp.forward = lambda states: own(states + states.roll(1, dims=1))
     batch = batch_of(model)
     expected = loss_and_gradients(model, batch)
-    reads = installed(model, batch)
-    assert not reads.last_block and reads.chunked_head
-    assert "on part of the positions" in reads.notices[0]
+    positions = installed(model, batch)
+    assert not positions.last_block and positions.chunked_head
+    assert "at the loss positions alone" in positions.notices[0]
     assert_same(loss_and_gradients(model, batch), expected)
 
 
 def test_a_classifier_that_reads_every_token_runs_whole() -> None:
     model = tiny("modernbert", classifier_pooling="mean")
-    reads = installed(model, batch_of(model))
-    assert reads.rule is LossRule.ALL and not reads.last_block
-    assert "reads all of its output" in reads.notices[0]
+    positions = installed(model, batch_of(model))
+    assert positions.rule is LossRule.ALL and not positions.last_block
+    assert "reads all of its output" in positions.notices[0]
 
 
 def test_a_text_that_ends_in_the_padding_token_is_read_where_the_model_reads_it() -> None:
     model = tiny("llama", "classification")
     batch = batch_of(model)
-    reads = installed(model, batch)
-    assert reads.rule is LossRule.LAST_TOKEN
+    positions = installed(model, batch)
+    assert positions.rule is LossRule.LAST_TOKEN
     batch["input_ids"][0, -1] = model.config.pad_token_id
     found = loss_and_gradients(model, batch)
-    reads.remove()
+    positions.remove()
     assert_same(found, loss_and_gradients(model, batch))
 
 

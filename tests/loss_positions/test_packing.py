@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, BloomConfig
 
 from architectures import decoder_names, tiny
-from frostline.core.errors import UserError
+from frostline.core.errors import UnsupportedModel
 from frostline.loss_positions import pack_rows
 from frostline.loss_positions._packing import row_lengths
 from frostline.plan import BlockMode, Frozen, Full, Lora, Plan
@@ -115,10 +115,10 @@ def test_a_model_that_lets_rows_see_each_other_is_refused(monkeypatch: pytest.Mo
     bloom = AutoModelForCausalLM.from_config(
         BloomConfig(vocab_size=128, hidden_size=32, n_layer=2, n_head=4, use_cache=False)
     )
-    message = r"^packed: BloomForCausalLM does not keep packed rows apart \(it takes no position_ids\): take grouped$"
-    with pytest.raises(UserError, match=message):
+    message = r"^packing: BloomForCausalLM does not keep packed rows apart \(it has no argument position_ids\): use packing=false"
+    with pytest.raises(UnsupportedModel, match=message):
         pack_rows(bloom, encoded(), PackingCollator())
     monkeypatch.setattr("frostline.loss_positions._packing.uses_attention_function", lambda module: False)
-    with pytest.raises(UserError, match=r"OPTForCausalLM .*\(its (loss is|gradient of) .*\): take grouped$"):
+    with pytest.raises(UnsupportedModel, match=r"OPTForCausalLM .*\(its (loss is|gradient of) .*\): use packing=false"):
         pack_rows(tiny("opt"), encoded(), PackingCollator())
     pack_rows(tiny("llama"), encoded(), PackingCollator())  # its own mask keeps them apart

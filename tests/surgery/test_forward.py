@@ -568,12 +568,12 @@ def test_every_term_may_be_computed_only_where_it_is_read(name: str) -> None:
     applied = apply(planned(model, ALPHA, 2, (0.0, 0.5, 0.25, 1.0)), model)
     whole = model.train()(**batch).loss
     whole_gradients = gradients(model, whole)
-    reads = use_loss_positions(model, applied.anatomy, batch)
-    assert reads.last_block and reads.chunked_head == (name == "llama"), reads.notices
+    positions = use_loss_positions(model, applied.anatomy, batch)
+    assert positions.last_block and positions.chunked_head == (name == "llama"), positions.notices
     out = model.train()(**batch)
     torch.testing.assert_close(out.loss, whole)
     assert_same(gradients(model, out.loss), whole_gradients)
-    reads.remove()
+    positions.remove()
 
 
 @pytest.mark.parametrize("name", ["llama", "bert"])

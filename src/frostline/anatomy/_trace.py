@@ -16,7 +16,7 @@ from torch.func import functional_call
 
 from frostline.anatomy._stacks import Stack
 from frostline.core.errors import UnsupportedModel
-from frostline.hooks import generators_kept, hollow, stoppable
+from frostline.hooks import generators_kept, stoppable, zero_tensors
 
 
 def modules_before_blocks(stack: Stack) -> set[nn.Module]:
@@ -38,7 +38,7 @@ def modules_before_blocks(stack: Stack) -> set[nn.Module]:
         hooks = [module.register_forward_pre_hook(note) for module in stack.module.modules()]
         try:
             with torch.no_grad(), generators_kept():
-                functional_call(stack.module, hollow(stack.module), (), _inputs(stack))
+                functional_call(stack.module, zero_tensors(stack.module), (), _inputs(stack))
         except Exception as error:
             if stop.reached:
                 raise

@@ -1,5 +1,4 @@
-"""The frozen bottom: it runs once, its boundary states are kept in an activation cache, and a session trains from
-them."""
+"""The frozen bottom runs once for each row. Its boundary states go to an activation cache, and training reads them."""
 
 from frostline.bottom._cache import ActivationCache, check_room
 from frostline.bottom._caching_pass import (
@@ -11,7 +10,7 @@ from frostline.bottom._caching_pass import (
     same_states,
 )
 from frostline.bottom._contents import Amount, Contents, Declined, Training
-from frostline.bottom._cut import CannotCut, Cut, crossing, cut_boundary, find_cut
+from frostline.bottom._cut import CannotCut, Cut, cut_boundary, find_cut, last_blocks
 from frostline.bottom._feed import ReadAhead, RowsInBatch, rows_in_batch, rows_of, stored_states
 from frostline.bottom._identity import buffers_below, hashes_of, identity, names_below
 from frostline.bottom._rows import AlteredRow, find_spans, row_key, row_length
@@ -19,14 +18,13 @@ from frostline.bottom._session import CacheReport, CacheSession, Mode, Processes
 from frostline.bottom._shards import Stream, row_bytes
 from frostline.bottom._standins import StandIns
 from frostline.bottom._streaming import Load, Streaming, drop_tensors, names_above, put_tensors
-from frostline.bottom._weights import AwayWeights
+from frostline.bottom._weights import OffloadedWeights
 
 __all__ = [
     "BATCH_TOKENS",
     "ActivationCache",
     "AlteredRow",
     "Amount",
-    "AwayWeights",
     "CacheReport",
     "CacheSession",
     "CannotCut",
@@ -35,6 +33,7 @@ __all__ = [
     "Declined",
     "Load",
     "Mode",
+    "OffloadedWeights",
     "Passage",
     "Processes",
     "ReadAhead",
@@ -47,13 +46,13 @@ __all__ = [
     "buffers_below",
     "caching_pass",
     "check_room",
-    "crossing",
     "cut_boundary",
     "drop_tensors",
     "find_cut",
     "find_spans",
     "hashes_of",
     "identity",
+    "last_blocks",
     "names_above",
     "names_below",
     "pass_rows",

@@ -1,4 +1,4 @@
-"""The activation cache: boundary states on disk, found by what produced them, verified before they are used."""
+"""The activation cache: boundary states on disk, identified by what produced them, and verified before use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from frostline.bottom._shards import Rows, Shard, Stream, open_shard, write_shard
 from frostline.core import cache
-from frostline.core.errors import UserError
+from frostline.core.errors import ConfigError
 from frostline.core.sizes import size_text
 
 FORMAT = 1
@@ -22,10 +22,16 @@ log = logging.getLogger(__name__)
 
 
 class ActivationCache:
-    """The boundary states of rows, for one identity: all that they depend on except the row.
+    """The boundary states of rows, for one identity: everything that the states depend on besides the row.
 
-    `ActivationCache.open` makes one. Rows are found by a key, a hash of their content. Several processes may read and
-    write one store at once; each hands out only what it has itself verified, or written.
+    Use `ActivationCache.open` to get one. A row is found by its key, a hash of its content. Several processes may
+    read and write one cache at the same time; each returns only states that it has verified or written itself.
+
+    Args:
+        root: the folder in which all activation caches lie.
+        identity: what the states depend on, as a JSON value.
+        streams: the width and dtype of each stream of states.
+        label: a name for people to read.
     """
 
     def __init__(self, root: Path, identity: Mapping[str, Any], streams: Mapping[str, Stream], label: str = "") -> None:
@@ -41,38 +47,43 @@ class ActivationCache:
             },
         }
         self.folder = cache.store_folder(root, self._description)
-        self._taken_in: set[str] = set()
-        self._places: dict[str, tuple[Shard, int]] = {}
+        self._added: set[str] = set()
+        self._rows: dict[str, tuple[Shard, int]] = {}
 
     @classmethod
     def open(
         cls, root: Path, identity: Mapping[str, Any], streams: Mapping[str, Stream], label: str = ""
     ) -> ActivationCache:
-        """The store below `root` of `identity` (a JSON value) and `streams`; its folder is made with its first rows.
-        `label` is for people to read: two stores that differ in it alone are one.
+        """Open the cache with this `identity` and these `streams`. Its folder is made when the first rows are written.
 
-        Every shard is read once to verify it. One that is torn or altered is removed, with a warning in the log, and
-        its rows are missing.
+        Every shard is read once to verify it. A damaged shard is removed, with a warning in the log, and its rows
+        count as missing.
+
+        Args:
+            root: the folder in which all activation caches lie.
+            identity: what the states depend on, as a JSON value.
+            streams: the width and dtype of each stream of states.
+            label: a name for people to read; it is no part of the identity.
         """
-        store = cls(root, identity, streams, label)
-        if store.folder.is_dir():
-            cache.describe(store.folder, store._description)  # it is used now
-        store.refresh()
-        return store
+        opened = cls(root, identity, streams, label)
+        if opened.folder.is_dir():
+            cache.describe(opened.folder, opened._description)  # also notes the time of use
+        opened.refresh()
+        return opened
 
     def __reduce__(self) -> Any:
-        # Another process verifies for itself.
+        # An unpickled copy verifies the shards itself.
         return (ActivationCache.open, self._opened_with)
 
     def refresh(self) -> None:
-        """Verify and take in the shards that other processes have written since."""
+        """Verify and add the shards that other processes have written since."""
         for path in cache.shards(self.folder):
-            if path.name in self._taken_in:
+            if path.name in self._added:
                 continue
             with suppress(FileNotFoundError):  # another process pruned it
                 fault = cache.fault(path)
                 if fault is None:
-                    self._take_in(path)
+                    self._add(path)
                 else:
                     cache.drop(path)
                     log.warning(
@@ -80,37 +91,38 @@ class ActivationCache:
                     )
 
     def missing(self, keys: Iterable[str]) -> list[str]:
-        """Those of `keys` that are not in the store: in order, each once."""
-        return [key for key in dict.fromkeys(keys) if key not in self._places]
+        """Those of `keys` that are not in the cache: in order, each once."""
+        return [key for key in dict.fromkeys(keys) if key not in self._rows]
 
     def __contains__(self, key: str) -> bool:
-        return key in self._places
+        return key in self._rows
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._rows)
 
     def write(self, rows: Rows) -> None:
-        """Keep `rows`, per key and stream [n, width], as one shard: whole, or not at all.
+        """Write `rows` (key -> stream -> [n, width]) as one shard. The shard is written completely or not at all.
 
-        Raises `FrostlineError` when the disk is full, `ValueError` for states that are not as the streams say.
+        Raises `FrostlineError` when the disk is full, `ValueError` for states of another width or dtype than their
+        stream.
         """
         if rows:
             cache.describe(self.folder, self._description)  # it may have been pruned
-            self._take_in(write_shard(self.folder, self._streams, rows))
+            self._add(write_shard(self.folder, self._streams, rows))
 
     def read(self, key: str) -> dict[str, Tensor]:
-        """The states of a row per stream, [n, width]: views of the mapped file. Writing into them never changes it.
+        """The states of a row, stream -> [n, width]: views of the mapped file. Writing to them never changes the file.
 
         Raises `KeyError` when the row is missing.
         """
-        shard, index = self._places[key]
+        shard, index = self._rows[key]
         return shard.row(index)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold this store alone among processes, as a caching pass does; the system frees it when the process ends.
+        """Hold the lock of this cache, as a caching pass does. The system frees it when the process ends.
 
-        What others wrote while this one waited is taken in.
+        Shards that other processes wrote before the lock was free are added.
         """
         with cache.lock(self.folder):
             cache.describe(self.folder, self._description)  # it may have been pruned
@@ -118,32 +130,34 @@ class ActivationCache:
             yield
 
     def bytes_on_disk(self) -> int:
-        """The size of the store's shards."""
+        """The size of all shards of this cache."""
         return cache.bytes_on_disk(self.folder)
 
-    def _take_in(self, verified: Path) -> None:
+    def _add(self, verified: Path) -> None:
         shard = open_shard(verified, self._streams)
-        self._taken_in.add(verified.name)
-        self._places.update((key, (shard, index)) for index, key in enumerate(shard.keys))
+        self._added.add(verified.name)
+        self._rows.update((key, (shard, index)) for index, key in enumerate(shard.keys))
 
 
-def check_room(root: Path, wanted: int, limit: int | None = None) -> None:
-    """Check that `wanted` bytes more fit the disk, and `limit`: what all activation caches below `root` may take
-    together.
+def check_room(root: Path, needed: int, limit: int | None = None) -> None:
+    """Check that there is room for `needed` more bytes. Raises `ConfigError` that says what to do where there is not.
 
-    Raises `UserError` that says how much is wanted, allowed, taken and free, and what to do.
+    Args:
+        root: the folder in which all activation caches lie.
+        needed: bytes that will be written.
+        limit: bytes that all caches below `root` may use together; None: only the disk limits them.
     """
-    taken = sum(cache.bytes_on_disk(folder) for folder in cache.store_folders(root))
-    needs = f"the activation cache needs {size_text(wanted)}"
-    if limit is not None and taken + wanted > limit:
-        raise UserError(
-            f"{needs}, {size_text(limit)} are allowed and {size_text(taken)} of them taken: raise "
-            f"activation_cache_limit, or free some with `frostline cache prune`"
+    used = sum(cache.bytes_on_disk(folder) for folder in cache.store_folders(root))
+    needs = f"the activation cache needs {size_text(needed)}"
+    if limit is not None and used + needed > limit:
+        raise ConfigError(
+            f"{needs}, but all caches together may use {size_text(limit)} and already use {size_text(used)}: use a "
+            f"larger activation_cache_limit, or free space with `frostline cache prune`"
         )
     place = next(path for path in (root.absolute(), *root.absolute().parents) if path.is_dir())
     free = shutil.disk_usage(place).free
-    if wanted > free:
-        raise UserError(
-            f"{needs}, {size_text(free)} are free on the disk of {root}: free some with `frostline cache prune`, "
-            f"or set FROSTLINE_CACHE to a folder on a larger disk"
+    if needed > free:
+        raise ConfigError(
+            f"{needs}, but only {size_text(free)} are free on the disk of {root}: free space with `frostline cache "
+            f"prune`, or set FROSTLINE_CACHE to a folder on a larger disk"
         )

@@ -1,4 +1,4 @@
-"""What a training's activation cache holds: which rows, up to which cut, how they pass, and what they depend on."""
+"""What the activation cache of a training holds: which rows, up to which boundary, and what their states depend on."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from frostline.bottom._streaming import Streaming
 from frostline.core.errors import FrostlineError
 from frostline.plan import Plan
 
-_BESIDE = frozenset(
+_NOT_READ_BELOW = frozenset(
     {
         *("labels", "label", "label_ids", "shift_labels", "num_items_in_batch", "start_positions", "end_positions"),
         *("use_cache", "return_dict", "logits_to_keep", "kwargs", "args"),
         *("output_attentions", "output_hidden_states", "output_router_logits"),
     }
 )
-"""Arguments of a forward pass that no block below a boundary reads. What asks for more output is looked at apart."""
+"""Arguments of a model that no block below the boundary reads. `_boundary` checks those that ask for more output."""
 
 
 class Declined(FrostlineError):
@@ -39,7 +39,7 @@ class Declined(FrostlineError):
 
 
 class Estimate(Protocol):
-    """What a cache is expected to do for a training; `str` says it in one line."""
+    """What a cache is expected to save in a training; `str` says it in one line."""
 
     @property
     def pays(self) -> bool: ...
@@ -50,8 +50,14 @@ class Estimate(Protocol):
 
 @dataclass(frozen=True)
 class Amount:
-    """What there is to cache: `rows` of `mean_length` tokens, `missing` of them not in the cache yet; `bytes` of
-    all."""
+    """How much there is to cache.
+
+    Attributes:
+        rows: number of rows.
+        mean_length: their tokens on average.
+        missing: rows that are not in the cache yet.
+        bytes: size of all rows in the cache.
+    """
 
     rows: int
     mean_length: float
@@ -66,22 +72,22 @@ def _model_loss(model: Any, batch: dict[str, Any]) -> Tensor:
 
 @dataclass(frozen=True)
 class Training:
-    """What a session has to know of a training, whoever runs its loop.
+    """What a session has to know about a training, whatever training loop is used.
 
     Attributes:
-        model: the bare model, which carries `plan`.
-        plan: what trains.
-        anatomy: the model's, before the plan was applied.
-        datasets: map-style data sets of tokenised rows: those that training reads, then those that are evaluated.
+        model: the model itself, to which `plan` was applied.
+        plan: which blocks train.
+        anatomy: of the model before the plan was applied.
+        datasets: map-style data sets of tokenized rows: first those for training, then those for evaluation.
         collate: makes a batch of rows.
         device: where the model computes.
         batch_size: rows of a training batch on this device.
-        autocast: the dtype of autocast while training, None without.
+        autocast: the dtype of autocast during training; None without autocast.
         trained: names of the parameters that train.
         loss: the loss of a batch on the device, as training computes it.
-        estimate: says whether the cache pays; without it the cache is used wherever it is right.
-        refusal: why the one who runs the loop cannot use a cache, in a line; None where it can.
-        label_names: features that are labels, beside the usual ones.
+        estimate: says whether the cache saves time; without it, the cache is used wherever training stays the same.
+        refusal: why this training loop cannot use a cache, in one line; None where it can.
+        label_names: features that are labels, in addition to the usual ones.
     """
 
     model: Any
@@ -100,9 +106,14 @@ class Training:
 
 
 class Contents:
-    """The rows of a training by key, and how they pass its frozen bottom.
+    """The rows of a training by key, and how they go through its frozen bottom.
 
-    Raises `Declined`, `CannotCut` or `AlteredRow` when a cache cannot be right for this training.
+    Raises `Declined`, `CannotCut` or `AlteredRow` when training from a cache would not be the same training.
+
+    Args:
+        training: what trains, and on which rows.
+        streaming: the bottom where it is read block by block; None where it is in memory.
+        root: the folder in which all activation caches lie.
     """
 
     def __init__(self, training: Training, streaming: Streaming | None, root: Path) -> None:
@@ -119,18 +130,18 @@ class Contents:
 
     @cached_property
     def inputs(self) -> tuple[str, ...]:
-        """The features that the bottom reads."""
-        beside = _BESIDE | set(self.training.label_names)
-        names = [name for name in inspect.signature(self.training.model.forward).parameters if name not in beside]
+        """The features of a row that the bottom reads."""
+        not_read = _NOT_READ_BELOW | set(self.training.label_names)
+        names = [name for name in inspect.signature(self.training.model.forward).parameters if name not in not_read]
         return (*names, "labels") if "labels" in self.names.values() else tuple(names)
 
     @cached_property
     def passage(self) -> Passage:
-        """How rows pass up to the cut."""
+        """How rows go through the bottom up to the boundary."""
         return self.passage_at(self.cut)
 
     def passage_at(self, cut: Cut) -> Passage:
-        """How rows pass up to `cut`, which may lie lower than the training's own."""
+        """How rows go through the bottom up to `cut`, which may lie below the boundary of the training."""
         device, dtype = self.training.device, self.training.autocast
         return Passage(
             names={stream: self.names[stream] for stream in cut.streams},
@@ -156,7 +167,7 @@ class Contents:
 
     @cached_property
     def row_bytes(self) -> dict[str, int]:
-        """What each row takes in the cache, by key."""
+        """The bytes of each row in the cache, by key."""
         streams = _streams(self.cut, self.passage)
         lengths = (
             (key, {stream: row_length(row, name) for stream, name in self.names.items()})
@@ -165,12 +176,12 @@ class Contents:
         return {key: row_bytes(streams, length) for key, length in lengths}
 
     def check_rows(self) -> dict[str, Any]:
-        """Some rows by key, on which the cache is compared: the longest, the shortest and two others."""
+        """The check rows by key: the longest row, the shortest, and two others."""
         by_length = sorted(self.rows, key=self.row_bytes.__getitem__)
         return {key: self.rows[key] for key in (by_length[-1], by_length[0], *list(self.rows)[:2])}
 
     def amount(self, missing: int) -> Amount:
-        """What there is to cache, when so many rows are missing."""
+        """How much there is to cache when `missing` rows are not in the cache yet."""
         count = len(self.rows)
         mean = sum(map(self.passage.length, self.rows.values())) / count
         return Amount(count, mean, missing, sum(self.row_bytes.values()))
@@ -181,7 +192,7 @@ class Contents:
         below = names_below(anatomy, cut)
         trained = sorted(set(below) & set(training.trained))
         if trained:
-            raise Declined(f"{trained[0]} trains, and blocks below the boundary read it")
+            raise Declined(f"blocks below the boundary read {trained[0]}, which trains")
         hashes = hashes_of(model, below) if self.streaming is None else self.streaming.hashes
         key = identity(
             model,
@@ -198,16 +209,16 @@ class Contents:
         rows: dict[str, Any] = {}
         for dataset in self.training.datasets:
             if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
-                raise Declined("the examples come as a stream, and may change every epoch")
+                raise Declined("the rows come as a stream, and may change every epoch")
             for index in range(len(dataset)):
                 row = dataset[index]
                 if not isinstance(row, Mapping) or "input_ids" not in row:
-                    raise Declined("the examples are not rows with input_ids")
+                    raise Declined("the rows have no input_ids")
                 rows[self.key(row)] = row
             if len(dataset) and self.key(dataset[0]) not in rows:
-                raise Declined("the examples change every time they are read")
+                raise Declined("the rows change every time they are read")
         if not rows:
-            raise Declined("there are no examples")
+            raise Declined("the training data has no rows")
         return rows
 
     def _check_collator(self) -> None:
@@ -225,7 +236,9 @@ def _boundary(training: Training) -> int:
         raise Declined(training.refusal)
     for name in ("output_hidden_states", "output_attentions"):
         if getattr(config, name, False):
-            raise Declined(f"the model's config asks for {name}, also of the blocks below the boundary")
+            raise Declined(
+                f"the model's config has {name}=true, which needs the outputs of the blocks below the boundary"
+            )
     boundary = cut_boundary(plan, anatomy)
     if (reason := plan.reads_below(boundary)) is not None:
         raise Declined(reason)
@@ -233,7 +246,7 @@ def _boundary(training: Training) -> int:
 
 
 def _forward(plan: Plan) -> dict[str, str]:
-    """What the plan changes in the forward pass of the blocks below."""
+    """What the plan changes in the forward pass of the blocks below the boundary."""
     residual = plan.forward.residual
     return {"forward.residual": residual.model_dump_json()} if plan.forward.interacts else {}
 

@@ -1,12 +1,15 @@
-"""Where a model is cut at its boundary, and what each part below must still give to what lies above.
+"""Cut a model at its boundary: find out what each block below has to return to the rest of the model.
 
     B rows, T tokens, d hidden width
 
-The model's own forward keeps running, with stand-ins in the place of the blocks below. So what a stand-in has to
-return is seen once, on a tiny batch: a block may return its hidden states alone or in a tuple; another entry of
-that tuple may be one of the block's own arguments, something that no block above is given (attention weights), or
-something that only the block can make and one above reads (T5's position bias, made in block 0). A block that
-makes such a thing stays and keeps running.
+Training from the activation cache runs the model's own forward, with stand-ins (`StandIns`) for the blocks below the
+boundary. A stand-in must return what its block returns. This file observes that once, on a tiny batch. A block
+returns its hidden states alone, or a tuple that begins with them. Any other entry of the tuple is one of:
+
+1. an argument of the block itself: the stand-in returns its own argument;
+2. something that no block above reads, such as attention weights: the stand-in returns None;
+3. something that only the block can compute and a block above reads, such as T5's position bias, which block 0 makes:
+   then the block has to run as before (`Cut.running`), and only its hidden states are replaced.
 """
 
 from __future__ import annotations
@@ -21,18 +24,18 @@ from torch.func import functional_call
 
 from frostline.anatomy import Anatomy, select
 from frostline.core.errors import FrostlineError, first_line
-from frostline.hooks import Stop, device_of, evaluation_mode, generators_kept, hollow, stoppable
+from frostline.hooks import Stop, device_of, evaluation_mode, generators_kept, stoppable, zero_tensors
 from frostline.plan import Plan
 
 Extra = str | int | None
-"""An entry of a block's tuple beside the hidden states: the name or position of the argument that it is,
-`MADE` for what only the block can make, or None."""
+"""What an entry of a block's tuple after the hidden states is: the name or position of the argument that it equals
+(case 1 above), None (case 2), or `MADE` (case 3)."""
 
 MADE = "made by the block"
 
 
 class CannotCut(FrostlineError):
-    """The frozen bottom of this model cannot be replaced; the message says why, in one line."""
+    """The frozen bottom of this model cannot be replaced; the message says why, in one clause."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +52,15 @@ class BlockReturn:
 
 @dataclass(frozen=True)
 class StackCut:
-    """The blocks of one stack that lie below the boundary, in order, and the modules that only feed them.
+    """The blocks of one stack (encoder or decoder) that lie below the boundary, and the modules before them.
 
-    `stream` names the states after the last of them. `embeddings` are modules that turn token ids [B, T] into
-    [B, T, d] in `dtype` before the first block.
+    Attributes:
+        stream: name of the states after the last of these blocks.
+        blocks: their names, in order.
+        returns: what each of them returns.
+        embeddings: modules before the first block that turn token ids [B, T] into [B, T, d].
+        dtype: of what the first block gets.
+        state_dtype: of the states after the last block.
     """
 
     stream: str
@@ -65,7 +73,7 @@ class StackCut:
 
 @dataclass(frozen=True)
 class Cut:
-    """A model's cut at a boundary: one or two stacks with blocks below it, in the order in which tokens pass."""
+    """How a model is cut at block `boundary`: its one or two stacks with blocks below, in running order."""
 
     boundary: int
     width: int
@@ -77,24 +85,29 @@ class Cut:
 
     @property
     def running(self) -> tuple[str, ...]:
-        """Blocks below the boundary that have to keep running, since later ones read something they make."""
+        """Blocks below the boundary that have to run all the same, because blocks above read something they compute."""
         pairs = (pair for stack in self.stacks for pair in zip(stack.blocks, stack.returns, strict=True))
         return tuple(name for name, returned in pairs if returned.needs_block)
 
 
-def crossing(cut: Cut) -> dict[str, str]:
-    """Stream -> the last block below the boundary, whose output it is."""
+def last_blocks(cut: Cut) -> dict[str, str]:
+    """Stream -> the last block below the boundary. The stream is the hidden states that this block returns."""
     return {stack.stream: stack.blocks[-1] for stack in cut.stacks}
 
 
 def find_cut(model: nn.Module, anatomy: Anatomy, boundary: int, *, weightless: bool = False) -> Cut:
-    """The cut of `model` below block `boundary` (1 or more), seen by running it on two rows of three tokens.
+    """Cut `model` below block `boundary`. The model runs once for this, on two rows of three tokens.
 
-    With `weightless` no weight is read: every tensor is a zero seen through strides of 0, so the weights may lie
-    on the meta device. Raises `CannotCut` when the model does not run so, or its router loss would read below.
+    Args:
+        model: a transformers model.
+        anatomy: its blocks and embeddings.
+        boundary: the lowest block that stays; 1 or more.
+        weightless: run on zeros that take no memory instead of the weights, which may lie on the meta device.
+
+    Raises `CannotCut` when the model does not run on such a batch, or has a router loss, which reads every block.
     """
     if getattr(model.config, "output_router_logits", False):
-        raise CannotCut("the router loss reads every block, also those below the boundary (output_router_logits)")
+        raise CannotCut("the router loss reads every block, also those below the boundary (output_router_logits=true)")
     below: dict[str, list[str]] = {}
     for block in anatomy.blocks[:boundary]:
         below.setdefault(block.stack, []).append(block.name)
@@ -108,8 +121,11 @@ def find_cut(model: nn.Module, anatomy: Anatomy, boundary: int, *, weightless: b
 
 
 def cut_boundary(plan: Plan, anatomy: Anatomy) -> int:
-    """The block below which nothing depends on training: the plan's boundary, or the end of the encoder when the
-    norm there trains, since every decoder block reads what it makes."""
+    """The block below which nothing depends on training.
+
+    This is the plan's boundary, with one exception: when the boundary lies in the decoder and the norm at the end of
+    the encoder trains, it is the end of the encoder, because every decoder block reads the output of that norm.
+    """
     encoder = sum(block.stack == "encoder" for block in anatomy.blocks)
     if anatomy.encoder_decoder and plan.boundary > encoder:
         norms = {tensor.name for tensor in anatomy.final_norm}
@@ -119,7 +135,7 @@ def cut_boundary(plan: Plan, anatomy: Anatomy) -> int:
 
 
 class _Trace:
-    """Notes what blocks below the boundary are given and return, up to the blocks above that take over."""
+    """Records the arguments and outputs of the blocks below the boundary while the model runs on a tiny batch."""
 
     def __init__(self, model: nn.Module, anatomy: Anatomy, below: Mapping[str, list[str]]) -> None:
         self.model = model
@@ -127,21 +143,21 @@ class _Trace:
         self.of_embeddings = {tensor.name for tensor in anatomy.embeddings}
         self.blocks = {block.name: block.stack for block in anatomy.blocks}
         self.below = {name for names in below.values() for name in names}
-        self.last = list(below.values())[-1][-1]
-        self.outputs: dict[str, tuple[Any, ...]] = {}
-        self.in_tuple: set[str] = set()
-        self.given: dict[str, dict[str | int, Any]] = {}
-        self.fed: dict[str, list[str]] = {}
-        self._pending: list[str] = []
+        self.last = list(below.values())[-1][-1]  # the block below the boundary that runs last
+        self.outputs: dict[str, tuple[Any, ...]] = {}  # block -> what it returned
+        self.in_tuple: set[str] = set()  # blocks that returned a tuple
+        self.given: dict[str, dict[str | int, Any]] = {}  # block -> its arguments by position or name
+        self.fed: dict[str, list[str]] = {}  # block -> the embeddings that ran since the block before it
+        self._pending: list[str] = []  # embeddings that ran since the last block
 
     def run(self, weightless: bool) -> None:
         with stoppable() as stop:
             self._run(weightless, stop)
         if self.last not in self.outputs:
-            raise CannotCut("the model's forward does not reach its boundary")
+            raise CannotCut("the model's forward does not reach the boundary")
 
     def _run(self, weightless: bool, stop: Stop) -> None:
-        """Run the model until all that lies below the boundary has been seen."""
+        """Run the model until the first block above the boundary is called."""
         handles = []
         for name, module in self.model.named_modules():
             if name in self.blocks:
@@ -152,7 +168,7 @@ class _Trace:
         try:
             with evaluation_mode(self.model), torch.no_grad(), generators_kept():
                 if weightless:
-                    functional_call(self.model, hollow(self.model), (), self._inputs(torch.device("cpu")))
+                    functional_call(self.model, zero_tensors(self.model), (), self._inputs(torch.device("cpu")))
                 else:
                     self.model(**self._inputs(device_of(self.model)))
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
@@ -162,18 +178,22 @@ class _Trace:
                 handle.remove()
 
     def stack(self, stream: str, names: list[str]) -> StackCut:
+        """What was recorded of the blocks `names` of one stack."""
         fed = self.fed[names[0]]
         first = self.given[names[0]]
         return StackCut(
             stream=stream,
             blocks=tuple(names),
             returns=tuple(BlockReturn(name in self.in_tuple, self._extras(name)) for name in names),
+            # Only the outermost modules: a stand-in for one replaces all modules inside it.
             embeddings=tuple(name for name in fed if not any(name.startswith(other + ".") for other in fed)),
             dtype=first[0 if 0 in first else "hidden_states"].dtype,
             state_dtype=self.outputs[names[-1]][0].dtype,
         )
 
     def _extras(self, name: str) -> tuple[Extra, ...]:
+        # The run stops at the first block above the boundary, so `given` holds the arguments of that one only. That is
+        # enough: a stack calls all of its blocks with the same side inputs (masks, positions, biases).
         above = (
             other for other, stack in self.blocks.items() if stack == self.blocks[name] and other not in self.below
         )
@@ -188,7 +208,7 @@ class _Trace:
         return inputs
 
     def _feeds(self, name: str, module: nn.Module) -> bool:
-        """Whether a module has parameters, all of them the embeddings'."""
+        """Whether a module outside the blocks has parameters, and all of them belong to the embeddings."""
         parameters = [f"{name}.{inner}" for inner, _ in module.named_parameters()]
         if not parameters or any(name == block or name.startswith(block + ".") for block in self.blocks):
             return False
@@ -197,6 +217,7 @@ class _Trace:
 
     def _after_embedding(self, name: str) -> Any:
         def note(_module: Any, args: Any, kwargs: Any, output: Any) -> None:
+            # Only a module that maps each id to a vector can be replaced by zeros of the right shape.
             ids = token_ids((*args, *kwargs.values()))
             plain = isinstance(output, Tensor) and ids is not None and output.shape == (*ids.shape, self.width)
             if plain:
@@ -208,7 +229,7 @@ class _Trace:
         def note(_module: Any, args: Any, kwargs: Any) -> None:
             self.given[name] = {**dict(enumerate(args)), **kwargs}
             self.fed[name], self._pending = self._pending, []
-            if self.last in self.outputs:
+            if self.last in self.outputs:  # so this is the first block above the boundary
                 stop()
 
         return note
@@ -226,11 +247,12 @@ class _Trace:
 
 
 def token_ids(values: Any) -> Tensor | None:
-    """The first tensor of whole numbers among `values`: the ids that an embedding looks up."""
+    """The first integer tensor among `values`: the ids that an embedding looks up."""
     return next((v for v in values if isinstance(v, Tensor) and not v.is_floating_point() and v.dim() > 0), None)
 
 
 def _extra(entry: Any, given: Mapping[str | int, Any], read_above: list[Any]) -> Extra:
+    """Which of the three cases at the top of this file an entry is. Tensors are compared by identity (`is`)."""
     if entry is None:
         return None
     if (argument := next((key for key, value in given.items() if value is entry), None)) is not None:

@@ -1,11 +1,14 @@
-"""From the activation cache to the step: a batch's stored states are read before its forward pass asks for them.
+"""From the activation cache to the training step: the states of a batch are read before the forward pass needs them.
 
 B batch rows, T tokens, d hidden width
 
-A batch is known by its content. Whoever collates rows tells which rows went into the batch (`ReadAhead.expect`), and a
-thread begins to read their states. The forward pass finds them by the batch's digest. A batch that nobody announced is
-taken apart into its rows, and these are looked up. So no batch carries a key of ours, and a collator, a trainer or a
-`generate` in between sees what it always saw.
+A batch is identified by its content, so nothing has to be added to it, and collators, trainers and `generate` work as
+always:
+
+1. The code that collates a batch calls `ReadAhead.expect` with the rows and the batch. A thread begins to read the
+   states of these rows. They are kept under the digest of the batch, a hash of its tensors.
+2. The forward pass computes the digest of the batch that it gets, and finds the states (`ReadAhead.take`).
+3. For a batch that was not announced, the rows are recovered from the batch itself, without padding, and looked up.
 """
 
 from __future__ import annotations
@@ -21,12 +24,12 @@ import torch
 from torch import Tensor
 
 from frostline.bottom._cache import ActivationCache
-from frostline.bottom._rows import AlteredRow, Features, find_spans, packed_starts, place, row_key
-from frostline.core.errors import UserError
+from frostline.bottom._rows import Features, find_spans, packed_starts, place, row_key
+from frostline.core.errors import DataError
 from frostline.core.labels import IGNORED
 
 MOST_EXPECTED = 8
-"""Batches that are announced and not asked for yet; older ones are forgotten (a loader that was left)."""
+"""How many announced batches may wait. Older ones are dropped: their data loader was abandoned."""
 
 States = dict[str, Tensor]
 """Stream -> [B, T, d] on the CPU."""
@@ -34,7 +37,7 @@ States = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class RowsInBatch:
-    """The rows of a batch: their keys, and for each stream where they lie in [B, T]."""
+    """The rows of a batch: their keys, and for each stream their places in the batch and its shape [B, T]."""
 
     keys: tuple[str, ...]
     spans: Mapping[str, Tensor]
@@ -44,13 +47,13 @@ class RowsInBatch:
 def rows_in_batch(
     keys: Sequence[str], batch: Mapping[str, Any], rows: Sequence[Features], names: Mapping[str, str]
 ) -> RowsInBatch:
-    """Where rows lie in the batch that was collated of them.
+    """Find rows in the batch that was collated from them. Raises `AlteredRow` as `find_spans` does.
 
     Args:
-        keys: of the rows.
+        keys: the key of each row.
         batch: as collated.
-        rows: the examples.
-        names: for each stream the feature that its tokens are.
+        rows: its rows.
+        names: stream -> the feature that holds its tokens.
     """
     spans = {stream: find_spans(batch, rows, name) for stream, name in names.items()}
     shapes = {stream: (batch[name].shape[0], batch[name].shape[1]) for stream, name in names.items()}
@@ -58,7 +61,7 @@ def rows_in_batch(
 
 
 def stored_states(cache: ActivationCache, rows: RowsInBatch) -> States:
-    """What `cache` holds of `rows`, put where they lie in their batch: stream -> [B, T, d] on the CPU."""
+    """The states of `rows` from `cache`, at their places in the batch: stream -> [B, T, d] on the CPU."""
     found = [cache.read(key) for key in rows.keys]
     return {
         stream: place([own[stream] for own in found], spans, rows.shapes[stream])
@@ -67,7 +70,7 @@ def stored_states(cache: ActivationCache, rows: RowsInBatch) -> States:
 
 
 def digest(batch: Mapping[str, Any], inputs: Sequence[str]) -> str:
-    """A hash of all tensors of a batch that the model's bottom may read."""
+    """A hash of all tensors of a batch that the model's bottom may read; `inputs` names them."""
     found = hashlib.blake2b(digest_size=16)
     for name in sorted(inputs):
         value = batch.get(name)
@@ -78,13 +81,13 @@ def digest(batch: Mapping[str, Any], inputs: Sequence[str]) -> str:
 
 
 class ReadAhead:
-    """Reads the states of batches from a cache, in a thread, before they are asked for.
+    """Reads the states of batches from a cache, in a thread, before they are needed.
 
     Args:
         cache: the states of rows.
         inputs: the features that the model's bottom reads.
-        names: for each stream the feature that its tokens are.
-        pinned: whether states are put in pinned memory, for an accelerator.
+        names: stream -> the feature that holds its tokens.
+        pinned: put states in pinned memory, for a fast copy to an accelerator.
     """
 
     def __init__(
@@ -95,21 +98,23 @@ class ReadAhead:
         self._expected: OrderedDict[str, Future[States]] = OrderedDict()
 
     def expect(self, rows: Sequence[Features], batch: Mapping[str, Any]) -> None:
-        """Begin to read the states of a batch that was collated of `rows`. Rows that the cache lacks, or that the
-        collator has changed, are nothing to read: the forward pass finds that out again."""
+        """Begin to read the states of a `batch` that was collated from `rows`.
+
+        Nothing is read where a row is not in the cache or the collator changed it; `take` then gives None.
+        """
         try:
             keys = [row_key(row, self.inputs) for row in rows]
             if not keys or any(key not in self.cache for key in keys):
                 return
             found = rows_in_batch(keys, batch, rows, self.names)
-        except (AlteredRow, UserError, TypeError, ValueError, KeyError):
+        except (DataError, TypeError, ValueError, KeyError):
             return
         self._expected[digest(batch, self.inputs)] = self._pool.submit(self._read, found)
         while len(self._expected) > MOST_EXPECTED:
             self._expected.popitem(last=False)
 
     def take(self, batch: Mapping[str, Any]) -> States | None:
-        """The states of a batch as the model is given it; None when one of its rows is not known."""
+        """The states of a batch that the model is called with; None when one of its rows is not in the cache."""
         coming = self._expected.pop(digest(batch, self.inputs), None)
         if coming is not None:
             return coming.result()
@@ -126,16 +131,15 @@ class ReadAhead:
         return {stream: value.pin_memory() for stream, value in states.items()} if self._pinned else states
 
     def close(self) -> None:
-        """End the thread, and forget what was announced."""
+        """End the thread and drop all announced batches."""
         self._expected.clear()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
 def rows_of(batch: Mapping[str, Any], inputs: Sequence[str]) -> list[dict[str, Tensor]] | None:
-    """The examples of a batch without their padding, or of a packed one: the features named in `inputs` of each.
+    """Recover the rows of a padded or packed batch, without padding: the features named in `inputs` of each row.
 
-    None for a batch that cannot be taken apart: it holds something beside one number a token, or its padding is not
-    said by a mask.
+    None where that is not possible, because a feature is not one number for each token.
     """
     ids = batch.get("input_ids")
     if not isinstance(ids, Tensor) or ids.dim() != 2:

@@ -1,4 +1,4 @@
-"""What stored states depend on besides the example: the identity of an activation cache."""
+"""The identity of an activation cache: everything that its states depend on besides the row."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import nn
 from frostline.anatomy import Anatomy, tensor_hash
 from frostline.bottom._cut import CannotCut, Cut
 
-# What a config says of where it came from and of the head, but not of what the bottom computes.
-_BESIDE = (
+# Entries of a config about its origin and the task head. They do not change what the bottom computes.
+_NOT_COMPUTED_WITH = (
     "_name_or_path",
     "transformers_version",
     "architectures",
@@ -28,8 +28,10 @@ _BESIDE = (
 
 
 def names_below(anatomy: Anatomy, cut: Cut) -> tuple[str, ...]:
-    """The tensors that the states at `cut` depend on: the embeddings', those of the blocks below, and in an
-    encoder-decoder cut in its decoder the norm at the encoder's end."""
+    """The tensors that the states at `cut` depend on: those of the embeddings and of the blocks below.
+
+    Where an encoder-decoder is cut in its decoder, the norm at the end of the encoder is one of them.
+    """
     tensors = [*anatomy.embeddings, *(t for block in anatomy.blocks[: cut.boundary] for t in block.tensors)]
     if len(cut.stacks) > 1:
         tensors += anatomy.final_norm
@@ -37,9 +39,10 @@ def names_below(anatomy: Anatomy, cut: Cut) -> tuple[str, ...]:
 
 
 def buffers_below(model: nn.Module, anatomy: Anatomy, cut: Cut) -> dict[str, str]:
-    """Name -> hash of the buffers that the states at `cut` may depend on: all but those of the blocks above.
+    """Name -> hash of the buffers that the states at `cut` may depend on: all except those of the blocks above.
 
-    A checkpoint may hold some of them (a router's correction, a layer's scale), so the config does not say them.
+    They count because a checkpoint may hold some (the correction of a router, the scale of a layer), which the config
+    does not show.
     """
     above = tuple(f"{block.name}." for block in anatomy.blocks[cut.boundary :])
     return {name: tensor_hash(buffer) for name, buffer in model.named_buffers() if not name.startswith(above)}
@@ -48,13 +51,13 @@ def buffers_below(model: nn.Module, anatomy: Anatomy, cut: Cut) -> dict[str, str
 def hashes_of(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
     """Name -> hash of the named parameters as they are now.
 
-    Raises `CannotCut` where one is held rounded, or stands beside an adapter that an earlier plan trained.
+    Raises `CannotCut` where one is quantized, or carries an adapter that an earlier plan trained.
     """
     known = dict(model.named_parameters(remove_duplicate=False))
     adapted = {name.replace("base_layer.", "") for name in known}
     for name in names:
         if name not in known or not known[name].is_floating_point():
-            why = "carries an adapter of an earlier plan" if name in adapted - known.keys() else "is held in fewer bits"
+            why = "carries an adapter of an earlier plan" if name in adapted - known.keys() else "is quantized"
             raise CannotCut(f"{name} {why}, and such blocks stay in memory")
     return {name: tensor_hash(known[name]) for name in names}
 
@@ -68,12 +71,19 @@ def identity(
     autocast: torch.dtype | None,
     device: str,
 ) -> dict[str, Any]:
-    """Everything but the example that the boundary states of `model` at `cut` depend on, as plain data.
+    """Everything that the boundary states of `model` at `cut` depend on besides the row, as plain data.
 
-    `hashes` are those of the tensors below, `inputs` the features that the forward takes, `autocast` its dtype
-    (None: none), `device` the type of device. Two identities are equal when the states are.
+    If two identities are equal, the states of a row are the same.
+
+    Args:
+        model: a transformers model.
+        cut: where it is cut.
+        hashes: name -> hash of the tensors and buffers below the boundary.
+        inputs: the features that the bottom reads.
+        autocast: the dtype of autocast; None without autocast.
+        device: the type of device.
     """
-    config = {key: value for key, value in model.config.to_dict().items() if key not in _BESIDE}
+    config = {key: value for key, value in model.config.to_dict().items() if key not in _NOT_COMPUTED_WITH}
     digest = hashlib.sha256("".join(f"{name} {hashes[name]}\n" for name in sorted(hashes)).encode())
     return {
         "boundary": cut.boundary,
@@ -92,9 +102,9 @@ def identity(
 
 
 def _float32_products() -> list[str]:
-    """How exactly float32 matrices are multiplied, on a GPU and on a CPU.
+    """The precision of float32 matrix products, on a GPU and on a CPU.
 
-    `torch.get_float32_matmul_precision` fails where transformers' `tf32` was given.
+    Read from torch's backends, because `torch.get_float32_matmul_precision` fails after transformers has set `tf32`.
     """
     backends: Any = torch.backends
     if not hasattr(backends, "fp32_precision"):  # torch before 2.9

@@ -1,4 +1,4 @@
-"""Examples: their identity by content, and where a collator put each of them in a batch.
+"""Rows: their key by content, and the place of each row in a collated batch.
 
 B rows of the batch as the model reads it, T its length; a packed batch has B = 1
 """
@@ -12,31 +12,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from frostline.core.errors import UserError
+from frostline.core.errors import DataError
 
 Features = Mapping[str, Any]
 
 
-class AlteredRow(UserError):
-    """An example is not in its batch as the data set gives it: stored states would be another text's."""
+class AlteredRow(DataError):
+    """The collator has changed a row, so the stored states of the row would be wrong."""
 
 
 def row_key(features: Features, inputs: Sequence[str]) -> str:
-    """A hash of what the model's bottom reads of one example: the features named in `inputs` that it has."""
+    """A hash of what the model's bottom reads of one row: those features named in `inputs` that it has."""
     digest = hashlib.blake2b(digest_size=16)
     for name in sorted(inputs):
         if features.get(name) is None:
             continue
         values = torch.as_tensor(features[name])
         if name == "attention_mask" and values.dim() == 1 and bool(values.all()):
-            continue  # what a collator would make of it
+            continue  # the same as no mask: a collator makes this one itself
         values = values.float() if values.is_floating_point() else values.long()
         digest.update(f"{name} {values.dtype} {tuple(values.shape)} ".encode() + values.contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
-def numbers(value: Any) -> Tensor | None:
-    """A feature's whole numbers, [n]; None where it is something else (a text, a class label)."""
+def _integers(value: Any) -> Tensor | None:
+    """The integers of a feature, [n]; None where it is something else (a text, a class label)."""
     if isinstance(value, str | bytes) or not hasattr(value, "__len__"):
         return None
     found = torch.as_tensor(value)
@@ -44,42 +44,59 @@ def numbers(value: Any) -> Tensor | None:
 
 
 def row_length(features: Features, name: str) -> int:
-    """How many tokens one example has in the feature `name`. Raises `UserError` when it has none."""
-    values = numbers(features[name]) if name in features else None
+    """How many tokens a row has in the feature `name`. Raises `DataError` when the feature is no list of token ids."""
+    values = _integers(features[name]) if name in features else None
     if values is None:
-        raise UserError(f"an example has no list of token ids '{name}'")
+        raise _no_tokens(name)
     return len(values)
 
 
 def find_spans(batch: Mapping[str, Any], rows: Sequence[Features], name: str) -> Tensor:
-    """Where each example of `rows` lies in the collated `batch`: [rows, 3] of (batch row, start, tokens).
+    """The place of each row in the collated `batch`, [rows, 3]: (row of the batch, first token, number of tokens).
 
-    Looked for in the feature `name`: on the right of a row's padding, on the left, or where positions begin again
-    when the batch is packed. Raises `AlteredRow` when an example is not there unchanged, as with a collator
-    that masks or shuffles tokens.
+    A row is searched for at the start and at the end of its row of the batch (padding on the right or on the left),
+    and in a packed batch where the positions begin again.
+
+    Args:
+        batch: as collated.
+        rows: the rows that it was made of, in order.
+        name: the feature that holds the tokens.
+
+    Raises `AlteredRow` when a row is not there unchanged (the collator masks or shuffles tokens), and `DataError` when
+    a row has no tokens.
     """
     ids = batch[name]
     starts = packed_starts(batch) if len(rows) > 1 else None
     spans = []
     for i, row in enumerate(rows):
-        values = numbers(row[name])
+        values = _integers(row[name])
         if values is None:
-            raise UserError(f"an example has no list of token ids '{name}'")
+            raise _no_tokens(name)
         own, length = values.to(ids.device), len(values)
         line = 0 if starts is not None else i
         candidates = [0, ids.shape[-1] - length] if starts is None else starts[i : i + 1]
         found = next((s for s in candidates if s >= 0 and torch.equal(ids[line, s : s + length], own)), None)
         if found is None:
             raise AlteredRow(
-                f"the collator changes the examples ('{name}' differs from the row's), so that stored states would be "
-                "another text's"
+                f"the collator changes the rows ('{name}' in the batch differs from the data set), so the stored "
+                "states would be wrong"
             )
         spans.append((line, found, length))
     return torch.tensor(spans, dtype=torch.long).reshape(-1, 3)
 
 
+def _no_tokens(name: str) -> DataError:
+    return DataError(f"a row has no list of token ids '{name}': use tokenized rows")
+
+
 def trimmed(batch: Mapping[str, Any], spans: Tensor, name: str) -> dict[str, Any]:
-    """`batch` without the columns after the last token of any row, in the feature `name` and all that go with it."""
+    """`batch` without the columns that are padding in every row.
+
+    Args:
+        batch: as collated.
+        spans: the places of its rows, as `find_spans` gives them.
+        name: the feature that holds the tokens; all features of the same shape are shortened with it.
+    """
     shape, end = batch[name].shape, int((spans[:, 1] + spans[:, 2]).max())
     along = {
         key: value[:, :end]
@@ -90,7 +107,7 @@ def trimmed(batch: Mapping[str, Any], spans: Tensor, name: str) -> dict[str, Any
 
 
 def packed_starts(batch: Mapping[str, Any]) -> list[int] | None:
-    """Where the rows of a packed batch begin: where its positions [1, T] are 0. None for a batch of padded rows."""
+    """The first token of each row of a packed batch: where its positions [1, T] are 0. None for padded rows."""
     positions = batch.get("position_ids")
     if positions is None or positions.shape[0] != 1 or batch.get("attention_mask") is not None:
         return None
@@ -99,7 +116,13 @@ def packed_starts(batch: Mapping[str, Any]) -> list[int] | None:
 
 
 def place(states: Sequence[Tensor], spans: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Rows' states, each [n, d], put where `spans` says into zeros of `shape` [B, T], d wide."""
+    """Put the states of rows, each [n, d], into zeros [B, T, d] at the places of the rows.
+
+    Args:
+        states: of each row.
+        spans: the places, as `find_spans` gives them.
+        shape: B and T.
+    """
     out = torch.zeros(*shape, states[0].shape[-1], dtype=states[0].dtype)
     for state, (line, start, tokens) in zip(states, spans.tolist(), strict=True):
         out[line, start : start + tokens] = state
@@ -107,5 +130,5 @@ def place(states: Sequence[Tensor], spans: Tensor, shape: tuple[int, int]) -> Te
 
 
 def cut_out(hidden: Tensor, spans: Tensor) -> list[Tensor]:
-    """The inverse of `place`: each row's own states [n, d] out of [B, T, d]."""
+    """The inverse of `place`: the states [n, d] of each row, taken from `hidden` [B, T, d]."""
     return [hidden[line, start : start + tokens] for line, start, tokens in spans.tolist()]

@@ -1,8 +1,9 @@
-"""A training's use of the activation cache, in any loop: decide, fill, compare, take the bottom out, feed, put it back.
+"""How a training uses the activation cache, in any training loop.
 
-A session knows no trainer. It is told what trains on which rows (`Training`), and from `begin` to `end` every forward
-pass of the model whose rows are in the cache reads their states; any other pass runs the bottom, as ever. The model
-stays whole to whoever looks at it.
+A session decides whether to use the cache, fills it, compares a few check rows, takes the bottom out of memory,
+supplies the states at each forward pass, and restores the bottom at the end. It knows no trainer: `Training` tells it
+what trains, and on which rows. From `begin` to `end`, a forward pass whose rows are all in the cache reads their
+states; any other pass runs the bottom as usual. Code that looks at the model always sees the whole model.
 """
 
 from __future__ import annotations
@@ -21,33 +22,40 @@ from torch.utils.data import get_worker_info
 
 from frostline.bottom._cache import ActivationCache, check_room
 from frostline.bottom._caching_pass import caching_pass
-from frostline.bottom._check import mismatch, padding_matters
+from frostline.bottom._check import mismatch, padding_difference
 from frostline.bottom._contents import Contents, Declined, Training
-from frostline.bottom._cut import CannotCut, Cut, crossing
+from frostline.bottom._cut import CannotCut, Cut, last_blocks
 from frostline.bottom._feed import ReadAhead, States, rows_in_batch, stored_states
 from frostline.bottom._rows import AlteredRow, Features
 from frostline.bottom._standins import StandIns
 from frostline.bottom._streaming import Streaming
-from frostline.bottom._weights import AwayWeights
+from frostline.bottom._weights import OffloadedWeights
 from frostline.core.cache import default_root
-from frostline.core.errors import FrostlineError, UserError
+from frostline.core.errors import ConfigError, FrostlineError
 
 Mode = Literal["auto", "on", "off"]
 _log = logging.getLogger(__name__)
 
 _BRINGS_STATES = ("past_key_values", "inputs_embeds", "encoder_outputs")
+"""Arguments of a call that replace token ids: the rows cannot be recognized."""
 _ASKS_BELOW = ("output_hidden_states", "output_attentions", "use_cache")
-"""Arguments of a call that the bottom has to answer: keys and values from before, embeddings, states of every block."""
+"""Arguments of a call that ask for outputs of the blocks below the boundary."""
 
 
 @dataclass(frozen=True)
 class CacheReport:
-    """What became of the activation cache in a training.
+    """What the activation cache did in a training.
 
-    `reason` says why it was used or not, `estimate` what was expected of it (both one line). `rows` passed the frozen
-    bottom in this training, `found` were in the cache already; `bytes` is what its rows take on disk, `seconds` the
-    time until the first step could begin, `freed_bytes` the weights that left memory. `computed` are the training
-    batches whose rows were not all in the cache.
+    Attributes:
+        used: whether it was used.
+        reason: why it was used or not, in one line.
+        estimate: what it was expected to save, in one line.
+        rows: rows that went through the frozen bottom in this training.
+        found: rows that were in the cache before.
+        bytes: size of the rows on disk.
+        seconds: time until the first step could begin.
+        freed_bytes: size of the weights that were taken out of memory.
+        computed: training batches that ran the bottom, because some of their rows were not in the cache.
     """
 
     used: bool = False
@@ -62,41 +70,50 @@ class CacheReport:
 
     @property
     def notice(self) -> str | None:
-        """What training did beside the cache, in a line; None where nothing."""
+        """One line on the training batches that did not use the cache; None where all did."""
         if not self.computed:
             return None
         return (
-            f"{self.computed:,} training batches held rows that are not in the activation cache: for these the frozen "
-            "bottom ran as ever"
+            f"{self.computed:,} training batches held rows that are not in the activation cache: the frozen bottom ran "
+            "for them"
         )
 
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes that train together: which one this is, of how many, and how it waits for all others."""
+    """The processes that train together.
+
+    Attributes:
+        rank: of this process.
+        count: how many there are.
+        wait: waits until all of them have called it.
+    """
 
     rank: int = 0
     count: int = 1
     wait: Callable[[], None] = lambda: None
 
 
-class _Mismatch(Declined):
-    """Training from the cache would not be the same training."""
+class _CheckFailed(Declined):
+    """A check has shown that training from the cache would not be the same training."""
 
 
 class CacheSession:
-    """The frozen bottom of a training: runs once, then its stored states stand in for it.
+    """Uses the activation cache in a training: the frozen bottom runs once for each row, then its states are read.
 
-    `decide` says whether the cache will be used; `begin` makes the caching pass, compares a few rows with and without,
-    and takes the bottom out of memory; `end` puts it back. `report` says what happened.
+    `decide` says whether the cache will be used. `begin` makes the caching pass, compares training on a few check rows
+    with and without the cache, and takes the bottom out of memory. `end` restores it. `report` says what happened.
 
     Args:
-        training: gives what is trained on, as it stands when the session decides.
-        mode: `auto` where the cache is right and pays, `on` where it is right, `off`.
-        limit: bytes that all caches together may take on disk.
-        streaming: a bottom that is read block by block, and never in memory whole.
-        processes: those that train together.
-        root: where caches lie.
+        training: gives the `Training`; it is called when the session decides.
+        mode: `auto` (use the cache where training stays the same and time is saved), `on` (use it wherever training
+            stays the same) or `off`.
+        limit: bytes that all caches together may use on disk; None: only the disk limits them.
+        streaming: the bottom where it is read block by block; None where it is in memory.
+        processes: those that train together; None for one process.
+        root: the folder in which all caches lie; None: the default one.
+
+    Raises `ConfigError` for an unknown mode, and for `off` where the bottom is read block by block.
     """
 
     def __init__(
@@ -110,9 +127,12 @@ class CacheSession:
         root: Path | None = None,
     ) -> None:
         if mode not in ("auto", "on", "off"):
-            raise UserError(f"activation_cache: '{mode}' is not one of auto, on, off")
+            raise ConfigError(f"activation_cache: '{mode}' is not known: use auto, on or off")
         if streaming is not None and mode == "off":
-            raise UserError("a bottom that is read block by block needs the activation cache: use activation_cache: on")
+            raise ConfigError(
+                "activation_cache: off, but the bottom of this model is read block by block, which needs the cache: "
+                "use activation_cache=on"
+            )
         self._training, self.mode, self._limit, self._streaming = training, mode, limit, streaming
         self._processes = processes or Processes()
         self._root = root or default_root()
@@ -122,13 +142,13 @@ class CacheSession:
         self._contents: Contents | None = None
         self._standins: StandIns | None = None
         self._reader: ReadAhead | None = None
-        self._weights: AwayWeights | None = None
+        self._weights: OffloadedWeights | None = None
         self._hooks: list[Any] = []
         self._held = False
         self._arguments: tuple[str, ...] = ()
 
     def __reduce__(self) -> Any:
-        """A copy of the model (a running average, a pickle) has a bottom of its own, and no use for a session."""
+        """A copy of the model (a running average, a pickle) runs its own bottom. It gets a session that is off."""
         return _without_cache, ()
 
     @property
@@ -137,9 +157,9 @@ class CacheSession:
         return self._standins is not None
 
     def decide(self) -> CacheReport:
-        """Whether the cache is to be used and what is expected of it, before any row passes the bottom.
+        """Decide whether the cache will be used, before any row goes through the bottom.
 
-        Raises `UserError` when it was asked for (`on`) and cannot be used, or does not fit its disk.
+        Raises `ConfigError` when the cache was asked for (`on`) and cannot be used, or there is no room for it.
         """
         if self.mode != "off" and not self._decided and not self.active:
             self._decided, self.report = True, CacheReport()
@@ -148,16 +168,16 @@ class CacheSession:
         return self.report
 
     def begin(self) -> None:
-        """Before training: use the cache if it is right and pays. Raises `UserError` as `decide` does."""
+        """Begin to use the cache, if `decide` says so. Raises `ConfigError` as `decide` does."""
         self.decide()
         if self._contents is None or self.active:
             return
         with self._trying():
-            self._take_over(self._contents)
+            self._start_using(self._contents)
         _log.info("activation cache: %s", self.report.reason)
 
     def end(self) -> None:
-        """After training: the bottom is in memory again (but for one that is read block by block)."""
+        """Stop using the cache and bring the bottom back to memory (unless it is read block by block)."""
         self._decided = False
         if self._streaming is not None:
             return
@@ -166,20 +186,22 @@ class CacheSession:
         if self._standins is not None:
             self._standins.remove()
         if self._weights is not None:
-            self._weights.come_back()
+            self._weights.restore()
         if self._reader is not None:
             self._reader.close()
         self._hooks, self._standins, self._weights, self._reader, self._contents = [], None, None, None, None
 
     def expect(self, rows: Sequence[Features], batch: Mapping[str, Any]) -> None:
-        """Tell that `batch` was collated of `rows`, so that their states are read before the model is called."""
+        """Announce that `batch` was collated from `rows`, so that their states are read before the model is called."""
         if self._reader is not None and get_worker_info() is None:
             self._reader.expect(rows, batch)
 
     @contextmanager
     def holding(self, rows: Sequence[Features], batch: Mapping[str, Any]) -> Iterator[None]:
-        """Inside, every pass through the bottom gives the states of `rows` as they lie in `batch`, also where a pass
-        is given other ids. For one who looks into the model with a batch of cached rows."""
+        """Inside this context, every pass gets the boundary states of `rows`, whatever ids the pass is given.
+
+        It is for code that examines the model with a batch of cached rows and changes its ids or masks.
+        """
         if self._standins is None or self._contents is None:
             yield
             return
@@ -197,23 +219,25 @@ class CacheSession:
 
     @contextmanager
     def _trying(self) -> Iterator[None]:
+        """Inside this context, an error that rules the cache out becomes a report, or an error where it is required."""
         begun = time.perf_counter()
         try:
             yield
         except (Declined, CannotCut, AlteredRow) as error:
             self._contents = None
-            off = "off, because " if isinstance(error, _Mismatch) else ""
+            off = "off, because " if isinstance(error, _CheckFailed) else ""
             self.report = replace(self.report, used=False, reason=f"{off}{error}")
             if self._streaming is not None:
-                raise UserError(f"streaming needs the activation cache, but {error}: use streaming: false") from None
-            if self.mode == "on" and not isinstance(error, _Mismatch):
-                raise UserError(f"activation_cache: on, but {error}: use auto or off") from None
+                raise ConfigError(f"streaming needs the activation cache, but {error}: use streaming=false") from None
+            if self.mode == "on" and not isinstance(error, _CheckFailed):
+                raise ConfigError(f"activation_cache: on, but {error}: use activation_cache=auto or off") from None
         finally:
             self.report = replace(self.report, seconds=self.report.seconds + time.perf_counter() - begun)
 
     def _prepare(self) -> None:
+        """Find what there is to cache, and whether it saves time and fits the disk."""
         if self._streaming is not None and self._processes.count > 1:
-            raise Declined("several processes would each read the bottom, and remove what others still read")
+            raise Declined("several processes cannot share a bottom that is read block by block")
         contents = self._contents = Contents(self._training(), self._streaming, self._root)
         missing = contents.cache.missing(contents.rows)
         chosen_here = self.mode == "auto" and self._streaming is None
@@ -226,24 +250,25 @@ class CacheSession:
             levels = 1 if self._streaming is None else 2
             try:
                 check_room(self._root, levels * sum(contents.row_bytes[key] for key in missing), self._limit)
-            except UserError as error:
+            except ConfigError as error:
                 if chosen_here:
                     raise Declined(str(error)) from None
                 raise
-        self._tell(contents, f"{len(missing):,} of them have yet to pass the frozen bottom", len(missing))
+        self._report_use(contents, f"{len(missing):,} of them have to pass the frozen bottom first", len(missing))
 
-    def _take_over(self, contents: Contents) -> None:
+    def _start_using(self, contents: Contents) -> None:
+        """Check, make the caching pass, check again, and take the bottom out of memory."""
         check_rows = contents.check_rows()
-        with self._bottom_or_first_block(contents.cut) as places:
-            if (why := padding_matters(contents, places, check_rows)) is not None:
-                raise _Mismatch(why)
+        with self._bottom_or_first_block(contents.cut) as blocks:
+            if (why := padding_difference(contents, blocks, check_rows)) is not None:
+                raise _CheckFailed(why)
         passed = self._pass(contents)
         if self._streaming is None and (found := mismatch(contents, check_rows)) is not None:
-            raise _Mismatch(found)
-        self._tell(contents, f"{passed:,} of them passed the frozen bottom now", passed)
-        self._take_out(contents)
+            raise _CheckFailed(found)
+        self._report_use(contents, f"{passed:,} of them passed the frozen bottom now", passed)
+        self._take_bottom_out(contents)
 
-    def _tell(self, contents: Contents, what: str, missing: int) -> None:
+    def _report_use(self, contents: Contents, what: str, missing: int) -> None:
         sizes = contents.row_bytes
         self.report = replace(
             self.report,
@@ -256,26 +281,29 @@ class CacheSession:
 
     @contextmanager
     def _bottom_or_first_block(self, cut: Cut) -> Iterator[Mapping[str, str]]:
-        """Inside, as much of the bottom is in memory as can be: stream -> its last block."""
+        """Inside this context, the bottom is in memory, or its first block where it is read block by block.
+
+        Gives stream -> the last block in memory.
+        """
         if self._streaming is None:
-            yield crossing(cut)
+            yield last_blocks(cut)
         else:
             with self._streaming.first_block() as block:
                 yield {cut.streams[0]: block}
 
     def _pass(self, contents: Contents) -> int:
-        """How many rows passed. Each process takes its own share of them; one holds the cache's lock for all."""
+        """Make the caching pass and give the number of rows. Processes share the rows; one holds the lock for all."""
         group, cache = self._processes, contents.cache
         with _locked(cache, group):
             keys = cache.missing(contents.rows)
-            group.wait()  # nobody writes before all know what is missing
+            group.wait()  # no process writes before all know what is missing
             share = {key: contents.rows[key] for key in keys[group.rank :: group.count]}
             if self._streaming is not None and share:
                 self._streaming.caching_pass(contents.cut, share, contents.passage_at, contents.cache_at, self.progress)
             elif share:
-                places, model = crossing(contents.cut), contents.training.model
+                blocks, model = last_blocks(contents.cut), contents.training.model
                 caching_pass(
-                    model, places, contents.passage, share, cache, progress=lambda done: self.progress(done, len(share))
+                    model, blocks, contents.passage, share, cache, progress=lambda done: self.progress(done, len(share))
                 )
             group.wait()
         cache.refresh()
@@ -283,14 +311,15 @@ class CacheSession:
 
     # From `begin` to `end`.
 
-    def _take_out(self, contents: Contents) -> None:
+    def _take_bottom_out(self, contents: Contents) -> None:
+        """Replace the bottom by stand-ins, and take its weights out of memory."""
         training, model = contents.training, contents.training.model
         pinned = training.device.type == "cuda"
         self._reader = ReadAhead(contents.cache, contents.inputs, contents.names, pinned=pinned)
         self._standins = StandIns(model, contents.cut, self._before_own)
-        self._weights = AwayWeights(model, self._standins, self._root)
+        self._weights = OffloadedWeights(model, self._standins, self._root)
         try:
-            freed = self._weights.leave()
+            freed = self._weights.offload()
         except BaseException:
             self.end()
             raise
@@ -301,6 +330,9 @@ class CacheSession:
         ]
         self.report = replace(self.report, freed_bytes=freed)
 
+    # In a pass of cached rows, `_before_pass` feeds their states, the stand-ins return them, and `_after_pass` clears
+    # them. In any other pass nothing is fed: the stand-ins call `_before_own` and then the module itself.
+
     def _before_pass(self, model: Any, args: Any, kwargs: Mapping[str, Any]) -> None:
         if self._held or self._standins is None or self._reader is None:
             return
@@ -308,8 +340,8 @@ class CacheSession:
         asks = any(batch.get(name) for name in _ASKS_BELOW)
         if any(isinstance(value, torch.Tensor) and value.is_meta for value in batch.values()):
             raise FrostlineError(
-                "the batch lies on the meta device: the first weights of a streamed model do, so model.device is no "
-                "place for a batch. Use the trainer's device (trainer.args.device)"
+                "the batch lies on the meta device. The first weights of a streamed model do so too, and model.device "
+                "names it: use the trainer's device for batches (trainer.args.device)"
             )
         known = not asks and all(batch.get(name) is None for name in _BRINGS_STATES)
         states = self._reader.take(batch) if known else None
@@ -325,25 +357,25 @@ class CacheSession:
     def _feed(self, states: States) -> None:
         assert self._standins is not None and self._weights is not None and self._contents is not None
         if torch.is_grad_enabled():
-            self._weights.leave()  # they may have come back for a pass of other rows
+            self._weights.offload()  # a pass of other rows may have restored them
         device = self._contents.training.device
         self._standins.feed({name: value.to(device, non_blocking=True) for name, value in states.items()})
 
     def _before_own(self) -> None:
-        """A pass of rows that are not in the cache: the bottom runs itself."""
+        """Before a module of the bottom runs itself, in a pass of rows that are not in the cache."""
         if self._streaming is not None:
             raise FrostlineError(
-                "the bottom of this model is read block by block and never in memory: only rows that passed it can "
-                "run. Evaluate other rows with frostline.load, or use streaming: false"
+                "the bottom of this model is read block by block and is never in memory, so only rows in the "
+                "activation cache can run: evaluate other rows with frostline.load, or use streaming=false"
             )
         assert self._weights is not None and self._contents is not None
         if self._contents.training.device.type != "cpu":
-            self._weights.come_back()
+            self._weights.restore()
 
 
 def _without_cache() -> CacheSession:
     def nothing() -> Training:
-        raise AssertionError("a session that is off asks for nothing")
+        raise AssertionError("a session that is off never asks for its training")
 
     return CacheSession(nothing, "off")
 

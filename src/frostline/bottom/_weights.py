@@ -1,4 +1,4 @@
-"""The weights below the boundary leave memory while the blocks above train, and come back."""
+"""Take the weights below the boundary out of memory while the blocks above train, and bring them back."""
 
 from __future__ import annotations
 
@@ -17,55 +17,63 @@ from frostline.core.memory import give_back_free_memory
 from frostline.hooks import Override
 
 
-class AwayWeights:
-    """The weights that stand-ins cover, out of memory from `leave` to `come_back`.
+class OffloadedWeights:
+    """The weights of the replaced modules, which are out of memory from `offload` to `restore`.
 
-    On an accelerator they go to the host. On a CPU they are written to a file in `folder` and mapped from it: the
-    system keeps no page of them that nobody reads, and reads them back when they are used. The file has no name, so
-    it vanishes with the process. Weights that the model still reads (a head tied to the embeddings, a block that keeps
-    running) stay, and on an accelerator the model's first parameter, by which `model.device` is told. The modules keep
-    their place, and `model.to(...)` leaves them where they are.
+    On an accelerator they move to the host. On a CPU they are written to a file in `folder` and mapped from it: the
+    system frees pages that nobody reads, and reads them again when they are used. The file is deleted at once, so it
+    disappears with the process. The modules stay in the model, and `model.to(...)` does not move the offloaded weights.
+
+    Some weights stay in memory: those that the model still reads (a head tied to the embeddings, a block that has to
+    run), and on an accelerator the model's first parameter, because transformers reads `model.device` from it.
+
+    Args:
+        model: whose weights are moved.
+        standins: the stand-ins for its bottom.
+        folder: for the file.
     """
 
     def __init__(self, model: nn.Module, standins: StandIns, folder: Path) -> None:
-        self._leaving, self._modules, self._folder = covered_only(model, standins), standins.modules, folder
+        self._parameters, self._modules, self._folder = only_in_bottom(model, standins), standins.modules, folder
         self._first = next(model.parameters())
         self._device: torch.device | None = None
         self._pinned: list[Override] = []
 
     @property
-    def away(self) -> bool:
+    def offloaded(self) -> bool:
         return bool(self._pinned)
 
-    def leave(self) -> int:
-        """Move the weights out; the bytes that were freed. Raises `FrostlineError` when the disk is full: nothing has
-        left then."""
-        if self.away:
+    def offload(self) -> int:
+        """Take the weights out of memory and give the number of bytes freed.
+
+        Raises `FrostlineError` when the disk is full; then all weights are still in memory.
+        """
+        if self.offloaded:
             return 0
-        if self._leaving and self._leaving[0].device.type == "cpu":
-            mapped = _mapped([parameter.data for parameter in self._leaving], self._folder)
+        if self._parameters and self._parameters[0].device.type == "cpu":
+            mapped = _mapped([parameter.data for parameter in self._parameters], self._folder)
         else:
-            self._device = self._leaving[0].device if self._leaving else None
-            self._leaving = [parameter for parameter in self._leaving if parameter is not self._first]
-            mapped = [parameter.data.cpu() for parameter in self._leaving]
-        for parameter, tensor in zip(self._leaving, mapped, strict=True):
+            self._device = self._parameters[0].device if self._parameters else None
+            self._parameters = [parameter for parameter in self._parameters if parameter is not self._first]
+            mapped = [parameter.data.cpu() for parameter in self._parameters]
+        for parameter, tensor in zip(self._parameters, mapped, strict=True):
             parameter.data = tensor
         self._pinned = [Override(module, _stay(module), "_apply") for module in self._modules]
         give_back_free_memory()
-        return sum(parameter.nbytes for parameter in self._leaving)
+        return sum(parameter.nbytes for parameter in self._parameters)
 
-    def come_back(self) -> None:
-        """Put the weights back where they were. Mapped ones are read as they are used."""
+    def restore(self) -> None:
+        """Bring the weights back to their device. Mapped ones are read from the file when they are used."""
         for override in self._pinned:
             override.remove()
         self._pinned = []
         if self._device is not None:
-            for parameter in self._leaving:
+            for parameter in self._parameters:
                 parameter.data = parameter.data.to(self._device)
 
 
-def covered_only(model: nn.Module, standins: StandIns) -> list[nn.Parameter]:
-    """The parameters in memory that lie in covered modules, and that nothing else of `model` reads."""
+def only_in_bottom(model: nn.Module, standins: StandIns) -> list[nn.Parameter]:
+    """The parameters in memory that lie in replaced modules and that nothing else in `model` reads."""
     covered = {inner for module in standins.modules for inner in module.modules()}
     covered -= {inner for module in standins.running for inner in module.modules()}
     staying = {p for module in model.modules() if module not in covered for p in module._parameters.values()}

@@ -1,4 +1,4 @@
-"""Run a model, watch it, stop it, let a module do something else, and compare two computations."""
+"""Run a model, watch it, stop it, replace what a module does, and compare two computations."""
 
 from frostline.hooks._attention import (
     AttentionHandle,
@@ -20,13 +20,13 @@ from frostline.hooks._compare import (
     Loss,
     Tolerance,
     compare_training,
-    rounds,
+    computes_in_fewer_bits,
 )
-from frostline.hooks._hollow import hollow
 from frostline.hooks._override import CALL, FORWARD, Override, attribute_set, is_overridden, overridden
 from frostline.hooks._states import device_of, hidden_given, hidden_of, with_hidden
 from frostline.hooks._stop import Stop, capture, observe, run_until, stoppable
 from frostline.hooks._undisturbed import Generators, all_trained, evaluation_mode, generators_kept, undisturbed
+from frostline.hooks._zeros import zero_tensors
 
 __all__ = [
     "CALL",
@@ -50,22 +50,22 @@ __all__ = [
     "attribute_set",
     "capture",
     "compare_training",
+    "computes_in_fewer_bits",
     "device_of",
     "evaluation_mode",
     "generators_kept",
     "hidden_given",
     "hidden_of",
-    "hollow",
     "hook_attention",
     "hookable",
     "is_overridden",
     "observe",
     "open_attention",
     "overridden",
-    "rounds",
     "run_until",
     "stoppable",
     "undisturbed",
     "uses_attention_function",
     "with_hidden",
+    "zero_tensors",
 ]

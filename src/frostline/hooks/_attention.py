@@ -1,9 +1,9 @@
-"""The one attention function that others hook: see or change what an attention module gives to it.
+"""Hooks around the attention function of a module: they see and may change its queries, keys, values and mask.
 
-transformers looks attention functions up in a registry, by the name in the config of the attention module. A
-hooked module gets a copy of its config with the name of the function below; the model's own config, by which
-masks are made, stays as it is. What such a function calls is the hooks of the module, which `hook_attention` put once
-for all calls, and those of the call that is going on, which `attention_call` put for that call alone.
+transformers looks attention functions up in a registry, by the name in the config of the attention module. A hooked
+module gets a copy of its config with the name of the function that this file registers. The model's own config stays
+as it is, because masks are made from it. The registered function calls two kinds of hooks: those that
+`hook_attention` added to the module for all calls, and those that `attention_call` added for the current call alone.
 
     B rows, H heads, G groups of key heads, Q queries, T keys, h head width
 """
@@ -44,16 +44,22 @@ class AttentionHook(Protocol):
         attention_mask: Tensor | None,
         **options: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """In the place of the attention of `module`: query [B, H, Q, h], key and value [B, G, T, h].
+        """Called instead of the attention of `module`. Returns [B, Q, H, h] and the attention weights, or None.
 
-        `attend` takes everything after itself: it is the next hook, or the module's own attention. Returns
-        [B, Q, H, h] and the attention weights, or None.
+        Args:
+            attend: the next hook or the module's own attention; it takes all the arguments after it.
+            module: the attention module.
+            query: [B, H, Q, h].
+            key: [B, G, T, h].
+            value: [B, G, T, h].
+            attention_mask: as the module's own attention function gets it.
+            options: all other arguments of the attention function.
         """
         ...
 
 
 class AttentionHandle:
-    """Removes one hook; the last one removed leaves the module as it was."""
+    """Removes one hook. After the last one is removed, the module is as it was before."""
 
     def __init__(self, module: nn.Module, hook: AttentionHook) -> None:
         self._module, self._hook = module, hook
@@ -79,7 +85,7 @@ def uses_attention_function(module: nn.Module) -> bool:
 
 
 def hookable(module: nn.Module) -> bool:
-    """Whether `hook_attention` takes the module."""
+    """Whether `hook_attention` can hook the module."""
     return uses_attention_function(module) or _has_method(module)
 
 
@@ -91,10 +97,10 @@ def attention_implementation(module: nn.Module) -> str:
 
 
 def hook_attention(module: nn.Module, hook: AttentionHook) -> AttentionHandle:
-    """Call `hook` in the place of the attention function of `module`, and of no other module.
+    """Call `hook` instead of the attention function of this one `module`.
 
-    Of several hooks the last one put is called first. Raises `NotHookable` when the module computes its attention
-    itself.
+    Of several hooks, the one added last is called first. Raises `NotHookable` when the module computes its attention
+    without transformers' attention functions.
     """
     if not hookable(module):
         raise NotHookable(f"{type(module).__name__} does not use transformers' attention functions")
@@ -114,23 +120,26 @@ def hook_attention(module: nn.Module, hook: AttentionHook) -> AttentionHandle:
 
 
 def open_attention(module: nn.Module) -> AttentionHandle:
-    """Make `module` ready for `attention_call`; it computes what it did. Raises `NotHookable` as `hook_attention`."""
+    """Make `module` ready for `attention_call`, without a change of what it computes.
+
+    Raises `NotHookable` where `hook_attention` does.
+    """
     return hook_attention(module, _unchanged)
 
 
 def attention_call(
     module: nn.Module, *, innermost: AttentionHook | None = None, outermost: AttentionHook | None = None
 ) -> AbstractContextManager[None]:
-    """Inside, calls of `module` have these hooks too, of those that are made here and not in another thread.
+    """Inside this context, calls of `module` from this thread run these hooks too.
 
-    Within another such call they are added to its hooks, as put later.
+    Contexts can be nested: the hooks of the inner one are added to those of the outer one.
 
     Args:
-        module: an attention module that `open_attention` or a hook made ready.
-        innermost: a hook that comes after all of the module's.
-        outermost: a hook that comes before all of them.
+        module: an attention module that `open_attention` or `hook_attention` has prepared.
+        innermost: a hook that runs after all hooks of the module.
+        outermost: a hook that runs before all hooks of the module.
 
-    Raises `FrostlineError` when the module is not ready, so that these hooks would not be called.
+    Raises `FrostlineError` when the module is not prepared, because these hooks would not be called then.
     """
     if getattr(module, _ATTRIBUTE, None) is None:
         raise FrostlineError(f"{type(module).__name__} does not call hooks yet: use open_attention on it first")
@@ -142,14 +151,16 @@ def attention_call(
 
 
 def attention_call_anew(module: nn.Module) -> AbstractContextManager[None]:
-    """Inside, a call of `module` has no hooks from another call of it that this one lies within."""
+    """Inside this context, a call of `module` does not run the hooks that an outer `attention_call` added."""
     calls = _CALLS.get()
     return _during({**calls, module: _NO_HOOKS}) if module in calls else nullcontext()
 
 
-_CallHooks = tuple[tuple[AttentionHook, ...], tuple[AttentionHook, ...]]  # innermost and outermost, as they were put
+_CallHooks = tuple[
+    tuple[AttentionHook, ...], tuple[AttentionHook, ...]
+]  # innermost and outermost, in the order of adding
 _NO_HOOKS: _CallHooks = ((), ())
-# Not an attribute of the module: each thread is in a call of its own.
+# Not an attribute of the module: several threads may call one module at the same time.
 _CALLS: ContextVar[Mapping[nn.Module, _CallHooks]] = ContextVar("attention_calls", default=MappingProxyType({}))
 
 
@@ -167,15 +178,17 @@ def _unchanged(attend: Callable[..., Any], *args: Any, **options: Any) -> Any:
 
 
 class _Hooked:
-    """What a hooked module carries: its own config, its own method if it attends by one, and its hooks, in the order in
-    which they were put."""
+    """What is kept for a hooked module: its own config, its own attention method if it has one, and its hooks.
+
+    The hooks are in the order in which they were added.
+    """
 
     def __init__(self, config: Any, own: Callable[..., Any] | None) -> None:
         self.config, self.own = config, own
         self.hooks: list[AttentionHook] = []
 
     def around(self, attend: Callable[..., Any], module: nn.Module) -> Callable[..., Any]:
-        """`attend` within all hooks, also those of the call."""
+        """`attend` with all hooks around it, those of the module and those of the current call."""
         innermost, outermost = _CALLS.get().get(module, _NO_HOOKS)
         for hook in (*innermost, *self.hooks, *outermost):
             attend = partial(hook, attend)
@@ -187,7 +200,7 @@ def _forward_of(module: nn.Module) -> Any:
 
 
 def _attention(module: nn.Module, *args: Any, **options: Any) -> Any:
-    """The registered function."""
+    """The function in transformers' registry: it calls the hooks of `module` and then its own attention."""
     names = _forward_of(module).__globals__
     attend = names["ALL_ATTENTION_FUNCTIONS"].get_interface(
         attention_implementation(module), names.get("eager_attention_forward")
@@ -198,14 +211,14 @@ def _attention(module: nn.Module, *args: Any, **options: Any) -> Any:
 
 def _has_method(module: nn.Module) -> bool:
     method = getattr(type(module), _METHOD, None)
-    return method is not None and list(inspect.signature(method).parameters)[1:] == _METHOD_TAKES
+    return method is not None and list(inspect.signature(method).parameters)[1:] == _METHOD_PARAMETERS
 
 
-_METHOD_TAKES = ["query", "key", "value", "attention_mask"]
+_METHOD_PARAMETERS = ["query", "key", "value", "attention_mask"]
 
 
 def _method(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None) -> Any:
-    """In the place of the method."""
+    """Replaces the attention method of a module that has one (GPT-J)."""
     hooked: _Hooked = getattr(module, _ATTRIBUTE)
 
     def attend(_: nn.Module, *args: Any, **options: Any) -> Any:

@@ -1,12 +1,13 @@
-"""Whether two computations of a batch are the same training step: one proof for every shortcut.
+"""Check that two computations of a batch are the same training step. Every shortcut uses this one check.
 
 A shortcut (stored states, loss positions, packed rows) is used only where its loss, and its gradient of every trained
-parameter, are those of the plain computation. How far they may be apart follows from what differs between the two.
+parameter, equal those of the plain computation. The tolerance depends on how the two computations differ.
 
     loss          |other - own| <= loss * max(1, |own|)
     gradient      ||other - own|| <= gradient * max(||own||, floor * largest ||own|| of any parameter)
 
-The floor: a gradient that is zero but for rounding (a key's bias) is compared with the largest one, not with itself.
+The floor is for gradients that are zero except for rounding errors (the bias of the keys): they are compared with the
+largest gradient, because their own size means nothing.
 """
 
 from __future__ import annotations
@@ -21,12 +22,19 @@ from frostline.core.errors import first_line
 from frostline.hooks._undisturbed import undisturbed
 
 Loss = Callable[[], Tensor]
-"""Computes the loss of one batch, with its graph."""
+"""Computes the loss of one batch, ready for a backward pass."""
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far the two may be apart, in shares as the module says, and why so far."""
+    """How far two computations may differ, in the terms of this module's formulas.
+
+    Attributes:
+        loss: relative difference of the losses.
+        gradient: relative difference of the gradients.
+        floor: share of the largest gradient below which a gradient is compared with this share.
+        reason: where the difference comes from.
+    """
 
     loss: float
     gradient: float
@@ -34,14 +42,18 @@ class Tolerance:
     reason: str
 
 
-SAME_NUMBERS = Tolerance(1e-5, 1e-4, 1e-2, "float32: the same products in another order of sums")
-OTHER_BATCH = Tolerance(1e-4, 1e-3, 1e-2, "float32: the bottom's products in a batch of another shape, then the top's")
-FEWER_BITS = Tolerance(2e-2, 5e-2, 1e-1, "rounded to 8 bits of fraction at every product")
-STORED_IN_FEWER_BITS = Tolerance(2e-2, 1e-1, 1e-1, "states rounded to 8 bits of fraction, and every product after them")
+SAME_NUMBERS = Tolerance(1e-5, 1e-4, 1e-2, "float32: the same products, summed in another order")
+OTHER_BATCH = Tolerance(
+    1e-4, 1e-3, 1e-2, "float32: the frozen bottom computed in a batch of another shape, and all that follows from it"
+)
+FEWER_BITS = Tolerance(2e-2, 5e-2, 1e-1, "every product is rounded to 8 bits of fraction")
+STORED_IN_FEWER_BITS = Tolerance(
+    2e-2, 1e-1, 1e-1, "the states and every product after them are rounded to 8 bits of fraction"
+)
 
 
-def rounds(model: nn.Module, device: torch.device) -> bool:
-    """Whether something in `model` computes in fewer bits than float32, here and now."""
+def computes_in_fewer_bits(model: nn.Module, device: torch.device) -> bool:
+    """Whether `model` computes in fewer bits than float32, by its dtypes or by autocast, at the moment of this call."""
     dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
     return torch.is_autocast_enabled(device.type) or any(torch.finfo(dtype).bits < 32 for dtype in dtypes)
 
@@ -49,17 +61,17 @@ def rounds(model: nn.Module, device: torch.device) -> bool:
 def compare_training(
     model: nn.Module, own: Loss, other: Loss, tolerance: Tolerance, *, training: bool = False
 ) -> str | None:
-    """What differs between two computations of one batch's loss and gradients, in a line; None when nothing does.
+    """Say in one line how two computations of a batch differ in loss or gradients; None when they agree.
 
-    Weights, their gradients, buffers, generators and modes are left as they were. Both computations begin at the same
-    place of every generator. An error of the second one is a difference.
+    Weights, their gradients, buffers, random generators and training flags are left as they were. Both computations
+    start from the same state of every random generator. If the second one fails, that counts as a difference.
 
     Args:
-        model: its parameters that require gradients are compared.
+        model: the gradients of its trained parameters are compared.
         own: the plain computation.
-        other: the one that is to replace it.
-        tolerance: how far they may be apart.
-        training: whether the model is in train mode, frozen parts as the plan has them; else in eval mode.
+        other: the computation that may replace it.
+        tolerance: how far the two may differ.
+        training: run the model in train mode (frozen parts stay in eval mode); otherwise all of it in eval mode.
     """
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     loss, gradients = _step(model, own, list(trained.values()), training)
@@ -79,7 +91,7 @@ def compare_training(
         scale = max(float(mine.norm()), tolerance.floor * largest)
         away = float((its - mine).norm())
         if not away <= tolerance.gradient * scale:
-            return f"its gradient of {name} is {away / scale:.1%} off" if scale else f"it has a gradient of {name}"
+            return f"its gradient of {name} " + (f"differs by {away / scale:.1%}" if scale else "is not zero")
     return None
 
 

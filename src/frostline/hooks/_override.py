@@ -1,7 +1,7 @@
-"""Let a module do something else, in its place in the model, and put it back.
+"""Replace what one module does when it is called, and undo that.
 
-The module stays where it is: its name, its weights, its state and its place in the model's tree are as they were. So
-nothing that looks at the model (`state_dict`, `named_parameters`, a callback that saves) sees a half one.
+The module object stays in the model, with its name, weights and state. So whatever looks at the model (`state_dict`,
+`named_parameters`, a callback that saves it) still sees the whole model.
 """
 
 from __future__ import annotations
@@ -19,22 +19,28 @@ Run = Callable[..., Any]
 
 FORWARD = "forward"
 CALL = "_compiled_call_impl"
-"""What torch calls instead of a module's hooks and forward, where it is set."""
+"""Where this attribute is set, torch calls it instead of the module's hooks and forward."""
 
 
 class Override:
-    """Another function in the place of one method of `module`, until `remove`; `own` is the method as it was.
+    """Replaces one method of `module` by another function, until `remove`. `own` is the replaced method.
 
-    `FORWARD` runs within the module's hooks; wrappers such as DDP and autocast call it too. `CALL` takes the place of
-    a whole call: the module's hooks do not run. A deep copy of the module has its own method again.
+    With `FORWARD` the module's hooks still run around the new function; wrappers such as DDP and autocast use it too.
+    With `CALL` the new function replaces the whole call, so the module's hooks do not run. A deep copy of the module
+    has its own method again.
+
+    Args:
+        module: whose method is replaced.
+        run: the new function; it gets the arguments of the call.
+        attribute: `FORWARD` or `CALL`, or the name of another method.
     """
 
     def __init__(self, module: nn.Module, run: Run, attribute: str = FORWARD) -> None:
         self.module, self.attribute = module, attribute
         self._before: Any = vars(module).get(attribute)
         self.own: Run = module._call_impl if attribute == CALL and self._before is None else getattr(module, attribute)
-        self._put = _Put(self, run)
-        vars(module)[attribute] = self._put
+        self._replacement = _Replacement(self, run)
+        vars(module)[attribute] = self._replacement
 
     def by_name(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of a call of `own`, each under the name of its parameter."""
@@ -45,23 +51,23 @@ class Override:
         return list(inspect.signature(self.own).parameters)
 
     def remove(self) -> None:
-        """Put the module's own method back, unless another one was put over this since."""
+        """Restore the module's own method, unless something else has replaced this override since."""
         attributes = vars(self.module)
-        if attributes.get(self.attribute) is self._put:
+        if attributes.get(self.attribute) is self._replacement:
             if self._before is None:
                 del attributes[self.attribute]
             else:
                 attributes[self.attribute] = self._before
 
     def in_copy(self, copied: nn.Module, memo: dict[int, Any]) -> Any:
-        """What stands at the method's place in a deep copy of the module."""
-        if isinstance(self._before, _Put):
+        """The method that a deep copy of the module gets."""
+        if isinstance(self._before, _Replacement):
             return self._before.__deepcopy__(memo)
         return own_method(copied, self.attribute)
 
 
-class _Put:
-    """What stands in the module: callable as the method, with its signature."""
+class _Replacement:
+    """The object that replaces the method in the module. It has the signature of the method."""
 
     def __init__(self, override: Override, run: Run) -> None:
         self._override, self._run = override, run
@@ -79,19 +85,19 @@ class _Put:
 
 
 def own_method(module: nn.Module, attribute: str) -> Any:
-    """The method that a module has by its class; None where the class has none (`CALL`)."""
+    """The method that the class of a module defines; None where it defines none (`CALL`)."""
     own = getattr(type(module), attribute)
     return None if own is None else MethodType(own, module)
 
 
 def is_overridden(module: nn.Module, attribute: str = FORWARD) -> bool:
-    """Whether another function stands in the place of the module's method."""
-    return isinstance(vars(module).get(attribute), _Put)
+    """Whether an `Override` replaces the module's method now."""
+    return isinstance(vars(module).get(attribute), _Replacement)
 
 
 @contextmanager
 def overridden(runs: Mapping[nn.Module, Run], attribute: str = FORWARD) -> Iterator[None]:
-    """Inside, each of these modules does something else."""
+    """Inside this context, each of these modules runs the given function instead of its own method."""
     with ExitStack() as stack:
         for module, run in runs.items():
             stack.callback(Override(module, run, attribute).remove)
@@ -100,7 +106,13 @@ def overridden(runs: Mapping[nn.Module, Run], attribute: str = FORWARD) -> Itera
 
 @contextmanager
 def attribute_set(owner: nn.Module, name: str, value: Any) -> Iterator[None]:
-    """Inside, the attribute `name` of this one module is `value`, also where its class has one."""
+    """Inside this context, the attribute `name` of this one module is `value`, whatever its class defines.
+
+    Args:
+        owner: the module.
+        name: of the attribute.
+        value: which the attribute has inside the context.
+    """
     own = vars(owner)
     before = {name: own[name]} if name in own else {}
     own[name] = value

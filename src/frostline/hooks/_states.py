@@ -1,4 +1,4 @@
-"""Hidden states into a block and out of it.
+"""Read the hidden states that go into a block, and read or replace those that it returns.
 
 B rows, T tokens, d hidden width
 """
@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 
 def hidden_of(output: Any) -> Tensor:
-    """The hidden states [B, T, d] in what a block returned."""
+    """The hidden states [B, T, d] in the output of a block."""
     hidden: Tensor = output[0] if isinstance(output, tuple) else output
     return hidden
 
 
 def with_hidden(output: Any, hidden: Tensor) -> Any:
-    """What a block returned, with other hidden states."""
+    """The output of a block with its hidden states replaced by `hidden` [B, T, d]."""
     return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
 
@@ -30,5 +30,5 @@ def hidden_given(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where a model computes: the device of its first parameter that is in memory."""
+    """The device on which a model computes: that of its first parameter that is in memory (not on the meta device)."""
     return next(parameter.device for parameter in model.parameters() if not parameter.is_meta)

@@ -1,4 +1,4 @@
-"""Watch a forward pass, and end it where enough has been seen.
+"""Observe a forward pass, and end it early once enough has been seen.
 
 B rows, T tokens, d hidden width
 """
@@ -21,8 +21,12 @@ class _Stopped(Exception):
 
 
 class Stop:
-    """Ends a forward pass from within: call it in a hook, or in the place of a function. `reached` says that it was
-    called, and `value` is what it was called with."""
+    """Ends a forward pass when it is called, in a hook or instead of a function of the model.
+
+    Attributes:
+        reached: whether it was called.
+        value: the argument of that call.
+    """
 
     def __init__(self) -> None:
         self.reached = False
@@ -35,7 +39,7 @@ class Stop:
 
 @contextmanager
 def stoppable() -> Iterator[Stop]:
-    """Inside, a forward pass may be ended by the `Stop` that is given; what comes after it in the block is left out."""
+    """Gives a `Stop`. When it is called inside this context, the rest of the context is skipped."""
     stop = Stop()
     try:
         yield stop
@@ -45,14 +49,17 @@ def stoppable() -> Iterator[Stop]:
 
 
 @contextmanager
-def observe(model: nn.Module, places: Mapping[str, str]) -> Iterator[dict[str, Tensor]]:
-    """Inside, what the blocks named in `places` (stream -> block) return last is kept: stream -> [B, T, d]."""
+def observe(model: nn.Module, blocks: Mapping[str, str]) -> Iterator[dict[str, Tensor]]:
+    """Inside this context, keep the latest output of the blocks in `blocks` (stream -> block name).
+
+    Gives stream -> hidden states [B, T, d], without gradients.
+    """
     states: dict[str, Tensor] = {}
 
     def note(stream: str) -> Any:
         return lambda _module, _inputs, output: states.__setitem__(stream, hidden_of(output).detach())
 
-    handles = [model.get_submodule(name).register_forward_hook(note(stream)) for stream, name in places.items()]
+    handles = [model.get_submodule(name).register_forward_hook(note(stream)) for stream, name in blocks.items()]
     try:
         yield states
     finally:
@@ -60,24 +67,27 @@ def observe(model: nn.Module, places: Mapping[str, str]) -> Iterator[dict[str, T
             handle.remove()
 
 
-def capture(model: nn.Module, places: Mapping[str, str], inputs: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The outputs [B, T, d] of the blocks named in `places` (stream -> block) for one batch.
+def capture(model: nn.Module, blocks: Mapping[str, str], inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The hidden states [B, T, d] that some blocks return for one batch, by stream; no gradients are kept.
 
-    The forward pass ends at the last of them; no gradient is kept. The model has to be in eval mode.
+    Args:
+        model: which is run until the last of the blocks; it must be in eval mode.
+        blocks: stream -> block name, in the order in which they run.
+        inputs: the arguments of the model by name.
     """
-    with observe(model, places) as states:
-        run_until(model.get_submodule(list(places.values())[-1]), model, inputs, grad=False)
+    with observe(model, blocks) as states:
+        run_until(model.get_submodule(list(blocks.values())[-1]), model, inputs, grad=False)
     return states
 
 
 def run_until(module: nn.Module, model: nn.Module, inputs: Mapping[str, Any], *, grad: bool = True) -> Any:
-    """Run `model` until `module` has returned, and give what it returned; None when it does not run.
+    """Run `model` until `module` returns, and give its output; None when `module` is not called.
 
     Args:
-        module: a module of the model, whose hooks have seen its output when the pass ends.
-        model: what is called.
-        inputs: its arguments by name.
-        grad: whether gradients are kept, where they are enabled.
+        module: a module of the model; its earlier hooks run before the pass ends.
+        model: which is run.
+        inputs: the arguments of the model by name.
+        grad: keep gradients where they are enabled; otherwise never.
     """
     with stoppable() as stop:
         handle = module.register_forward_hook(lambda _module, _inputs, output: stop(output))

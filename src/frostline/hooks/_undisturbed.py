@@ -1,4 +1,4 @@
-"""Run a model to learn about it, and leave it as it was: modes, generators, buffers, what requires gradients."""
+"""Run a model to learn about it, and leave it as it was: training flags, random generators, buffers, gradients."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from frostline.hooks._states import device_of
 
 _LARGEST_BUFFER = 1 << 16
-"""Numbers of a buffer that is copied to be put back. What a pass writes (running means, counters) is small; larger
-buffers (a quantized matrix, a mask) are constants."""
+"""Buffers of up to this many elements are copied and restored. Buffers that a forward pass writes to (running means,
+counters) are small; larger ones (a quantized matrix, a mask) are constants."""
 
 
 @dataclass(frozen=True)
 class Generators:
-    """The states of python's, numpy's and torch's generators, and of the accelerator's at `device`."""
+    """The states of the random generators of Python, numpy and torch, and of the accelerator, if any."""
 
     python: Any
     numpy: Any
@@ -31,13 +31,13 @@ class Generators:
 
     @classmethod
     def now(cls, device: torch.device | None = None) -> Generators:
-        """The states as they are; `device` is the accelerator to include."""
+        """The current states; `device` is the accelerator to include."""
         on = None if device is None or device.type in ("cpu", "meta") else device
         own = None if on is None else torch.get_device_module(on).get_rng_state(on)
         return cls(random.getstate(), np.random.get_state(legacy=True), torch.random.get_rng_state(), own, on)
 
     def restore(self) -> None:
-        """Put the generators back to these states."""
+        """Set the generators to these states."""
         random.setstate(self.python)
         np.random.set_state(self.numpy)
         torch.random.set_rng_state(self.cpu)
@@ -45,7 +45,7 @@ class Generators:
             torch.get_device_module(self.device).set_rng_state(self.accelerator, self.device)
 
     def same(self, other: Generators) -> bool:
-        """Whether torch's generators, which layers draw from, are at the same place."""
+        """Whether torch's generators, the ones that layers draw from, are in the same state."""
         if not torch.equal(self.cpu, other.cpu):
             return False
         if self.accelerator is None or other.accelerator is None:
@@ -55,7 +55,7 @@ class Generators:
 
 @contextmanager
 def generators_kept(device: torch.device | None = None) -> Iterator[None]:
-    """Afterwards every generator is where it was: what comes draws what it would have drawn."""
+    """Restore every random generator at the end, so that later code draws the same numbers as without this context."""
     before = Generators.now(device)
     try:
         yield
@@ -65,7 +65,7 @@ def generators_kept(device: torch.device | None = None) -> Iterator[None]:
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Switch every module to evaluation mode; afterwards each is as it was (frozen blocks never train)."""
+    """Inside this context, every module is in eval mode; at the end each one has its own training flag again."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -77,10 +77,10 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def undisturbed(model: nn.Module, *, training: bool = False) -> Iterator[None]:
-    """Inside, `model` is in eval mode (or, with `training`, in train mode) and gradients are enabled.
+    """Inside this context, `model` is in eval mode (with `training`: in train mode) and gradients are enabled.
 
-    Training flags, buffers and generators are put back afterwards. Gradients of parameters are the caller's to leave
-    alone: ask `torch.autograd.grad` for them.
+    Training flags, buffers and random generators are restored at the end. The gradients of parameters are not: use
+    `torch.autograd.grad`, which leaves them alone.
     """
     flags = {module: module.training for module in model.modules()}
     buffers = [(b, b.detach().clone()) for b in model.buffers() if not b.is_meta and b.numel() <= _LARGEST_BUFFER]
@@ -99,7 +99,7 @@ def undisturbed(model: nn.Module, *, training: bool = False) -> Iterator[None]:
 
 @contextmanager
 def all_trained(model: nn.Module) -> Iterator[list[nn.Parameter]]:
-    """Inside, every parameter that can requires gradients; gives those."""
+    """Inside this context, every floating-point parameter in memory requires gradients. Gives these parameters."""
     able = [parameter for parameter in model.parameters() if parameter.is_floating_point() and not parameter.is_meta]
     flags = [parameter.requires_grad for parameter in able]
     try:

@@ -1,4 +1,4 @@
-"""Compute only what the loss looks at: the head at labelled positions, the last block where it is read."""
+"""Compute the head and the last block only at the loss positions: those whose outputs the loss reads."""
 
 from frostline.loss_positions._install import LossPositions, use_loss_positions
 from frostline.loss_positions._packing import SplitAttention, pack_rows

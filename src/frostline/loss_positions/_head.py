@@ -1,10 +1,19 @@
-"""The head and the loss at labelled positions alone, in chunks: no tensor of all tokens by the vocabulary.
+"""The head and the loss at the labelled positions alone, in chunks, so that logits of all tokens never exist at once.
 
-The model's own forward runs up to the end of its last stack. Then, for each chunk of positions, it runs once
-more with stacks that only give back what they gave, the last one the chunk's hidden states: so scales, caps,
-biases and the loss stay the model's own code. The gradient of a chunk is taken at once, and its scores freed.
+    B rows, T tokens, N labelled positions of the batch, n positions of a chunk, d hidden width, V vocabulary
 
-    B rows, T tokens, N labelled positions, n positions in a chunk, d hidden width, V vocabulary
+1. The model's own forward runs until its last stack returns hidden states [B, T, d], and stops there (`run_stacks`).
+2. The hidden states at the N labelled positions are taken out, [N, d], and split into chunks.
+3. For each chunk the model's forward runs again (`score_chunk`). This time its stacks compute nothing: each returns
+   what it returned in step 1, but the last one returns the hidden states of the chunk, as a batch of one row [1, n, d].
+   So the head, its scales, caps and biases, and the loss are still the model's own code, but only [1, n, V] logits
+   exist.
+4. The gradients of the chunk's loss are computed at once, and its logits are freed (`_loss_and_gradients`).
+5. The backward pass of training then uses these gradients, scaled by the gradient of the loss (`_Computed`).
+
+Why this is right: the loss is a mean over labelled positions, so it is the sum of the chunks' means, each weighted by
+the chunk's share of the positions; and the head treats each position alone. Neither is taken on trust:
+`use_loss_positions` compares loss and gradients with the model's own before training.
 """
 
 from __future__ import annotations
@@ -28,17 +37,19 @@ _CHUNK_BYTES = 64 << 20
 _BYTES_A_SCORE = 4
 
 
-class HeadRunsWhole(FrostlineError):
-    """The head cannot run at the labelled positions alone; the message says why."""
+class HeadNotChunkable(FrostlineError):
+    """The head cannot run at the labelled positions alone; the message says why, in one clause."""
 
 
 @dataclass(frozen=True)
 class Head:
     """What comes after the last stack of a model.
 
-    `stacks` are the modules that the model's forward calls to get hidden states, in order; `parameters` those
-    that the loss depends on after the last of them (a tied embedding too), trained or not; `by_items` whether
-    the model divides its loss by `num_items_in_batch`.
+    Attributes:
+        stacks: the modules that the model's forward calls to get hidden states, in order.
+        parameters: those that the loss depends on after the last stack (also a tied embedding), trained or not.
+        by_items: whether the model divides its loss by `num_items_in_batch`.
+        output_type: the class of the model's output.
     """
 
     stacks: tuple[nn.Module, ...]
@@ -48,13 +59,20 @@ class Head:
 
 
 def default_chunk(vocab_size: int) -> int:
-    """Positions whose scores take 64 MiB in float32."""
+    """The number of positions whose logits take 64 MiB in float32."""
     return max(1, _CHUNK_BYTES // (_BYTES_A_SCORE * vocab_size))
 
 
 @dataclass(frozen=True)
 class ChunkedHead:
-    """Computes a batch's loss in chunks of at most `chunk` positions. `forward` is the model's own."""
+    """Computes the loss of a batch in chunks.
+
+    Attributes:
+        forward: the model's own.
+        head: what comes after the last stack.
+        rule: where the loss positions are.
+        chunk: the largest number of positions of a chunk.
+    """
 
     forward: Callable[..., Any]
     head: Head
@@ -62,19 +80,20 @@ class ChunkedHead:
     chunk: int
 
     def labelled(self, inputs: Mapping[str, Any]) -> int:
-        """How many positions of a batch carry a label."""
+        """How many positions of a batch have a label."""
         return int((targets(self.rule, inputs) != IGNORED).sum())
 
     def __call__(self, inputs: Mapping[str, Any]) -> Any:
         """The model's output for `inputs`, with the loss and nothing else."""
-        wanted = targets(self.rule, inputs)
-        read = wanted != IGNORED
-        ran = run_stacks(self.forward, self.head.stacks, inputs)
-        hidden = ran[-1][0][read.to(ran[-1][0].device)]
-        score = partial(score_chunk, self.forward, self.head.stacks, ran, self.rule, inputs)
-        whole = self.head.by_items and inputs.get("num_items_in_batch") is not None
+        labels = targets(self.rule, inputs)
+        labelled = labels != IGNORED
+        returned = run_stacks(self.forward, self.head.stacks, inputs)
+        hidden = returned[-1][0][labelled.to(returned[-1][0].device)]
+        score = partial(score_chunk, self.forward, self.head.stacks, returned, self.rule, inputs)
+        # Divided by `num_items_in_batch`, the loss of a chunk is already its share of the loss of the batch.
+        is_share = self.head.by_items and inputs.get("num_items_in_batch") is not None
         trained = [parameter for parameter in self.head.parameters if parameter.requires_grad]
-        compute = partial(_loss_and_gradients, score, wanted[read], self.chunk, trained, whole)
+        compute = partial(_loss_and_gradients, score, labels[labelled], self.chunk, trained, is_share)
         loss = _Computed.apply(compute, hidden, *trained)  # type: ignore[no-untyped-call]
         return self.head.output_type(loss=loss)
 
@@ -82,72 +101,107 @@ class ChunkedHead:
 def find_head(
     model: Any, forward: Callable[..., Any], anatomy: Anatomy, rule: LossRule, inputs: Mapping[str, Any]
 ) -> Head:
-    """The head of `model`, whose own forward is `forward`: seen by running it on a small batch.
+    """Find the head of `model` by running the model on a small batch.
 
-    Raises `HeadRunsWhole` when what comes after the last stack needs more than its hidden states.
+    Args:
+        model: a transformers model with a loss of its own.
+        forward: the model's own forward.
+        anatomy: its blocks.
+        rule: where the loss positions are; one by labels.
+        inputs: a small batch with labels.
+
+    Raises `HeadNotChunkable` when what comes after the last stack needs more than its hidden states.
     """
-    wanted = targets(rule, inputs)
-    read = wanted != IGNORED
-    labels = wanted[read][:2]
+    every_label = targets(rule, inputs)
+    labelled = every_label != IGNORED
+    labels = every_label[labelled][:2]
     with undisturbed(model):
         with torch.no_grad():
             stacks = _called_stacks(model, forward, anatomy, inputs)
-            ran = run_stacks(forward, stacks, inputs)
-        hidden = ran[-1][0][read].detach()[:2].requires_grad_()
-        score = partial(score_chunk, forward, stacks, ran, rule)
-        with all_trained(model) as able:
+            returned = run_stacks(forward, stacks, inputs)
+        # A chunk of two positions shows what the loss depends on.
+        hidden = returned[-1][0][labelled].detach()[:2].requires_grad_()
+        score = partial(score_chunk, forward, stacks, returned, rule)
+        with all_trained(model) as trainable:
             try:
                 output = score(inputs, hidden, labels)
             except Exception as error:
-                raise HeadRunsWhole(f"it fails on some positions' hidden states alone ({first_line(error)})") from error
-            gradients = torch.autograd.grad(output.loss, able, allow_unused=True)
+                raise HeadNotChunkable(
+                    f"it fails on the hidden states of some positions ({first_line(error)})"
+                ) from error
+            gradients = torch.autograd.grad(output.loss, trainable, allow_unused=True)
+        # Does the loss change with the number of items? Then the model divides by it.
         counted = dict(inputs) | {"num_items_in_batch": torch.tensor(1000, device=hidden.device)}
         try:
             by_items = not torch.allclose(score(counted, hidden, labels).loss, output.loss)
         except TypeError:
             by_items = False
-    parameters = tuple(parameter for parameter, gradient in zip(able, gradients, strict=True) if gradient is not None)
+    parameters = tuple(
+        parameter for parameter, gradient in zip(trainable, gradients, strict=True) if gradient is not None
+    )
     return Head(stacks, parameters, by_items, type(output))
 
 
 def run_stacks(forward: Callable[..., Any], stacks: Sequence[nn.Module], inputs: Mapping[str, Any]) -> list[Any]:
-    """What each of `stacks` gives when the model runs on `inputs`, which ends with the last of them."""
-    ran: list[Any] = []
+    """What each of `stacks` returns when the model runs on `inputs`. The run ends when the last of them returns.
+
+    Args:
+        forward: the model's own.
+        stacks: in the order in which the model calls them.
+        inputs: a batch.
+
+    Raises `HeadNotChunkable` when the last stack is not reached.
+    """
+    returned: list[Any] = []
 
     def run(own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        ran.append(own(*args, **kwargs))
-        return stop() if len(ran) == len(stacks) else ran[-1]
+        returned.append(own(*args, **kwargs))
+        return stop() if len(returned) == len(stacks) else returned[-1]
 
     with stoppable() as stop, overridden({stack: partial(run, stack.forward) for stack in stacks}):
         forward(**inputs)
     if stop.reached:
-        return ran
-    raise HeadRunsWhole("the model's forward did not reach the end of its last stack")
+        return returned
+    raise HeadNotChunkable("the model's forward did not reach the end of its last stack")
 
 
 def score_chunk(
     forward: Callable[..., Any],
     stacks: Sequence[nn.Module],
-    ran: Sequence[Any],
+    returned: Sequence[Any],
     rule: LossRule,
     inputs: Mapping[str, Any],
     hidden: Tensor,
-    wanted: Tensor,
+    labels: Tensor,
 ) -> Any:
-    """The model's output for hidden states [n, d] after its last stack, with their labels [n]."""
-    chunk = type(ran[-1])(last_hidden_state=hidden[None])
-    labels = {"labels": wanted[None]}
+    """The model's output, with logits and loss, when its last stack returns the hidden states of one chunk.
+
+    Args:
+        forward: the model's own.
+        stacks: as for `run_stacks`.
+        returned: what the stacks returned for the whole batch.
+        rule: where the loss positions are.
+        inputs: the whole batch.
+        hidden: the hidden states of the chunk, [n, d].
+        labels: what these positions predict, [n].
+    """
+    chunk = type(returned[-1])(last_hidden_state=hidden[None])
+    row = {"labels": labels[None]}
     if rule is LossRule.BEFORE_LABELS:
-        labels["shift_labels"] = wanted[None]
-    given = dict(zip(stacks, [*ran[:-1], chunk], strict=True))
-    with overridden({stack: partial(_give, output) for stack, output in given.items()}):
-        return forward(**{**inputs, **labels})
+        # Each position has its own label here. `shift_labels` tells the model not to shift them once more.
+        row["shift_labels"] = labels[None]
+    outputs = dict(zip(stacks, [*returned[:-1], chunk], strict=True))
+    with overridden({stack: partial(_return, output) for stack, output in outputs.items()}):
+        return forward(**{**inputs, **row})
 
 
 def _called_stacks(
     model: Any, forward: Callable[..., Any], anatomy: Anatomy, inputs: Mapping[str, Any]
 ) -> tuple[nn.Module, ...]:
-    """The outermost modules that the forward calls and that hold the first, or the last, block."""
+    """The outermost modules that the forward calls and that contain the first block, or the last one.
+
+    In a decoder or an encoder both are the same module; an encoder-decoder has two.
+    """
     called: list[nn.Module] = []
 
     def note(module: nn.Module, _inputs: Any) -> None:
@@ -165,48 +219,60 @@ def _called_stacks(
 
 
 def _holders(model: nn.Module, path: str) -> list[nn.Module]:
-    """The modules around the one at `path`, and it, outermost first and without the model itself."""
+    """The module at `path` and all modules that contain it, except the model itself; the outermost first."""
     names = path.split(".")
     return [model.get_submodule(".".join(names[:depth])) for depth in range(1, len(names) + 1)]
 
 
-def _give(output: Any, *_args: Any, **_kwargs: Any) -> Any:
+def _return(output: Any, *_args: Any, **_kwargs: Any) -> Any:
     return output
 
 
 def _loss_and_gradients(
     score: Callable[[Tensor, Tensor], Any],
-    wanted: Tensor,
+    labels: Tensor,
     chunk: int,
     parameters: Sequence[nn.Parameter],
-    whole: bool,
+    is_share: bool,
     hidden: Tensor,
-    needed: bool,
+    needs_hidden: bool,
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """The loss of hidden states [N, d] with labels `wanted` [N]; its gradients by them and by `parameters`.
+    """The loss over all labelled positions, and its gradients: first that of `hidden`, then those of `parameters`.
 
-    A chunk's loss is the mean over it, or (`whole`) its share of the batch's already. `needed` says whether
-    the hidden states' gradient is.
+    Args:
+        score: gives the model's output for the hidden states and labels of one chunk.
+        labels: of all labelled positions, [N].
+        chunk: the largest number of positions of a chunk.
+        parameters: the trained ones among those of the head.
+        is_share: whether the loss of a chunk is its share of the batch's loss; otherwise it is the mean over the chunk.
+        hidden: the hidden states at the labelled positions, [N, d].
+        needs_hidden: whether the gradient of `hidden` is needed: something below the head trains.
     """
     total = hidden.new_zeros((), dtype=torch.float32)
     by_hidden: list[Tensor] = []
     by_parameter: list[Tensor] = []
-    for states, labels in zip(torch.split(hidden, chunk), torch.split(wanted, chunk), strict=True):
-        states = states.detach().requires_grad_(needed)
+    for states, targeted in zip(torch.split(hidden, chunk), torch.split(labels, chunk), strict=True):
+        # A leaf of its own for each chunk: its graph, and with it its logits, are freed once it is differentiated.
+        states = states.detach().requires_grad_(needs_hidden)
         with torch.enable_grad():
-            loss = score(states, labels).loss
-            loss = loss if whole else loss * (len(labels) / len(wanted))
-            found = list(torch.autograd.grad(loss, [*([states] if needed else []), *parameters]))
+            loss = score(states, targeted).loss
+            loss = loss if is_share else loss * (len(targeted) / len(labels))
+            found = list(torch.autograd.grad(loss, [*([states] if needs_hidden else []), *parameters]))
         total += loss.detach()
-        if needed:
+        if needs_hidden:
             by_hidden.append(found.pop(0))
+        # Every position is in one chunk, so their gradients are joined; parameters are in every chunk: added up.
         by_parameter = [a.add_(b) for a, b in zip(by_parameter, found, strict=True)] if by_parameter else found
-        del found, loss, states  # or the next chunk's would be alive beside them
-    return total, [torch.cat(by_hidden) if needed else None, *by_parameter]
+        del found, loss, states  # otherwise they would still be in memory beside those of the next chunk
+    return total, [torch.cat(by_hidden) if needs_hidden else None, *by_parameter]
 
 
 class _Computed(torch.autograd.Function):
-    """A loss whose gradients are computed with it."""
+    """A loss whose gradients are computed in the forward pass. The backward pass only scales them.
+
+    For autograd it is a function of the hidden states and the head's parameters, so that it goes on below `hidden` by
+    itself, and adds to the `grad` of the parameters as for any other loss.
+    """
 
     @staticmethod
     def forward(ctx: Any, compute: Callable[..., Any], hidden: Tensor, *parameters: Tensor) -> Tensor:
@@ -218,6 +284,7 @@ class _Computed(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
         gradients, ctx.gradients = ctx.gradients, None
+        # On a CPU the usual scale of 1 is left out. On an accelerator reading it would make the host wait.
         if scale.device.type != "cpu" or scale != 1:
             for gradient in gradients:
                 if gradient is not None:

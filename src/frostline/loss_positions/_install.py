@@ -1,4 +1,4 @@
-"""Make a model compute only what its loss reads, and prove on a batch that its training is the same."""
+"""Let a model compute head and last block only at the loss positions, and check that its training is the same."""
 
 from __future__ import annotations
 
@@ -12,14 +12,23 @@ from torch import nn
 from frostline.adapters import mixtures
 from frostline.anatomy import Anatomy, get_block
 from frostline.core.labels import IGNORED
-from frostline.hooks import CALL, FEWER_BITS, SAME_NUMBERS, Override, compare_training, device_of, is_overridden, rounds
-from frostline.loss_positions._head import ChunkedHead, HeadRunsWhole, default_chunk, find_head
-from frostline.loss_positions._last_block import NarrowBlock, RunsWhole, find_sides
-from frostline.loss_positions._positions import LossRule, one_label_a_token, reads
-from frostline.loss_positions._rule import draws_random_numbers, read_rule
+from frostline.hooks import (
+    CALL,
+    FEWER_BITS,
+    SAME_NUMBERS,
+    Override,
+    compare_training,
+    computes_in_fewer_bits,
+    device_of,
+    is_overridden,
+)
+from frostline.loss_positions._head import ChunkedHead, HeadNotChunkable, default_chunk, find_head
+from frostline.loss_positions._last_block import NarrowBlock, NotNarrowable, find_projections
+from frostline.loss_positions._positions import LossRule, one_label_a_token, positions_read
+from frostline.loss_positions._rule import draws_random_numbers, find_rule
 
-# A call with one of these asks for more than a loss, or brings keys from before.
-_WANTS_MORE = (
+# Arguments of a call that ask for more output than a loss, or bring keys and values of earlier tokens.
+_NEEDS_MORE_OUTPUT = (
     "past_key_values",
     "logits_to_keep",
     "output_attentions",
@@ -31,17 +40,21 @@ _WANTS_MORE = (
 def use_loss_positions(
     model: Any, anatomy: Anatomy, batch: Mapping[str, Any], *, chunk: int | None = None, exact: bool = True
 ) -> LossPositions:
-    """Let training steps of `model` compute only what their loss reads, from now on and in place.
+    """Let training steps of `model` compute head and last block only at the loss positions, in place.
 
-    The head and the loss run at labelled positions alone, at most `chunk` of them at a time (by default as
-    many as have 64 MiB of scores); the last block makes keys and values of all tokens, and everything else at
-    the positions that the loss reads. Calls of the model without labels, in eval mode or without gradients are
-    the model's own.
+    The head and the loss run at the labelled positions. The last block computes keys and values of all tokens, and
+    everything else at the loss positions. Calls without labels, in eval mode or without gradients do not change.
 
-    `batch` is a small batch with labels, on the model's device, better with rows of unequal length: the model
-    runs on it a few times, and what does not give the model's own loss and gradients there is taken back, with
-    a notice. With `exact` the last block runs whole where it has dropout, since fewer positions draw other
-    random numbers. Which parameters train may change afterwards.
+    The model runs on `batch` a few times. Where the loss or the gradients are not the model's own, the model computes
+    at every position again, and a notice says so. Which parameters train may change afterwards.
+
+    Args:
+        model: a transformers model with a loss of its own.
+        anatomy: its blocks.
+        batch: a small batch with labels on the model's device, best with rows of different lengths.
+        chunk: the largest number of positions for which the head runs at once; None: those of 64 MiB of logits.
+        exact: let the last block run at every position where it has dropout, because dropout draws other random numbers
+            for fewer positions.
     """
     return LossPositions(model, anatomy, dict(batch), chunk or default_chunk(anatomy.vocab_size), exact)
 
@@ -49,8 +62,11 @@ def use_loss_positions(
 class LossPositions:
     """What `use_loss_positions` did to a model.
 
-    `rule` says which positions of the last block's output the loss reads; `last_block` and `chunked_head`
-    whether those run only there; `notices` what runs whole and why, a line each.
+    Attributes:
+        rule: which positions of the last block's output the loss reads.
+        last_block: whether the last block runs only there.
+        chunked_head: whether the head runs only there.
+        notices: what runs at every position and why, one line each.
     """
 
     def __init__(self, model: Any, anatomy: Anatomy, batch: dict[str, Any], chunk: int, exact: bool) -> None:
@@ -62,13 +78,13 @@ class LossPositions:
         self._config = model.config.get_text_config()
         self._pad_token_id = self._config.pad_token_id
         block = get_block(model, anatomy, anatomy.blocks[-1].index)
-        self.rule = read_rule(model, block, batch)
+        self.rule = find_rule(model, block, batch)
         self._patch = Override(model, self._forward)
         self._own = self._patch.own
-        asked = next((name for name in _WANTS_MORE if self._asks_for(name, batch)), None)
+        asked = next((name for name in _NEEDS_MORE_OUTPUT if self._asks_for(name, batch)), None)
         if asked is not None:
             for what in ("block", "head"):
-                self._whole(what, f"the model gives more than a loss ({asked})")
+                self._runs_at_every_position(what, f"the model returns more than a loss ({asked})")
             return
         try:
             self._narrow_block(block, batch, exact)
@@ -87,7 +103,7 @@ class LossPositions:
         return self._head is not None
 
     def remove(self) -> None:
-        """The model computes everything again. (A forward put around this one later stays.)"""
+        """Let the model compute at every position again. An override that was added later stays."""
         self._off = True
         self._drop_block()
         self._head = None
@@ -95,7 +111,7 @@ class LossPositions:
 
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
         inputs = self._patch.by_name(args, kwargs)
-        read = self._positions_read(inputs) if self._wanted(inputs) else None
+        read = self._positions_read(inputs) if self._applies_to(inputs) else None
         if read is None:
             return self._own(*args, **kwargs)
         if self._block is not None:
@@ -106,7 +122,8 @@ class LossPositions:
             if self._block is not None:
                 self._block.positions = None
 
-    def _wanted(self, inputs: Mapping[str, Any]) -> bool:
+    def _applies_to(self, inputs: Mapping[str, Any]) -> bool:
+        """Whether a call is a training step that needs nothing but the loss."""
         return (
             not self._off
             and (self.last_block or self.chunked_head)
@@ -114,60 +131,66 @@ class LossPositions:
             and torch.is_grad_enabled()
             and inputs.get("labels") is not None
             and inputs.get("return_dict") is not False
-            and not any(self._asks_for(name, inputs) for name in _WANTS_MORE)
+            and not any(self._asks_for(name, inputs) for name in _NEEDS_MORE_OUTPUT)
         )
 
     def _asks_for(self, name: str, inputs: Mapping[str, Any]) -> bool:
-        """Whether a call, or else the model's config, asks for more than the loss."""
+        """Whether a call asks for this, or else the model's config."""
         given = inputs.get(name)
         return _is_given(getattr(self._config, name, None) if given is None else given)
 
     def _positions_read(self, inputs: Mapping[str, Any]) -> torch.Tensor | None:
-        read = reads(self.rule, inputs, self._pad_token_id)
-        # A batch without a label has a loss of its own (not a number, or 0).
+        read = positions_read(self.rule, inputs, self._pad_token_id)
+        # For a batch without any label the model decides what its loss is (0, or not a number).
         return read if read is not None and read.any() else None
 
     def _narrow_block(self, block: nn.Module, batch: Mapping[str, Any], exact: bool) -> None:
         if is_overridden(block, CALL):
-            return None  # below the boundary: its stored states stand in for it
+            return None  # it lies below the boundary, and its stored states replace it
         if self.rule is LossRule.ALL:
-            return self._whole("block", "the loss reads all of its output")
+            return self._runs_at_every_position("block", "the loss reads all of its output")
         if any(part.balance for part in mixtures(block)):
-            return self._whole("block", "its experts are balanced over all tokens")
+            return self._runs_at_every_position("block", "the balance loss of its experts reads all tokens")
         if exact and draws_random_numbers(self._model, block, batch):
-            return self._whole("block", "it draws random numbers (dropout), which would be others for fewer positions")
+            return self._runs_at_every_position(
+                "block", "it has dropout, which draws other random numbers for fewer positions"
+            )
         try:
-            self._block = NarrowBlock(block, find_sides(self._model, block, batch))
-        except RunsWhole as reason:
-            self._whole("block", str(reason))
+            self._block = NarrowBlock(block, find_projections(self._model, block, batch))
+        except NotNarrowable as reason:
+            self._runs_at_every_position("block", str(reason))
         return None
 
     def _chunk_head(self, anatomy: Anatomy, batch: Mapping[str, Any], chunk: int) -> None:
         if not self.rule.by_label:
             if one_label_a_token(batch["labels"]):
-                self._whole("head", "the loss does not read the labelled positions alone")
+                self._runs_at_every_position("head", "the loss reads other positions than the labelled ones")
             return  # A classifier's head is small.
         try:
             head = find_head(self._model, self._own, anatomy, self.rule, batch)
             self._head = ChunkedHead(self._own, head, self.rule, chunk)
-        except HeadRunsWhole as reason:
-            self._whole("head", str(reason))
+        except HeadNotChunkable as reason:
+            self._runs_at_every_position("head", str(reason))
 
     def _keep_what_agrees(self, batch: Mapping[str, Any]) -> None:
-        """The block alone on two batches, then with the head (or the head alone) in more than one chunk."""
+        """Keep only what gives the model's own loss and gradients.
+
+        First the block alone is checked on two batches, then the head, together with the block if that is kept. The
+        head runs in at least two chunks for this, so that joining chunks is checked too.
+        """
         head, self._head = self._head, None
-        others = _with_other_masks(batch)
+        other = _with_other_masks(batch)
         if self._block is not None:
-            reason = self._disagreement(batch) or self._disagreement(others)
+            reason = self._disagreement(batch) or self._disagreement(other)
             if reason is not None:
                 self._drop_block()
-                self._whole("block", reason)
+                self._runs_at_every_position("block", reason)
         if head is not None:
             self._head = replace(head, chunk=max(1, head.labelled(batch) // 2))
             reason = self._disagreement(batch)
             self._head = None if reason is not None else head
             if reason is not None:
-                self._whole("head", reason)
+                self._runs_at_every_position("head", reason)
 
     def _disagreement(self, batch: Mapping[str, Any]) -> str | None:
         def loss(narrow: bool) -> torch.Tensor:
@@ -175,19 +198,19 @@ class LossPositions:
             found: torch.Tensor = self._model(**batch).loss
             return found
 
-        tolerance = FEWER_BITS if rounds(self._model, device_of(self._model)) else SAME_NUMBERS
+        tolerance = FEWER_BITS if computes_in_fewer_bits(self._model, device_of(self._model)) else SAME_NUMBERS
         try:
             reason = compare_training(self._model, lambda: loss(False), lambda: loss(True), tolerance)
         finally:
             self._off = self._always = False
-        return None if reason is None else f"on part of the positions {reason}"
+        return None if reason is None else f"at the loss positions alone {reason}"
 
     def _drop_block(self) -> None:
         if self._block is not None:
             self._block.remove()
             self._block = None
 
-    def _whole(self, what: str, reason: str) -> None:
+    def _runs_at_every_position(self, what: str, reason: str) -> None:
         where = "the last block" if what == "block" else "the head"
         self.notices += (f"{where} runs at every position: {reason}",)
 
@@ -197,7 +220,7 @@ def _is_given(value: Any) -> bool:
 
 
 def _with_other_masks(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """The batch without padding, so that it may get no mask at all, and with a label at every other token."""
+    """The batch without padding, for which the model may make no mask at all, and with labels at other tokens."""
     changed = dict(batch)
     mask, labels = batch.get("attention_mask"), batch["labels"]
     if mask is not None and mask.dim() == 2:

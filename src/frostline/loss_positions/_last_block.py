@@ -1,10 +1,19 @@
-"""The last block at the positions that are read: keys and values of every token, the rest only there.
+"""The last block at the loss positions: it computes keys and values of every token, and all else only there.
 
-Two passes of the block's own forward. The first ends when it calls its attention function, which is then handed
-the keys and values of every token. The second runs on the hidden states that are read; its attention function
-gets their queries beside the keys and values of the first.
+    B rows, T tokens, M loss positions of a row, H heads, G groups of key heads, d hidden width, h head width
 
-    B rows, T tokens, M positions read in a row, H heads, G groups of key heads, d hidden width, h head width
+Nothing after the last block mixes tokens, so its output matters only at the loss positions. Inside the block, only the
+attention mixes tokens: the output at a position needs the query of that position, and the keys and values of all
+tokens. Norms, projections, MLP and residuals treat each position alone. So the block's own forward runs twice:
+
+1. `_KeysPass`, on all tokens [B, T, d]. It ends when the block calls its attention function, which gets the keys and
+   values [B, G, T, h] of every token. The modules that make only queries return zeros: nothing reads them.
+2. `_QueriesPass`, on the hidden states of the loss positions [B, M, d]. The modules that make only keys and values
+   return zeros. The attention function gets the queries of this pass, and the keys and values of the first. The block's
+   output [B, M, d] is then put back into zeros [B, T, d], at the loss positions.
+
+Both passes are ordinary autograd operations, so the gradients flow through both. A block in which something else mixes
+tokens would give another result: `use_loss_positions` compares loss and gradients with the model's own before training.
 """
 
 from __future__ import annotations
@@ -35,20 +44,23 @@ from frostline.hooks import (
 from frostline.loss_positions._arguments import gather_arguments, without_caches
 from frostline.loss_positions._positions import Positions
 
-# Above this share of positions, two passes cost more than one.
+# With a larger share of loss positions, two passes cost more than one.
 _MOST_WORTH_GATHERING = 0.75
 _KNOWN_ATTENTION = ("sdpa", "eager")
 
 
-class RunsWhole(FrostlineError):
-    """The last block cannot be narrowed; the message says why."""
+class NotNarrowable(FrostlineError):
+    """The last block cannot run at the loss positions alone; the message says why, in one clause."""
 
 
 @dataclass(frozen=True)
-class Sides:
-    """The self-attention module of a block, and its children that make only queries, or only keys and values.
+class Projections:
+    """The self-attention module of a block, and those of its children that one of the two passes can leave out.
 
-    Each child comes with the width of its output.
+    Attributes:
+        attention: the self-attention module.
+        queries: children whose output only the queries depend on, with its width.
+        keys: children whose output only the keys and values depend on, with its width.
     """
 
     attention: nn.Module
@@ -57,18 +69,21 @@ class Sides:
 
 
 class NarrowBlock:
-    """Replaces the forward of a last block, until `remove`. While `positions` is None the block runs whole."""
+    """Replaces the forward of a last block, until `remove`. While `positions` is None, the block runs on all tokens."""
 
-    def __init__(self, block: nn.Module, sides: Sides) -> None:
+    def __init__(self, block: nn.Module, sides: Projections) -> None:
         self.positions: Positions | None = None
-        self._block, self._sides = block, sides
-        self._pass: _KeysPass | _ReadPass | None = None
+        self._block, self._projections = block, sides
+        self._pass: _KeysPass | _QueriesPass | None = None
         self._hook = hook_attention(sides.attention, self._attend)
         self._patch = Override(block, self._forward)
         self._own = self._patch.own
 
     def set_positions(self, read: Tensor, even_if_many: bool = False) -> None:
-        """What is read in the next pass, [B, T]; so many positions that it would not pay: the whole block."""
+        """Set the loss positions of the next call, as a mask [B, T].
+
+        Where there are so many that two passes would cost more, the block runs on all tokens, unless `even_if_many`.
+        """
         positions = Positions.of(read)
         pays = positions.index.shape[1] <= _MOST_WORTH_GATHERING * positions.length
         self.positions = positions if pays or even_if_many else None
@@ -81,7 +96,9 @@ class NarrowBlock:
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
         if self.positions is None:
             return self._own(*args, **kwargs)
-        # Backward may run the passes again, when `positions` are another batch's.
+        # With activation checkpointing the backward pass runs both passes again. By then `self.positions` may belong to
+        # another batch, so they are bound here. The two passes are checkpointed as one: the block's own checkpointing,
+        # around its whole forward, is switched off in `_two_passes`.
         passes = partial(self._two_passes, self.positions)
         block: Any = self._block
         if getattr(block, "gradient_checkpointing", False) and block.training:
@@ -91,21 +108,22 @@ class NarrowBlock:
     def _two_passes(self, positions: Positions, *args: Any, **kwargs: Any) -> Any:
         arguments = without_caches(self._patch.by_name(args, kwargs))
         with attribute_set(self._block, "gradient_checkpointing", False):
-            key, value = self._keys_and_values(arguments)
-            with self._running(_ReadPass(key, value, positions), self._sides.keys):
+            key, value = self._keys_and_values(arguments)  # of every token, [B, G, T, h]
+            with self._running(_QueriesPass(key, value, positions), self._projections.keys):
                 output = self._own(**gather_arguments(arguments, positions))
+        # The rest of the model sees [B, T, d] as always. Where nothing is read, it is zero and so is its gradient.
         return with_hidden(output, positions.scatter(hidden_of(output)))
 
     def _keys_and_values(self, arguments: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        with stoppable() as stop, self._running(_KeysPass(stop), self._sides.queries):
+        with stoppable() as stop, self._running(_KeysPass(stop), self._projections.queries):
             self._own(**arguments)
         if stop.reached:
             key, value = stop.value
             return key, value
-        raise RunsWhole(f"{type(self._block).__name__} did not reach its attention function")
+        raise NotNarrowable(f"{type(self._block).__name__} did not reach its attention function")
 
     @contextmanager
-    def _running(self, this: _KeysPass | _ReadPass, idle: Mapping[nn.Module, int]) -> Iterator[None]:
+    def _running(self, this: _KeysPass | _QueriesPass, idle: Mapping[nn.Module, int]) -> Iterator[None]:
         self._pass = this
         try:
             with overridden({module: partial(_zeros, width) for module, width in idle.items()}):
@@ -123,41 +141,53 @@ class NarrowBlock:
         attention_mask: Tensor | None,
         **options: Any,
     ) -> Any:
+        """The hook around the block's attention: query [B, H, T or M, h], key and value [B, G, T or M, h]."""
         if isinstance(self._pass, _KeysPass):
             self._pass.stop((key, value))
-        if isinstance(self._pass, _ReadPass):
+        if isinstance(self._pass, _QueriesPass):
+            # Its own keys and values are those of zeros, or of the loss positions alone.
             key, value = self._pass.key, self._pass.value
             if attention_mask is None and _is_causal(module, options):
-                attention_mask = _causal_rows(self._pass.positions)
+                # Without a mask, `is_causal` would compare the index of a query among M with that of a key among T.
+                attention_mask = _causal_mask(self._pass.positions)
         return attend(module, query, key, value, attention_mask, **options)
 
 
-def find_sides(model: Any, block: nn.Module, inputs: Mapping[str, Any]) -> Sides:
-    """What makes queries in the self-attention of `block`, and what makes keys and values: seen by running once.
+def find_projections(model: Any, block: nn.Module, inputs: Mapping[str, Any]) -> Projections:
+    """Find which children of the self-attention of `block` make only queries, and which only keys and values.
 
-    Raises `RunsWhole` when the block does not attend through transformers' attention functions.
+    The model runs once on `inputs`. Autograd then tells on which children's outputs the queries depend, and on which
+    the keys and values. A child on which both depend (a fused projection, say) runs in both passes.
+
+    Args:
+        model: the whole model.
+        block: its last block.
+        inputs: a small batch.
+
+    Raises `NotNarrowable` when the block does not use one of transformers' attention functions that are known here.
     """
     candidates = [module for module in block.modules() if uses_attention_function(module)]
     if not candidates:
-        raise RunsWhole(f"{type(block).__name__} does not use transformers' attention functions")
+        raise NotNarrowable(f"{type(block).__name__} does not use transformers' attention functions")
     outputs: list[tuple[nn.Module, Tensor]] = []
-    found: list[Sides] = []
+    found: list[Projections] = []
 
     def note(module: nn.Module, _inputs: Any, output: Any) -> Any:
         if not isinstance(output, Tensor):
             return None
+        # Frozen projections of frozen states have no graph: begin one at their output.
         traced = output if output.requires_grad else output.detach().requires_grad_()
         outputs.append((module, traced))
-        return traced if traced is output else traced.clone()
+        return traced if traced is output else traced.clone()  # a leaf could not be changed in place by the model
 
     def attend(
         attend: Callable[..., Any], module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kw: Any
     ) -> Any:
-        if not found:
+        if not found:  # the first attention that is called is the self-attention; a cross-attention comes later
             own = [(child, output) for child, output in outputs if child in set(module.children())]
             for_queries = _reaching([query], own)
             for_keys = _reaching([key, value], own)
-            found.append(Sides(module, _only(for_queries, for_keys), _only(for_keys, for_queries)))
+            found.append(Projections(module, _only(for_queries, for_keys), _only(for_keys, for_queries)))
         return attend(module, query, key, value, *args, **kw)
 
     hooks: list[Any] = [hook_attention(module, attend) for module in candidates]
@@ -169,15 +199,15 @@ def find_sides(model: Any, block: nn.Module, inputs: Mapping[str, Any]) -> Sides
         for hook in hooks:
             hook.remove()
     if not found:
-        raise RunsWhole(f"{type(block).__name__} did not reach its attention function")
+        raise NotNarrowable(f"{type(block).__name__} did not reach its attention function")
     implementation = attention_implementation(found[0].attention)
     if implementation not in _KNOWN_ATTENTION:
-        raise RunsWhole(f"attention '{implementation}' is not one of {', '.join(_KNOWN_ATTENTION)}")
+        raise NotNarrowable(f"its attention is '{implementation}', not one of {', '.join(_KNOWN_ATTENTION)}")
     return found[0]
 
 
 def _reaching(ends: list[Tensor], outputs: Iterable[tuple[nn.Module, Tensor]]) -> dict[nn.Module, int]:
-    """The modules on whose output one of `ends` depends, and the widths of those outputs."""
+    """The modules on whose output one of `ends` depends, with the width of that output."""
     connected = [end for end in ends if end.requires_grad]
     if not connected:
         return {}
@@ -189,20 +219,20 @@ def _reaching(ends: list[Tensor], outputs: Iterable[tuple[nn.Module, Tensor]]) -
     }
 
 
-def _only(these: Mapping[nn.Module, int], not_those: Mapping[nn.Module, int]) -> dict[nn.Module, int]:
-    return {module: width for module, width in these.items() if module not in not_those}
+def _only(these: Mapping[nn.Module, int], others: Mapping[nn.Module, int]) -> dict[nn.Module, int]:
+    return {module: width for module, width in these.items() if module not in others}
 
 
 @dataclass(frozen=True)
 class _KeysPass:
-    """Running until the keys and values of every token are there."""
+    """The first pass: it ends once the keys and values of every token are computed."""
 
     stop: Stop
 
 
 @dataclass(frozen=True)
-class _ReadPass:
-    """Running at `positions`, with the key and value [B, G, T, h] of every token."""
+class _QueriesPass:
+    """The second pass: it runs at `positions`, with the keys and values [B, G, T, h] of every token."""
 
     key: Tensor
     value: Tensor
@@ -210,19 +240,19 @@ class _ReadPass:
 
 
 def _zeros(width: int, states: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
-    """In the place of a module whose output nothing reads."""
+    """Replaces a module whose output nothing reads: zeros of its shape, a single element in memory."""
     return states.new_zeros(()).expand(*states.shape[:-1], width)
 
 
 def _is_causal(module: nn.Module, options: Mapping[str, Any]) -> bool:
-    """Whether an attention without a mask looks back only: transformers' sdpa does so by a flag."""
+    """Whether an attention without a mask sees earlier tokens only. In transformers' sdpa a flag says so."""
     if attention_implementation(module) != "sdpa":
         return False
     given = options.get("is_causal")
     return bool(getattr(module, "is_causal", True) if given is None else given)
 
 
-def _causal_rows(positions: Positions) -> Tensor:
-    """Which tokens each position looks back at, [B, 1, M, T]."""
+def _causal_mask(positions: Positions) -> Tensor:
+    """Which tokens each loss position may see: itself and earlier ones, [B, 1, M, T]."""
     tokens = torch.arange(positions.length, device=positions.index.device)
     return (tokens <= positions.index[:, :, None])[:, None]

@@ -1,8 +1,8 @@
-"""Packed batches: rows that lie one after the other in one sequence, and must not see each other.
+"""Packed batches: rows that follow each other in one sequence and must not attend to each other.
 
-A model that can do this tells the rows apart by their positions, and masks what lies between two rows. Attention
-over a sequence of N tokens still takes N x N products then, which can cost more than padding did. So each row's
-attention is computed by itself, with its own part of the model's mask.
+Many models find the rows of such a batch by their position ids, which begin again at 0, and mask the attention between
+rows. But attention over a sequence of N tokens still computes N x N products, which can cost more than padding. So here
+the attention of each row is computed alone, with its part of the model's mask.
 
     H heads, G groups of key heads, T tokens of all rows together, h head width
 """
@@ -17,16 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from frostline.core.errors import UserError
+from frostline.core.errors import UnsupportedModel
 from frostline.core.labels import IGNORED
 from frostline.hooks import (
     FEWER_BITS,
     SAME_NUMBERS,
     attention_implementation,
     compare_training,
+    computes_in_fewer_bits,
     device_of,
     hook_attention,
-    rounds,
     uses_attention_function,
 )
 
@@ -34,24 +34,33 @@ Collate = Callable[[Sequence[dict[str, Any]]], Mapping[str, Any]]
 
 
 def pack_rows(model: nn.Module, rows: Sequence[dict[str, Any]], collate: Collate) -> SplitAttention:
-    """Make `model` compute the packed batches of `collate` row by row.
+    """Let `model` compute the attention of packed batches row by row.
 
-    A few of `rows` (encoded, of any lengths) are packed to see that loss and gradients are those of the rows computed
-    one by one. Raises `UserError` when the model cannot keep them apart.
+    A few rows are packed to check that their loss and gradients equal those of the rows computed one by one.
+
+    Args:
+        model: a decoder.
+        rows: encoded rows of any lengths.
+        collate: packs rows into one batch.
+
+    Raises `UnsupportedModel` when the model does not keep the rows apart.
     """
     split = SplitAttention(model)
     reason = _difference(model, _a_few(rows), collate)
     if reason is not None:
         split.remove()
-        raise UserError(f"packed: {type(model).__name__} does not keep packed rows apart ({reason}): take grouped")
+        raise UnsupportedModel(
+            f"packing: {type(model).__name__} does not keep packed rows apart ({reason}): use packing=false and "
+            "train_sampling_strategy=group_by_length"
+        )
     return split
 
 
 class SplitAttention:
-    """Computes attention row by row in every forward pass of `model` over a packed batch, until `remove()`.
+    """Computes attention row by row in every forward pass of `model` over a packed batch, until `remove`.
 
-    Modules that compute their attention without transformers' registry are left as they are, and so is flash
-    attention, which splits by itself. A hook that wants the queries and keys of a whole batch is put after this.
+    Modules that do not use transformers' attention functions are left as they are. So is flash attention, which
+    separates the rows itself. A hook that needs the queries and keys of a whole batch must be added after this.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -65,7 +74,7 @@ class SplitAttention:
 
     def _read_lengths(self, _model: nn.Module, args: Any, inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         self._lengths = row_lengths(inputs)
-        # A model that fills a cache of keys and values takes positions that begin again for one row's.
+        # With a cache of keys and values, models treat a packed batch as one row.
         return args, {**inputs, "use_cache": False} if self._lengths else inputs
 
     def _attend(
@@ -102,7 +111,7 @@ def row_lengths(inputs: Mapping[str, Any]) -> list[int]:
 
 
 def _a_few(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Three rows of middling length that have something to learn."""
+    """Three rows of about median length that have labels."""
     labelled = [row for row in rows if any(label != IGNORED for label in row["labels"][1:])]
     labelled.sort(key=lambda row: len(row["input_ids"]))
     middle = max(0, len(labelled) // 2 - 1)
@@ -110,11 +119,11 @@ def _a_few(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _difference(model: nn.Module, rows: Sequence[dict[str, Any]], collate: Collate) -> str | None:
-    """What differs between `rows` packed and one by one, in a few words; None when nothing does."""
+    """Say in one line how training on packed `rows` differs from training on them one by one; None when it does not."""
     if "position_ids" not in inspect.signature(model.forward).parameters:
-        return "it takes no position_ids"
+        return "it has no argument position_ids"
     device = device_of(model)
-    tolerance = FEWER_BITS if rounds(model, device) else SAME_NUMBERS
+    tolerance = FEWER_BITS if computes_in_fewer_bits(model, device) else SAME_NUMBERS
 
     def loss_of(batch: Mapping[str, Any]) -> Tensor:
         loss: Tensor = model(**{name: value.to(device) for name, value in batch.items()}).loss

@@ -1,6 +1,6 @@
-"""Which positions of the last block's output the loss reads, as a rule that a batch turns into positions.
+"""The loss positions: which positions of the last block's output the loss reads. A rule gives them for any batch.
 
-B rows, T tokens, M the largest number of positions read in a row, d hidden width
+B rows, T tokens, M largest number of loss positions of a row, d hidden width
 """
 
 from __future__ import annotations
@@ -19,7 +19,11 @@ from frostline.core.labels import IGNORED
 
 
 class LossRule(StrEnum):
-    """Where the loss looks: the labels' positions, those before them, or one position of each row."""
+    """Where the loss positions are.
+
+    At the labels (`LABELS`), one position before each label (`BEFORE_LABELS`), at the first token (`FIRST`), at the
+    last one (`LAST_TOKEN`, `LAST_ATTENDED`: see `positions_read`), or everywhere (`ALL`).
+    """
 
     LABELS = "labels"
     BEFORE_LABELS = "before_labels"
@@ -34,7 +38,7 @@ class LossRule(StrEnum):
 
 
 def one_label_a_token(labels: Any) -> bool:
-    """Whether `labels` are [B, T], and not a class or numbers for each row."""
+    """Whether `labels` are [B, T]: one for each token, not one class or number for each row."""
     return isinstance(labels, Tensor) and labels.dim() == 2 and not labels.is_floating_point()
 
 
@@ -47,12 +51,16 @@ def targets(rule: LossRule, inputs: Mapping[str, Any]) -> Tensor:
     return functional.pad(labels[:, 1:], (0, 1), value=IGNORED) if shifted is None else shifted
 
 
-def reads(rule: LossRule, inputs: Mapping[str, Any], pad_token_id: int | None) -> Tensor | None:
-    """Whether the loss of a batch reads a position, [B, T]; None when the batch does not say.
+def positions_read(rule: LossRule, inputs: Mapping[str, Any], pad_token_id: int | None) -> Tensor | None:
+    """The loss positions of a batch as a mask [B, T]; None when the batch does not tell.
 
-    `LAST_TOKEN` is the rightmost one that is not the padding token (as transformers' classifiers have it),
-    `LAST_ATTENDED` the rightmost one of the attention mask: they differ where the text itself ends in the
-    padding token.
+    `LAST_TOKEN` is the rightmost token that is not the padding token, as in transformers' classifiers. `LAST_ATTENDED`
+    is the rightmost one in the attention mask. The two differ where a text itself ends with the padding token.
+
+    Args:
+        rule: where the loss positions are.
+        inputs: the batch.
+        pad_token_id: of the model.
     """
     if rule.by_label:
         return targets(rule, inputs) != IGNORED
@@ -74,7 +82,7 @@ def reads(rule: LossRule, inputs: Mapping[str, Any], pad_token_id: int | None) -
 
 @dataclass(frozen=True)
 class Positions:
-    """The positions read: `index` [B, M], of which `valid` [B, M] count, in rows of `length` T."""
+    """Loss positions as indices: `index` [B, M], of which only those in `valid` [B, M] count, in rows of `length` T."""
 
     index: Tensor
     valid: Tensor
@@ -82,7 +90,7 @@ class Positions:
 
     @classmethod
     def of(cls, read: Tensor) -> Positions:
-        """The positions at which `read` [B, T] holds. A row with fewer than M repeats its first one."""
+        """The positions where the mask `read` [B, T] is true. A row with fewer than M of them repeats its first one."""
         most = int(read.sum(1).max())
         index = read.int().argsort(dim=1, descending=True, stable=True)[:, :most]
         valid = read.gather(1, index)
@@ -90,19 +98,19 @@ class Positions:
 
     @cached_property
     def flat(self) -> Tensor:
-        """`index` into rows put one after the other, [B * M]."""
+        """`index` as an index into all rows joined to one sequence, [B * M]."""
         starts = torch.arange(len(self.index), device=self.index.device) * self.length
         return (self.index + starts[:, None]).flatten()
 
     def gather(self, states: Tensor) -> Tensor:
-        """[B or 1, T, ...] to [B, M, ...]."""
+        """The entries of `states` [B or 1, T, ...] at the loss positions, [B, M, ...]."""
         rows, most = self.index.shape
         if states.shape[0] == 1 != rows:
             return states[0][self.index]
         return states.flatten(0, 1).index_select(0, self.flat).view(rows, most, *states.shape[2:])
 
     def scatter(self, states: Tensor) -> Tensor:
-        """[B, M, d] to [B, T, d], zero where nothing is read."""
+        """The inverse: `states` [B, M, d] put back into [B, T, d], which is zero at all other positions."""
         rows, _, width = states.shape
         places, found = self.flat, states.flatten(0, 1)
         if not self.valid.all():

@@ -1,4 +1,4 @@
-"""Find where the loss reads the last block's output, by asking for its gradient there.
+"""Find the loss positions of a model: where its loss has a gradient with respect to the last block's output.
 
 B rows, T tokens, C classes, d hidden width
 """
@@ -12,14 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from frostline.hooks import CALL, Generators, Override, device_of, hidden_of, undisturbed, with_hidden
-from frostline.loss_positions._positions import LossRule, one_label_a_token, reads
+from frostline.loss_positions._positions import LossRule, one_label_a_token, positions_read
 
 
-def read_rule(model: Any, block: nn.Module, inputs: Mapping[str, Any]) -> LossRule:
-    """The rule by which the loss of `model` reads the output of `block`, its last one.
+def find_rule(model: Any, block: nn.Module, inputs: Mapping[str, Any]) -> LossRule:
+    """The rule that gives the loss positions of `model`. The model runs once for this.
 
-    `inputs` is a small batch, better with rows of unequal length: the model runs on it once. `ALL` when no
-    other rule gives exactly the positions at which the gradient is not zero.
+    It is `ALL` when no other rule gives exactly the positions at which the gradient is not zero.
+
+    Args:
+        model: a transformers model with a loss of its own.
+        block: its last block.
+        inputs: a small batch, best with rows of different lengths.
     """
     inputs = dict(inputs)
     by_label = one_label_a_token(inputs.get("labels"))
@@ -31,14 +35,14 @@ def read_rule(model: Any, block: nn.Module, inputs: Mapping[str, Any]) -> LossRu
         return LossRule.ALL
     for rule in LossRule:
         if rule.by_label == by_label and rule is not LossRule.ALL:
-            expected = reads(rule, inputs, pad_token_id)
+            expected = positions_read(rule, inputs, pad_token_id)
             if expected is not None and torch.equal(expected, found):
                 return rule
     return LossRule.ALL
 
 
 def draws_random_numbers(model: Any, block: nn.Module, inputs: Mapping[str, Any]) -> bool:
-    """Whether `block` draws random numbers while training: dropout, router noise."""
+    """Whether `block` draws random numbers in train mode, for dropout or router noise. `inputs` is a small batch."""
     device = device_of(model)
     states: list[Generators] = []
 
@@ -56,7 +60,10 @@ def draws_random_numbers(model: Any, block: nn.Module, inputs: Mapping[str, Any]
 
 
 def _ending_in_padding(inputs: Mapping[str, Any], pad_token_id: int | None) -> Any:
-    """`input_ids` whose first row ends in the padding token although it is attended."""
+    """`input_ids` with the padding token as the last attended token of the first row.
+
+    On these, `LAST_TOKEN` and `LAST_ATTENDED` differ, so the rule can be told.
+    """
     ids = inputs.get("input_ids")
     if ids is None or pad_token_id is None:
         return ids
@@ -68,15 +75,15 @@ def _ending_in_padding(inputs: Mapping[str, Any], pad_token_id: int | None) -> A
 
 
 def _gradient(model: Any, block: nn.Module, inputs: Mapping[str, Any], by_label: bool) -> Tensor | None:
-    """Where the loss (for a classifier, any of its scores) depends on the output of `block`, [B, T]."""
+    """Where the loss (of a classifier: any of its logits) depends on the output of `block`, as a mask [B, T]."""
     leaves: list[Tensor] = []
 
-    def cut(*args: Any, **kwargs: Any) -> Any:
+    def begin_graph(*args: Any, **kwargs: Any) -> Any:
         output = around.own(*args, **kwargs)
         leaves.append(hidden_of(output).detach().requires_grad_())
         return with_hidden(output, leaves[-1])
 
-    around = Override(block, cut, CALL)  # a hook would miss a block that stored states stand in for
+    around = Override(block, begin_graph, CALL)  # a hook would not run where stored states replace the block
     try:
         with undisturbed(model):
             output = model(**inputs)

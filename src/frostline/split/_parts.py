@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from frostline.anatomy import find_anatomy, skeleton
-from frostline.bottom import StandIns, crossing, names_below
+from frostline.bottom import StandIns, last_blocks, names_below
 from frostline.checkpoints import (
     class_called,
     load_above,
@@ -55,7 +55,7 @@ class LowerPart:
         self._model = _under_plan(base, job)
         self._padding = _padding(job.config)
         self._device = job.device
-        (last,) = crossing(job.cut).values()
+        (last,) = last_blocks(job.cut).values()
         self._last = self._model.get_submodule(last)
         own = tuple(f"{block.name}." for block in anatomy.blocks[: job.cut.boundary])
         self.trained = {name: p for name, p in _trained(self._model).items() if name.startswith(own)}
