@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, BertForSequenceClassification
 
 from architectures import batch_for, tiny
 from frostline.checkpoints import load, load_config, load_delta, load_weights, merge, save_delta
-from frostline.core.errors import UserError
+from frostline.core.errors import CheckpointError, ConfigError, UnsupportedModel
 from frostline.plan import Frozen, Full, Lora, Partial, Plan
 from frostline.run import make_plan
 from frostline.surgery import apply
@@ -149,7 +149,7 @@ def test_a_bfloat16_base_keeps_its_frozen_tensors(tmp_path: Path) -> None:
 def test_another_base_is_refused(tmp_path: Path, case: str) -> None:
     _, base, run = trained_run(tmp_path, case)
     tiny("llama", seed=1, tied=CASES[case][2].get("tied")).save_pretrained(base)
-    with pytest.raises(UserError, match="belongs to another base"):
+    with pytest.raises(CheckpointError, match="belongs to another base"):
         load(run)
 
 
@@ -158,7 +158,7 @@ def test_one_changed_number_in_the_base_is_refused(tmp_path: Path) -> None:
     other = AutoModelForCausalLM.from_pretrained(base)
     with torch.no_grad():
         other.model.layers[0].mlp.up_proj.weight[0, 0] += 1e-3
-    with pytest.raises(UserError, match=r"1 of \d+ tensors differ, first model.layers.0.mlp.up_proj.weight"):
+    with pytest.raises(CheckpointError, match=r"1 of \d+ tensors differ, first model.layers.0.mlp.up_proj.weight"):
         load_delta(other, run)
 
 
@@ -188,7 +188,7 @@ def test_a_base_that_has_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     (tmp_path / "elsewhere").mkdir()
     moved = base.rename(tmp_path / "elsewhere" / "base")
     monkeypatch.setenv("FROSTLINE_MODELS", str(moved.parent))
-    with pytest.raises(UserError, match=r"base of .*run: .*no such folder.*if it has moved"):
+    with pytest.raises(CheckpointError, match=r"base of .*run: .*no such folder.*if it has moved"):
         load(run)
     assert load(run, base=str(moved)).config.model_type == "llama"
     assert load(run, base="owner/base").config.model_type == "llama"
@@ -197,22 +197,22 @@ def test_a_base_that_has_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_a_folder_without_a_delta_of_its_own_points_to_its_checkpoint(tmp_path: Path) -> None:
     _, _, run = trained_run(tmp_path, "bot50")
     run.rename(tmp_path / "checkpoint-7")
-    with pytest.raises(UserError, match=r"holds no delta.*last checkpoint does: .*checkpoint-7"):
+    with pytest.raises(CheckpointError, match=r"holds no delta.*last checkpoint, .*checkpoint-7"):
         load(tmp_path)
     (tmp_path / "checkpoint-7" / "delta.json").write_text('{"version": 1}')
-    with pytest.raises(UserError, match=r"not a delta card of version 1: base_name: this key is missing$"):
+    with pytest.raises(CheckpointError, match=r"not a delta card of version 1: base_name: this key is missing$"):
         load(tmp_path / "checkpoint-7")
 
 
 def test_a_delta_is_no_model_to_train(tmp_path: Path) -> None:
     _, _, run = trained_run(tmp_path, "bot50")
-    with pytest.raises(UserError, match="a run's delta, not a model: frostline merge"):
+    with pytest.raises(UnsupportedModel, match="a run's delta, not a model: use frostline merge"):
         load_weights(str(run), AutoModelForCausalLM, load_config(str(run)))
 
 
 def test_a_head_of_another_size_is_refused(tmp_path: Path) -> None:
     tiny("bert").save_pretrained(tmp_path / "base")
-    with pytest.raises(UserError, match="as many labels as that head was made for") as caught:
+    with pytest.raises(UnsupportedModel, match="as many labels as that head was made for") as caught:
         load_weights(
             str(tmp_path / "base"), BertForSequenceClassification, load_config(str(tmp_path / "base"), num_labels=5)
         )
@@ -223,15 +223,15 @@ def test_torn_and_foreign_deltas(tmp_path: Path) -> None:
     _, _, run = trained_run(tmp_path, "bot50")
     whole = (run / "delta.safetensors").read_bytes()
     (run / "delta.safetensors").write_bytes(whole[:-100])
-    with pytest.raises(UserError, match="delta file cannot be read"):
+    with pytest.raises(CheckpointError, match="delta file cannot be read"):
         load(run)
     (run / "delta.safetensors").write_bytes(whole)
     card = json.loads((run / "delta.json").read_text())
     card["plan"]["blocks"][3] = {"mode": "frozen"}
     (run / "delta.json").write_text(json.dumps(card))
-    with pytest.raises(UserError, match="does not hold the tensors that its plan trains"):
+    with pytest.raises(CheckpointError, match="does not hold the tensors that its plan trains"):
         load(run)
-    with pytest.raises(UserError, match="holds no delta"):
+    with pytest.raises(CheckpointError, match="holds no delta"):
         load(tmp_path)
 
 
@@ -239,9 +239,9 @@ def test_merge_does_not_overwrite(tmp_path: Path) -> None:
     _, _, run = trained_run(tmp_path, "bot50")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "precious.txt").write_text("x")
-    with pytest.raises(UserError, match="exists and is not empty"):
+    with pytest.raises(CheckpointError, match="exists and is not empty"):
         merge(run, tmp_path / "out")
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["precious.txt"]
-    with pytest.raises(UserError, match="unknown dtype 'int8'"):
+    with pytest.raises(ConfigError, match="unknown dtype 'int8'"):
         merge(run, tmp_path / "other", dtype="int8")
     assert not (tmp_path / "other").exists()

@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification
 
 from architectures import AUTO_CLASSES, batch_for, natural_task, tiny
 from frostline.checkpoints import _parts, load_config, load_part, merge, save_delta
-from frostline.core.errors import FrostlineError, UserError
+from frostline.core.errors import CheckpointError, FrostlineError
 from frostline.plan import Frozen, Full, Lora, Partial, Plan
 from frostline.run import make_plan
 from frostline.surgery import apply
@@ -145,7 +145,7 @@ def test_another_base_is_refused_though_only_its_last_block_differs(
     with torch.no_grad():
         other.model.layers[3].mlp.up_proj.weight[0, 0] += 1e-3
     other.save_pretrained(tmp_path / "base", max_shard_size="30KB")
-    with pytest.raises(UserError, match=r"1 of \d+ tensors differ, first model.layers.3.mlp.up_proj.weight"):
+    with pytest.raises(CheckpointError, match=r"1 of \d+ tensors differ, first model.layers.3.mlp.up_proj.weight"):
         merged(run, tmp_path / "parts", THIRD, monkeypatch)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "run"], "nothing is half-written"
 

@@ -251,7 +251,7 @@ def test_nan_loss_is_one_line_and_status_1(place: Path, tmp_path: Path) -> None:
     ended = train(place, "learning_rate=1e30", "--steps", "5", "--out", tmp_path / "run", "--json")
     assert ended.status == 1 and not ended.out
     assert [line for line in ended.err.splitlines() if line.startswith("error: ")] == [ended.err.splitlines()[-1]]
-    assert "lower the learning rate" in ended.err.splitlines()[-1]
+    assert "use a lower learning_rate" in ended.err.splitlines()[-1]
 
 
 def test_an_interrupt_is_one_line_that_says_how_to_go_on(

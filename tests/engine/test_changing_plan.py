@@ -17,7 +17,7 @@ from transformers import TrainerCallback, TrainingArguments, get_cosine_schedule
 from architectures import batch_for, tiny
 from cache_cases import collate, rows_for
 from frostline.checkpoints import load, merge, save_delta, trained_tensors
-from frostline.core.errors import UserError
+from frostline.core.errors import ConfigError, PlanError
 from frostline.engine import Trainer
 from frostline.plan import BlockMode, Frozen, Full, Lora, Observations, Partial, Plan, Schedule
 from frostline.run import make_schedule
@@ -300,9 +300,9 @@ def test_the_delta_holds_whatever_has_trained(tmp_path: Path, name: str, dtype: 
 @pytest.mark.parametrize(
     ("later", "message"),
     [
-        (plan_of(Lora(), Full(), Full(), Full()), "block 0: a plan cannot add lora while training"),
-        (plan_of(Full(), Lora(r=4), Full(), Full()), "block 1: a plan cannot add lora while training"),
-        (plan_of(Full(), Full(), Partial(rows=0.5), Full()), "block 2: a plan cannot add partial while training"),
+        (plan_of(Lora(), Full(), Full(), Full()), "block 0: a plan cannot add lora during training"),
+        (plan_of(Full(), Lora(r=4), Full(), Full()), "block 1: a plan cannot add lora during training"),
+        (plan_of(Full(), Full(), Partial(rows=0.5), Full()), "block 2: a plan cannot add partial during training"),
         (plan_of(Full(), Full()), "has 2 blocks, the model 4"),
         (plan_of(Full(), Full(), Full(), Full()).model_copy(update={"untie": True}), "cannot change untie"),
     ],
@@ -310,16 +310,16 @@ def test_the_delta_holds_whatever_has_trained(tmp_path: Path, name: str, dtype: 
 def test_what_a_later_plan_cannot_do(later: Plan, message: str) -> None:
     model = tiny("llama")
     apply_plan(plan_of(Full(), Lora(r=2), Full(), Full()), model)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(PlanError, match=message):
         change(later, model)
 
 
 def test_rows_that_train_in_part_cannot_train_whole_later() -> None:
     model = tiny("llama")
     apply_plan(plan_of(Partial(rows=0.5), Full(), Full(), Full()), model)
-    with pytest.raises(UserError, match="trains in part since the first plan"):
+    with pytest.raises(PlanError, match="only some rows train since the first plan"):
         change(plan_of(Full(), Full(), Full(), Full()), model)
-    with pytest.raises(UserError, match="carries no plan that could change"):
+    with pytest.raises(PlanError, match="has no plan that could change"):
         change(plan_of(Full(), Full(), Full(), Full()), tiny("llama"))
 
 
@@ -327,7 +327,7 @@ def test_a_learning_rate_that_waits_for_results_cannot_go_on(tmp_path: Path) -> 
     made = trainer(tmp_path, "freezing", save_strategy="no")
     optimizer = made.create_optimizer()
     made.lr_scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
-    with pytest.raises(UserError, match="ReduceLROnPlateau cannot go on under another plan"):
+    with pytest.raises(ConfigError, match="lr_scheduler_type: ReduceLROnPlateau cannot continue under another plan"):
         made.train()
 
 

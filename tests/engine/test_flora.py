@@ -18,7 +18,7 @@ import frostline.engine._flora as flora
 from architectures import batch_for, tiny
 from frostline.anatomy import find_anatomy
 from frostline.checkpoints import trained_tensors
-from frostline.core.errors import UserError
+from frostline.core.errors import ConfigError
 from frostline.cost import Workload, memory
 from frostline.engine import Flora, Trainer
 from frostline.engine._flora import carry, compress, expand
@@ -312,5 +312,5 @@ def test_float16_with_accumulation_is_refused(tmp_path: Path) -> None:
     given = arguments(tmp_path, gradient_accumulation_steps=2)
     given.fp16 = True
     model = tiny("llama")
-    with pytest.raises(UserError, match=r"optimizer: flora .* take bfloat16"):
+    with pytest.raises(ConfigError, match=r"optim: flora .* use bf16=true"):
         Trainer(model, given, plan=make_plan(model, "all"), optimizer_cls_and_kwargs=(Flora, {}))

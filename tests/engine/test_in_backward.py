@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 from allocator import live_bytes_at_peak
 from architectures import tiny
 from frostline.checkpoints import trained_tensors
-from frostline.core.errors import TrainingError, UserError
+from frostline.core.errors import ConfigError, TrainingError
 from frostline.engine import Trainer
 from frostline.engine._in_backward import step_in_backward
 from frostline.plan import Frozen, Full, Lora, Partial, Plan
@@ -122,11 +122,11 @@ def test_the_model_is_free_again_after_training(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_grad_norm": 1.0}, "set max_grad_norm: 0"),
-        ({"gradient_accumulation_steps": 2}, "take none"),
+        ({"max_grad_norm": 1.0}, "use max_grad_norm=0"),
+        ({"gradient_accumulation_steps": 2}, "use gradient_accumulation_steps=1"),
     ],
 )
 def test_what_needs_all_gradients_is_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=f"optimizer_in_backward .*{message}"):
+    with pytest.raises(ConfigError, match=f"optimizer_in_backward .*{message}"):
         trainer(tmp_path / "run", **options)
     assert not (tmp_path / "run").exists()

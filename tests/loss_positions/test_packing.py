@@ -116,8 +116,7 @@ def test_a_model_that_lets_rows_see_each_other_is_refused(monkeypatch: pytest.Mo
         BloomConfig(vocab_size=128, hidden_size=32, n_layer=2, n_head=4, use_cache=False)
     )
     message = (
-        r"^packing: BloomForCausalLM does not keep packed rows apart "
-        r"\(it has no argument position_ids\): use packing=false"
+        r"^packing: BloomForCausalLM does not keep packed rows apart \(it has no argument position_ids\): use pack"
     )
     with pytest.raises(UnsupportedModel, match=message):
         pack_rows(bloom, encoded(), PackingCollator())

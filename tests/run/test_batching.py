@@ -46,7 +46,7 @@ def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path: Path) ->
             "packed is for decoders that learn to write, not a decoder on a classification task",
         ),
         (["batching=packed", "pad_to_max_length=true"], False, "packed batches have no padding"),
-        (["optimizer_in_backward=true"], False, "set max_grad_norm: 0"),
+        (["optimizer_in_backward=true"], False, "use max_grad_norm=0"),
     ):
         with pytest.raises(UserError, match=message):
             train(config(tmp_path, *overrides, label=label))

@@ -26,7 +26,7 @@ from frostline.plan import Frozen, Full, Lora, Plan, Split
 from frostline.run import make_schedule
 from frostline.split import SplitTrainer
 from frostline.split._client import run_client
-from frostline.split._job import ClientRows, deal, rounds_of
+from frostline.split._job import ClientRows, rounds_of, share_rows
 from frostline.split._parts import LowerPart, UpperPart, save_parts
 from frostline.split._protocol import Peer
 from frostline.split._server import run_server
@@ -124,7 +124,7 @@ def in_one_process(trainer: SplitTrainer) -> tuple[list[float], dict[str, Tensor
     args, split, rows, model = trainer.args, trainer.split, trainer.train_dataset, trainer.model
     own_rows = [
         ClientRows(client, [rows[index] for index in indices], collate, args.per_device_train_batch_size)
-        for client, indices in enumerate(deal(len(rows), split.clients, args.seed))
+        for client, indices in enumerate(share_rows(len(rows), split.clients, args.seed))
     ]
     batches = [own.batches(args.seed) for own in own_rows]
     blocks = tuple(f"{block.name}." for block in trainer.applied.anatomy.blocks[: split.cut])
@@ -195,7 +195,9 @@ def test_one_client_learns_what_an_ordinary_loop_learns(tmp_path: Path, name: st
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0.0)
     schedule = get_scheduler("cosine", optimizer, 0, ROUNDS)
-    batches = ClientRows(0, [rows[i] for i in deal(7, 1, trainer.args.seed)[0]], collate, 2).batches(trainer.args.seed)
+    batches = ClientRows(0, [rows[i] for i in share_rows(7, 1, trainer.args.seed)[0]], collate, 2).batches(
+        trainer.args.seed
+    )
     for loss in losses:
         optimizer.zero_grad()
         expected = model.train()(**next(batches)).loss
@@ -230,7 +232,7 @@ def test_a_decoder_that_classifies_finds_the_ends_of_its_rows(tmp_path: Path) ->
     rows, split = rows_of(8, "classification"), Split(cut=1, clients=1)
     trainer = trainer_of(tmp_path, tiny("llama", "classification"), split, rows, max_steps=1)
     losses, *_ = in_threads(trainer, tmp_path)
-    batch = next(ClientRows(0, [rows[i] for i in deal(8, 1, 42)[0]], collate, 2).batches(42))
+    batch = next(ClientRows(0, [rows[i] for i in share_rows(8, 1, 42)[0]], collate, 2).batches(42))
     assert losses == pytest.approx([trainer.model.train()(**batch).loss.item()], abs=1e-6)
 
 
@@ -245,7 +247,7 @@ def test_processes_train_as_threads_do_and_count_their_bytes(tmp_path: Path) -> 
     assert_same(trained, trained_tensors(trainer.model), 0)
 
     tokens = matrices = 0
-    for client, indices in enumerate(deal(9, 2, 42)):
+    for client, indices in enumerate(share_rows(9, 2, 42)):
         batches = ClientRows(client, [rows[index] for index in indices], collate, 2).batches(42)
         tokens += sum(next(batches)["input_ids"].numel() for _ in range(ROUNDS))
         matrices += sum(tensor.numel() for name, tensor in trained.items() if ".layers.0." in name)
@@ -283,8 +285,8 @@ class AfterStep(TrainerCallback):
 @pytest.mark.parametrize(
     ("sent", "timeout", "told"),
     [
-        (signal.SIGKILL, 600, "client 1 of 1 was killed by SIGKILL: split training cannot go on without it"),
-        (signal.SIGSTOP, 8, "the server has lost the others: .*"),
+        (signal.SIGKILL, 600, "client 1 of 1 was killed by SIGKILL, and split training cannot continue without it"),
+        (signal.SIGSTOP, 8, "the server gets no answer from another process: .*"),
     ],
     ids=["killed", "stopped"],
 )
@@ -303,7 +305,7 @@ def test_a_loss_that_is_no_number_is_told(tmp_path: Path) -> None:
     model = tiny("llama")
     model.lm_head.weight.data[0] = torch.nan
     trainer = trainer_of(tmp_path, model, Split(cut=1, clients=1), rows_of(4))
-    with pytest.raises(TrainingError, match="the loss is nan at step 1: lower the learning rate or look at the data"):
+    with pytest.raises(TrainingError, match="the loss is nan at step 1: use a lower learning_rate or check the data"):
         trainer.train()
     assert not multiprocessing.active_children()
 
@@ -311,10 +313,14 @@ def test_a_loss_that_is_no_number_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("split", "changes", "told"),
     [
-        (Split(cut=4), {}, "cut: 4 of 4 blocks: both parts need one at least, take 1 to 3"),
-        (Split(cut=1), {"save_strategy": "steps"}, "save_strategy: a split training goes with no only"),
-        (Split(cut=1), {"gradient_accumulation_steps": 2}, "gradient_accumulation_steps: .* with 1 only"),
-        (Split(cut=1), {"optim": "adafactor"}, "optim: a split training steps with one of adamw_torch,"),
+        (Split(cut=4), {}, "cut: 4 of 4 blocks: each part needs at least one block: use 1 to 3"),
+        (Split(cut=1), {"save_strategy": "steps"}, "save_strategy: .* use save_strategy=no"),
+        (
+            Split(cut=1),
+            {"gradient_accumulation_steps": 2},
+            "gradient_accumulation_steps: .* use gradient_accumulation_steps=1",
+        ),
+        (Split(cut=1), {"optim": "adafactor"}, "optim: .*adafactor: use one of adamw_torch,"),
     ],
 )
 def test_what_it_refuses(tmp_path: Path, split: Split, changes: dict[str, Any], told: str) -> None:
@@ -325,23 +331,23 @@ def test_what_it_refuses(tmp_path: Path, split: Split, changes: dict[str, Any], 
 def test_it_refuses_models_and_plans_with_more_than_one_state_at_the_cut(tmp_path: Path) -> None:
     args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, save_strategy="no", report_to="none")
     t5 = Plan(strategy="lora", blocks=(Lora(),) * 7, final_norm=Frozen(), head=Frozen())
-    with pytest.raises(UserError, match="a t5 model has more than one state to send at a cut"):
+    with pytest.raises(UserError, match="a t5 model would have to send more than one state at the cut"):
         SplitTrainer(tiny("t5"), args, split=Split(cut=2), plan=t5, train_dataset=rows_of(4))
     top = Plan(strategy="bot50", blocks=(Frozen(), Frozen(), Full(), Full()), head=Frozen())
-    with pytest.raises(UserError, match="cut: 2: nothing trains below block 2, take 3 or more"):
+    with pytest.raises(UserError, match=r"cut: 2: the plan trains nothing below block 2, .*: use 3 or more"):
         SplitTrainer(tiny("gpt2"), args, split=Split(cut=2), plan=top, train_dataset=rows_of(4))
     assert isinstance(Trainer(tiny("gpt2"), args, plan=top, train_dataset=rows_of(4)), Trainer)
     model = tiny("llama")
     schedule = make_schedule(model, "adt-l50")
-    with pytest.raises(UserError, match=r"^a split training keeps its plan from the first step to the last"):
+    with pytest.raises(UserError, match=r"^schedule: split training cannot change its plan during training"):
         SplitTrainer(model, args, split=Split(cut=2), schedule=schedule, train_dataset=rows_of(4))
 
 
-def test_rows_are_dealt_once_each_and_by_the_seed() -> None:
-    dealt = deal(11, 3, seed=5)
+def test_rows_are_shared_once_each_and_by_the_seed() -> None:
+    dealt = share_rows(11, 3, seed=5)
     assert sorted(index for own in dealt for index in own) == list(range(11))
     assert [len(own) for own in dealt] == [4, 4, 3]
-    assert deal(11, 3, seed=5) == dealt != deal(11, 3, seed=6)
+    assert share_rows(11, 3, seed=5) == dealt != share_rows(11, 3, seed=6)
     assert rounds_of([4, 4, 3], batch_size=3, epochs=1.5) == 3
     with pytest.raises(UserError, match="clients: 2 training rows are too few for 3 clients"):
-        deal(2, 3, seed=5)
+        share_rows(2, 3, seed=5)

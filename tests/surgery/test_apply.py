@@ -9,7 +9,7 @@ import torch
 
 from architectures import ARCHITECTURES, batch_for, natural_task, tiny
 from frostline.anatomy import find_anatomy
-from frostline.core.errors import UserError
+from frostline.core.errors import PlanError
 from frostline.plan import Frozen, Full, Lora, Partial, Plan
 from frostline.run import make_plan
 from frostline.surgery import applied_to, apply, to_plain
@@ -185,7 +185,7 @@ def test_a_padded_batch_survives_mixed_dtypes_in_eager_attention() -> None:
 def test_a_second_plan_is_refused() -> None:
     model = tiny("llama")
     apply(make_plan(model, "bot50"), model)
-    with pytest.raises(UserError, match="already carries the plan 'bot50'"):
+    with pytest.raises(PlanError, match="already has the plan 'bot50'"):
         apply(Plan(blocks=(Full(),) * 4), model)
     to_plain(model)
     assert applied_to(model) is None

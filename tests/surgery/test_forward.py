@@ -18,7 +18,7 @@ from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_fun
 from architectures import ARCHITECTURES, batch_for, tiny
 from frostline.anatomy import find_anatomy, get_block
 from frostline.checkpoints import load, merge, save_delta
-from frostline.core.errors import FrostlineError, UserError
+from frostline.core.errors import CheckpointError, FrostlineError, PlanError
 from frostline.engine import Trainer
 from frostline.loss_positions import use_loss_positions
 from frostline.plan import Forward, Frozen, Full, Plan, Residual
@@ -431,13 +431,17 @@ class Skipping(LlamaForCausalLM):
         (
             lambda: tiny("t5"),
             {"loss_weights": (0, 0, 1, 0, 0, 0, 1)},
-            r"an encoder's states do not go through final norm and head: give the first 4 of the 7 blocks the weight 0",
+            r"the states of an encoder do not go through .*: use weight 0 for the first 4 of the 7 blocks",
         ),
-        (lambda: tiny("t5"), {"residual": {"alpha": 1, "span": 5}}, r"5 reaches over all 4 blocks of each stack"),
+        (
+            lambda: tiny("t5"),
+            {"residual": {"alpha": 1, "span": 5}},
+            r"5 is more than the 4 blocks of a stack of .*: use at most 4",
+        ),
         (
             lambda: tiny("opt", layerdrop=0.1),
             {"residual": {"alpha": 1}},
-            r"leaves out blocks at random.*layerdrop to 0",
+            r"skips blocks at random.*layerdrop=0",
         ),
         (
             lambda: AutoModel.from_config(tiny("bert").config),
@@ -447,7 +451,7 @@ class Skipping(LlamaForCausalLM):
         (
             lambda: Skipping(tiny("llama").config),
             {"loss_weights": (0, 0, 1, 1)},
-            r"what follows the blocks reads more than the last one's states: leave them out for Skipping",
+            r"what follows the blocks reads more than the states of the last one: use no loss_weights for Skipping",
         ),
     ],
 )
@@ -457,7 +461,7 @@ def test_what_cannot_be_exact_is_refused(model: Callable[[], Any], forward: dict
     blocks = (Frozen(),) * (len(anatomy.blocks) - 1) + (Full(),)
     plan = Plan(blocks=blocks, forward=Forward(**forward))
     hooks = sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in made.modules())
-    with pytest.raises(UserError, match=rf"^forward.*{line}[^\n]*$"):
+    with pytest.raises(PlanError, match=rf"^forward.*{line}[^\n]*$"):
         check_forward(made, plan, anatomy)
     left = sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in made.modules())
     assert left == hooks, "no hook stays"
@@ -466,7 +470,7 @@ def test_what_cannot_be_exact_is_refused(model: Callable[[], Any], forward: dict
 def test_a_router_loss_that_cannot_be_told_apart_is_refused() -> None:
     model = lively("mixtral", output_router_logits=True)
     del model.router_aux_loss_coef
-    with pytest.raises(UserError, match="router loss of MixtralForCausalLM cannot be told"):
+    with pytest.raises(PlanError, match="router loss of MixtralForCausalLM cannot be separated"):
         apply(planned(model, weights=(0.0, 1.0, 0.0, 1.0)), model)
 
 
@@ -474,7 +478,7 @@ def test_a_loss_from_outside_is_refused() -> None:
     layered = planned(tiny("llama"), weights=(0.0, 1.0, 0.0, 1.0))
     check_loss_is_the_models(layered, False)
     check_loss_is_the_models(planned(tiny("llama"), ALPHA), True)
-    with pytest.raises(UserError, match="leave out label_smoothing_factor"):
+    with pytest.raises(PlanError, match="leave out label_smoothing_factor"):
         check_loss_is_the_models(layered, True)
 
 
@@ -528,7 +532,9 @@ def test_a_loaded_model_computes_what_the_trained_one_does(tmp_path: Path) -> No
     out = loaded(**batch)
     assert torch.equal(out.logits, model(**batch).logits) and torch.equal(out.loss, model(**batch).loss)
     assert torch.equal(loaded.train()(**batch).loss, model.train()(**batch).loss), "and trains on with the same loss"
-    with pytest.raises(UserError, match=r"forward\.residual.*: load it with frostline\.load instead of merging it$"):
+    with pytest.raises(
+        CheckpointError, match=r"forward\.residual.*: use frostline\.load, which loads it without merging$"
+    ):
         merge(tmp_path / "run", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -1,4 +1,4 @@
-"""Frozen matrices in 8 and 4 bits: the model with those matrices rounded, its gradients, its delta, its refusals."""
+"""Frozen matrices in 8 and 4 bits: the model with those matrices quantized, its gradients, its delta, its refusals."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from architectures import batch_for, tiny
 from frostline.checkpoints import load, trained_tensors
-from frostline.core.errors import UserError
+from frostline.core.errors import ConfigError, UserError
 from frostline.engine import Trainer
 from frostline.plan import Frozen, Full, Lora, Plan
 from frostline.run import RunConfig, make_plan, read_config, train
@@ -40,13 +40,13 @@ def gradients(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor,
 @pytest.mark.parametrize(
     ("name", "blocks"), [("llama", 4), ("gpt2", 4), ("opt", 4), ("bert", 4), ("mixtral", 4), ("t5", 7)]
 )
-def test_it_is_the_model_with_its_frozen_matrices_rounded(name: str, blocks: int, bits: Bits) -> None:
+def test_it_is_the_model_with_its_frozen_matrices_quantized(name: str, blocks: int, bits: Bits) -> None:
     models = [tiny(name, tied=False) for _ in range(2)]
     for model in models:
         applied = apply(lora_everywhere(blocks), model)
-    rounded, plain = models
-    report = quantize_frozen(rounded, applied.anatomy, bits)
-    layers = {n: m for n, m in rounded.named_modules() if isinstance(m, QuantizedLinear)}
+    quantized, plain = models
+    report = quantize_frozen(quantized, applied.anatomy, bits)
+    layers = {n: m for n, m in quantized.named_modules() if isinstance(m, QuantizedLinear)}
     assert len(layers) == report.matrices > 0
     assert all(name.endswith(".base_layer") for name in layers)
     for path, layer in layers.items():
@@ -57,8 +57,8 @@ def test_it_is_the_model_with_its_frozen_matrices_rounded(name: str, blocks: int
         assert error < (0.01 if bits == 8 else 0.12), path
         own.data = new.clone()
     with torch.no_grad():
-        rounded.eval()(**batch_for(rounded))  # what an evaluation leaves behind must not matter
-    loss, got = gradients(rounded.train(), batch_for(rounded))
+        quantized.eval()(**batch_for(quantized))  # what an evaluation leaves behind must not matter
+    loss, got = gradients(quantized.train(), batch_for(quantized))
     expected_loss, expected = gradients(plain.train(), batch_for(plain))
     torch.testing.assert_close(loss, expected_loss, atol=0, rtol=1e-5)
     assert got.keys() == expected.keys()
@@ -96,7 +96,7 @@ def test_under_autocast_over_a_bfloat16_base() -> None:
 def test_nothing_to_round_is_refused() -> None:
     model = tiny("llama")
     applied = apply(make_plan(model, "all"), model)
-    with pytest.raises(UserError, match="frozen_bits: the plan freezes no matrix"):
+    with pytest.raises(ConfigError, match="frozen_bits: the plan freezes no matrix"):
         quantize_frozen(model, applied.anatomy, 8)
 
 
@@ -104,7 +104,9 @@ def test_without_bitsandbytes_one_line_says_what_to_install(monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     model = tiny("llama")
     applied = apply(make_plan(model, "bot50"), model)
-    with pytest.raises(UserError, match=r"^frozen_bits wants bitsandbytes: pip install 'frostline\[quantized\]'$"):
+    with pytest.raises(
+        ConfigError, match=r"^frozen_bits needs bitsandbytes: use pip install 'frostline\[quantized\]'$"
+    ):
         quantize_frozen(model, applied.anatomy, 8)
 
 
@@ -140,7 +142,7 @@ def config(folder: Path, models_dir: Path, *settings: str) -> RunConfig:
 
 @needs_bitsandbytes
 @pytest.mark.parametrize("strategy", ["bot50", "lora"])
-def test_a_run_says_so_and_its_delta_belongs_to_the_unrounded_base(
+def test_a_run_says_so_and_its_delta_belongs_to_the_base_that_is_not_quantized(
     tmp_path: Path, models_dir: Path, strategy: str
 ) -> None:
     record = train(config(tmp_path, models_dir, "frozen_bits=4", f"strategy={strategy}"))
@@ -150,7 +152,7 @@ def test_a_run_says_so_and_its_delta_belongs_to_the_unrounded_base(
     assert not any(isinstance(module, QuantizedLinear) for module in model.modules())
 
 
-def test_rounded_blocks_and_a_activation_cache_do_not_go_together(tmp_path: Path, models_dir: Path) -> None:
+def test_quantized_blocks_and_an_activation_cache_do_not_go_together(tmp_path: Path, models_dir: Path) -> None:
     for other in ("activation_cache=on", "streaming=true"):
         with pytest.raises(UserError, match="frozen_bits: rounded blocks stay in memory"):
             train(config(tmp_path, models_dir, "frozen_bits=8", other))

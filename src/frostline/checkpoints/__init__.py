@@ -1,4 +1,4 @@
-"""From a model to files and back: deltas, optimizer and generator state, load, merge."""
+"""Save and load: deltas, the states of optimizer and random generators, models, merged checkpoints."""
 
 from frostline.checkpoints._delta import (
     CARD_FILE,

@@ -1,7 +1,7 @@
-"""The delta: a checkpoint that holds what training changed, and knows the base that it changes.
+"""The delta: a checkpoint that holds only what training changed, and the fingerprint of its base.
 
-A delta's folder holds `delta.safetensors` (the trained tensors by name), `delta.json` (the plan, the class and
-a hash of every tensor of the base) and the base's `config.json`. No pickle.
+The folder of a delta holds `delta.safetensors` (the trained tensors by name), `delta.json` (the plan, the model class
+and a hash of every tensor of the base) and the `config.json` of the base. There is no pickle in it.
 """
 
 from __future__ import annotations
@@ -28,8 +28,19 @@ CARD_FILE = "delta.json"
 
 
 class DeltaCard(BaseModel):
-    """What a delta changes. `base_name` is where the base came from: a hub id or a folder. `first_plan` is the plan
-    that training began with, where it has changed since."""
+    """The content of `delta.json`.
+
+    Attributes:
+        version: of the format.
+        base_name: where the base came from: a hub id or a folder.
+        base_dtype: of the base.
+        base_fingerprint: a hash of the whole base.
+        base_tensors: tensor name -> hash, of the base.
+        model_class: name of the transformers class.
+        seed: of the adapters' initial weights.
+        plan: the plan at the end.
+        first_plan: the plan that training began with, if it has changed.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -45,12 +56,12 @@ class DeltaCard(BaseModel):
 
 
 def trained_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Whatever has trained so far in a model that carries a plan, by name, on the CPU."""
+    """All tensors that have trained so far, by name, on the CPU. Raises `PlanError` when the model has no plan."""
     return {name: p.detach().cpu().contiguous() for name, p in _applied(model).changed.items()}
 
 
 def save_delta(model: Any, folder: Path) -> None:
-    """Write what `model` learned into `folder`. Raises `UserError` when the model carries no plan."""
+    """Write the delta of `model` to `folder`. Raises `PlanError` when the model has no plan."""
     applied = _applied(model)
     folder.mkdir(parents=True, exist_ok=True)
     card = DeltaCard(
@@ -70,12 +81,12 @@ def save_delta(model: Any, folder: Path) -> None:
 
 
 def read_card(folder: Path) -> DeltaCard:
-    """The card of the delta in `folder`. Raises `UserError` when there is none, or it is not a card."""
+    """Read `delta.json` in `folder`. Raises `CheckpointError` when it is missing or is not valid."""
     path = folder / CARD_FILE
     if not path.is_file():
         last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-        hint = f"; the run's last checkpoint does: {last}" if last else ""
-        raise CheckpointError(f"{folder} holds no delta: {CARD_FILE} is missing{hint}")
+        hint = f"use the run's last checkpoint, {last}" if last else "use the folder of a run or a checkpoint"
+        raise CheckpointError(f"{folder} holds no delta ({CARD_FILE} is missing): {hint}")
     try:
         return DeltaCard.model_validate(read_json(path, "delta card"))
     except ValidationError as error:
@@ -83,11 +94,12 @@ def read_card(folder: Path) -> DeltaCard:
 
 
 def load_delta(model: Any, folder: Path) -> Applied:
-    """Turn a base into the trained model, in place: apply the delta's plan and put its tensors in.
+    """Turn a base into the trained model, in place: apply the plan of the delta and load its tensors.
 
-    A model that already carries the plan, or the one that training began with, only takes the tensors. Of a model
-    that lies partly on the meta device the rest is turned. Raises `UserError` when `model` is not the delta's own
-    base, or the file is torn.
+    If the model already has this plan, or the plan that training began with, only the tensors are loaded. If the model
+    lies partly on the meta device, only the part in memory is compared and changed.
+
+    Raises `CheckpointError` when `model` is not the base of the delta, or the file is damaged.
     """
     card = read_card(folder)
     applied = applied_to(model)
@@ -106,7 +118,8 @@ def load_delta(model: Any, folder: Path) -> Applied:
         applied = apply(first, model, seed=card.seed)
     elif applied.first != first:
         raise CheckpointError(
-            f"{folder} was trained under the plan '{first.strategy}', and the model carries '{applied.first.strategy}'"
+            f"{folder} was trained under the plan '{first.strategy}', but the model has the plan "
+            f"'{applied.first.strategy}': use a model without a plan"
         )
     change(plan, model)
     put_tensors(model, tensors, str(folder), more=card.first_plan is not None)
@@ -114,9 +127,15 @@ def load_delta(model: Any, folder: Path) -> Applied:
 
 
 def put_tensors(model: torch.nn.Module, tensors: dict[str, torch.Tensor], where: str, *, more: bool) -> None:
-    """Copy what was trained in; `more` than the model's plan says may be there.
+    """Copy trained tensors into the model.
 
-    Raises `UserError` when names or shapes are not the model's.
+    Args:
+        model: a model with a plan.
+        tensors: by name.
+        where: the place that error messages name.
+        more: whether `tensors` may hold more than the model's plan trains, because earlier plans trained more.
+
+    Raises `CheckpointError` when the names or shapes are not those of the model.
     """
     applied = _applied(model)
     if more:
@@ -124,13 +143,16 @@ def put_tensors(model: torch.nn.Module, tensors: dict[str, torch.Tensor], where:
     later = {name: applied.originals[name] for name in set(applied.originals) - set(tensors)}
     needed = set(applied.lr_scales) | (set(applied.changed) - set(later))
     if odd := sorted(set(tensors) ^ needed):
-        raise CheckpointError(f"{where} does not hold the tensors that its plan trains (first difference: {odd[0]})")
+        raise CheckpointError(
+            f"{where} does not hold the tensors that its plan trains (first difference: {odd[0]}): it is damaged or "
+            "belongs to another plan"
+        )
     with torch.no_grad():
         for name, tensor in {**later, **tensors}.items():
             parameter = applied.changed[name]
             if parameter.shape != tensor.shape:
                 raise CheckpointError(
-                    f"{where}: {name} has shape {tuple(tensor.shape)}, the model's has {tuple(parameter.shape)}"
+                    f"{where}: {name} has shape {tuple(tensor.shape)}, but {tuple(parameter.shape)} in the model"
                 )
             parameter.copy_(tensor)
 
@@ -138,21 +160,21 @@ def put_tensors(model: torch.nn.Module, tensors: dict[str, torch.Tensor], where:
 def _check_base(
     hashes: Mapping[str, str], own: Mapping[str, str], replaced: set[str], card: DeltaCard, folder: Path
 ) -> None:
-    """Check that a model's `hashes` are those of the delta's `own` base, but for a `replaced` head."""
+    """Check that a model's `hashes` are those of the delta's `own` base, except in a `replaced` head."""
     if dict(hashes) == dict(own):
         return
     if set(hashes) != set(own):
         odd = sorted(set(hashes) ^ set(own))
         raise CheckpointError(
-            f"the delta in {folder} belongs to another base ({card.base_name or 'in memory'}): "
-            f"their tensors differ in name, first {odd[0]}"
+            f"the delta in {folder} belongs to another base ({card.base_name or 'made in memory'}): the names of the "
+            f"tensors differ, first {odd[0]}"
         )
     differing = {name for name, value in hashes.items() if value != own[name]}
-    # A task head that no checkpoint holds is drawn anew at every load, and the delta replaces it.
+    # A task head that the checkpoint lacks gets new random values at every load, and the delta replaces it.
     differing -= replaced
     if differing:
         raise CheckpointError(
-            f"the delta in {folder} belongs to another base ({card.base_name or 'in memory'}, "
+            f"the delta in {folder} belongs to another base ({card.base_name or 'made in memory'}, "
             f"{card.base_dtype}): {len(differing)} of {len(hashes)} tensors differ, first {min(differing)}"
         )
 
@@ -164,5 +186,5 @@ def _has_changed(applied: Applied) -> bool:
 def _applied(model: torch.nn.Module) -> Applied:
     applied = applied_to(model)
     if applied is None:
-        raise PlanError("the model carries no plan: call frostline.apply(plan, model) first")
+        raise PlanError("the model has no plan: use frostline.apply(plan, model) first")
     return applied

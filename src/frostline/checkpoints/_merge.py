@@ -1,4 +1,4 @@
-"""From a run's folder back to a model: the trained one, or an ordinary checkpoint without frostline."""
+"""From the folder of a run to the trained model, or to an ordinary checkpoint that needs no frostline."""
 
 from __future__ import annotations
 
@@ -26,33 +26,40 @@ from frostline.surgery import to_plain
 
 
 def load(folder: str | Path, *, base: str | None = None) -> Any:
-    """The trained model of a run (or checkpoint), in eval mode: its base, with the delta put in.
+    """Load the trained model of a run or a checkpoint, in eval mode: its base with the delta.
 
-    `base` is where the base lies now, if it has moved. Raises `UserError` when `folder` holds no delta or the
-    base is not the delta's own.
+    `base` is where the base is now, if it has moved. Raises `CheckpointError` when `folder` holds no delta or the base
+    is not that of the delta.
     """
     return _load(Path(folder), base).eval()
 
 
 def merge(folder: str | Path, out: str | Path, *, base: str | None = None, dtype: str | None = None) -> Path:
-    """Write the trained model of a run as an ordinary checkpoint that transformers alone loads.
+    """Write the trained model of a run as an ordinary checkpoint, which transformers loads without frostline.
 
-    It is made part by part, and a large one written in several shards: no more than one part is in memory.
-    LoRA is merged as PEFT merges it; every other tensor is bit-equal to the trained one. Where trained
-    (float32) and frozen tensors differ in dtype all are written in float32, which rounds nothing; `dtype`
-    ("bfloat16", "float16", "float32") rounds to another. The run's tokenizer goes along, or else the base's.
-    Raises `UserError` when `out` exists and is not empty, when the plan's residual interaction is on, and as `load`
-    does. A layered loss leaves no trace: it changes how a model trains, not what it computes.
+    The model is made part by part, so that only one part is in memory, and a large one is written in several shards.
+    LoRA is merged by PEFT; every other tensor is bit for bit the trained one. Where trained tensors (float32) and
+    frozen ones differ in dtype, all are written in float32, so nothing is rounded. The tokenizer of the run, or of the
+    base, is written too. A layered loss changes nothing here: it changes how a model trains, not what it computes.
+
+    Args:
+        folder: of the run or checkpoint.
+        out: a new or empty folder.
+        base: where the base is now, if it has moved.
+        dtype: "float32", "bfloat16" or "float16", to which all tensors are rounded.
+
+    Raises `CheckpointError` when `out` is not empty, when the plan has a residual interaction, and as `load` does;
+    `ConfigError` for an unknown dtype.
     """
     out, chosen = Path(out), _dtype(dtype) if dtype else None
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise CheckpointError(f"{out} exists and is not empty: give a new folder")
+        raise CheckpointError(f"{out} exists and is not empty: use a new folder")
     folder = Path(folder)
     card = read_card(folder)
     if Plan.read(card.plan, str(folder / CARD_FILE)).forward.interacts:
         raise CheckpointError(
-            f"{folder}: its model adds earlier states to its blocks' (forward.residual), which no ordinary checkpoint "
-            "can say: load it with frostline.load instead of merging it"
+            f"{folder}: its blocks add earlier states (forward.residual), which an ordinary model cannot do: use "
+            "frostline.load, which loads it without merging"
         )
     anatomy = find_anatomy(skeleton(load_config(str(folder)), class_called(card.model_class)))
     with atomic_folder(out) as staging, quiet_libraries():
@@ -70,14 +77,16 @@ def merge(folder: str | Path, out: str | Path, *, base: str | None = None, dtype
 
 
 def _load(folder: Path, base: str | None, part: frozenset[str] | None = None) -> Any:
-    """The trained model, or with only the tensors of one `part` in memory, the others on the meta device."""
+    """The trained model. With `part`, only these tensors are in memory, and the others on the meta device."""
     card = read_card(folder)
     name = base or card.base_name
     if not name:
-        raise CheckpointError(f"{folder} was trained on a model made in memory: give base=..., where it is saved")
+        raise CheckpointError(f"{folder} was trained on a model made in memory: save that model and use base=...")
     config, model_class = load_config(str(folder)), class_called(card.model_class)
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(card.seed)  # a new head that the plan froze is drawn as for the run
+        torch.default_generator.manual_seed(
+            card.seed
+        )  # a new head that the plan froze gets the same random values as in the run
         try:
             if part is None:
                 model = load_weights(name, model_class, config, card.base_dtype)
@@ -86,7 +95,7 @@ def _load(folder: Path, base: str | None, part: frozenset[str] | None = None) ->
         except UserError as error:
             if base is None:
                 raise CheckpointError(
-                    f"the base of {folder}: {error}; if it has moved, give its place as base"
+                    f"the base of {folder}: {error}; if it has moved, use base to say where it is"
                 ) from None
             raise
     load_delta(model, folder)
@@ -101,7 +110,7 @@ def _common_dtype(model: Any) -> torch.dtype:
 def _dtype(name: str) -> torch.dtype:
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if name not in known:
-        raise ConfigError(f"unknown dtype '{name}': give one of {', '.join(known)}")
+        raise ConfigError(f"unknown dtype '{name}': use one of {', '.join(known)}")
     return known[name]
 
 

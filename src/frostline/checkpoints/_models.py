@@ -1,4 +1,4 @@
-"""Load configs, models and tokenizers from a hub id or a folder, with errors a user can act on."""
+"""Load configs, models and tokenizers from a hub id or a folder, with error messages that say what to do."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from frostline.core.errors import UnsupportedModel, UserError, first_line
 
 
 def local_copy(name: str) -> str:
-    """Where the model called `name` lies: the folder itself, its copy under `$FROSTLINE_MODELS`, or the hub.
+    """Where the model `name` is: the folder itself, a copy of it in `$FROSTLINE_MODELS`, or the hub.
 
-    A hub id `owner/model` is looked for there under `model`; a path never is.
+    The copy of a hub id `owner/model` is the folder `model` there. A path has no copy.
     """
     copies = os.environ.get("FROSTLINE_MODELS")
     if copies and not Path(name).exists() and not _looks_local(name):
@@ -42,20 +42,26 @@ def _looks_local(name: str) -> bool:
 
 
 def load_config(name: str, **options: Any) -> Any:
-    """The config of the model at `name`, a hub id or a folder that holds at least `config.json`.
+    """The config of the model `name`: a hub id, or a folder with at least `config.json`.
 
-    Raises `UserError` when there is none. No code that comes with a checkpoint is run.
+    No code from a checkpoint is run. Raises `UnsupportedModel` when there is no config.
     """
     with _clear_errors(name):
         return AutoConfig.from_pretrained(local_copy(name), trust_remote_code=False, **options)
 
 
 def load_weights(name: str, model_class: Any, config: Any, dtype: str = "auto") -> Any:
-    """The pretrained model at `name`, of `model_class` (a transformers class), in eval mode.
+    """Load the pretrained model `name` in eval mode. Only safetensors are read, never a pickle.
 
-    `dtype` "auto" keeps the checkpoint's. Only safetensors are read, never a pickle. Tensors that the
-    checkpoint lacks (a new task head) are drawn from torch's generator: seed it before. Raises `UserError`
-    when the weights are missing or torn, or do not have the shapes that `config` asks for.
+    Tensors that the checkpoint lacks (a new task head) get random values from torch's generator: seed it before.
+
+    Args:
+        name: a hub id or a folder.
+        model_class: a transformers class.
+        config: of the model.
+        dtype: of its tensors; "auto" keeps that of the checkpoint.
+
+    Raises `UnsupportedModel` when the weights are missing or damaged, or have other shapes than `config` says.
     """
     with _clear_errors(name), _right_shapes(name), quiet_libraries():
         model = model_class.from_pretrained(
@@ -65,16 +71,16 @@ def load_weights(name: str, model_class: Any, config: Any, dtype: str = "auto") 
     return model
 
 
-def load_part(name: str, model_class: Any, config: Any, wanted: Container[str], dtype: str = "auto") -> Any:
-    """As `load_weights`, with only the `wanted` parameters in memory; the others lie on the meta device.
+def load_part(name: str, model_class: Any, config: Any, names: Container[str], dtype: str = "auto") -> Any:
+    """As `load_weights`, but only the parameters in `names` are in memory; the others lie on the meta device.
 
-    What loading does to a checkpoint's tensors (renaming, stacking experts) is done to these alone. Raises
-    `UserError` as `load_weights` does.
+    Whatever loading does to tensors of a checkpoint (renaming, stacking experts) is done to these alone. The other
+    arguments and the errors are those of `load_weights`.
     """
     bare = skeleton(config, model_class)
-    places = {path: "cpu" if path in wanted else "meta" for path, _ in bare.named_parameters(remove_duplicate=False)}
+    places = {path: "cpu" if path in names else "meta" for path, _ in bare.named_parameters(remove_duplicate=False)}
     for paths in _tied(bare):  # several names of one tensor share its place
-        if any(path in wanted for path in paths):
+        if any(path in names for path in paths):
             places |= dict.fromkeys(paths, "cpu")
     places |= {path: "cpu" for path, _ in bare.named_buffers()}
     with _clear_errors(name), _right_shapes(name), quiet_libraries(), warnings.catch_warnings():
@@ -94,18 +100,26 @@ def load_part(name: str, model_class: Any, config: Any, wanted: Container[str], 
 
 
 def load_above(name: str, model_class: Any, config: Any, boundary: int, dtype: str = "auto") -> tuple[Any, Load]:
-    """The model at `name` with only what stays in memory while it trains above block `boundary` from an activation
-    cache, and a function that reads other tensors of it by name, for `Trainer(load_bottom=...)`.
+    """Load only what the model needs in memory to train above block `boundary` from an activation cache.
 
-    Raises `UserError` as `load_weights` does, and `CannotCut` when the model's bottom cannot be replaced.
+    Also gives a function that reads other tensors of the model by name, for `Trainer(load_bottom=...)`.
+
+    Args:
+        name: a hub id or a folder.
+        model_class: a transformers class.
+        config: of the model.
+        boundary: the lowest block that trains.
+        dtype: as for `load_weights`.
+
+    Raises `UnsupportedModel` as `load_weights` does, and `CannotCut` when the model's bottom cannot be replaced.
     """
     bare = skeleton(config, model_class)
 
     def load(names: Iterable[str]) -> dict[str, Tensor]:
-        wanted = set(names)
-        with torch.random.fork_rng(devices=[]):  # a head that the checkpoint lacks is drawn at every reading
-            part = load_part(name, model_class, config, wanted, dtype) if wanted else bare
-        return {path: part.get_parameter(path).detach() for path in wanted}
+        names = set(names)
+        with torch.random.fork_rng(devices=[]):  # a head that the checkpoint lacks draws random values each time
+            part = load_part(name, model_class, config, names, dtype) if names else bare
+        return {path: part.get_parameter(path).detach() for path in names}
 
     above = names_above(bare, find_anatomy(bare), boundary)
     return load_part(name, model_class, config, above, dtype), load
@@ -119,16 +133,19 @@ def _tied(model: Any) -> list[list[str]]:
 
 
 def load_tokenizer(name: str) -> Any:
-    """The tokenizer at `name`. Raises `UserError` when there is none."""
+    """The tokenizer of the model `name`. Raises `UnsupportedModel` when there is none."""
     with _clear_errors(name, "tokenizer"):
         return AutoTokenizer.from_pretrained(local_copy(name), trust_remote_code=False)
 
 
 def class_called(name: str) -> Any:
-    """The transformers model class called `name`. Raises `UserError` when this version has none."""
+    """The model class `name` of transformers. Raises `UnsupportedModel` when this version has no such class."""
     found = getattr(transformers, name, None)
     if found is None:
-        raise UnsupportedModel(f"transformers {transformers.__version__} has no class {name}")
+        raise UnsupportedModel(
+            f"transformers {transformers.__version__} has no class {name}: use the version that the model was "
+            "trained with"
+        )
     return found
 
 
@@ -146,16 +163,16 @@ def _reason(what: str, name: str, error: Exception) -> str:
     folder = Path(name)
     if not folder.exists():
         if _looks_local(name):
-            return "no such folder: give a folder with config.json, or a hub id"
-        return "no such folder here, and the hub has no such model or cannot be reached"
+            return "no such folder: use a folder with config.json, or a hub id"
+        return "there is no such folder, and the hub has no such model or cannot be reached"
     if folder.is_dir() and not (folder / "config.json").is_file():
-        return "the folder has no config.json: give the folder that save_pretrained wrote"
+        return "the folder has no config.json: use a folder that save_pretrained wrote"
     if what == "tokenizer" and not any(folder.glob("*token*")):
-        return "the folder has no tokenizer: save one there with its save_pretrained"
+        return "the folder has no tokenizer: use its save_pretrained to save one there"
     if what == "model" and (folder / "delta.json").is_file():
-        return "the folder holds a run's delta, not a model: frostline merge makes a model of it"
+        return "the folder holds a run's delta, not a model: use frostline merge to make a model of it"
     if "safetensors" in str(error) and not any(folder.glob("*.safetensors")):
-        return "the folder has no weights as safetensors (only those are read, never a pickle)"
+        return "the folder has no weights as safetensors, and no others are read: use save_pretrained to write them"
     return first_line(error)
 
 
@@ -167,19 +184,19 @@ def _right_shapes(name: str) -> Iterator[None]:
         if "ignore_mismatched_sizes" not in str(error):
             raise
         raise UnsupportedModel(
-            f"model '{name}': its tensors have other shapes than are asked for; a model that has a classification "
-            "head already tells apart as many labels as that head was made for, no more and no fewer"
+            f"model '{name}': its tensors have other shapes than this task needs. If it has a classification head, use "
+            "a task with as many labels as that head was made for"
         ) from error
 
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Without transformers' warnings and bars: of the newly drawn task head, of tokens it aligns."""
+    """Inside this context, transformers shows no progress bars and no warnings (such as on a new task head)."""
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
-    parts = logging.getLogger("accelerate.big_modeling")  # tells of every part that is loaded alone
+    parts = logging.getLogger("accelerate.big_modeling")  # logs each part that is loaded
     level = parts.level
     parts.setLevel(logging.ERROR)
     try:

@@ -1,7 +1,7 @@
-"""A checkpoint made part by part, so that a model is never in memory whole.
+"""Write a checkpoint part by part, so that the whole model is never in memory.
 
-A part is what lies around the blocks, or a run of blocks. Each is saved by transformers' own `save_pretrained`, which
-gives its tensors the names and the form that the checkpoint wants, and becomes one shard.
+A part is some consecutive blocks, or the tensors outside the blocks. transformers' own `save_pretrained` saves each
+part, with the tensor names and shapes of an ordinary checkpoint. Each part becomes one shard.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ PART_BYTES = 2**29
 
 
 def parts_of(anatomy: Anatomy) -> Iterator[frozenset[str]]:
-    """The names of all tensors, part by part: runs of blocks take at most `PART_BYTES` in float32 (or are one block).
+    """The names of all tensors, part by part.
 
-    What lies around the blocks comes first, with the first blocks if they fit.
+    A part has at most `PART_BYTES` in float32, unless it is a single block. The tensors outside the blocks come first,
+    together with the first blocks if these fit.
     """
     around = (*anatomy.embeddings, *anatomy.final_norm, *anatomy.head)
     part: set[str] = set()
@@ -38,7 +39,7 @@ def parts_of(anatomy: Anatomy) -> Iterator[frozenset[str]]:
 
 
 class Shards:
-    """Collects the parts of one checkpoint in `folder`; `finish` puts them together."""
+    """Collects the parts of one checkpoint in `folder`; `finish` makes one checkpoint of them."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -46,7 +47,7 @@ class Shards:
         self._parameters = 0
 
     def add(self, model: Any) -> None:
-        """Save what of `model` is in memory, not on the meta device. Its config and buffers go with the first part."""
+        """Save the tensors of `model` that are in memory. The first part also has its config and buffers."""
         state = {name: tensor for name, tensor in model.state_dict().items() if not tensor.is_meta}
         if self._files:
             buffers = {name for name, _ in model.named_buffers()}
@@ -76,7 +77,7 @@ class Shards:
 
 
 def _contents(file: Path) -> tuple[list[str], int]:
-    """The names of a shard's tensors, and the bytes of all of them."""
+    """The names of the tensors in a shard, and their size in bytes."""
     with file.open("rb") as opened:
         header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
     header.pop("__metadata__", None)

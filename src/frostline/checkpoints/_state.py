@@ -1,6 +1,6 @@
-"""The state of a run besides the weights, without pickle: optimizer, scheduler, random number generators.
+"""The state of a run besides its weights, without pickle: optimizer, scheduler, random generators.
 
-Optimizer state is kept by parameter name, so that it survives another order or set of trained tensors.
+The state of the optimizer is stored by parameter name, so the order of the parameters does not matter.
 """
 
 from __future__ import annotations
@@ -23,7 +23,13 @@ SCHEDULER_FILE = "scheduler.json"
 
 
 def save_optimizer(optimizer: torch.optim.Optimizer, names: dict[int, str], folder: Path) -> None:
-    """Write the optimizer's state. `names` maps the `id` of each parameter to its name."""
+    """Write the optimizer's state.
+
+    Args:
+        optimizer: whose state is written.
+        names: `id` of each parameter -> its name.
+        folder: of the checkpoint.
+    """
     tensors: dict[str, torch.Tensor] = {}
     numbers: dict[str, Any] = {}
     groups = []
@@ -43,7 +49,12 @@ def save_optimizer(optimizer: torch.optim.Optimizer, names: dict[int, str], fold
 def load_optimizer(optimizer: torch.optim.Optimizer, names: dict[int, str], folder: Path) -> None:
     """Restore the optimizer's state by parameter name.
 
-    Raises `UserError` when the trained sets differ, or the file is torn.
+    Args:
+        optimizer: whose state is restored.
+        names: `id` of each parameter -> its name.
+        folder: of the checkpoint.
+
+    Raises `CheckpointError` when other parameters train than in the checkpoint, or the file is damaged.
     """
     saved = read_json(folder / OPTIMIZER_FILE, "optimizer state")
     entries: dict[str, dict[str, Any]] = {}
@@ -59,7 +70,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, names: dict[int, str], fold
     own = {names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]}
     if more := sorted(set(options) - own):
         raise CheckpointError(
-            f"{folder} has optimizer state for {more[0]}, which does not train: it is of another plan"
+            f"{folder} has optimizer state for {more[0]}, which does not train here: use the plan of the checkpoint"
         )
     state = optimizer.state_dict()
     state["state"] = {}
@@ -67,7 +78,9 @@ def load_optimizer(optimizer: torch.optim.Optimizer, names: dict[int, str], fold
         for parameter, index in zip(group["params"], described["params"], strict=True):
             name = names[id(parameter)]
             if name not in options:
-                raise CheckpointError(f"{folder} has no optimizer state for {name}: it was trained under another plan")
+                raise CheckpointError(
+                    f"{folder} has no optimizer state for {name}, which trains here: use the plan of the checkpoint"
+                )
             described.update(options[name])
             if name in entries:
                 state["state"][index] = entries[name]
@@ -85,7 +98,7 @@ def load_scheduler(scheduler: Any, folder: Path) -> None:
 
 
 def random_state() -> dict[str, Any]:
-    """The states of python's, numpy's and torch's generators, as plain data."""
+    """The states of the random generators of Python, numpy and torch, as plain data."""
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     state: dict[str, Any] = {
         "python": random.getstate(),
@@ -98,7 +111,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Restore what `random_state` gave."""
+    """Set the random generators to states that `random_state` gave."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, position, has_gauss, cached = state["numpy"]

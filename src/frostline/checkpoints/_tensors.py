@@ -1,4 +1,4 @@
-"""Read tensors from a file of frostline's own, with an error a user can act on."""
+"""Read tensors from a file that frostline wrote, with an error message that names the file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from frostline.core.errors import CheckpointError
 
 
 def read_tensors(path: Path, what: str) -> dict[str, torch.Tensor]:
-    """The tensors in the safetensors file `path`, by name. Raises `UserError` when it is missing or torn."""
+    """The tensors in the safetensors file `path`, by name; error messages call the file `what`.
+
+    Raises `CheckpointError` when the file is missing or damaged.
+    """
     try:
         tensors: dict[str, torch.Tensor] = load_file(path)
         return tensors

@@ -1,4 +1,4 @@
-"""The trainer: `transformers.Trainer` under a plan, with optimizers and meters."""
+"""The trainer: a `transformers.Trainer` that trains what a plan says. Also optimizers and meters."""
 
 from frostline.engine._flora import Flora
 from frostline.engine._meter import MemoryMeter, StepMeter

@@ -1,4 +1,4 @@
-"""A collator that tells the activation cache which rows a batch was made of."""
+"""A collator that tells the activation cache which rows are in a batch."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ Collate = Callable[[Sequence[Any]], Mapping[str, Any]]
 
 
 class AnnouncingCollator:
-    """Collates as `collate` does. A loader collates a batch before the one in front of it is trained on, so that the
-    states of its rows are read meanwhile. In another process it is the bare collator."""
+    """Collates with `collate`, and announces each batch to `session`.
+
+    A data loader collates a batch while the model trains on the one before, so the states of its rows are read in the
+    meantime. A copy in a worker process is the plain collator.
+    """
 
     def __init__(self, collate: Collate, session: CacheSession) -> None:
         self._collate, self._session = collate, session
@@ -23,8 +26,8 @@ class AnnouncingCollator:
         return batch
 
     def __reduce__(self) -> Any:
-        return _itself, (self._collate,)
+        return _plain, (self._collate,)
 
 
-def _itself(collate: Collate) -> Collate:
+def _plain(collate: Collate) -> Collate:
     return collate

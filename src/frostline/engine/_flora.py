@@ -1,20 +1,21 @@
 """FLORA: an optimizer that keeps momentum and accumulated gradients of matrices in a random subspace.
 
 Hao, Cao and Mou, "Flora: Low-Rank Adapters Are Secretly Gradient Compressors", 2024. A gradient G [n, m] is compressed
-to G P^T [n, r] by P [r, m] with entries from N(0, 1/r), and expanded by P again: E[P^T P] = I, so the expanded one is
-right on average. P is never kept, it is drawn from its seed whenever it is needed.
+to G P^T [n, r] by P [r, m] with entries from N(0, 1/r), and expanded with P again. Since E[P^T P] = I, the expanded
+gradient is correct on average. P is never stored: it is drawn from its seed whenever it is needed.
 
-Stated by the paper: the projection; the sum over micro-batches in the compressed space, under a projection of its own
-for each step; momentum M <- beta1 M + (1 - beta1) G P^T under a P that lasts kappa steps; M <- M P_old P_new^T when it
-changes. Read in the authors' code: the smaller side is projected; the momentum is that of the gradient divided by
-Adafactor's factored second moment, without bias correction; the update takes the newest share uncompressed,
-beta1 M P + (1 - beta1) U; its root mean square is clipped.
+From the paper: the projection; the sum over micro-batches in the compressed space, with a new projection for each step;
+the momentum M <- beta1 M + (1 - beta1) G P^T with a P that lasts kappa steps; M <- M P_old P_new^T when P changes.
 
-Inferred: every matrix is compressed, embeddings too (that code leaves out those with sides beyond 4 : 1, and those
-shorter than the rank); other tensors are stepped as by AdamW; the learning rate is not multiplied by the matrix's root
-mean square unless asked for; the norm to clip by is that of the compressed sums.
+From the authors' code: the smaller side is projected; the momentum is that of the gradient divided by Adafactor's
+factored second moment, without bias correction; the newest share of the update is not compressed,
+beta1 M P + (1 - beta1) U; the root mean square of the update is clipped.
 
-Shapes: a matrix [n, m], rank r; below, the projected side is written as the last.
+Our choices: every matrix is compressed, also embeddings (the authors' code leaves out matrices with sides beyond 4 : 1
+and those shorter than the rank); other tensors are stepped by AdamW; the learning rate is multiplied by the root mean
+square of the matrix only on request; gradients are clipped by the norm of the compressed sums.
+
+Shapes: a matrix [n, m], rank r. The formulas show the last side projected.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 from transformers import TrainingArguments
 
-from frostline.core.errors import UserError
+from frostline.core.errors import ConfigError
 from frostline.core.seeding import derive_seed
 from frostline.cost import projected_side
 from frostline.plan import FloraOptions
@@ -40,14 +41,21 @@ _LEAST_SCALE = 1e-3
 
 
 class Flora(torch.optim.Optimizer):
-    """FLORA over matrices, AdamW over all other tensors; weight decay is decoupled.
+    """FLORA for matrices and AdamW for all other tensors, with decoupled weight decay.
 
-    Kept for a compressed matrix: momentum [n, r], means of squares [n] and [m]. `seed` and the order in which
-    parameters came decide all projections. They are drawn on the parameter's device: momentum that was kept on one
-    kind of device means nothing on another.
+    The state of a compressed matrix is its momentum [n, r] and means of squares [n] and [m]. Projections depend on
+    `seed`, the order of the parameters and the kind of device, because they are drawn on the parameter's device. So a
+    momentum from one kind of device is useless on another.
 
-    Inside `accumulating` gradients of matrices are compressed, added up and freed during the backward pass. `step`
-    then expands the sums, one at a time.
+    Inside `accumulating`, gradients of matrices are compressed, summed and freed during the backward pass. `step` then
+    expands the sums, one at a time.
+
+    Args:
+        params: the parameters, or groups of them.
+        lr: the learning rate.
+        weight_decay: of all parameters.
+        options: rank, kappa and the like.
+        seed: of all projections.
     """
 
     def __init__(
@@ -73,7 +81,7 @@ class Flora(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of every parameter that has a gradient, or a sum of compressed ones."""
+        """One step of every parameter that has a gradient, or a sum of compressed gradients."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -90,17 +98,17 @@ class Flora(torch.optim.Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        for state in self.state.values():  # a matrix product rounds by how its operands lie in memory
+        for state in self.state.values():  # the rounding of a matrix product depends on the memory layout
             state.update({key: value.clone() for key, value in state.items() if isinstance(value, Tensor)})
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget gradients, and the sums of compressed ones."""
+        """Drop the gradients and the sums of compressed gradients."""
         super().zero_grad(set_to_none)
         self._forget_sums()
 
     @contextmanager
     def accumulating(self) -> Iterator[None]:
-        """While open, backward adds each matrix's gradient to a compressed sum, which the next `step` takes."""
+        """Inside this context, backward passes add each matrix's gradient to a compressed sum for the next `step`."""
 
         def add(group: dict[str, Any], options: FloraOptions, parameter: Tensor) -> None:
             assert parameter.grad is not None
@@ -131,7 +139,7 @@ class Flora(torch.optim.Optimizer):
     def clip_norm(self, most: float) -> Tensor:
         """Scale gradients and compressed sums so that their norm is at most `most`. Returns the norm before.
 
-        The squared norm of a compressed sum is, on average, that of the sum.
+        On average, the squared norm of a compressed sum equals that of the sum itself.
         """
         members = [parameter for group in self.param_groups for parameter in group["params"]]
         kept = (self.state[p].get("sum", p.grad) if p in self.state else p.grad for p in members)
@@ -181,7 +189,7 @@ class Flora(torch.optim.Optimizer):
 
 
 def compress(matrix: Tensor, projection: Tensor, side: int) -> Tensor:
-    """`matrix` [n, m] with its side `side` projected by `projection` [r, length of that side]."""
+    """`matrix` [n, m] with its dimension `side` (0 or 1) projected by `projection` [r, length of that dimension]."""
     return matrix @ projection.T if side else projection @ matrix
 
 
@@ -191,20 +199,28 @@ def expand(compressed: Tensor, projection: Tensor, side: int) -> Tensor:
 
 
 def carry(compressed: Tensor, last: Tensor, projection: Tensor, side: int) -> Tensor:
-    """What was compressed by `last`, expanded and compressed by `projection`; never whole in between."""
+    """`compressed` by the projection `last`, as if expanded and compressed again by `projection`.
+
+    The two projections are multiplied first, so the expanded matrix never exists.
+    """
     return compress(compressed, projection @ last.T, side)
 
 
 def check_flora(args: TrainingArguments) -> None:
-    """Raise `UserError` where FLORA cannot go with `args`."""
+    """Raises `ConfigError` when FLORA cannot train with `args`."""
     if args.world_size > 1:
-        raise UserError("optimizer: flora compresses whole gradients in one process: take one process, or adamw")
+        raise ConfigError(
+            "optim: flora compresses the gradients of one process, but several processes train: use one process, or "
+            "optim=adamw_torch_fused"
+        )
     if args.fp16 and args.gradient_accumulation_steps > 1:
-        raise UserError("optimizer: flora frees gradients that float16 looks at before a step: take bfloat16")
+        raise ConfigError(
+            "optim: flora frees gradients that fp16 has to check before a step: use bf16=true instead of fp16"
+        )
 
 
 def _divided(gradient: Tensor, state: dict[str, Any], options: FloraOptions) -> Tensor:
-    """The gradient over the root of its factored second moment: row and column means of its squares."""
+    """The gradient divided by the root of its factored second moment (row and column means of its squares)."""
     squares = gradient.square().add_(_TINY)
     if "rows" not in state:
         state["rows"], state["columns"] = squares.new_zeros(squares.shape[0]), squares.new_zeros(squares.shape[1])
@@ -234,12 +250,12 @@ def _step_others(parameters: list[Tensor], states: dict[Tensor, Any], group: dic
 
 
 def _of_the_sum(matrix: Tensor, side: int, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
-    """The projection of the gradients that the next step takes."""
+    """The projection of the gradients that are summed for the next step."""
     return _draw(matrix, side, group, "sum", state["stream"], state.get("step", 0))
 
 
 def _draw(matrix: Tensor, side: int, group: dict[str, Any], *names: str | int) -> Tensor:
-    """A projection [r, length of the side] for one named use."""
+    """A projection [r, length of the side]. `names` say what it is used for, and are part of its seed."""
     generator = torch.Generator(matrix.device).manual_seed(derive_seed(group["seed"], "flora", *names))
     shape = (group["rank"], matrix.shape[side])
     drawn = torch.randn(shape, generator=generator, device=matrix.device, dtype=matrix.dtype)

@@ -1,4 +1,4 @@
-"""The optimizer's step in the backward pass: gradients never exist all at once."""
+"""The optimizer's step during the backward pass, so that the gradients of all parameters never exist at once."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 from transformers import TrainingArguments
 
-from frostline.core.errors import UserError
+from frostline.core.errors import ConfigError
 
 
 @contextmanager
 def step_in_backward(optimizer: torch.optim.Optimizer) -> Iterator[list[Tensor]]:
-    """While open, step each parameter as soon as backward has its gradient, and free that gradient.
+    """Inside this context, step each parameter as soon as the backward pass has its gradient, and free the gradient.
 
-    Yields the list that collects the norms of the gradients. It is the optimizer's own `step`, over one
-    parameter at a time, so that weights and state are those of one step after the backward pass, bit for bit.
+    Gives a list that collects the norms of the gradients. The optimizer's own `step` runs for one parameter at a time,
+    so weights and state are bit for bit those of one step after the backward pass.
     """
     norms: list[Tensor] = []
 
@@ -47,13 +47,15 @@ def step_in_backward(optimizer: torch.optim.Optimizer) -> Iterator[list[Tensor]]
 
 
 def check_in_backward(args: TrainingArguments) -> None:
-    """Raise `UserError` where `args` want what needs all gradients at once, or those of several passes."""
+    """Raises `ConfigError` when `args` need all gradients at once, or those of several passes."""
     refused = {
-        "clipping takes the norm of all gradients: set max_grad_norm: 0": args.max_grad_norm > 0,
-        "accumulation adds up those of several passes: take none": args.gradient_accumulation_steps > 1,
-        "float16 looks at all of them before a step: take bfloat16": args.fp16,
-        "several processes average theirs after the pass: take one process": args.world_size > 1,
+        "clipping needs the norm of all gradients: use max_grad_norm=0": args.max_grad_norm > 0,
+        "accumulation adds up the gradients of several passes: use gradient_accumulation_steps=1": (
+            args.gradient_accumulation_steps > 1
+        ),
+        "fp16 checks all gradients before a step: use bf16=true instead": args.fp16,
+        "several processes average their gradients after the pass: use one process": args.world_size > 1,
     }
     for reason, holds in refused.items():
         if holds:
-            raise UserError(f"optimizer_in_backward frees each gradient in the backward pass, but {reason}")
+            raise ConfigError(f"optimizer_in_backward frees each gradient during the backward pass, but {reason}")

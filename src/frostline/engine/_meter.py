@@ -1,4 +1,4 @@
-"""What a run costs while it runs: time per step, peak memory."""
+"""Measure a run while it runs: time of each step, peak memory."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from frostline.core.memory import give_back_free_memory
 
 
 class MemoryMeter:
-    """The peak of this process's private anonymous memory above that at the start, in bytes.
+    """The peak of this process's memory above that at the start, in bytes.
 
-    On CUDA it is the allocator's peak. On a CPU a thread reads the figure every `interval` seconds: mapped
-    files (weights, stores) do not count, but memory that the allocator keeps after use does, so a fair
-    comparison starts a fresh process for each run.
+    On CUDA it is the peak of the allocator. On a CPU it is the private anonymous memory, which a thread reads every
+    `interval` seconds. Mapped files (weights, activation caches) do not count. Memory that the allocator keeps after
+    use does, so a fair comparison needs a new process for each run.
     """
 
     def __init__(self, interval: float = 0.02) -> None:
@@ -52,7 +52,7 @@ class MemoryMeter:
             self._thread = None
 
     def restart_peak(self) -> None:
-        """Forget the peak so far (of loading, of an evaluation); the start stays."""
+        """Measure the peak from now on (after loading or an evaluation); the start stays the same."""
         if torch.cuda.is_available():
             gc.collect()
             torch.cuda.reset_peak_memory_stats()
@@ -63,7 +63,7 @@ class MemoryMeter:
 
     @property
     def peak_bytes(self) -> int:
-        """The peak so far above the start."""
+        """The peak so far, above the memory at the start."""
         if torch.cuda.is_available():
             return torch.cuda.max_memory_allocated() - self._start
         self._look()
@@ -79,7 +79,7 @@ class MemoryMeter:
 
 
 def private_memory() -> int:
-    """This process's resident anonymous memory, in bytes (where the system does not tell: its unique set)."""
+    """The resident anonymous memory of this process in bytes; its unique set size where the system does not tell."""
     status = Path("/proc/self/status")
     if status.exists():
         for line in status.read_text().splitlines():
@@ -89,7 +89,7 @@ def private_memory() -> int:
 
 
 class StepMeter(TrainerCallback):
-    """Wall and processor time of every optimizer step, evaluation and saving left out; seconds."""
+    """Wall and processor time of every optimizer step in seconds, without evaluation and saving."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -108,12 +108,12 @@ class StepMeter(TrainerCallback):
 
     @property
     def median(self) -> float | None:
-        """The median wall time of the steps after the first, which warms caches up."""
+        """The median wall time of all steps except the first, which is slower."""
         return _median(self.seconds)
 
     @property
     def cpu_median(self) -> float | None:
-        """Likewise the processor time, of all threads together; None on an accelerator."""
+        """The same for the processor time of all threads together; None on an accelerator."""
         return None if torch.accelerator.is_available() else _median(self.cpu_seconds)
 
 

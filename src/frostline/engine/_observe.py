@@ -1,4 +1,4 @@
-"""What a schedule watches while the model trains, measured when it is read."""
+"""The signals that a schedule observes while the model trains. They are measured when they are read."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ OBSERVABLE = ("weight_change",)
 
 
 class Observer(Mapping[str, Sequence[float]]):
-    """Signals of every block since the current plan began, by name.
+    """Signals of every block since the start of the current plan, by name.
 
-    `weight_change` is that of the tensors that train (methods.md 1), for which a copy of them is kept; 0 for a block
-    that has none. Raises `UserError` for a signal that cannot be observed.
+    `weight_change` (methods.md 1) is that of the trained tensors, of which a copy is kept. It is 0 for a block without
+    trained tensors. Raises `ConfigError` for a signal that cannot be observed.
     """
 
     def __init__(self, model: nn.Module, names: Iterable[str]) -> None:
         self._model, self._names = model, tuple(sorted(names))
         for name in self._names:
             if name not in OBSERVABLE:
-                raise unknown_name("signal to watch while training", name, OBSERVABLE)
+                raise unknown_name("signal to observe while training", name, OBSERVABLE)
         self._before = {name: tensor.detach().clone() for name, tensor in self._trained().items()}
 
     def __getitem__(self, name: str) -> tuple[float, ...]:
@@ -47,7 +47,7 @@ class Observer(Mapping[str, Sequence[float]]):
         return len(self._names)
 
     def save(self, folder: Path) -> None:
-        """Keep what is compared with, if anything is watched."""
+        """Save the values at the start of the plan, if any signal is observed."""
         if self._names:
             save_file(
                 {name: tensor.cpu().contiguous() for name, tensor in self._before.items()}, folder / OBSERVED_FILE
@@ -56,7 +56,7 @@ class Observer(Mapping[str, Sequence[float]]):
     def load(self, folder: Path) -> None:
         """The inverse of `save`."""
         if self._names:
-            saved = read_tensors(folder / OBSERVED_FILE, "what the schedule watches")
+            saved = read_tensors(folder / OBSERVED_FILE, "the values that the schedule compares with")
             self._before = {name: saved[name].to(tensor.device) for name, tensor in self._before.items()}
 
     def _trained(self) -> dict[str, Tensor]:

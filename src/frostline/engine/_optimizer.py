@@ -1,4 +1,4 @@
-"""An optimizer whose trained parameters change while it runs."""
+"""Change which parameters an optimizer trains while it runs."""
 
 from __future__ import annotations
 
@@ -7,20 +7,26 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
-from frostline.core.errors import UserError
+from frostline.core.errors import ConfigError
 
 
 def regroup(optimizer: torch.optim.Optimizer, scheduler: Any, groups: list[dict[str, Any]]) -> None:
-    """Give the optimizer other parameter groups, in place, each at its own `lr` times what the schedule has come to.
+    """Give the optimizer other parameter groups, in place.
 
-    Parameters that stay keep their state, that of the others is freed. Raises `UserError` for a learning-rate
-    schedule that is not a function of the step.
+    Parameters that still train keep their state; the state of all others is freed.
+
+    Args:
+        optimizer: whose groups are replaced.
+        scheduler: its learning-rate scheduler, which continues from the current step.
+        groups: the new groups. `lr` of each is its learning rate before the scheduler's factor.
+
+    Raises `ConfigError` for a learning-rate schedule that is not a function of the step.
     """
     scheduler = getattr(scheduler, "scheduler", scheduler)
     if not isinstance(scheduler, LambdaLR):
-        raise UserError(
-            f"the learning-rate schedule {type(scheduler).__name__} cannot go on under another plan: take cosine, "
-            "linear or constant"
+        raise ConfigError(
+            f"lr_scheduler_type: {type(scheduler).__name__} cannot continue under another plan: use cosine, linear or "
+            "constant"
         )
     share = scheduler.lr_lambdas[0]
     kept = {id(parameter) for group in groups for parameter in group["params"]}

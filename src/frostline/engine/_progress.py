@@ -14,7 +14,15 @@ from frostline.engine._meter import MemoryMeter, StepMeter
 
 
 class ProgressBar(TrainerCallback):
-    """A live bar on `console` (standard error, so that `--json` output stays clean)."""
+    """A progress bar for training.
+
+    Args:
+        console: where it is shown (standard error, so that `--json` output stays clean).
+        title: its text.
+        memory: gives the peak memory.
+        steps: gives the speed.
+        loss: gives the loss of the last step.
+    """
 
     def __init__(
         self, console: Console, title: str, memory: MemoryMeter, steps: StepMeter, loss: Callable[[], float]
@@ -49,13 +57,13 @@ class ProgressBar(TrainerCallback):
         self.close()
 
     def close(self) -> None:
-        """Leave the terminal as it was, also after an error."""
+        """Remove the live display, also after an error."""
         self._progress.stop()
 
 
 @contextmanager
 def pass_bar(console: Console, title: str) -> Iterator[Callable[[int, int], None]]:
-    """Inside, what is yielded takes how much is done, and of how much; the bar appears with the first call."""
+    """Gives a function of the amount done and the total. It shows them in a bar, which appears at the first call."""
     columns = (TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn())
     progress = Progress(*columns, TimeRemainingColumn(), console=console, transient=True)
     tasks: list[TaskID] = []

@@ -1,4 +1,4 @@
-"""AdaLoRA in training: its ranks are shared out after each optimizer step, and its state goes into checkpoints."""
+"""AdaLoRA in training: its ranks are distributed after each optimizer step, and its state is in checkpoints."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ RANKS_FILE = "ranks.safetensors"
 
 
 class ShareRanks(TrainerCallback):
-    """Shares out the ranks of the model's AdaLoRA, if it has any."""
+    """Distributes the ranks of the model's AdaLoRA, if it has one."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **around: Any) -> None:
         begin_ranks(_peft_models(around["model"]), state.max_steps)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **around: Any) -> None:
-        step_ranks(_peft_models(around["model"]), state.global_step + 1)  # the count rises later
+        step_ranks(_peft_models(around["model"]), state.global_step + 1)  # the state counts this step later
 
 
 def save_ranks(peft_models: Sequence[PeftModel], folder: Path) -> None:
-    """Write what AdaLoRA knows beside its matrices into `folder`; nothing without one."""
+    """Write the state of AdaLoRA besides its matrices to `folder`; nothing if the model has no AdaLoRA."""
     if state := ranks_state(peft_models):
         save_file(state, folder / RANKS_FILE)
 
 
 def load_ranks(peft_models: Sequence[PeftModel], folder: Path) -> None:
-    """The inverse of `save_ranks`. Raises `UserError` when the file is torn."""
+    """The inverse of `save_ranks`. Raises `CheckpointError` when the file is damaged."""
     state = read_tensors(folder / RANKS_FILE, "state of ranks") if (folder / RANKS_FILE).is_file() else {}
     load_ranks_state(peft_models, state)
 

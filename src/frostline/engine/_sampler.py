@@ -1,4 +1,4 @@
-"""Batches of rows of about equal length, in an order that a resumed run draws again."""
+"""Batches of rows of similar length, in an order that a resumed run repeats."""
 
 from __future__ import annotations
 
@@ -11,10 +11,15 @@ from frostline.core.seeding import derive_seed
 
 
 class GroupedByLength(LengthGroupedSampler):
-    """transformers' `LengthGroupedSampler`, its order drawn from `seed` and the epoch alone.
+    """transformers' `LengthGroupedSampler`, but its order depends on `seed` and the epoch alone.
 
-    transformers draws from torch's global generator, whose state at the beginning of an epoch is lost to a run
-    that is resumed in the middle of it. `group` is the number of rows that lie together: an optimizer step's.
+    transformers draws the order from torch's global generator. A run that is resumed in the middle of an epoch does not
+    know the state of that generator at the start of the epoch, so it could not repeat the order.
+
+    Args:
+        group: the number of rows of similar length that are drawn together: those of an optimizer step.
+        lengths: of all rows.
+        seed: of the order.
     """
 
     def __init__(self, group: int, lengths: Sequence[int], seed: int) -> None:

@@ -1,6 +1,6 @@
-"""What a trainer under a plan saves and resumes from: the delta, optimizer, schedule and generators, without pickle.
+"""Save and resume a training under a plan: delta, optimizer, schedule and random generators, without pickle.
 
-A checkpoint is written beside its place and then moved into it, so that it is whole or absent.
+A checkpoint is written to a temporary folder next to its place and then moved there, so it is complete or absent.
 """
 
 from __future__ import annotations
@@ -38,7 +38,13 @@ STAGING = ".saving-"
 
 @dataclass(frozen=True)
 class PlanChange:
-    """A plan that took over in training: before which optimizer step, and in how many seconds."""
+    """A change of the plan in training.
+
+    Attributes:
+        step: the first optimizer step under the new plan, counted from 0.
+        plan: the new plan.
+        seconds: time that the change took.
+    """
 
     step: int
     plan: Plan
@@ -55,7 +61,7 @@ class PlanChange:
 
 
 class SavingTrainer(transformers.Trainer):
-    """A `transformers.Trainer` whose checkpoints hold what a plan trains, and resume exactly."""
+    """A `transformers.Trainer` whose checkpoints hold what the plan trains, and from which it resumes exactly."""
 
     optimizer: Any
     schedule: Schedule
@@ -123,7 +129,7 @@ class SavingTrainer(transformers.Trainer):
         if resume_from_checkpoint == self._loaded:
             return
         folder = Path(resume_from_checkpoint)
-        for left in folder.parent.glob(f"{STAGING}*"):  # by a process that was killed while it saved
+        for left in folder.parent.glob(f"{STAGING}*"):  # by a process that was killed while saving
             shutil.rmtree(left, ignore_errors=True)
         load_delta(self.model if model is None else model, folder)
         saved = read_json(folder / SCHEDULE_FILE, "schedule state")

@@ -1,4 +1,4 @@
-"""How a trainer begins: the plan that its model carries, a bottom that is read block by block, checkpointing."""
+"""Start a trainer: apply its plan, prepare a bottom that is read block by block, check activation checkpointing."""
 
 from __future__ import annotations
 
@@ -13,41 +13,61 @@ from frostline.plan import FixedSchedule, Plan, Schedule
 from frostline.surgery import Applied, applied_to, apply
 
 
-def settle(model: Any, plan: Plan | None, schedule: Schedule | None, args: TrainingArguments | None) -> Schedule:
-    """Apply the plan that training starts with, and give the schedule that goes on from it."""
+def start_schedule(
+    model: Any, plan: Plan | None, schedule: Schedule | None, args: TrainingArguments | None
+) -> Schedule:
+    """Apply the plan that training starts with, and give the schedule.
+
+    Args:
+        model: the model itself.
+        plan: a fixed plan; may be left out when one was applied to the model before.
+        schedule: instead of a plan.
+        args: of the training, for the seed and the number of processes.
+
+    Raises `ConfigError` when plan and schedule are both given or both missing, `PlanError` when the plan does not fit.
+    """
     if not isinstance(model, nn.Module):
-        raise ConfigError("frostline.Trainer needs the model itself (model=...), so that it can apply the plan")
+        raise ConfigError(
+            "frostline.Trainer applies the plan to the model, so it needs the model itself: use model=..."
+        )
     already = applied_to(model)
     if plan is not None and schedule is not None:
-        raise ConfigError("give plan or schedule, not both: a plan is the schedule that never changes")
+        raise ConfigError("plan and schedule are both given: use plan=... for a fixed plan, or schedule=..., not both")
     if plan is None and schedule is None:
         if already is None:
-            raise ConfigError("give plan=... or schedule=...: frostline.make_plan(model, 'bot50') makes a plan")
+            raise ConfigError(
+                "no plan is given: use plan=... or schedule=..., for example frostline.make_plan(model, 'bot50')"
+            )
         return FixedSchedule(already.plan)
     chosen = schedule or FixedSchedule(cast(Plan, plan))
     if not chosen.settled and args is not None and args.world_size > 1:
-        raise ConfigError("a schedule that changes its plan while training runs in one process: use a fixed plan")
+        raise ConfigError(
+            "schedule: a plan that changes during training needs one process, and several train: use one process, or a "
+            "fixed plan"
+        )
     if already is None or already.plan != chosen.first:
         apply(chosen.first, model, seed=args.seed if args else 0)
     return chosen
 
 
 def streaming(model: Any, applied: Applied, load: Load | None) -> Streaming | None:
+    """The bottom of `model` where `load` reads it block by block; None without `load`."""
     if load is None:
         return None
     found = Streaming(model, applied.anatomy, load)
     found.read_hashes(applied.plan.boundary)
-    # What was in memory is known as it was loaded; the final norm may since have been widened to train.
+    # Keep the hashes that `apply` took: since then, the final norm may have been converted to float32 to train.
     base = cast(dict[str, str], applied.base)
     base.update({name: value for name, value in found.hashes.items() if name not in base})
     return found
 
 
 def non_reentrant(options: dict[str, Any] | None) -> dict[str, Any]:
+    """The options of activation checkpointing with `use_reentrant` off. Raises `ConfigError` when it is on."""
     options = dict(options or {})
     if options.setdefault("use_reentrant", False):
         raise ConfigError(
-            "use_reentrant: true would train nothing above a frozen bottom: leave it out (non-reentrant "
-            "checkpointing is used)"
+            "activation_checkpointing_kwargs: with use_reentrant=true, nothing above a frozen bottom would train: use "
+            "use_reentrant=false"
         )
     return options

@@ -1,4 +1,4 @@
-"""`transformers.Trainer` under a plan: what it adds is the schedule, what a frozen bottom saves, and exact resume."""
+"""`transformers.Trainer` under a plan. It adds the schedule, the savings of a frozen bottom, and exact resume."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from frostline.engine._optimizer import regroup
 from frostline.engine._ranks import ShareRanks
 from frostline.engine._sampler import GroupedByLength
 from frostline.engine._saving import PlanChange, SavingTrainer
-from frostline.engine._start import non_reentrant, settle, streaming
+from frostline.engine._start import non_reentrant, start_schedule, streaming
 from frostline.loss_positions import LossPositions, use_loss_positions
 from frostline.plan import Plan, Schedule
 from frostline.surgery import change, check_loss_is_the_models
@@ -36,31 +36,34 @@ from frostline.surgery import change, check_loss_is_the_models
 class Trainer(SavingTrainer):
     """A `transformers.Trainer` that trains what a plan (or a schedule of plans) says.
 
-    Everything that `transformers.Trainer` takes works: callbacks, logging, mixed precision, accelerate. A
-    checkpoint holds the delta, the optimizer's state by parameter name and the generators' states, all
-    without pickle, and is whole or absent; training resumed from it ends with the same weights as if it had
-    never stopped.
+    Callbacks, logging, mixed precision and accelerate work as in `transformers.Trainer`. A checkpoint holds the delta,
+    the optimizer's state by parameter name and the states of the random generators, all without pickle. It is complete
+    or absent. Training that is resumed from it ends with the same weights as if it had never stopped.
 
-    `cache_report` and `notices` say what came of the activation cache and of loss positions. Under a schedule the plan
-    may change between steps: `changes` tells which came when, `seconds_until_settled` how long after the first step
-    the last one came. `last_loss` is the loss of the last optimizer step, over all the batches that it accumulated.
+    Attributes:
+        cache_report: what the activation cache did.
+        notices: what runs as it would without frostline and why, one line each.
+        changes: the changes of the plan so far, under a schedule.
+        seconds_until_settled: time from the first step to the last change of the plan.
+        last_loss: the loss of the last optimizer step, over all its batches.
 
     Args:
         model: the model itself.
         args: as for `transformers.Trainer`.
-        plan: what trains. It may be left out when `frostline.apply` was called on the model before.
-        schedule: instead of a plan, one that may change while training.
-        optimizer_in_backward: step each parameter as soon as the backward pass has its gradient, which is then freed.
-            The weights are the same; there is no clipping, no accumulation, and one process.
-        activation_cache: whether rows pass the frozen bottom once and train from their stored states: `auto` where it
-            is right and pays, `on`, `off`.
-        activation_cache_limit: bytes that all caches together may take on disk.
-        load_bottom: reads the bottom block by block (`load_above`).
-        loss_positions: whether head and last block run only where the loss looks.
-        options: as for `transformers.Trainer`. `optimizer_cls_and_kwargs=(Flora, {...})` trains by FLORA; what it
-            accumulates is compressed in the backward pass.
+        plan: which blocks train. It may be left out when `frostline.apply` was called on the model before.
+        schedule: instead of a plan; it may change the plan during training.
+        optimizer_in_backward: step each parameter as soon as the backward pass has its gradient, and free the gradient.
+            The weights are the same. Gradient clipping, accumulation and several processes are not possible with it.
+        activation_cache: whether each row goes through the frozen bottom once, and training reads its stored states:
+            `auto` (where training stays the same and time is saved), `on` or `off`.
+        activation_cache_limit: bytes that all caches together may use on disk.
+        load_bottom: reads the bottom block by block (see `load_above`).
+        loss_positions: whether head and last block run only at the loss positions.
+        options: as for `transformers.Trainer`. `optimizer_cls_and_kwargs=(Flora, {...})` trains with FLORA, which
+            compresses accumulated gradients during the backward pass.
 
-    Raises `UserError` when the plan does not fit, and `TrainingError` when the loss is not a number.
+    Raises `ConfigError` or `PlanError` when settings or plan do not fit, and `TrainingError` when the loss is not a
+    number.
     """
 
     data_collator: Any
@@ -85,7 +88,7 @@ class Trainer(SavingTrainer):
             check_flora(args)
         self.optimizer_in_backward = optimizer_in_backward
         self._gradient_norms: list[torch.Tensor] = []
-        self.schedule = settle(model, plan, schedule, args)
+        self.schedule = start_schedule(model, plan, schedule, args)
         self.changes: list[PlanChange] = []
         self.seconds_until_settled = 0.0
         self._first_step = math.nan
@@ -113,33 +116,33 @@ class Trainer(SavingTrainer):
 
     @property
     def cache_report(self) -> CacheReport:
-        """What became of the activation cache."""
+        """What the activation cache did."""
         return self.session.report
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """What runs as without frostline, and why: a line each."""
+        """What runs as it would without frostline and why, one line each."""
         positions = () if self.positions is None else self.positions.notices
         cache = self.session.report.notice
         return positions if cache is None else (*positions, cache)
 
     @property
     def last_loss(self) -> float:
-        """The loss of the last optimizer step, over all the batches that it accumulated."""
+        """The loss of the last optimizer step, over all its batches."""
         return float(self._loss)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *positional: Any, **options: Any) -> Any:
-        """As `transformers.Trainer.train`; the activation cache is used where it is right and pays."""
+        """Train as `transformers.Trainer.train` does, with the activation cache where `activation_cache` says so."""
         if resume_from_checkpoint is True:
             resume_from_checkpoint = get_last_checkpoint(str(self.args.output_dir))
         try:
-            if resume_from_checkpoint:  # now, since the bottom that leaves memory may have trained before
+            if resume_from_checkpoint:  # before the bottom leaves memory: it may have trained under an earlier plan
                 begun_with = self.applied.plan
                 self._load_from_checkpoint(str(resume_from_checkpoint))
                 if self.applied.plan != begun_with:
-                    self.session.end()  # what was decided was for that plan
+                    self.session.end()  # its decision was for that plan
                 self._loaded = str(resume_from_checkpoint)
-                if self._made_optimizer:  # over what another plan may have trained
+                if self._made_optimizer:  # for parameters that another plan may have trained
                     self.optimizer = None
             self._begin_plan()
             return super().train(resume_from_checkpoint, *positional, **options)
@@ -171,16 +174,16 @@ class Trainer(SavingTrainer):
 
     def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
         for tensor in (*model.parameters(), *model.buffers()):
-            if not tensor.is_meta:  # a bottom that is read block by block comes later, to where the rest is
+            if not tensor.is_meta:  # a bottom that is read block by block gets its device when it is read
                 tensor.data = tensor.data.to(device)
 
-    # What the activation cache has to know.
+    # What the activation cache needs to know.
 
     def _training(self) -> Training:
         args, applied = self.args, self.applied
         refusal = None
         if not self.schedule.settled:
-            refusal = "the schedule may yet change which blocks train"
+            refusal = "the schedule may still change which blocks train"
         elif self.is_fsdp_enabled or self.is_deepspeed_enabled:
             refusal = "the model's weights are sharded"
         evaluates = args.eval_strategy != "no" or self._streaming is not None
@@ -203,7 +206,7 @@ class Trainer(SavingTrainer):
         )
 
     def _collate(self) -> Any:
-        """What makes batches of rows that the model takes."""
+        """The collator, without the columns that the model does not read."""
         return self._get_collator_with_removed_columns(self.data_collator)
 
     @property
@@ -211,7 +214,7 @@ class Trainer(SavingTrainer):
         return torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else None
 
     def _estimate(self, amount: Amount) -> Estimate:
-        """What a cache that lacks some of the rows would do for the rest of this training."""
+        """What a cache would save in the rest of this training, when some of the rows are not in it yet."""
         args, rows = self.args, len(cast(Any, self.train_dataset))
         per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         passes = args.max_steps * per_step / rows if args.max_steps > 0 else args.num_train_epochs
@@ -229,7 +232,7 @@ class Trainer(SavingTrainer):
     # Optimizer: one group for each pair of weight decay and learning-rate scale.
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """The optimizer of `args`, over the trained parameters alone, at each one's learning-rate scale."""
+        """The optimizer of `args` for the trained parameters, each with its learning-rate scale."""
         if self.optimizer is None:
             trained = cast(nn.Module, self.model if model is None else model)
             chosen, options = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args, trained)
@@ -276,7 +279,7 @@ class Trainer(SavingTrainer):
             self._begin_step(self.state.global_step)
         with self._stepping() as self._gradient_norms, self._accumulating():
             loss: torch.Tensor = super().training_step(model, *inputs, **options)
-        self._loss = self._loss + loss.detach()  # on the device: it is looked at once a step
+        self._loss = self._loss + loss.detach()  # stays on the device: it is read once a step
         return loss
 
     def _stepping(self) -> AbstractContextManager[list[torch.Tensor]]:
@@ -287,22 +290,22 @@ class Trainer(SavingTrainer):
         return nullcontext() if summing is None else summing.accumulating()
 
     def _summing_optimizer(self) -> Flora | None:
-        """The optimizer, if it adds up what batches give in its own way."""
+        """The optimizer, if it accumulates gradients in its own way (FLORA)."""
         optimizer = self._bare_optimizer()
         return optimizer if isinstance(optimizer, Flora) and self.args.gradient_accumulation_steps > 1 else None
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *positional: Any, **options: Any) -> Any:
         loss = super().compute_loss(model, inputs, *positional, **options)
-        if self.optimizer_in_backward and model.training:  # no later check comes before a step
+        if self.optimizer_in_backward and model.training:  # the other check would come after the step
             self.check_loss(loss.item())
         return loss
 
     def check_loss(self, loss: float) -> None:
-        """Raise `TrainingError` for a loss that is not a number."""
+        """Raises `TrainingError` when the loss is not a finite number."""
         if not math.isfinite(loss):
             raise TrainingError(
-                f"the loss is {loss} at step {self.state.global_step + 1}: lower the learning rate or look "
-                f"at the data{self._last_checkpoint_hint()}"
+                f"the loss is {loss} at step {self.state.global_step + 1}: use a lower learning_rate or check "
+                f"the data{self._last_checkpoint_hint()}"
             )
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
@@ -317,7 +320,7 @@ class Trainer(SavingTrainer):
         return super()._get_grad_norm(model, grad_norm=grad_norm)
 
     def _begin_step(self, step: int) -> None:
-        """Before the first batch of an optimizer step; each batch gives its share of the step's loss."""
+        """Before the first batch of an optimizer step: reset the loss, and change the plan if the schedule says so."""
         begun = time.perf_counter()
         if self._step < 0:
             self._first_step = begun
@@ -338,8 +341,7 @@ class Trainer(SavingTrainer):
         return self.schedule.settled
 
     def _change_plan(self, plan: Plan) -> None:
-        """Train under another plan from here on: what it freezes leaves the optimizer with its state, the others keep
-        theirs."""
+        """Train under another plan from now on. What it freezes leaves the optimizer; all others keep their state."""
         change(plan, self.model, keep_originals=self.args.load_best_model_at_end)
         regroup(self._bare_optimizer(), self.lr_scheduler, self._parameter_groups(self.model))
         self.observer = Observer(self.model, self.schedule.observes)
@@ -347,16 +349,16 @@ class Trainer(SavingTrainer):
     def _init_training_state(self, max_steps: int, steps_per_epoch: int, epochs: int, *rest: Any) -> tuple[int, int]:
         self._step = -1
         trained: tuple[int, int] = super()._init_training_state(max_steps, steps_per_epoch, epochs, *rest)
-        # transformers would take one step more when the checkpoint is the last and in the middle of an epoch.
+        # transformers would make one step more when the last checkpoint lies in the middle of an epoch.
         return (epochs, 0) if self.state.global_step >= max_steps else trained
 
     def _load_best_model(self) -> None:
-        self._end_plan()  # its plan may be another
+        self._end_plan()  # the best model may have another plan
         load_delta(self.model, Path(cast(str, self.state.best_model_checkpoint)))
 
 
 class _CheckLoss(TrainerCallback):
-    """Ends training before a step by a loss that is not a number."""
+    """Ends training before a step when the loss is not a number."""
 
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer

@@ -1,4 +1,4 @@
-"""SplitLoRA: a model cut in two, trained by a server and several clients that keep their rows."""
+"""SplitLoRA: a model cut in two parts, trained by one server and several clients that keep their own rows."""
 
 from frostline.split._trainer import SplitReport, SplitTrainer
 

@@ -1,4 +1,4 @@
-"""A client: its rows pass the lower part, and the gradient that comes back trains it."""
+"""A client: it runs its rows through the lower part, and trains that part by the gradients that the server sends."""
 
 from __future__ import annotations
 
@@ -14,7 +14,14 @@ from frostline.split._protocol import Kind, Peer
 
 
 def run_client(job: Job, rows: ClientRows, part: LowerPart, server: Peer) -> None:
-    """Train `part` on the client's `rows` to the last round."""
+    """Train `part` on the client's `rows` until the last round.
+
+    Args:
+        job: what all processes do.
+        rows: of this client.
+        part: the lower part of the model.
+        server: the connection to the server.
+    """
     stepper = job.stepping.start(part.trained)
     batches = rows.batches(job.seed)
     for step in range(job.rounds):
@@ -26,15 +33,18 @@ def run_client(job: Job, rows: ClientRows, part: LowerPart, server: Peer) -> Non
 
 def _one_round(batch: Mapping[str, Tensor], job: Job, part: LowerPart, server: Peer) -> None:
     with job.autocasting():
-        reached = part.forward(batch)
-    reached.send(server)
-    states = reached.states
+        at_cut = part.forward(batch)
+    at_cut.send(server)
+    states = at_cut.states
     gradient = server.receive(tuple(states.shape), states.dtype)
     states.backward(gradient.to(states.device))  # type: ignore[no-untyped-call]
 
 
 def _average(part: LowerPart, server: Peer) -> None:
-    """Give the trained matrices to the server, and take their average over the clients. Optimizer state stays."""
+    """Send the trained matrices to the server and replace them by the average over all clients.
+
+    The state of the optimizer stays.
+    """
     parameters = list(part.trained.values())
     own = parameters_to_vector(parameters).detach()
     server.send(Kind.MATRICES_UP, own)

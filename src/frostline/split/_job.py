@@ -1,4 +1,4 @@
-"""What the processes of a split training are told, as plain data."""
+"""What the processes of a split training have to do, as plain data."""
 
 from __future__ import annotations
 
@@ -20,9 +20,16 @@ from frostline.plan import Plan, Split
 
 @dataclass(frozen=True)
 class Stepping:
-    """How a part steps: the optimizer, its learning rates over the rounds, the norm that gradients are clipped to.
+    """How the parameters of a part are stepped.
 
-    `rates` is the learning rate and the weight decay of each trained parameter of the model, by name.
+    Attributes:
+        optimizer: its class.
+        options: of the optimizer.
+        rates: name of each trained parameter of the model -> learning rate and weight decay.
+        schedule: name of the learning-rate schedule.
+        warmup: its warmup steps.
+        rounds: of the whole training.
+        max_norm: to which gradients are clipped; 0 for no clipping.
     """
 
     optimizer: type[torch.optim.Optimizer]
@@ -34,6 +41,7 @@ class Stepping:
     max_norm: float
 
     def start(self, parameters: Mapping[str, nn.Parameter]) -> Stepper:
+        """The optimizer and schedule of one part with these parameters."""
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, parameter in parameters.items():
             groups.setdefault(self.rates[name], []).append(parameter)
@@ -54,7 +62,7 @@ class Stepper:
         )
 
     def step(self) -> None:
-        """One step by the gradients that are there, which are gone afterwards."""
+        """Make one step with the current gradients, then drop them."""
         if self._max_norm > 0:
             nn.utils.clip_grad_norm_(self._parameters, self._max_norm)
         self._optimizer.step()
@@ -64,9 +72,21 @@ class Stepper:
 
 @dataclass(frozen=True)
 class Job:
-    """What every process is told. `folder` holds the base, and the values that the trained tensors begin with.
+    """What every process has to know.
 
-    `shares` are the numbers of rows that the clients have. `autocast` is a dtype to compute in, or None.
+    Attributes:
+        folder: holds the base, and the initial values of the trained tensors.
+        model_class: name of the transformers class.
+        config: of the model.
+        dtype: of the base.
+        plan: what trains.
+        seed: of the training.
+        split: the settings of split training.
+        cut: where the model is cut.
+        stepping: how parameters are stepped.
+        shares: number of rows of each client.
+        device: on which every process computes.
+        autocast: dtype of autocast; None without autocast.
     """
 
     folder: Path
@@ -92,7 +112,7 @@ class Job:
 
 @dataclass(frozen=True)
 class ClientRows:
-    """One client's rows, and what makes batches of `batch_size` of them."""
+    """The rows of one client (numbered from 0), and how they become batches of `batch_size` rows."""
 
     client: int
     rows: Sequence[Mapping[str, Any]] = field(repr=False)
@@ -100,7 +120,7 @@ class ClientRows:
     batch_size: int
 
     def batches(self, seed: int) -> Iterator[dict[str, Any]]:
-        """Batches without end; each pass over the rows has an order of its own, drawn from `seed`."""
+        """Endless batches. Each pass over the rows has its own order, drawn from `seed`."""
         passes = 0
         while True:
             random = torch.Generator().manual_seed(derive_seed(seed, "split batches", self.client, passes))
@@ -110,18 +130,29 @@ class ClientRows:
             passes += 1
 
 
-def deal(rows: int, clients: int, seed: int) -> list[list[int]]:
-    """The indices of `rows` rows, shuffled and dealt to the clients: their shares differ by one row at most.
+def share_rows(rows: int, clients: int, seed: int) -> list[list[int]]:
+    """Shuffle the indices of `rows` rows and distribute them over the clients, as evenly as possible.
 
-    Raises `UserError` when there are fewer rows than clients.
+    Args:
+        rows: how many there are.
+        clients: how many there are.
+        seed: of the order.
+
+    Raises `ConfigError` when there are fewer rows than clients.
     """
     if rows < clients:
-        raise ConfigError(f"clients: {rows} training rows are too few for {clients} clients")
+        raise ConfigError(f"clients: {rows} training rows are too few for {clients} clients: use at most {rows}")
     random = torch.Generator().manual_seed(derive_seed(seed, "split rows"))
     order: list[int] = torch.randperm(rows, generator=random).tolist()
     return [order[client::clients] for client in range(clients)]
 
 
 def rounds_of(shares: Sequence[int], batch_size: int, epochs: float) -> int:
-    """Rounds until the client with the most rows has passed over them `epochs` times."""
+    """The number of rounds in which the client with the most rows makes `epochs` passes over them.
+
+    Args:
+        shares: number of rows of each client.
+        batch_size: rows of a client's batch.
+        epochs: passes over the rows.
+    """
     return math.ceil(epochs * math.ceil(max(shares) / batch_size))

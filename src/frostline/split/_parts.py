@@ -1,4 +1,4 @@
-"""The two parts of a model: up to the cut, and from it on. Each holds only the weights that it computes with."""
+"""The two parts of a model, below and above the cut. Each holds only the weights that it computes with."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from frostline.checkpoints import (
 from frostline.core.labels import IGNORED
 from frostline.hooks import hidden_of, run_until
 from frostline.split._job import Job
-from frostline.split._protocol import ATTENDED, PADDING, Reached, marks_of
+from frostline.split._protocol import ATTENDED, PADDING, BatchAtCut, marks_of
 from frostline.surgery import applied_to, apply
 
 BASE_FOLDER = "base"
@@ -33,7 +33,7 @@ TENSORS_FILE = "trained.safetensors"
 
 
 def save_parts(model: Any, folder: Path) -> None:
-    """Write what both parts of `model`, which carries a plan, are loaded from: its base, and what trains."""
+    """Write the base of `model` and its trained tensors to `folder`: both parts are loaded from there."""
     applied = applied_to(model)
     assert applied is not None, "the trainer has applied its plan"
     plain = set(skeleton(applied.config, class_called(applied.anatomy.model_class)).state_dict())
@@ -45,13 +45,13 @@ def save_parts(model: Any, folder: Path) -> None:
 
 
 class LowerPart:
-    """A client's part: the embeddings and the blocks below the cut. `trained` is what trains in it, by name."""
+    """The part of a client: the embeddings and the blocks below the cut. `trained` has what trains in it, by name."""
 
     def __init__(self, job: Job) -> None:
         model_class = class_called(job.model_class)
         anatomy = find_anatomy(skeleton(job.config, model_class))
-        wanted = frozenset(names_below(anatomy, job.cut))
-        base = load_part(str(job.folder / BASE_FOLDER), model_class, job.config, wanted, job.dtype)
+        own_names = frozenset(names_below(anatomy, job.cut))
+        base = load_part(str(job.folder / BASE_FOLDER), model_class, job.config, own_names, job.dtype)
         self._model = _under_plan(base, job)
         self._padding = _padding(job.config)
         self._device = job.device
@@ -60,10 +60,10 @@ class LowerPart:
         own = tuple(f"{block.name}." for block in anatomy.blocks[: job.cut.boundary])
         self.trained = {name: p for name, p in _trained(self._model).items() if name.startswith(own)}
 
-    def forward(self, batch: Mapping[str, Tensor]) -> Reached:
-        """A batch's states at the cut, which its gradient can flow back from."""
+    def forward(self, batch: Mapping[str, Tensor]) -> BatchAtCut:
+        """Run a batch up to the cut. The gradient of the states can flow back from there."""
         inputs = {name: value.to(self._device) for name, value in batch.items() if name != "labels"}
-        return Reached(
+        return BatchAtCut(
             states=self._run(inputs),
             labels=batch["labels"].to(torch.int32),
             marks=marks_of(batch["input_ids"], batch.get("attention_mask"), self._padding),
@@ -74,9 +74,9 @@ class LowerPart:
 
 
 class UpperPart:
-    """The server's part: the blocks above the cut, the final norm and the head.
+    """The part of the server: the blocks above the cut, the final norm and the head.
 
-    `trained` is what trains in it, by name, and `lower` what trains in the clients' part, as it began.
+    `trained` has its trained parameters by name, and `lower` the initial values of those in the clients' part.
     """
 
     def __init__(self, job: Job) -> None:
@@ -92,15 +92,15 @@ class UpperPart:
         self._device = job.device
         (self._stream,) = job.cut.streams
 
-    def loss(self, reached: Sequence[Reached]) -> Tensor:
-        """The loss over the batches of all clients as one: the mean over their labels.
+    def loss(self, batches: Sequence[BatchAtCut]) -> Tensor:
+        """The loss over the batches of all clients as one batch: the mean over all labels.
 
-        A shorter batch is padded on the right to the longest.
+        Shorter batches are padded on the right.
         """
-        length = max(batch.marks.shape[1] for batch in reached)
-        states = torch.cat([pad(b.states, (0, 0, 0, length - b.marks.shape[1])) for b in reached])
-        marks = torch.cat([pad(b.marks, (0, length - b.marks.shape[1]), value=PADDING) for b in reached])
-        labels = torch.cat([_padded(batch.labels, length) for batch in reached])
+        length = max(batch.marks.shape[1] for batch in batches)
+        states = torch.cat([pad(b.states, (0, 0, 0, length - b.marks.shape[1])) for b in batches])
+        marks = torch.cat([pad(b.marks, (0, length - b.marks.shape[1]), value=PADDING) for b in batches])
+        labels = torch.cat([_padded(batch.labels, length) for batch in batches])
         self._standins.feed({self._stream: states.to(self._device)})
         ids = self._stand_in_ids(marks)
         output = self._model(
@@ -112,7 +112,7 @@ class UpperPart:
         return loss
 
     def _stand_in_ids(self, marks: Tensor) -> Tensor:
-        """Ids of which only this is known: which are the padding token's. A classifier finds a row's end by them."""
+        """Made-up ids, with the padding token at its real places: a classifier finds the end of a row by it."""
         padding = 0 if self._padding is None else self._padding
         other = 1 if padding == 0 else 0
         return torch.where(marks.bitwise_and(PADDING).bool(), padding, other)
@@ -122,7 +122,7 @@ def _under_plan(base: Any, job: Job) -> Any:
     apply(job.plan, base, seed=job.seed)
     put_tensors(base, read_tensors(job.folder / TENSORS_FILE, "trained tensors"), str(job.folder), more=False)
     for tensor in (*base.parameters(), *base.buffers()):
-        if not tensor.is_meta:  # what is not this part's has no values
+        if not tensor.is_meta:  # tensors of the other part have no values
             tensor.data = tensor.data.to(job.device)
     base.train()
     return base

@@ -1,4 +1,4 @@
-"""One process of a split training: it joins the others, does its part, and tells the process that started it."""
+"""One process of a split training: it joins the others, does its part, and reports to the process that started it."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ from frostline.engine import MemoryMeter
 from frostline.split._client import run_client
 from frostline.split._job import ClientRows, Job
 from frostline.split._parts import LowerPart, UpperPart
-from frostline.split._protocol import GroupWire, Lost, Peer, lost
+from frostline.split._protocol import GroupWire, Peer, PeerLost, lost
 from frostline.split._server import run_server
 
 RESULT_FILE = "result.safetensors"
 RENDEZVOUS_FILE = "rendezvous"
 SERVER = 0
-TO_MEET = timedelta(minutes=30)
-"""How long processes wait for each other to load their parts."""
+JOIN_TIMEOUT = timedelta(minutes=30)
+"""How long the processes wait until all have loaded their parts."""
 
 
 @dataclass(frozen=True)
 class Round:
-    """A round is over, with this loss."""
+    """Message: a round is over, with this loss."""
 
     loss: float
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A process has done its part: the bytes that it sent, by kind, and its peak of private memory."""
+    """Message: a process has finished. It has the bytes that it sent, by kind, and its peak of private memory."""
 
     sent: dict[str, int]
     peak_memory_bytes: int
@@ -52,7 +52,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class Failed:
-    """A process could not go on. `lost` says that the reason lies with another one."""
+    """Message: a process failed. `lost` says that another process is the cause."""
 
     error: type[FrostlineError] | None
     line: str
@@ -60,16 +60,16 @@ class Failed:
     lost: bool
 
 
-Told = Round | Finished | Failed
+Message = Round | Finished | Failed
 
 
 def run_process(threads: int, parent: Connection) -> None:
-    """The server or a client, from its start to its end; `parent` says which, and is told of errors.
+    """Run the server or a client from its start to its end. `parent` sends the job, and gets all messages.
 
-    What is to be done comes through the pipe: an argument as long as a client's rows would keep the parent from
-    starting the next process until this one reads it.
+    The job comes through the pipe. As an argument it would block the parent: it could not start the next process until
+    this one has read all the rows of its client.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and ends this process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends this process
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     try:
@@ -78,7 +78,7 @@ def run_process(threads: int, parent: Connection) -> None:
     except Exception as error:
         known = type(error) if isinstance(error, FrostlineError) else None
         line = first_line(error) if known else f"{type(error).__name__}: {first_line(error)}"
-        parent.send(Failed(known, line, traceback.format_exc(), isinstance(error, Lost)))
+        parent.send(Failed(known, line, traceback.format_exc(), isinstance(error, PeerLost)))
 
 
 def _take_part(job: Job, rows: ClientRows | None, parent: Connection) -> Finished:
@@ -102,17 +102,20 @@ def _take_part(job: Job, rows: ClientRows | None, parent: Connection) -> Finishe
 
 @contextmanager
 def _group(job: Job, rank: int) -> Iterator[None]:
-    """Inside, this process is one of torch.distributed's group.
+    """Inside this context, this process belongs to torch.distributed's group.
 
-    After an error the group is left as it is: to take it down could wait for the others, and keep the error untold.
+    After an error the group is left as it is. Destroying it could wait for the other processes and delay the report of
+    the error.
     """
     size = 1 + job.split.clients
     with lost():
         store = FileStore(str(job.folder / RENDEZVOUS_FILE), size)
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=TO_MEET)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=JOIN_TIMEOUT)
     yield
     with lost():
-        dist.monitored_barrier(timeout=timedelta(seconds=job.split.timeout))  # no one leaves while another still reads
+        dist.monitored_barrier(
+            timeout=timedelta(seconds=job.split.timeout)
+        )  # no process leaves while another still reads
     dist.destroy_process_group()
 
 

@@ -1,8 +1,8 @@
-"""The messages between a client and the server, and how many bytes each kind of them takes.
+"""The messages between a client and the server, with the number of bytes of each kind.
 
 B rows, T tokens, d hidden width
 
-client -> server, every round          the states at the cut [B, T, d], labels, which tokens count
+client -> server, every round          the states at the cut [B, T, d], labels, marks of the tokens
 server -> client, every round          the gradient of the states [B, T, d]
 both, every `average_every` rounds     the client's trained matrices, and their average
 """
@@ -27,11 +27,11 @@ from frostline.core.errors import FrostlineError, first_line
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ATTENDED, PADDING = 1, 2
-"""Bits of a mark: the token may be attended to; it is the padding token."""
+"""Bits of a mark: the attention mask includes the token; the token is the padding token."""
 
 
 class Kind(StrEnum):
-    """What bytes are spent on. Labels go with their marks and the sizes of the batch."""
+    """Kinds of messages. Labels include the marks and the sizes of the batch."""
 
     ACTIVATIONS = "activations"
     GRADIENTS = "gradients"
@@ -40,24 +40,24 @@ class Kind(StrEnum):
     MATRICES_DOWN = "matrices_down"
 
 
-class Lost(FrostlineError):
-    """Another process does not answer: it ended, or took too long."""
+class PeerLost(FrostlineError):
+    """Another process does not answer: it has ended, or takes too long."""
 
 
 class Wire(Protocol):
-    """Carries bytes to one other process, and from it, in order."""
+    """Sends bytes to one other process and receives bytes from it, in order."""
 
     def send(self, data: Tensor) -> None:
         """Send `data`, uint8 [n]."""
         ...
 
     def receive(self, size: int) -> Tensor:
-        """The next `size` bytes that the other one sent as one message, uint8 [size]."""
+        """The next message of the other process, which has `size` bytes, uint8 [size]."""
         ...
 
 
 class GroupWire:
-    """A wire to the process of `rank` in torch.distributed's group; each message may take `timeout` seconds."""
+    """A wire to the process `rank` of torch.distributed's group. Each message may take `timeout` seconds."""
 
     def __init__(self, rank: int, timeout: float) -> None:
         self._rank, self._timeout = rank, timedelta(seconds=timeout)
@@ -75,11 +75,11 @@ class GroupWire:
 
 @contextmanager
 def lost() -> Iterator[None]:
-    """Inside, an error of torch.distributed is a `Lost`; its message without the place in torch's source."""
+    """Inside this context, an error of torch.distributed becomes a `PeerLost`, without the place in torch's source."""
     try:
         yield
     except RuntimeError as error:
-        raise Lost(re.sub(r"^\[[^]]*\]\s*", "", first_line(error))) from error
+        raise PeerLost(re.sub(r"^\[[^]]*\]\s*", "", first_line(error))) from error
 
 
 def _wait(work: dist.Work | None, timeout: timedelta) -> None:
@@ -88,7 +88,7 @@ def _wait(work: dist.Work | None, timeout: timedelta) -> None:
 
 
 class Peer:
-    """The other end of a wire: tensors go to it, counted by kind in `sent`, and come from it."""
+    """The process at the other end of a wire. Tensors are sent to it and received; `sent` counts bytes by kind."""
 
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
@@ -104,11 +104,13 @@ class Peer:
 
 
 @dataclass(frozen=True)
-class Reached:
-    """What a client's batch has come to at the cut.
+class BatchAtCut:
+    """A client's batch at the cut. The tokens themselves stay with the client.
 
-    `states` [B, T, d]; `labels`, int32, of the tokens [B, T] or of the rows [B]; `marks` [B, T], uint8: bits
-    `ATTENDED` and `PADDING`. The tokens themselves stay with the client.
+    Attributes:
+        states: hidden states [B, T, d].
+        labels: int32, of the tokens [B, T] or of the rows [B].
+        marks: uint8 [B, T], with the bits `ATTENDED` and `PADDING`.
     """
 
     states: Tensor
@@ -124,7 +126,7 @@ class Reached:
         server.send(Kind.ACTIVATIONS, self.states)
 
     @classmethod
-    def receive(cls, client: Peer) -> Reached:
+    def receive(cls, client: Peer) -> BatchAtCut:
         rows, tokens, width, per_token, dtype = client.receive((5,), torch.int32).tolist()
         labels = client.receive((rows, tokens) if per_token else (rows,), torch.int32)
         marks = client.receive((rows, tokens), torch.uint8)
@@ -132,7 +134,13 @@ class Reached:
 
 
 def marks_of(input_ids: Tensor, attention_mask: Tensor | None, padding: int | None) -> Tensor:
-    """The marks of a batch's tokens; `padding` is the id of the padding token."""
+    """The marks of a batch's tokens.
+
+    Args:
+        input_ids: [B, T].
+        attention_mask: [B, T]; None where all tokens count.
+        padding: id of the padding token; None where the model has none.
+    """
     attended = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     padded = torch.zeros_like(input_ids) if padding is None else input_ids.eq(padding)
     return (attended.bool() * ATTENDED + padded.bool() * PADDING).to(torch.uint8)

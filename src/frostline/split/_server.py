@@ -1,4 +1,4 @@
-"""The server: the batches of all clients pass the upper part as one, which is a step of it; it averages, too."""
+"""The server: it trains the upper part on the batches of all clients as one batch, and averages the lower parts."""
 
 from __future__ import annotations
 
@@ -12,18 +12,26 @@ from torch.nn.utils import parameters_to_vector
 from frostline.core.errors import TrainingError
 from frostline.split._job import Job
 from frostline.split._parts import UpperPart
-from frostline.split._protocol import Kind, Peer, Reached
+from frostline.split._protocol import BatchAtCut, Kind, Peer
 
 
-def run_server(job: Job, part: UpperPart, clients: Sequence[Peer], tell: Callable[[float], None]) -> dict[str, Tensor]:
-    """Train `part` to the last round and give what trained in both parts, by name, on the CPU.
+def run_server(
+    job: Job, part: UpperPart, clients: Sequence[Peer], report: Callable[[float], None]
+) -> dict[str, Tensor]:
+    """Train `part` until the last round, and give the trained tensors of both parts by name, on the CPU.
 
-    `tell` is called with the loss of every round. Raises `TrainingError` when the loss is not a number.
+    Args:
+        job: what all processes do.
+        part: the upper part of the model.
+        clients: the connections to the clients, in order.
+        report: called with the loss of every round.
+
+    Raises `TrainingError` when the loss is not a number.
     """
     stepper = job.stepping.start(part.trained)
     lower = part.lower
     for step in range(job.rounds):
-        tell(_one_round(step, job, part, clients))
+        report(_one_round(step, job, part, clients))
         stepper.step()
         if job.split.averages_after(step, job.rounds):
             lower = _average(lower, job.shares, clients)
@@ -32,24 +40,24 @@ def run_server(job: Job, part: UpperPart, clients: Sequence[Peer], tell: Callabl
 
 
 def _one_round(step: int, job: Job, part: UpperPart, clients: Sequence[Peer]) -> float:
-    reached = [Reached.receive(client) for client in clients]
-    for batch in reached:
+    batches = [BatchAtCut.receive(client) for client in clients]
+    for batch in batches:
         batch.states.requires_grad_()
     with job.autocasting():
-        loss = part.loss(reached)
+        loss = part.loss(batches)
     if not math.isfinite(loss.item()):
         raise TrainingError(
-            f"the loss is {loss.item()} at step {step + 1}: lower the learning rate or look at the data"
+            f"the loss is {loss.item()} at step {step + 1}: use a lower learning_rate or check the data"
         )
     loss.backward()  # type: ignore[no-untyped-call]
-    for client, batch in zip(clients, reached, strict=True):
+    for client, batch in zip(clients, batches, strict=True):
         assert batch.states.grad is not None
         client.send(Kind.GRADIENTS, batch.states.grad)
     return loss.item()
 
 
 def _average(lower: dict[str, Tensor], shares: Sequence[int], clients: Sequence[Peer]) -> dict[str, Tensor]:
-    """The clients' matrices averaged, each weighted by its number of rows, which they are given back."""
+    """Average the clients' matrices, weighted by their numbers of rows, and send the average to all of them."""
     flat = parameters_to_vector(lower.values())
     average = torch.zeros(flat.shape, dtype=torch.float64)
     for client, rows in zip(clients, shares, strict=True):

@@ -1,4 +1,4 @@
-"""The trainer whose rounds run in other processes: to who calls `train`, it is a trainer like any other."""
+"""A trainer whose rounds run in other processes. For its user it is like any other trainer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from frostline.checkpoints import put_tensors
 from frostline.core.errors import CheckpointError, ConfigError, PlanError, UnsupportedModel
 from frostline.engine import Trainer
 from frostline.plan import Forward, Plan, Split
-from frostline.split._job import ClientRows, Job, Stepping, deal, rounds_of
+from frostline.split._job import ClientRows, Job, Stepping, rounds_of, share_rows
 from frostline.split._parts import save_parts
 from frostline.split._session import Session
 
@@ -27,11 +27,18 @@ OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd")
 
 @dataclass(frozen=True)
 class SplitReport:
-    """What a split training came to.
+    """What a split training did.
 
-    `rows` are the clients' shares. `bytes` went over the wires, by kind: `activations` and `labels` (with masks and
-    sizes) up, `gradients` down, `matrices_up` and `matrices_down` to average the clients' matrices. `seconds` are those
-    of all rounds but the first, which waits for the processes to start. Peaks of private memory are by process.
+    Attributes:
+        clients: number of clients.
+        cut: block at which the model was cut.
+        average_every: rounds between two averages of the clients' matrices.
+        rows: number of rows of each client.
+        rounds: number of rounds.
+        bytes: bytes sent, by kind: `activations` and `labels` (with marks and sizes) to the server, `gradients` to the
+            clients, `matrices_up` and `matrices_down` to average the clients' matrices.
+        seconds: of all rounds except the first, which waits for the processes to start.
+        peak_memory_bytes: peak of private memory of each process.
     """
 
     clients: int
@@ -51,17 +58,24 @@ class SplitReport:
 class SplitTrainer(Trainer):
     """A `Trainer` that cuts the model at a block and trains it in a server and several clients (SplitLoRA).
 
-    Each client, a process of its own, holds the embeddings and the blocks below the cut, and its share of the rows. In
-    a round every client sends the states of one batch, and its labels, to the server, which passes all batches through
-    the upper part as one, steps, and sends the gradients back; every client then steps. Now and then, and at the end,
-    the clients' trained matrices are averaged, weighted by their rows. Afterwards the model here has what was trained.
+    Each client is a process. It holds the embeddings, the blocks below the cut and its share of the rows. In a round,
+    every client sends the states and labels of one batch to the server. The server runs all batches through the upper
+    part as one batch, makes a step, and sends the gradients back. Then every client makes a step. Every `average_every`
+    rounds and at the end, the clients' trained matrices are averaged, weighted by their numbers of rows. After
+    training, the model in this process has the trained values.
 
-    A step is a round, of `per_device_train_batch_size` rows of every client; an epoch is over when the client with the
-    most rows has passed over them. Gradients are clipped in each part on its own. Nothing is saved or evaluated on the
-    way. `report` tells what it came to.
+    A step is a round, with `per_device_train_batch_size` rows of every client. An epoch is over when the client with
+    the most rows has used them all. Gradients are clipped in each part separately. Nothing is saved or evaluated
+    during training. `report` says what was done.
 
-    Raises `UserError` for a model that cannot be cut there, for fewer rows than clients, and for arguments that have no
-    meaning here.
+    Args:
+        model: a decoder or an encoder.
+        args: as for `transformers.Trainer`.
+        split: where to cut, how many clients, how often to average.
+        options: as for `Trainer`.
+
+    Raises `ConfigError`, `PlanError` or `UnsupportedModel` for a model that cannot be cut there, for fewer rows than
+    clients, and for arguments that split training does not support.
     """
 
     control: TrainerControl
@@ -74,20 +88,20 @@ class SplitTrainer(Trainer):
         super().__init__(model, args, *positional, **options)
         if self.optimizer_cls_and_kwargs is not None:
             raise ConfigError(
-                f"a split training steps with one of {', '.join(OPTIMIZERS)}: leave the optimizer's class out"
+                f"split training cannot use optimizer_cls_and_kwargs: use optim with one of {', '.join(OPTIMIZERS)}"
             )
         if not self.schedule.settled:
-            raise PlanError("a split training keeps its plan from the first step to the last: give a fixed one")
+            raise PlanError("schedule: split training cannot change its plan during training: use a fixed plan")
         self.split = split
         self.report: SplitReport | None = None
         _check_plan(self.applied.plan, split)
         self._cut = _cut(self.model, self.applied.anatomy, split)
-        self._dealt = deal(len(self.train_dataset or ()), split.clients, self.args.seed)
+        self._shares = share_rows(len(self.train_dataset or ()), split.clients, self.args.seed)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *_: Any, **__: Any) -> TrainOutput:
-        """Train in other processes, to the last round. Raises `TrainingError` when one of them fails or dies."""
+        """Train in other processes until the last round. Raises `TrainingError` when one of them fails or ends."""
         if resume_from_checkpoint:
-            raise CheckpointError("a split training saves no checkpoints, so there is none to resume from")
+            raise CheckpointError("split training saves no checkpoints, so it cannot resume: start it without resume")
         with tempfile.TemporaryDirectory(prefix="frostline-split-") as folder:
             job, client_rows = self._work(Path(folder))
             save_parts(self.model, job.folder)
@@ -107,7 +121,7 @@ class SplitTrainer(Trainer):
         return TrainOutput(job.rounds, mean_loss, {})
 
     def _follow(self, session: Session, job: Job) -> tuple[float, float]:
-        """Tell callbacks of every round; the mean loss, and the seconds of all rounds but the first."""
+        """Call the callbacks in every round. Gives the mean loss, and the seconds of all rounds except the first."""
         args, handler = self.args, self.callback_handler
         self.state = TrainerState(max_steps=job.rounds, is_local_process_zero=True, is_world_process_zero=True)
         self.state.compute_steps(args, job.rounds)
@@ -134,7 +148,7 @@ class SplitTrainer(Trainer):
 
     def _work(self, folder: Path) -> tuple[Job, list[ClientRows]]:
         args, applied, rows = self.args, self.applied, self.train_dataset
-        shares = tuple(map(len, self._dealt))
+        shares = tuple(map(len, self._shares))
         batch_size = args.per_device_train_batch_size
         rounds = args.max_steps if args.max_steps > 0 else rounds_of(shares, batch_size, args.num_train_epochs)
         job = Job(
@@ -156,7 +170,7 @@ class SplitTrainer(Trainer):
             collate = self._get_collator_with_removed_columns(collate)
         client_rows = [
             ClientRows(client, [dict(rows[index]) for index in indices], collate, batch_size)
-            for client, indices in enumerate(self._dealt)
+            for client, indices in enumerate(self._shares)
         ]
         return job, client_rows
 
@@ -180,7 +194,7 @@ class SplitTrainer(Trainer):
 
 
 def _check(args: TrainingArguments) -> None:
-    wanted = {
+    supported = {
         "gradient_accumulation_steps": 1,
         "activation_checkpointing": False,
         "fp16": False,
@@ -188,32 +202,39 @@ def _check(args: TrainingArguments) -> None:
         "eval_strategy": "no",
         "save_strategy": "no",
     }
-    for name, only in wanted.items():
+    for name, only in supported.items():
         if (given := getattr(args, name)) != only:
-            raise ConfigError(f"{name}: a split training goes with {only} only (given: {given})")
+            raise ConfigError(f"{name}: split training does not support {given}: use {name}={str(only).lower()}")
     if args.optim not in OPTIMIZERS:
-        raise ConfigError(f"optim: a split training steps with one of {', '.join(OPTIMIZERS)} (given: {args.optim})")
+        raise ConfigError(f"optim: split training does not support {args.optim}: use one of {', '.join(OPTIMIZERS)}")
 
 
 def _check_plan(plan: Plan, split: Split) -> None:
     if plan.forward != Forward() or plan.embeddings.mode != "frozen":
-        raise PlanError("a split training leaves embeddings and the forward pass as they are: take another plan")
+        raise PlanError(
+            "split training needs frozen embeddings and an unchanged forward pass (forward): use another plan, "
+            "such as lora"
+        )
     if plan.boundary >= split.cut:
         raise ConfigError(
-            f"cut: {split.cut}: nothing trains below block {plan.boundary}, take {plan.boundary + 1} or more"
+            f"cut: {split.cut}: the plan trains nothing below block {plan.boundary}, so a client would have nothing to "
+            f"train: use {plan.boundary + 1} or more"
         )
 
 
 def _cut(model: Any, anatomy: Anatomy, split: Split) -> Cut:
     blocks = len(anatomy.blocks)
     if not 0 < split.cut < blocks:
-        raise ConfigError(f"cut: {split.cut} of {blocks} blocks: both parts need one at least, take 1 to {blocks - 1}")
+        raise ConfigError(
+            f"cut: {split.cut} of {blocks} blocks: each part needs at least one block: use 1 to {blocks - 1}"
+        )
     try:
         cut = find_cut(model, anatomy, split.cut, weightless=True)
     except CannotCut as error:
         raise UnsupportedModel(f"cut: the model cannot be cut in two parts: {error}") from error
     if len({block.stack for block in anatomy.blocks}) > 1 or cut.running:
         raise UnsupportedModel(
-            f"cut: a {anatomy.model_type} model has more than one state to send at a cut: take a decoder or an encoder"
+            f"cut: a {anatomy.model_type} model would have to send more than one state at the cut: use a decoder or "
+            "an encoder"
         )
     return cut

@@ -1,4 +1,4 @@
-"""A plan becomes a model that trains so, in any training loop."""
+"""Apply a plan to a model, so that it trains as the plan says in any training loop."""
 
 from __future__ import annotations
 
@@ -26,12 +26,21 @@ from frostline.surgery._rows import fold_rows, rows_name, train_rows
 class Applied:
     """What `apply` did to a model.
 
-    `anatomy`, `base` (tensor name -> hash), `base_dtype` and `config` are those of the model before;
-    `lr_scales` maps the name of every trained parameter of the model as it is now to its learning-rate scale.
-    `plan` is the current one and `first` that which training began with; `changed` is whatever has trained so far, by
-    name, also when it lies in blocks that are out of the model while it trains from the activation cache; `originals`
-    are the values that some of it began with. `adapters` names the trainable parameters that the plan added, by the
-    methods of `peft_models`.
+    Attributes:
+        plan: the current plan.
+        first: the plan that training began with.
+        seed: of the adapters' initial weights.
+        anatomy: of the model before.
+        base: tensor name -> hash, of the model before.
+        base_dtype: of the model before.
+        config: of the model before.
+        lr_scales: name of every parameter that trains now -> its learning-rate scale.
+        changed: all parameters that have trained so far, by name.
+        originals: the values that some of `changed` began with.
+        notices: what the user should know, one line each.
+        adapters: names of the trainable parameters that the plan added.
+        peft_models: PEFT's models that hold them.
+        hooks: handles of all hooks on the model.
     """
 
     plan: Plan
@@ -56,16 +65,20 @@ _ATTRIBUTE = "_frostline"
 def apply(plan: Plan, model: Any, *, seed: int = 0) -> Applied:
     """Make `model` train as `plan` says, in place: freeze, untie, add adapters, set dtypes.
 
-    Afterwards exactly the trained parameters require gradients, and are float32; frozen blocks and
-    embeddings stay in eval mode whatever `model.train()` says; nothing below the boundary is differentiated.
-    `seed` draws the adapters' initial weights.
+    Afterwards exactly the trained parameters require gradients, and they are float32. Frozen blocks and embeddings stay
+    in eval mode, even after `model.train()`. No backward pass runs below the boundary.
 
-    Raises `UserError` when the plan does not fit the model, or the model already carries a plan.
+    Args:
+        plan: a mode for every block.
+        model: a transformers model.
+        seed: of the adapters' initial weights.
+
+    Raises `PlanError` when the plan does not fit the model, or the model already has a plan.
     """
     carried = applied_to(model)
     if carried is not None:
         raise PlanError(
-            f"the model already carries the plan '{carried.plan.strategy}': load it afresh to apply another"
+            f"the model already has the plan '{carried.plan.strategy}': load the model again to apply another plan"
         )
     anatomy = find_anatomy(model)
     trained = select(plan, anatomy)
@@ -74,10 +87,10 @@ def apply(plan: Plan, model: Any, *, seed: int = 0) -> Applied:
     if plan.untie:
         untie(model)
     own = set(model.parameters())
-    _widen(model, _copied(plan, anatomy), anatomy)
+    _to_float32(model, _copied(plan, anatomy), anatomy)
     peft_models = add_adapters(model, plan, anatomy, seed)
     adapters = [name for name, added in model.named_parameters() if added not in own and added.requires_grad]
-    _widen(model, (item.tensor for item in trained), anatomy)
+    _to_float32(model, (item.tensor for item in trained), anatomy)
     lr_scales = {_trained_name(model, item): item.lr_scale for item in trained}
     lr_scales |= _adapter_scales(adapters, plan, anatomy)
     hooks = _train(model, plan, anatomy, lr_scales)
@@ -102,16 +115,22 @@ def apply(plan: Plan, model: Any, *, seed: int = 0) -> Applied:
 
 
 def change(plan: Plan, model: Any, *, keep_originals: bool = False) -> Applied:
-    """Make `model`, which carries a plan, train as another says from here on. Nothing that it learned is lost.
+    """Make `model`, which has a plan, train as another plan says from now on. Nothing that it learned is lost.
 
-    What the new plan freezes keeps its values. Adapters and matrices that train in part are made when a plan is
-    applied, so a later one may freeze, thaw and scale them but not add others; nor may it untie a head or change the
-    forward pass. `keep_originals` keeps a copy of what trains now for the first time, so that a delta from before can
-    be put in. Raises `UserError` when it would, or when the plan does not fit the model.
+    What the new plan freezes keeps its values. Adapters, and matrices of which some rows train, are made by `apply`. So
+    a later plan may freeze them, train them again or change their learning-rate scale, but it cannot add others. It
+    also cannot untie a head or change the forward pass.
+
+    Args:
+        plan: the new plan.
+        model: a model to which `apply` was applied.
+        keep_originals: keep a copy of what trains now for the first time, so that an earlier delta can be loaded later.
+
+    Raises `PlanError` when the plan needs what a later plan cannot do, or does not fit the model.
     """
     applied = applied_to(model)
     if applied is None:
-        raise PlanError("the model carries no plan that could change: call frostline.apply(plan, model) first")
+        raise PlanError("the model has no plan that could change: use frostline.apply(plan, model) first")
     if plan == applied.plan:
         return applied
     _check_change(applied.first, plan)
@@ -122,7 +141,7 @@ def change(plan: Plan, model: Any, *, keep_originals: bool = False) -> Applied:
     _remove_hooks(applied)
     new = {name: present[name] for name in lr_scales if name not in applied.changed}
     kept = {name: parameter.detach().cpu().clone() for name, parameter in new.items()} if keep_originals else {}
-    _widen(model, (item.tensor for item in trained), applied.anatomy)
+    _to_float32(model, (item.tensor for item in trained), applied.anatomy)
     hooks = _train(model, plan, applied.anatomy, lr_scales)
     so_far = {**applied.changed, **_parameters(model, lr_scales)}
     changed = replace(
@@ -133,12 +152,12 @@ def change(plan: Plan, model: Any, *, keep_originals: bool = False) -> Applied:
 
 
 def remember(names: Iterable[str], model: Any) -> Applied:
-    """Count parameters called `names` among what has trained, under plans before the current one: in float32."""
+    """Record that the parameters `names` have trained under an earlier plan, and convert them to float32."""
     applied = applied_to(model)
-    assert applied is not None, "only a model under a plan has a past"
+    assert applied is not None, "the model has a plan"
     past = set(names) - set(applied.changed)
     if past:
-        _widen(model, (tensor for tensor in applied.anatomy.tensors if tensor.name in past), applied.anatomy)
+        _to_float32(model, (tensor for tensor in applied.anatomy.tensors if tensor.name in past), applied.anatomy)
         _remove_hooks(applied)
         hooks = _hooks(model, applied.plan, applied.anatomy)
         applied = replace(applied, changed={**applied.changed, **_parameters(model, past)}, hooks=hooks)
@@ -153,16 +172,17 @@ def applied_to(model: nn.Module) -> Applied | None:
 
 
 def to_plain(model: Any) -> Any:
-    """The model as an ordinary transformers one: LoRA merged as PEFT merges it, rows back in their matrices.
+    """Turn the model into an ordinary transformers model: LoRA is merged by PEFT, rows go back into their matrices.
 
-    Raises `UserError` when the model carries no plan, or one that changes what its blocks compute.
+    Raises `PlanError` when the model has no plan, or its plan changes what blocks compute.
     """
     applied = applied_to(model)
     if applied is None:
-        raise PlanError("the model carries no plan: there is nothing to merge")
+        raise PlanError("the model has no plan, so there is nothing to merge: use the model as it is")
     if applied.plan.forward.interacts:
         raise PlanError(
-            "the plan's residual interaction is no part of an ordinary model: go on with the model as it is"
+            "forward.residual: an ordinary model cannot add earlier states, so nothing can be merged: use the "
+            "model as it is"
         )
     check_mergeable(model)
     _remove_hooks(applied)
@@ -172,7 +192,7 @@ def to_plain(model: Any) -> Any:
 
 
 def _train(model: Any, plan: Plan, anatomy: Anatomy, lr_scales: Mapping[str, float]) -> tuple[RemovableHandle, ...]:
-    """Let exactly the parameters of `lr_scales` train, and give the hooks that keep it so."""
+    """Let exactly the parameters in `lr_scales` train, and give the hooks that keep the rest frozen."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in lr_scales)
         if name not in lr_scales:
@@ -196,22 +216,29 @@ def _remove_hooks(applied: Applied) -> None:
 
 def _check_change(first: Plan, plan: Plan) -> None:
     if len(plan.blocks) != len(first.blocks):
-        raise PlanError(f"the plan '{plan.strategy}' has {len(plan.blocks)} blocks, the model {len(first.blocks)}")
+        raise PlanError(
+            f"the plan '{plan.strategy}' has {len(plan.blocks)} blocks, the model {len(first.blocks)}: use a plan for "
+            "this model"
+        )
     for what in ("untie", "forward"):
         if getattr(plan, what) != getattr(first, what):
-            raise PlanError(f"a plan cannot change {what} while training: give it to the first plan")
-    for index, (made, wanted) in enumerate(zip(first.blocks, plan.blocks, strict=True)):
-        if wanted.structure is not None and wanted.structure != made.structure:
+            raise PlanError(f"a plan cannot change {what} during training: use it in the first plan")
+    for index, (made, mode) in enumerate(zip(first.blocks, plan.blocks, strict=True)):
+        if mode.structure is not None and mode.structure != made.structure:
             raise PlanError(
-                f"block {index}: a plan cannot add {wanted.mode} while training: the first plan has {made.mode} there"
+                f"block {index}: a plan cannot add {mode.mode} during training, and the first plan has {made.mode} "
+                f"there: use {mode.mode} in the first plan"
             )
 
 
 def _present_name(present: Mapping[str, nn.Parameter], item: Trained) -> str:
-    """The parameter that holds a trained tensor, in a model where some matrices train in part already."""
+    """The parameter that holds a trained tensor, in a model where only some rows of some matrices train."""
     name = rows_name(item.tensor.name) if item.rows < 1 else item.tensor.name
     if name not in present:
-        raise PlanError(f"{item.tensor.name} trains in part since the first plan, and cannot train whole now")
+        raise PlanError(
+            f"{item.tensor.name}: only some rows train since the first plan, so it cannot train as a whole now: use "
+            "partial for this block"
+        )
     return name
 
 
@@ -219,8 +246,8 @@ def _trained_name(model: nn.Module, item: Trained) -> str:
     return train_rows(model, item) if item.rows < 1 else item.tensor.name
 
 
-def _widen(model: nn.Module, trained: Iterable[Tensor], anatomy: Anatomy) -> None:
-    """Convert to float32 what trains: a block as a whole, so that it computes in one dtype."""
+def _to_float32(model: nn.Module, trained: Iterable[Tensor], anatomy: Anatomy) -> None:
+    """Convert to float32 what trains. A block is converted as a whole, so that it computes in one dtype."""
     trained = list(trained)
     names = {tensor.name for tensor in trained}
     for index in {tensor.block for tensor in trained if tensor.block is not None}:
@@ -231,12 +258,12 @@ def _widen(model: nn.Module, trained: Iterable[Tensor], anatomy: Anatomy) -> Non
 
 
 def _copied(plan: Plan, anatomy: Anatomy) -> Iterable[Tensor]:
-    """Tensors of the blocks of which copies train, in the copied tensors' dtype."""
+    """The tensors of which adapters train a copy. They are converted first, because a copy has their dtype."""
     adapters = adapters_in(plan.blocks, anatomy)
     return (tensor for kind, block in adapters for tensor in kind.added(block, anatomy).copied)
 
 
 def _adapter_scales(names: Iterable[str], plan: Plan, anatomy: Anatomy) -> dict[str, float]:
-    """The learning-rate scales of those adapters' parameters whose block has adapters in the plan."""
+    """The learning-rate scales of those adapter parameters whose block has an adapter in `plan`."""
     scales = {f"{block.name}.": kind.mode.lr_scale for kind, block in adapters_in(plan.blocks, anatomy)}
     return {name: scale for name in names for place, scale in scales.items() if name.startswith(place)}

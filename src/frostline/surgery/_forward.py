@@ -2,9 +2,9 @@
 
     B rows, T tokens, d hidden width
 
-Each stack counts its own states: h_0 enters its first block, h_l is the state after its block l, counted from 1. A
-state is noted where the next block takes it in, before any conversion of dtype; the model's own `hidden_states` are
-these too.
+Each stack has its own states: h_0 enters its first block, and h_l is the state after its block l, counted from 1. A
+state is recorded as the next block receives it, before any conversion of dtype. The model's own `hidden_states` are the
+same.
 """
 
 from __future__ import annotations
@@ -26,11 +26,15 @@ from frostline.plan import Plan
 
 
 def install_forward(model: nn.Module, plan: Plan, anatomy: Anatomy) -> list[RemovableHandle]:
-    """Make `model` compute what `plan.forward` says, until every handle is removed; none for a plan that changes
-    nothing.
+    """Make `model` compute what `plan.forward` says, until all the handles are removed. Call `check_forward` first.
 
-    With a layered loss the `loss` of what the model returns in training mode is the layered one; evaluation gives
-    the ordinary loss, and the logits are always the model's. Call `check_forward` first.
+    With a layered loss, the `loss` that the model returns in train mode is the layered one. Evaluation gives the
+    ordinary loss, and the logits are always the model's own.
+
+    Args:
+        model: a model to which the plan was applied.
+        plan: its plan.
+        anatomy: its blocks.
     """
     handles: list[RemovableHandle] = []
     if plan.forward.interacts:
@@ -43,42 +47,45 @@ def install_forward(model: nn.Module, plan: Plan, anatomy: Anatomy) -> list[Remo
 
 
 def check_forward(model: nn.Module, plan: Plan, anatomy: Anatomy) -> None:
-    """Raises `UserError` when `plan.forward` cannot be exact on `model`, which is left as it was."""
+    """Raises `PlanError` when `plan.forward` cannot be computed exactly on `model`, which is left as it was."""
     if not plan.forward.changes:
         return
     name, config = type(model).__name__, model.config.to_dict()  # type: ignore[operator, union-attr]
     if any(key.endswith("layerdrop") and value for key, value in config.items()):
-        raise PlanError(f"forward: {name} leaves out blocks at random in training: set layerdrop to 0 in its config")
+        raise PlanError(f"forward: {name} skips blocks at random in training: use layerdrop=0 in its config")
     span, deepest = plan.forward.residual.span, max(map(len, _stacks(anatomy)))
     if plan.forward.interacts and span > deepest:
-        raise PlanError(f"forward.residual.span: {span} reaches over all {deepest} blocks of each stack of {name}")
+        raise PlanError(
+            f"forward.residual.span: {span} is more than the {deepest} blocks of a stack of {name}: use at most "
+            f"{deepest}"
+        )
     if not plan.forward.layered:
         return
     if "labels" not in inspect.signature(model.forward).parameters:
-        raise PlanError(f"forward.loss_weights: {name} computes no loss of its own: take a model with a task head")
+        raise PlanError(f"forward.loss_weights: {name} computes no loss of its own: use a model with a task head")
     last_stack = len(_stacks(anatomy)[-1])
     first = len(anatomy.blocks) - last_stack
     if any(index < first for index in plan.forward.losses):
         raise PlanError(
-            f"forward.loss_weights: an encoder's states do not go through final norm and head: give the first "
-            f"{first} of the {len(anatomy.blocks)} blocks the weight 0"
+            f"forward.loss_weights: the states of an encoder do not go through final norm and head: use weight 0 for "
+            f"the first {first} of the {len(anatomy.blocks)} blocks"
         )
     if config.get("output_router_logits") and not hasattr(model, "router_aux_loss_coef"):
         raise PlanError(
-            f"forward.loss_weights: the router loss of {name} cannot be told from the rest of its loss: set "
-            "output_router_logits to false in its config"
+            f"forward.loss_weights: the router loss of {name} cannot be separated from the rest of its loss: use "
+            "output_router_logits=false in its config"
         )
     if (reason := LayeredLoss(model, anatomy, plan.forward.losses).disagreement()) is not None:
-        raise PlanError(f"forward.loss_weights: {reason}: leave them out for {name}")
+        raise PlanError(f"forward.loss_weights: {reason}: use no loss_weights for {name}")
 
 
 def check_loss_is_the_models(plan: Plan, computed_outside: bool) -> None:
-    """Raises `UserError` when a plan changes the model's loss, but the caller computes it outside of the model."""
+    """Raises `PlanError` when a plan changes the model's loss, but the loss is computed outside the model."""
     if not computed_outside:
         return
     if plan.forward.layered:
         raise PlanError(
-            "forward.loss_weights: a layered loss is the model's own: leave out label_smoothing_factor and "
+            "forward.loss_weights: the model itself computes a layered loss: leave out label_smoothing_factor and "
             "compute_loss_func, or the weights"
         )
     for kind in filter(None, map(kind_of, plan.blocks)):
@@ -90,10 +97,15 @@ def check_loss_is_the_models(plan: Plan, computed_outside: bool) -> None:
 
 
 def interact(blocks: Sequence[nn.Module], alpha: float, span: int) -> Iterator[RemovableHandle]:
-    """Make each block of a stack give h_l = block_l(h_(l-1)) + alpha h_(l-span), for l >= span.
+    """Make each block of a stack return h_l = block_l(h_(l-1)) + alpha h_(l-span), for l >= span.
 
-    A noted state is let go as soon as it was added. Hooks of a block run outside of what transformers checkpoints,
-    so nothing here runs again in backward.
+    A recorded state is dropped once it was added. transformers' activation checkpointing does not include the hooks of
+    a block, so nothing here runs again in the backward pass.
+
+    Args:
+        blocks: of one stack, in order.
+        alpha: the weight of the earlier state.
+        span: how many blocks earlier that state is.
     """
     states: dict[int, Tensor] = {}
 
@@ -103,27 +115,32 @@ def interact(blocks: Sequence[nn.Module], alpha: float, span: int) -> Iterator[R
     def add(index: int, _block: Any, _inputs: Any, output: Any) -> Any:
         if index not in states:
             raise FrostlineError(
-                "the residual interaction needs every block to run once a pass and in order: activation "
-                "checkpointing around a whole block (FSDP's) does not go with it"
+                "forward.residual needs every block to run once in each pass and in order, but a block ran again: use "
+                "no activation checkpointing around whole blocks (as FSDP's)"
             )
         hidden = hidden_of(output)
         return with_hidden(output, hidden + alpha * states.pop(index).to(hidden.dtype))
 
     for index in range(len(blocks) - span + 1):
-        # First of the hooks: the state is noted as it was made, and every other hook sees what the block now gives.
+        # These hooks run first: they record the state unchanged, and all other hooks see the new output of the block.
         yield blocks[index].register_forward_pre_hook(partial(note, index), prepend=True, with_kwargs=True)
         yield blocks[index + span - 1].register_forward_hook(partial(add, index), prepend=True)
 
 
-# To a model that is run again: its routers are not.
+# For the extra passes: blocks do not run in them, so there are no router logits.
 _NO_ROUTER_LOSS = {"output_router_logits": False}
 
 
 class LayeredLoss:
-    """The loss of `model` becomes sum_l lambda_l loss(h_l): `weights` has each block's lambda_l that is not 0.
+    """Makes the loss of `model` sum_l lambda_l loss(h_l) (methods.md 2).
 
-    After the model's own pass, it runs once more for each weighted state but the last, with blocks that only give
-    that state back: so final norm, pooling, head and loss are the model's own code. A router loss counts once.
+    After its own pass, the model runs once more for each weighted state except the last. In these passes every block
+    just returns that state, so final norm, pooling, head and loss are the model's own code. A router loss counts once.
+
+    Args:
+        model: a transformers model with a loss of its own.
+        anatomy: its blocks.
+        weights: block -> lambda_l, where it is not 0.
     """
 
     def __init__(self, model: Any, anatomy: Anatomy, weights: Mapping[int, float]) -> None:
@@ -134,22 +151,23 @@ class LayeredLoss:
         self._own_weight = weights.get(self._last, 0.0)
         self._states: dict[int, Tensor] = {}
         self._returned: dict[str, Any] = {}
-        self._noting = False
+        self._recording = False
 
     def install(self) -> Iterator[RemovableHandle]:
         yield self._model.register_forward_pre_hook(self._begin)
         for index, name in enumerate(self._names):
             block = self._model.get_submodule(name)
             if index - 1 in self._weights:
-                yield block.register_forward_pre_hook(partial(self._note, index - 1), prepend=True, with_kwargs=True)
-            yield block.register_forward_hook(partial(self._note_returned, name))
-        # First of the hooks: what others add to the loss (a mixture's balance) is weighed by no block.
+                yield block.register_forward_pre_hook(partial(self._record, index - 1), prepend=True, with_kwargs=True)
+            yield block.register_forward_hook(partial(self._record_output, name))
+        # This hook runs first: what others add to the loss (the balance loss of a mixture) gets no block's weight.
         yield self._model.register_forward_hook(self._finish, with_kwargs=True, prepend=True)
 
     def disagreement(self) -> str | None:
-        """Why the model does not give its own output again from its last block's, in a line; None when it does.
+        """Say in one line why the extra passes would not be exact; None when they are.
 
-        Seen on one row of three tokens. A model that lies partly on the meta device is taken at its word.
+        The model runs on one row of three tokens, and once more from the output of its last block: both must give the
+        same. A model that lies partly on the meta device cannot run, and is not checked.
         """
         if any(parameter.is_meta for parameter in self._model.parameters()):
             return None
@@ -162,41 +180,41 @@ class LayeredLoss:
             inputs |= _NO_ROUTER_LOSS
         try:
             with undisturbed(self._model), torch.no_grad():
-                self._begin(self._model, None, noting=True)
+                self._begin(self._model, None, recording=True)
                 own = self._model.forward(**inputs)
                 again = self._run_again(self._states[self._last], (), inputs)
         except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
-            return f"the model does not run again from the end of its blocks ({first_line(error)})"
+            return f"the model does not run again from the states of its last block ({first_line(error)})"
         finally:
             for hook in hooks:
                 hook.remove()
             self._forget()
         same = torch.equal(own.to_tuple()[0], again.to_tuple()[0])
-        return None if same else "what follows the blocks reads more than the last one's states"
+        return None if same else "what follows the blocks reads more than the states of the last one"
 
-    def _begin(self, model: nn.Module, _inputs: Any, noting: bool = False) -> None:
+    def _begin(self, model: nn.Module, _inputs: Any, recording: bool = False) -> None:
         self._forget()
-        self._noting = noting or model.training
+        self._recording = recording or model.training
 
-    def _note(self, index: int, _block: Any, args: Any, kwargs: Any) -> None:
-        if self._noting:
+    def _record(self, index: int, _block: Any, args: Any, kwargs: Any) -> None:
+        if self._recording:
             self._states[index] = hidden_given(args, kwargs)
 
-    def _note_returned(self, name: str, _block: Any, _inputs: Any, output: Any) -> None:
-        if self._noting:
-            # Without the states themselves: those below the boundary would stay in memory.
+    def _record_output(self, name: str, _block: Any, _inputs: Any, output: Any) -> None:
+        if self._recording:
+            # Not the states themselves: those below the boundary would stay in memory.
             self._returned[name] = (None, *output[1:]) if isinstance(output, tuple) else None
             if name == self._names[-1]:
                 self._states[self._last] = hidden_of(output)
 
     def _forget(self) -> None:
-        self._states, self._returned, self._noting = {}, {}, False
+        self._states, self._returned, self._recording = {}, {}, False
 
     def _finish(self, _model: Any, args: Any, kwargs: Any, output: Any) -> None:
         try:
-            if self._noting and isinstance(output, tuple):
-                raise FrostlineError("a layered loss needs the model's named output: leave out return_dict=False")
-            if self._noting and getattr(output, "loss", None) is not None:
+            if self._recording and isinstance(output, tuple):
+                raise FrostlineError("a layered loss needs a model output with names: leave out return_dict=False")
+            if self._recording and getattr(output, "loss", None) is not None:
                 output.loss = self._loss(args, kwargs, output)
         finally:
             self._forget()
@@ -208,23 +226,25 @@ class LayeredLoss:
         if self._own_weight:
             terms.append(self._own_weight * output.loss)
         if router is not None and self._own_weight != 1:
-            # The model's own loss holds it already, `own_weight` times by now.
+            # The model's own loss includes it, so it is there `own_weight` times already.
             terms.append((1 - self._own_weight) * self._model.router_aux_loss_coef * router)
         return torch.stack(terms).sum()
 
     def _run_again(self, state: Tensor, args: Any, kwargs: Any) -> Any:
-        """The model's output when the blocks of its last stack all give `state` [B, T, d], and an encoder's nothing
-        new."""
+        """The model's output when all blocks of its last stack return `state` [B, T, d].
+
+        The blocks of an encoder before it return what they are given.
+        """
         given = {
-            self._model.get_submodule(name): partial(_give, returned, None if name in self._encoder else state)
+            self._model.get_submodule(name): partial(_return_state, returned, None if name in self._encoder else state)
             for name, returned in self._returned.items()
         }
         with overridden(given, CALL):
             return self._model.forward(*args, **kwargs)
 
 
-def _give(returned: Any, state: Tensor | None, *args: Any, **kwargs: Any) -> Any:
-    """In the place of a block: gives `state` (None: the states that come in), and whatever it `returned` beside."""
+def _return_state(returned: Any, state: Tensor | None, *args: Any, **kwargs: Any) -> Any:
+    """Replaces a block: returns `state` (None: the states it is given), and what else it `returned` before."""
     return with_hidden(returned, hidden_given(args, kwargs) if state is None else state)
 
 

@@ -1,4 +1,4 @@
-"""What is frozen stays out of the way: in eval mode, and with no gradient asked of the embeddings."""
+"""Keep what is frozen in eval mode, and keep gradients out of the embeddings."""
 
 from __future__ import annotations
 
@@ -12,21 +12,23 @@ from frostline.plan import Plan
 
 
 def keep_frozen_out(model: nn.Module, plan: Plan, anatomy: Anatomy) -> RemovableHandle:
-    """Before every forward pass of `model`, put frozen blocks in eval mode and drop the input-gradient hook.
+    """Before every forward pass of `model`, put frozen blocks in eval mode and remove the input-gradient hook.
 
-    Two train-mode passes through a frozen bottom would differ by their dropout, so that nothing below the
-    boundary could be computed once; and dropout in a block that cannot answer it is only noise. Blocks in
-    eval mode are not checkpointed either. transformers and PEFT make the embeddings' output require
-    gradients when activations are checkpointed; backward would then cross every frozen block, and only
-    re-entrant checkpointing needs it. A hook rather than one call, because training loops call
-    `model.train()` again, and may switch checkpointing on later.
+    Eval mode: with dropout, two passes through a frozen bottom would differ, so it could not be computed once; and in a
+    block that does not train, dropout is only noise. Blocks in eval mode are not checkpointed either.
+
+    Input gradients: with activation checkpointing, transformers and PEFT make the output of the embeddings require
+    gradients. The backward pass would then run through every frozen block. Only re-entrant checkpointing needs that.
+
+    This is a hook, not one call, because training loops call `model.train()` again and may switch checkpointing on
+    later.
     """
     paths = {module: path for path, module in model.named_modules()}
     frozen = [paths[module] for module in _frozen_modules(model, plan, anatomy)]
 
     def before_forward(module: Any, _inputs: Any) -> None:
         if module.training:
-            for path in frozen:  # by path: a copy of the model has parts of its own
+            for path in frozen:  # by path, because a copy of the model has other modules
                 module.get_submodule(path).eval()
         if plan.boundary > 0 and getattr(module, "_require_grads_hooks", None):
             module.disable_input_require_grads()
@@ -46,7 +48,7 @@ def _frozen_modules(model: nn.Module, plan: Plan, anatomy: Anatomy) -> list[nn.M
 
 
 def _embedding_modules(model: nn.Module, anatomy: Anatomy) -> list[nn.Module]:
-    """The leaves of the trunk outside blocks, final norm and head: embeddings, their norms and dropouts."""
+    """The modules of the base model outside blocks, final norm and head: embeddings, their norms and dropouts."""
     after = {tensor.name.rpartition(".")[0] for tensor in (*anatomy.final_norm, *anatomy.head)}
     inside = tuple(block.name + "." for block in anatomy.blocks)
     trunk = getattr(model, "base_model", model)

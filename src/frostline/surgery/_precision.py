@@ -1,7 +1,7 @@
 """Parts of one model in different dtypes: each part computes in the dtype of its own tensors.
 
-Trained tensors are float32, because an AdamW step of 5e-5 moves almost nothing in bfloat16; frozen ones keep
-the checkpoint's dtype. Where a part's dtype differs from what reaches it, its inputs are converted.
+Trained tensors are float32, because an AdamW step of 5e-5 changes almost nothing in bfloat16. Frozen ones keep the
+dtype of the checkpoint. Where a part gets inputs of another dtype, they are converted.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def part_modules(model: nn.Module, anatomy: Anatomy) -> list[nn.Module]:
 
 
 def align_dtypes(model: nn.Module, anatomy: Anatomy) -> list[RemovableHandle]:
-    """Where the floating dtypes of `model` are mixed, hook each part to receive its own dtype."""
+    """Where `model` has several floating-point dtypes, add hooks that convert the inputs of each part to its dtype."""
     if len({p.dtype for p in model.parameters() if p.is_floating_point()}) < 2:
         return []
     parts = [(module, _own_dtype(module)) for module in part_modules(model, anatomy)]
@@ -47,7 +47,7 @@ class _Cast:
                 return value
             lowest = torch.finfo(self.dtype).min
             if lowest > torch.finfo(value.dtype).min:
-                # An additive mask holds the lowest float32, which would round to -inf in bfloat16.
+                # An additive mask holds the lowest float32, which would become -inf in bfloat16.
                 value = value.clamp(min=lowest)
             return value.to(self.dtype)
         if type(value) in (tuple, list):
@@ -58,7 +58,7 @@ class _Cast:
 
 
 def _own_dtype(module: nn.Module) -> torch.dtype | None:
-    # Adapters, which are float32, do not count: they convert around themselves.
+    # Adapters do not count: they are float32 and convert their own inputs.
     added = adapter_names(module)
     dtypes = [
         parameter.dtype

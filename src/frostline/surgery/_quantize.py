@@ -1,7 +1,7 @@
-"""Frozen matrices in 8 or 4 bits, rounded by bitsandbytes: QLoRA's base, or a frozen bottom that stays in memory.
+"""Frozen matrices in 8 or 4 bits, quantized by bitsandbytes: QLoRA's base, or a frozen bottom that stays in memory.
 
-8 bits: each row scaled by its largest value. 4 bits: NormalFloat in blocks of 64 values, their scales rounded too
-(QLoRA, arXiv 2305.14314). A matrix is put back to the dtype that it had for each product.
+8 bits: each row is scaled by its largest value. 4 bits: NormalFloat in groups of 64 values, whose scales are quantized
+too (QLoRA, arXiv 2305.14314). For each product a matrix is converted back to the dtype that it had.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Bits = Literal[4, 8]
 
 @dataclass(frozen=True)
 class Quantized:
-    """What `quantize_frozen` did: how many matrices, and their bytes before and after."""
+    """What `quantize_frozen` did: number of matrices, and their bytes before and after."""
 
     bits: Bits
     matrices: int
@@ -36,28 +36,34 @@ class Quantized:
     def notice(self) -> str:
         return (
             f"{self.matrices} frozen matrices are held in {self.bits} bits ({size_text(self.bytes_after)} instead of "
-            f"{size_text(self.bytes_before)}): training and its evaluations see them rounded, the delta's base is not"
+            f"{size_text(self.bytes_before)}): training and its evaluations use them so, but the base of the delta "
+            "is not quantized"
         )
 
 
 def quantize_frozen(model: nn.Module, anatomy: Anatomy, bits: Bits) -> Quantized:
-    """Hold the frozen matrices of the blocks of `model` in 8 or 4 bits, in place, after a plan was applied.
+    """Quantize the frozen matrices of the blocks of `model` in place, after a plan was applied.
 
-    The frozen matrices of a LoRA block are rounded too. Left as they are: embeddings, head, norms, biases, experts
-    that share one tensor, and what transformers keeps in float32 for this model. Gradients pass through to what
-    lies below. To merge, load the delta on its base afresh.
+    The frozen matrices of a LoRA block are quantized too. Embeddings, head, norms, biases, experts that share one
+    tensor, and what transformers keeps in float32 for this model stay as they are. Gradients flow through quantized
+    matrices. To merge, load the delta on its base again.
 
-    Raises `UserError` when bitsandbytes is not installed, or nothing is frozen that could be rounded.
+    Args:
+        model: a model to which a plan was applied.
+        anatomy: its blocks.
+        bits: 8 or 4.
+
+    Raises `ConfigError` when bitsandbytes is not installed, or the plan freezes no matrix.
     """
     library = _bitsandbytes()
     count = before = after = 0
     for name, linear in list(_frozen_linears(model, anatomy)):
         owner, _, attribute = name.rpartition(".")
-        rounded = QuantizedLinear(linear, bits, library.functional).train(linear.training)
-        setattr(model.get_submodule(owner), attribute, rounded)
-        count, before, after = count + 1, before + linear.weight.nbytes, after + rounded.bytes
+        quantized = QuantizedLinear(linear, bits, library.functional).train(linear.training)
+        setattr(model.get_submodule(owner), attribute, quantized)
+        count, before, after = count + 1, before + linear.weight.nbytes, after + quantized.bytes
     if not count:
-        raise ConfigError("frozen_bits: the plan freezes no matrix that could be rounded: leave it out")
+        raise ConfigError("frozen_bits: the plan freezes no matrix that could be quantized: leave frozen_bits out")
     return Quantized(bits, count, before, after)
 
 
@@ -74,7 +80,7 @@ class QuantizedLinear(nn.Module):
             matrix = matrix.T.contiguous()
         self._shape, self._dtype, self._functional, self.state = matrix.shape, matrix.dtype, functional, None
         if bits == 4:
-            # In one row: on a CPU the blocks of a matrix whose rows are no multiple of 64 are given back wrong.
+            # As one row: on a CPU, bitsandbytes dequantizes a matrix wrongly if its rows are not multiples of 64.
             codes, self.state = functional.quantize_4bit(matrix.flatten(), quant_type="nf4", compress_statistics=True)
         else:
             codes, scales, _ = functional.int8_vectorwise_quant(matrix.to(torch.float16))
@@ -84,7 +90,7 @@ class QuantizedLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The matrix as it is computed with, in the dtype that it had."""
+        """The dequantized matrix, in the dtype that it had."""
         if self.state is None:
             return self.codes.to(self._dtype) * self.scales[:, None].to(self._dtype)
         self.state.to(self.codes.device)
@@ -93,7 +99,7 @@ class QuantizedLinear(nn.Module):
 
     @property
     def bytes(self) -> int:
-        """Of the codes and their scales."""
+        """The size of the codes and their scales."""
         scales = [self.scales] if self.state is None else self.state.as_dict(packed=True).values()
         return self.codes.nbytes + sum(scale.nbytes for scale in scales)
 
@@ -103,7 +109,7 @@ class QuantizedLinear(nn.Module):
 
 
 class _Product(torch.autograd.Function):
-    """inputs [..., in] times the matrix; for the backward pass the matrix is made again instead of kept."""
+    """inputs [..., in] times the matrix. The backward pass dequantizes the matrix again instead of keeping it."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, linear: QuantizedLinear) -> Tensor:
@@ -128,13 +134,13 @@ def _frozen_linears(model: nn.Module, anatomy: Anatomy) -> Iterator[tuple[str, A
 def _bitsandbytes() -> Any:
     logger = logging.getLogger("bitsandbytes")
     level = logger.level
-    logger.setLevel(logging.ERROR)  # it warns of kernels for inference that it did not find
+    logger.setLevel(logging.ERROR)  # it warns about missing kernels for inference
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
             import bitsandbytes
     except ImportError:
-        raise ConfigError("frozen_bits wants bitsandbytes: pip install 'frostline[quantized]'") from None
+        raise ConfigError("frozen_bits needs bitsandbytes: use pip install 'frostline[quantized]'") from None
     finally:
         logger.setLevel(level)
     return bitsandbytes

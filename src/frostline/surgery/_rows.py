@@ -1,6 +1,6 @@
-"""Train some rows of a matrix and keep the others: a parametrisation whose parameter is those rows alone.
+"""Train some rows of a matrix and freeze the others, by a parametrization whose parameter is the trained rows alone.
 
-Masking the gradient would not do: weight decay and the optimizer's memory move a masked row all the same.
+Masking the gradient is not enough: weight decay and the state of the optimizer would still change a masked row.
 
 Shapes: R trained rows of a matrix of N rows.
 """
@@ -18,7 +18,7 @@ from frostline.core.seeding import derive_seed
 
 
 class TrainedRows(nn.Module):
-    """weight [N, ...] = the frozen matrix with its rows at `index` [R] replaced by the trained ones [R, ...]."""
+    """weight [N, ...]: the frozen matrix, with its rows at `index` [R] replaced by the trained rows [R, ...]."""
 
     index: Tensor
     frozen: Tensor
@@ -36,7 +36,7 @@ class TrainedRows(nn.Module):
 
 
 def train_rows(model: nn.Module, trained: Trained) -> str:
-    """Let only the drawn rows of one tensor train. Returns the name of the parameter that holds them."""
+    """Let only randomly drawn rows of one tensor train. Returns the name of the parameter that holds them."""
     path, _, name = trained.tensor.name.rpartition(".")
     module = model.get_submodule(path)
     weight = cast(Tensor, getattr(module, name))
