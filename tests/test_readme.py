@@ -13,14 +13,16 @@ from typing import Any
 
 import pytest
 import typer
+from transformers import TrainingArguments
 
 import made_records
+from architectures import tiny
 from conftest import ROOT
 from frostline.cli.commands import root
 from frostline.cli.main import main
 from frostline.plan import from_text
 from frostline.records import write_record
-from frostline.run import RunConfig, demo, read_config
+from frostline.run import RunConfig, demo, make_plan, read_config
 from frostline.strategies import parse_name
 
 DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
@@ -32,12 +34,17 @@ renamed = pytest.mark.skipif(
 )
 
 
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
 def text_of(page: Path) -> str:
     return page.read_text(encoding="utf-8")
 
 
 def blocks(page: Path, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", text_of(page), re.MULTILINE | re.DOTALL)
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", text_of(page), re.MULTILINE | re.DOTALL)
+    return [block for marked, block in found if marked == language]
 
 
 def commands(page: Path) -> Iterator[list[str]]:
@@ -129,7 +136,7 @@ def test_the_demo_s_table_is_the_one_that_readme_shows(tmp_path: Path) -> None:
     assert [words[0] for words in shown[header + 1 : header + 1 + len(names)]] == names
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_commands_parse(page: Path) -> None:
     group = typer.main.get_command(root)
     for arguments in commands(page):
@@ -144,7 +151,7 @@ def test_commands_parse(page: Path) -> None:
 
 
 @renamed
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_settings_of_train_are_there(page: Path) -> None:
     for name, *rest in commands(page):
         settings = [word for word in rest if re.match(r"[a-z_.]+=", word) and rest[rest.index(word) - 1] != "--budget"]
@@ -152,7 +159,7 @@ def test_settings_of_train_are_there(page: Path) -> None:
             read_config(None, settings, model="MODEL", task="rte")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_plans_are_valid(page: Path) -> None:
     for document in blocks(page, "yaml"):
         from_text(document)
@@ -163,7 +170,7 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", DOCS, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", DOCS, ids=name_of)
 def test_links_lead_somewhere(page: Path) -> None:
     for target, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)#?([^)\s]*)\)", text_of(page)):
         linked = page if not target else (page.parent / target).resolve()
@@ -183,3 +190,13 @@ def test_sections_that_methods_md_is_cited_for_are_there() -> None:
     places = [*ROOT.glob("src/**/*.py"), *ROOT.glob("tests/**/*.py"), *ROOT.glob("docs/**/*.md")]
     cited = {n for path in places for n in re.findall(r"methods\.md[\]),]*\s*(?:,?\s*section)?\s+(\d+)", text_of(path))}
     assert cited and cited <= there
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.parent.name == "docs"], ids=name_of)
+def test_the_docs_python_runs(page: Path, tmp_path: Path) -> None:
+    for source in blocks(page, "python"):
+        model = tiny("llama")
+        rows = [{"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}]
+        args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+        scope: dict[str, Any] = {"model": model, "rows": rows, "args": args, "plan": make_plan(model, "bot50")}
+        exec(compile(source, page.name, "exec", dont_inherit=True), scope)
