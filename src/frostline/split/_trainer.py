@@ -204,9 +204,16 @@ def _check(args: TrainingArguments) -> None:
     }
     for name, only in supported.items():
         if (given := getattr(args, name)) != only:
-            raise ConfigError(f"{name}: split training does not support {given}: use {name}={str(only).lower()}")
+            raise ConfigError(f"{name}: split training does not support {_setting(given)}: use {name}={_setting(only)}")
     if args.optim not in OPTIMIZERS:
-        raise ConfigError(f"optim: split training does not support {args.optim}: use one of {', '.join(OPTIMIZERS)}")
+        raise ConfigError(
+            f"optim: split training does not support {_setting(args.optim)}: use one of {', '.join(OPTIMIZERS)}"
+        )
+
+
+def _setting(value: Any) -> str:
+    """A value of `TrainingArguments` as a user writes it."""
+    return str(getattr(value, "value", value)).lower()
 
 
 def _check_plan(plan: Plan, split: Split) -> None:
