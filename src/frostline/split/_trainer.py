@@ -107,7 +107,7 @@ class SplitTrainer(Trainer):
             save_parts(self.model, job.folder)
             with Session(job, client_rows) as session:
                 mean_loss, seconds = self._follow(session, job)
-            put_tensors(self.model, session.trained, "what was trained", more=False)
+            put_tensors(self.model, session.trained, "the result of split training", more=False)
         self.report = SplitReport(
             clients=job.split.clients,
             cut=job.split.cut,
