@@ -193,8 +193,8 @@ class _Trace:
 
     def _extras(self, name: str) -> tuple[Extra, ...]:
         # The run stops at the first block above the boundary, so `given` holds the arguments of that one only. That is
-        # enough: a stack calls all of its blocks with the same side inputs (masks, positions, biases). Where it does not,
-        # the comparison before the first step finds it.
+        # enough: a stack calls all of its blocks with the same side inputs (masks, positions, biases). Where it does
+        # not, the comparison before the first step finds it.
         above = (
             other for other, stack in self.blocks.items() if stack == self.blocks[name] and other not in self.below
         )
