@@ -356,7 +356,7 @@ def test_a_schedule_that_may_thaw_is_refused(tmp_path: Path) -> None:
     class Undecided:
         observes: frozenset[str] = frozenset()
         settled = False
-        plan = bottom_plan(tiny("llama"), 2)
+        first = plan = bottom_plan(tiny("llama"), 2)
 
         def next(self, step: int, observations: Any) -> Any:
             return self.plan if step == 0 else None
