@@ -1,8 +1,9 @@
 """The losses of six training steps on every path that a training can take, as text.
 
-Written once and kept: a change that only moves code leaves them as they are (`tests/engine/test_golden_losses.py`).
-`python tests/golden_losses.py > tests/golden_losses.txt` writes them anew, where a change is meant. SGD in float32 on
-tiny models whose weights are drawn by seed: another CPU's products round otherwise, by 1e-6 of a loss.
+The file is kept, so a change that only moves code must leave the losses as they are
+(`tests/engine/test_golden_losses.py`). Where a change is intended, `python tests/golden_losses.py >
+tests/golden_losses.txt` writes them again. Training is SGD in float32 on tiny models whose weights depend on a seed.
+Another CPU rounds differently, by about 1e-6 of a loss.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from cache_cases import arguments, collate, losses, rows_for
 from frostline.checkpoints import load_above, load_config
 from frostline.engine import Flora, Trainer
 from frostline.loss_positions import pack_rows
-from frostline.plan import FloraOptions, Forward, Frozen, Full, Lora, Mixture, Partial, Plan, Prefix, Residual
+from frostline.plan import FloraOptions, Forward, Frozen, Full, Lora, Mixture, Partial, Plan, Prefix, Residual, Split
 from frostline.run import make_plan
-from frostline.split import Split, SplitTrainer
+from frostline.split import SplitTrainer
 from frostline.surgery import quantize_frozen
 from frostline.tasks import PackingCollator
 

@@ -64,7 +64,7 @@ def test_resumed_training_ends_with_the_same_weights(tmp_path: Path) -> None:
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_the_activation_cache_and_the_narrow_reads_keep_the_balance(tmp_path: Path) -> None:
+def test_the_activation_cache_and_loss_positions_keep_the_balance(tmp_path: Path) -> None:
     cached = trainer(tmp_path / "a", activation_cache="on")
     plain = trainer(tmp_path / "b", activation_cache="off", loss_positions=False)
     cached.train()
@@ -72,7 +72,7 @@ def test_the_activation_cache_and_the_narrow_reads_keep_the_balance(tmp_path: Pa
     assert cached.cache_report.used
     assert losses(cached) == pytest.approx(losses(plain), abs=1e-4)
     assert cached.positions is not None
-    assert "its experts are balanced over all tokens" in " ".join(cached.notices)
+    assert "the balance loss of its experts reads all tokens" in " ".join(cached.notices)
 
 
 def test_accumulated_batches_weigh_the_balance_as_one_batch_does(tmp_path: Path) -> None:

@@ -13,12 +13,12 @@ from frostline.core.errors import FrostlineError
 from frostline.hooks import (
     NotHookable,
     attention_call,
-    attention_call_anew,
     attention_implementation,
     hook_attention,
     hookable,
     open_attention,
     uses_attention_function,
+    without_call_hooks,
 )
 
 OWN_CODE = {"gptj", "deberta-v2"}
@@ -121,7 +121,7 @@ def test_hooks_of_a_call_come_before_and_after_all_others_the_last_one_put_first
     ):
         assert torch.equal(logits(model), before)
         assert order == ["outer 3", "outer 1", "own 2", "own 1", "inner 2", "inner 1"]
-        with attention_call_anew(attention):
+        with without_call_hooks(attention):
             logits(model)
         assert order[6:] == ["own 2", "own 1"]
     logits(model)

@@ -191,7 +191,7 @@ def test_what_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     refused("strategy 'all' freezes nothing below the lowest trained block", "streaming=true", "strategy=all")
     refused("leave activation_cache: off out", "streaming=true", "activation_cache=off")
     refused("activation_cache: on, but nothing is frozen below", "activation_cache=on", "strategy=all")
-    refused("raise activation_cache_limit", "activation_cache=on", "activation_cache_limit=10B")
+    refused("use a larger activation_cache_limit", "activation_cache=on", "activation_cache_limit=10B")
     refused("activation_cache_limit '20 apples': a size is a number and a unit", "activation_cache_limit=20 apples")
     refused("strategy 'adt-l50' changes its plan while it trains", "streaming=true", "strategy=adt-l50")
     assert not (tmp_path / "run").exists()

@@ -12,7 +12,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 
 from frostline.core.errors import FrostlineError, PlanError
-from frostline.hooks import attention_call_anew
+from frostline.hooks import without_call_hooks
 
 Run = Callable[..., Any]
 PARTS = "hybrid_parts"
@@ -65,7 +65,7 @@ class HybridLayer(nn.Module, BaseTunerLayer):
         run: Run = self.base_layer
         for part in self._running():
             run = partial(part, run, self.base_layer)
-        with attention_call_anew(self.base_layer):
+        with without_call_hooks(self.base_layer):
             return run(*args, **kwargs)
 
     def put(self, name: str, part: Part) -> None:

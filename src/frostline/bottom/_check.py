@@ -39,8 +39,8 @@ def padding_difference(contents: Contents, blocks: Mapping[str, str], rows: Mapp
     model, passage = contents.training.model, contents.passage
     longest, shortest = (*rows, *rows)[:2]
     alone = pass_rows(model, blocks, passage, {shortest: rows[shortest]})[shortest]
-    beside = pass_rows(model, blocks, passage, {key: rows[key] for key in (longest, shortest)})[shortest]
-    if same_states(alone, beside):
+    padded = pass_rows(model, blocks, passage, {key: rows[key] for key in (longest, shortest)})[shortest]
+    if same_states(alone, padded):
         return None
     return "the states of a row at the boundary change with its padding"
 

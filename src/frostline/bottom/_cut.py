@@ -85,7 +85,7 @@ class Cut:
 
     @property
     def running(self) -> tuple[str, ...]:
-        """Blocks below the boundary that have to run all the same, because blocks above read something they compute."""
+        """Blocks below the boundary that still have to run, because blocks above read something they compute."""
         pairs = (pair for stack in self.stacks for pair in zip(stack.blocks, stack.returns, strict=True))
         return tuple(name for name, returned in pairs if returned.needs_block)
 
@@ -193,7 +193,8 @@ class _Trace:
 
     def _extras(self, name: str) -> tuple[Extra, ...]:
         # The run stops at the first block above the boundary, so `given` holds the arguments of that one only. That is
-        # enough: a stack calls all of its blocks with the same side inputs (masks, positions, biases).
+        # enough: a stack calls all of its blocks with the same side inputs (masks, positions, biases). Where it does
+        # not, the comparison before the first step finds it.
         above = (
             other for other, stack in self.blocks.items() if stack == self.blocks[name] and other not in self.below
         )

@@ -5,12 +5,12 @@ from frostline.hooks._attention import (
     AttentionHook,
     NotHookable,
     attention_call,
-    attention_call_anew,
     attention_implementation,
     hook_attention,
     hookable,
     open_attention,
     uses_attention_function,
+    without_call_hooks,
 )
 from frostline.hooks._compare import (
     FEWER_BITS,
@@ -45,7 +45,6 @@ __all__ = [
     "Tolerance",
     "all_trained",
     "attention_call",
-    "attention_call_anew",
     "attention_implementation",
     "attribute_set",
     "capture",
@@ -67,5 +66,6 @@ __all__ = [
     "undisturbed",
     "uses_attention_function",
     "with_hidden",
+    "without_call_hooks",
     "zero_tensors",
 ]

@@ -150,7 +150,7 @@ def attention_call(
     return _during({**calls, module: (inner, outer)})
 
 
-def attention_call_anew(module: nn.Module) -> AbstractContextManager[None]:
+def without_call_hooks(module: nn.Module) -> AbstractContextManager[None]:
     """Inside this context, a call of `module` does not run the hooks that an outer `attention_call` added."""
     calls = _CALLS.get()
     return _during({**calls, module: _NO_HOOKS}) if module in calls else nullcontext()

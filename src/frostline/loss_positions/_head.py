@@ -12,7 +12,7 @@
 5. The backward pass of training then uses these gradients, scaled by the gradient of the loss (`_Computed`).
 
 Why this is right: the loss is a mean over labelled positions, so it is the sum of the chunks' means, each weighted by
-the chunk's share of the positions; and the head treats each position alone. Neither is taken on trust:
+the chunk's share of the positions; and the head treats each position alone. Both are checked:
 `use_loss_positions` compares loss and gradients with the model's own before training.
 """
 

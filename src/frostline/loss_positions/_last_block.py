@@ -71,11 +71,11 @@ class Projections:
 class NarrowBlock:
     """Replaces the forward of a last block, until `remove`. While `positions` is None, the block runs on all tokens."""
 
-    def __init__(self, block: nn.Module, sides: Projections) -> None:
+    def __init__(self, block: nn.Module, projections: Projections) -> None:
         self.positions: Positions | None = None
-        self._block, self._projections = block, sides
+        self._block, self._projections = block, projections
         self._pass: _KeysPass | _QueriesPass | None = None
-        self._hook = hook_attention(sides.attention, self._attend)
+        self._hook = hook_attention(projections.attention, self._attend)
         self._patch = Override(block, self._forward)
         self._own = self._patch.own
 

@@ -62,7 +62,7 @@ def draws_random_numbers(model: Any, block: nn.Module, inputs: Mapping[str, Any]
 def _ending_in_padding(inputs: Mapping[str, Any], pad_token_id: int | None) -> Any:
     """`input_ids` with the padding token as the last attended token of the first row.
 
-    On these, `LAST_TOKEN` and `LAST_ATTENDED` differ, so the rule can be told.
+    On these, `LAST_TOKEN` and `LAST_ATTENDED` differ, so the gradient shows which of the two holds.
     """
     ids = inputs.get("input_ids")
     if ids is None or pad_token_id is None:

@@ -107,7 +107,7 @@ class SplitTrainer(Trainer):
             save_parts(self.model, job.folder)
             with Session(job, client_rows) as session:
                 mean_loss, seconds = self._follow(session, job)
-            put_tensors(self.model, session.trained, "what was trained", more=False)
+            put_tensors(self.model, session.trained, "the result of split training", more=False)
         self.report = SplitReport(
             clients=job.split.clients,
             cut=job.split.cut,
@@ -204,9 +204,16 @@ def _check(args: TrainingArguments) -> None:
     }
     for name, only in supported.items():
         if (given := getattr(args, name)) != only:
-            raise ConfigError(f"{name}: split training does not support {given}: use {name}={str(only).lower()}")
+            raise ConfigError(f"{name}: split training does not support {_setting(given)}: use {name}={_setting(only)}")
     if args.optim not in OPTIMIZERS:
-        raise ConfigError(f"optim: split training does not support {args.optim}: use one of {', '.join(OPTIMIZERS)}")
+        raise ConfigError(
+            f"optim: split training does not support {_setting(args.optim)}: use one of {', '.join(OPTIMIZERS)}"
+        )
+
+
+def _setting(value: Any) -> str:
+    """A value of `TrainingArguments` as a user writes it."""
+    return str(getattr(value, "value", value)).lower()
 
 
 def _check_plan(plan: Plan, split: Split) -> None:
