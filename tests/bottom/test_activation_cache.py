@@ -170,7 +170,7 @@ def test_a_shard_of_another_store_is_not_taken_in(tmp_path: Path, caplog: pytest
     store.folder.mkdir()
     path.rename(store.folder / path.name)
     store.refresh()
-    assert len(store) == 0 and "not written for this store" in caplog.text
+    assert len(store) == 0 and "not written for this cache" in caplog.text
 
 
 def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -250,7 +250,7 @@ def test_a_template_that_changes_earlier_turns_is_refused_unless_there_is_one_an
     tokenizer.chat_template = FORGETFUL
     (row,) = encode(_chat("hi", "ho"), "train", tokenizer, 200, "decoder")
     assert _labelled(tokenizer, row) == "[ho;"
-    with pytest.raises(UserError, match=r"^train:0: the chat template does not show where the assistant's turns lie"):
+    with pytest.raises(UserError, match=r"^train:0: the chat template does not show where the assistant's turns are"):
         encode(_chat("hi", "ho", "and", "so"), "train", tokenizer, 200, "decoder")
 
 
