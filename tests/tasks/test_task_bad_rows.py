@@ -1,4 +1,4 @@
-"""Whatever is wrong with a row is told in one line, with its file and line."""
+"""Each error in a row is one line with the file and the line."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_bad_json_line(line: str, message: str, write: Write) -> None:
     assert _error(write("a.jsonl", GOOD + "\n" + line + "\n" + GOOD * 30)) == message
 
 
-def test_a_bad_row_is_told_even_if_it_would_not_be_drawn(write: Write) -> None:
+def test_a_bad_row_is_an_error_even_if_it_would_not_be_drawn(write: Write) -> None:
     path = write("a.jsonl", GOOD * 99 + '{"text": "", "label": "no"}\n')
     for seed in range(5):
         assert (

@@ -82,7 +82,7 @@ def test_options_apply_to_built_in_tasks(shared_data: Path) -> None:
             load_task("rte", fixed)
 
 
-def test_a_folder_without_the_task_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_without_the_task_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FROSTLINE_DATA", str(tmp_path))
     with pytest.raises(
         UserError, match=rf"no train.jsonl in {tmp_path}/nli/rte, the folder of this task under FROSTLINE_DATA"
@@ -180,7 +180,7 @@ def test_the_hubs_large_tasks_are_drawn_to_the_protocols_size(hub: Callable[...,
     assert len(load_task("qnli", TaskOptions(max_train_rows=10_000)).train) == 3300
 
 
-def test_a_split_without_answers_is_told(hub: Callable[..., list[Any]]) -> None:
+def test_a_split_without_answers_is_an_error(hub: Callable[..., list[Any]]) -> None:
     features = {
         "sentence1": TEXT,
         "sentence2": TEXT,

@@ -78,7 +78,7 @@ def test_the_prompt_target_and_answer_are_the_rows(shared_data: Path) -> None:
     assert (example.target, example.references) == (f"the correct answer is {row['answer']}", (row["answer"],))
 
 
-def test_what_is_left_out_of_the_mix_is_told(shared_data: Path) -> None:
+def test_notices_say_what_is_left_out_of_the_mix(shared_data: Path) -> None:
     task = load_task("math-mix", TaskOptions(max_train_rows=1000))
     assert task.notices == (
         "3 training rows left out because the output is empty",
@@ -109,7 +109,7 @@ def test_a_task_without_training_rows_says_so_when_it_is_trained(shared_data: Pa
         encode(task, "train", tokenizer, 400, "decoder")
 
 
-def test_what_cannot_be_had_or_is_fixed_is_one_clear_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_what_cannot_be_read_or_is_fixed_is_one_clear_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("FROSTLINE_DATA", raising=False)
     with pytest.raises(
         UserError, match="this task needs a local copy: set FROSTLINE_DATA to a folder with math/split80_20"
