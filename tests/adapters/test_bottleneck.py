@@ -91,6 +91,6 @@ def test_counts_are_those_of_the_model(name: str) -> None:
     assert added_parameters(Plan(blocks=(Frozen(),) * 4), anatomy) == (0,) * 4
 
 
-def test_targets_that_match_nothing_are_told_with_what_is_there() -> None:
+def test_targets_that_match_nothing_give_an_error_that_names_what_is_there() -> None:
     with pytest.raises(UserError, match=r"^block 1: series adapter target 'fc' matches nothing, the block has .*up_pr"):
         hybrid(new("llama"), [{"index": 1, **SERIES, "targets": ["fc"]}])

@@ -1,4 +1,4 @@
-"""PEFT's citizen: made, saved, loaded, switched, combined, merged and unloaded as PEFT's own methods are."""
+"""Hybrid adapters as a PEFT method: made, saved, loaded, switched, combined, merged and unloaded like PEFT's own."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_of_a_plan_it_is_the_plans_adapters() -> None:
         ),
     ],
 )
-def test_blocks_that_do_not_fit_are_told_in_a_line_and_leave_the_model_alone(blocks: Any, message: str) -> None:
+def test_blocks_that_do_not_fit_are_one_line_and_leave_the_model_unchanged(blocks: Any, message: str) -> None:
     model = new("llama")
     names = [name for name, _ in model.named_modules()]
     with pytest.raises(UserError, match=message) as caught:

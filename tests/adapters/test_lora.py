@@ -1,4 +1,4 @@
-"""LoRA: which matrices it goes beside, that it starts as the base model, and that PEFT merges it away."""
+"""LoRA: which matrices it goes beside, that it starts as the base model, and that PEFT can merge it."""
 
 from __future__ import annotations
 

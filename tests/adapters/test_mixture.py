@@ -1,4 +1,4 @@
-"""Mixtures of LoRA experts against a loop over tokens; the balance loss against its formula; as PEFT citizens."""
+"""Mixtures of LoRA experts against a loop over tokens; the balance loss against its formula; as PEFT methods."""
 
 from __future__ import annotations
 

@@ -34,15 +34,15 @@ SMALL = {
     "shira": {"r": 4},
     "waveft": {"n_frequency": 100},
 }
-"""Options of the methods whose defaults want wider models."""
+"""Options for the methods whose defaults need wider models."""
 OFTEN = ["ia3", "dora", "adalora", "ln_tuning", "vera", "loha"]
 ONLY_LINEAR = frozenset(
     {"beft", "boft", "c3a", "delora", "glora", "hra", "loha", "lokr", "miss", "oft", "peanut", "road"}
     | {"shira", "supertuning"}
 )
-"""Those that PEFT does not have for GPT-2's transposed matrices."""
+"""Methods that PEFT cannot use on GPT-2's transposed matrices."""
 ELSEWHERE = {"c3a", "fourierft"}
-"""Those that do not start as the base model."""
+"""Methods that do not start as the base model."""
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Sparse invariant checks"),
@@ -104,7 +104,7 @@ def test_counts_are_exact_and_most_start_as_the_base_model(name: str, method: st
 @pytest.mark.parametrize("method", OFTEN)
 def test_what_is_added_trains_and_nothing_else(name: str, method: str) -> None:
     if name == "gpt2" and method in ONLY_LINEAR:
-        pytest.skip("PEFT has it for no transposed matrices")
+        pytest.skip("PEFT cannot use it on transposed matrices")
     model = tiny(name)
     apply(twice(method), model)
     before = {path: tensor.detach().clone() for path, tensor in model.state_dict().items()}
@@ -227,7 +227,7 @@ def test_what_is_wrong_is_said_in_one_line(mode: dict[str, Any], line: str) -> N
     assert set(model.state_dict()) == before
 
 
-def test_no_method_is_both_had_and_refused() -> None:
+def test_no_method_is_both_known_and_refused() -> None:
     assert not REFUSED.keys() & set(methods())
 
 

@@ -255,7 +255,7 @@ def test_a_length_of_0_adds_nothing() -> None:
     assert torch.equal(logits(adapted.unload()), before)
 
 
-def test_attention_of_its_own_is_refused_and_the_model_left_alone() -> None:
+def test_attention_of_its_own_is_refused_and_the_model_is_unchanged() -> None:
     model = tiny("deberta-v2")
     names = [name for name, _ in model.named_modules()]
     with pytest.raises(UserError, match=r"^block 1: prefix: the attention of .* is not one of .*: use lora or a par"):

@@ -1,4 +1,4 @@
-"""What each tiny model's anatomy is, spelled out by hand from the architectures' definitions."""
+"""The anatomy of each tiny model, written by hand from the architectures' definitions."""
 
 from __future__ import annotations
 

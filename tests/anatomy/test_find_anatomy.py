@@ -1,4 +1,4 @@
-"""The anatomy of every tested architecture, against names spelled out by hand and against its own forward."""
+"""The anatomy of every tested architecture, against names written by hand and against its own forward."""
 
 from __future__ import annotations
 

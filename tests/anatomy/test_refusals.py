@@ -1,4 +1,4 @@
-"""Models that cannot be planned block by block are refused with one clear line."""
+"""Models that cannot be planned block by block give one clear error line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A plan meets a model: exactly which tensors train, and what a plan that does not fit is told."""
+"""Which tensors of a model train under a plan, and the errors of plans that do not fit."""
 
 from __future__ import annotations
 
@@ -227,7 +227,7 @@ def test_a_plan_whose_only_part_the_model_does_not_have() -> None:
         ("llama", None, False, 0),
     ],
 )
-def test_a_notice_tells_of_a_head_that_freezes_with_its_embedding(
+def test_a_notice_says_that_a_head_freezes_with_its_embedding(
     name: str, task: str | None, tied: bool, copied: int
 ) -> None:
     anatomy = anatomy_of(name, task, tied=tied)

@@ -1,4 +1,4 @@
-"""What plain structure would get wrong: projections, shared tables, late convolutions; and real models."""
+"""Cases that structure alone gets wrong: projections, shared tables, late convolutions; and real models."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_table_that_every_block_has_for_itself_belongs_to_the_block() -> None:
         assert not anatomy.tensor(table).is_bias
 
 
-def test_norms_after_the_embeddings_and_after_the_blocks_are_told_apart() -> None:
+def test_norms_after_the_embeddings_and_after_the_blocks_are_distinguished() -> None:
     sizes: dict[str, Any] = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 3}
     anatomy = find_anatomy(skeleton(AutoConfig.for_model("mbart", **sizes), AutoModelForSeq2SeqLM))
     stacks = ("model.encoder", "model.decoder")

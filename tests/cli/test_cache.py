@@ -115,7 +115,7 @@ def test_verify_says_what_it_removed(stores: list[ActivationCache]) -> None:
     status, out, err = frostline("verify")
     assert (status, err) == (1, "")
     assert out.splitlines() == [
-        f"removed {shard.name} of {stores[0].folder.name}: its content does not have the checksum that it is named by",
+        f"removed {shard.name} of {stores[0].folder.name}: its content does not match the checksum in its name",
         "3 shards read, 1 of them damaged",
     ]
 

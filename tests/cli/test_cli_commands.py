@@ -216,7 +216,7 @@ def test_demo_is_a_study_whose_table_report_shows_again(tmp_path: Path, monkeypa
         (["plan", "MODEL", "--budget", "speed=2"], "unknown key 'speed': known: disk, memory, time"),
         (["plan", "MODEL", "--budget", "time=0.4", "--strategy", "bot50"], "cannot plan for a budget: use auto"),
         (["plan", "MODEL", "--strategy", "semantic", "--set", "row=3", "--task", "TASK"], "did you mean 'rows'?"),
-        (["plan", "MODEL", "--strategy", "bot50", "--set", "percent=3"], "percent: it is the number in 'bot50'"),
+        (["plan", "MODEL", "--strategy", "bot50", "--set", "percent=3"], "percent: the name 'bot50' already sets it"),
         (["train", "--model", "MODEL", "--task", "TASK", "--budget", "memory=1kB", "--out", "OUT"], "no plan fits"),
         (["train", "--model", "MODEL", "--task", "rta", "--out", "OUT"], "did you mean 'rte'?"),
         (["train", "--model", "./absent", "--task", "TASK", "--out", "OUT"], "no such folder"),

@@ -89,10 +89,10 @@ def test_another_seed_draws_other_rows(probe: Any) -> None:
 @pytest.mark.parametrize(
     ("task", "arguments", "line"),
     [
-        ("days", ["--signals", "vds"], "vds: LlamaForSequenceClassification has no language model's head: take shift"),
+        ("days", ["--signals", "vds"], "vds: LlamaForSequenceClassification has no language-model head: use shift"),
         ("days", ["--signals", "similarty"], "unknown signal 'similarty': did you mean 'similarity'?"),
-        ("days", ["--figure", "signals.gif"], "signals.gif: a figure's format is told by the ending, one of png"),
-        ("days", ["--streaming", "--signals", "gradient_norm"], "gradient_norm: gradients take the whole model"),
+        ("days", ["--figure", "signals.gif"], "signals.gif: unknown figure format: use a file name that ends in png"),
+        ("days", ["--streaming", "--signals", "gradient_norm"], "gradient_norm: gradients need the whole model"),
         ("days", ["--max-length", "1000"], "max_length: 1000 is more than the 256 positions"),
         ("days", ["--signals", ","], "no signal is named: leave --signals out, or name some of vds, shift"),
         ("weeks", [], "unknown task"),

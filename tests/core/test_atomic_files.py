@@ -1,4 +1,4 @@
-"""Files and folders are whole or absent, whatever happens while they are written."""
+"""Files and folders are complete or not there, whatever happens while they are written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The errors' family and the did-you-mean line."""
+"""The classes of errors, and the did-you-mean line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names to entries: the built-in ones, and those of installed packages."""
+"""Names and their entries: built-in ones, and those of installed packages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Seeds for named uses: stable, far apart, and as good as random."""
+"""Seeds for named uses: they do not change, differ from each other, and look random."""
 
 from __future__ import annotations
 

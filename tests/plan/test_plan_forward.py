@@ -1,4 +1,4 @@
-"""What a plan says of the forward pass: which of it changes anything."""
+"""Changes of the forward pass in a plan, and which settings change anything."""
 
 from __future__ import annotations
 

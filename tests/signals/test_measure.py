@@ -116,9 +116,9 @@ def test_which_token_is_read() -> None:
 @pytest.mark.parametrize(
     ("name", "task", "reason"),
     [
-        ("bert", None, "BertForSequenceClassification has no language model's head"),
-        ("llama", "classification", "LlamaForSequenceClassification has no language model's head"),
-        ("t5", None, "an encoder's states do not lie in the space of the decoder's head"),
+        ("bert", None, "BertForSequenceClassification has no language-model head"),
+        ("llama", "classification", "LlamaForSequenceClassification has no language-model head"),
+        ("t5", None, "the head reads the decoder's states, not the encoder's"),
     ],
 )
 def test_vds_is_refused_without_a_basis(name: str, task: str | None, reason: str) -> None:
@@ -127,12 +127,12 @@ def test_vds_is_refused_without_a_basis(name: str, task: str | None, reason: str
     assert choose_signals(model, anatomy, rows) == ("shift", "similarity")
     with pytest.raises(UserError) as caught:
         measure(model, rows, collate, signals=["shift", "vds"])
-    assert str(caught.value) == f"vds: {reason}: take shift"
+    assert str(caught.value) == f"vds: {reason}: use shift"
 
 
 def test_a_class_is_no_token() -> None:
     rows = [{**row, "labels": 1} for row in sample(tiny("llama"))]
-    with pytest.raises(UserError, match="vds: a class label is no token of the head's"):
+    with pytest.raises(UserError, match="vds: a class label is not a token of the vocabulary"):
         measure(tiny("llama"), rows, collate, signals=["vds"])
 
 
@@ -181,7 +181,7 @@ def test_block_by_block_from_a_checkpoint(name: str, tmp_path: Path) -> None:
     assert measure(part, rows, collate, signals=signals, load=counting) == expected
     assert at_once == 0  # a block is read when no other is in memory
     assert [parameter.is_meta for parameter in part.parameters()] == away
-    with pytest.raises(UserError, match="gradient_norm: gradients take the whole model in memory"):
+    with pytest.raises(UserError, match="gradient_norm: gradients need the whole model in memory"):
         measure(part, rows, collate, signals=["gradient_norm"], load=load)
 
 

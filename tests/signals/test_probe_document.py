@@ -80,5 +80,5 @@ def test_figure(tmp_path: Path, suffix: str) -> None:
     begin = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}[suffix]
     save_figure(made(None, math.inf, 0.3, -0.2), tmp_path / f"signals.{suffix}")
     assert (tmp_path / f"signals.{suffix}").read_bytes().startswith(begin)
-    with pytest.raises(UserError, match="told by the ending, one of png, pdf, svg"):
+    with pytest.raises(UserError, match="unknown figure format: use a file name that ends in png, pdf, svg"):
         save_figure(made(0.1, 0.2), tmp_path / "signals.doc")

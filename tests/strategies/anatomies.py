@@ -1,4 +1,4 @@
-"""What strategies are tried on: real tiny models by name, and plain stacks of any number of blocks."""
+"""Models to test strategies on: real tiny models by name, and plain stacks of any number of blocks."""
 
 from __future__ import annotations
 

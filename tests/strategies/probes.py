@@ -1,4 +1,4 @@
-"""Probes that are made up, so that what a strategy makes of them can be reckoned by hand."""
+"""Made-up probes, so that the choice of a strategy can be checked by hand."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ SHARED = {
     "semantic-reversed": "semantic",
     "semantic-random": "semantic",
 }
-"""Strategies that are told of on another's card."""
+"""Strategies that are described on another's card."""
 
 # What the cards' strips and shares are drawn from: 12 blocks, the largest gain at the fifth, a change that grows.
 LEVELS = (0.96, 0.95, 0.93, 0.94, 0.90, 0.70, 0.69, 0.60, 0.61, 0.59, 0.45, 0.44, 0.43)

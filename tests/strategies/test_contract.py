@@ -1,4 +1,4 @@
-"""What every strategy promises, on every kind of model. A new line of the table of strategies is tested with it."""
+"""What must hold for every strategy on every kind of model. A new strategy in the table is tested too."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def schedule_for(model: str, name: str, seed: int = 0) -> Schedule:
 
 
 def observed(schedule: Schedule, model: str) -> dict[str, list[float]]:
-    """A made-up value for every block, of each signal that the schedule wants."""
+    """A made-up value for every block, for each signal that the schedule needs."""
     blocks = range(len(anatomy(model).blocks))
     return {signal: [float((5 * block + 3) % 7) for block in blocks] for signal in sorted(schedule.observes)}
 

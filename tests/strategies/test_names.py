@@ -1,4 +1,4 @@
-"""Names are read in one place: what may follow a name, what is meant by a wrong one, files and third parties."""
+"""Names of strategies: what may follow a name, wrong names, plan files, and strategies of other packages."""
 
 from __future__ import annotations
 
@@ -145,7 +145,9 @@ def test_a_third_party_registers_one(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.usefixtures("registry")
-def test_a_broken_third_party_is_told_to_whom_asks_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_with_a_broken_strategy_fails_only_when_it_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     entries = {"gone": "middling:GONE", "function": "middling:NOT_ONE"}
     install(tmp_path, "middling", "frostline.strategies", entries, THIRD_PARTY)
     monkeypatch.syspath_prepend(tmp_path)

@@ -198,5 +198,5 @@ def test_refusals() -> None:
 @pytest.mark.parametrize("name", ["bert", "t5"])
 def test_vds_where_there_is_no_basis(name: str) -> None:
     model = tiny(name)
-    with pytest.raises(UserError, match=r"^vds: .*: take shift$"):
+    with pytest.raises(UserError, match=r"^vds: .*: use shift$"):
         make_plan(model, "semantic", data=rows(model, classes=name == "bert"), options={"deviation": "vds"})

@@ -489,10 +489,10 @@ def test_a_loss_from_outside_is_refused() -> None:
         (2, {"residual": {"alpha": 1, "span": 1}}, None),
         (2, {"residual": {"alpha": 0, "span": 3}}, None),
         (0, {"residual": {"alpha": 1, "span": 3}, "loss_weights": (1, 0, 0, 1)}, None),
-        (2, {"residual": {"alpha": 1, "span": 2}}, "reads 2 blocks back"),
+        (2, {"residual": {"alpha": 1, "span": 2}}, "reaches 2 blocks back"),
         (4, {"residual": {"alpha": 1, "span": 2}}, None),
         (2, {"loss_weights": (0, 1, 0, 1)}, None),
-        (2, {"loss_weights": (1, 0, 0, 1)}, "the layered loss reads block 0"),
+        (2, {"loss_weights": (1, 0, 0, 1)}, "the layered loss reads the output of block 0"),
     ],
 )
 def test_what_reads_below_the_boundary(boundary: int, forward: dict[str, Any], reason: str | None) -> None:

@@ -1,4 +1,4 @@
-"""Whatever is wrong with a row is told in one line, with its file and line."""
+"""Each error in a row is one line with the file and the line."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def _error(path: Path, options: TaskOptions | None = None) -> str:
         ('{"text" "t"}', ":3: not JSON: Expecting ':' delimiter at column 9"),
         ('{"text": "t"', ":3: not JSON: Expecting ',' delimiter at column 13"),
         ("[1]", ":3: a row must be a JSON object, found a list"),
-        ('{"text": "t"}', ":3: no column 'label'; columns: text"),
-        ('{"label": "no"}', ":3: no column 'text'; columns: label"),
-        ('{"text": "  ", "label": "no"}', ":3: column 'text' is empty"),
+        ('{"text": "t"}', ":3: no column 'label', only text: add it to this row"),
+        ('{"label": "no"}', ":3: no column 'text', only label: add it to this row"),
+        ('{"text": "  ", "label": "no"}', ":3: column 'text' is empty: give it a text"),
         ('{"text": null, "label": "no"}', ":3: column 'text' must be text, found nothing"),
         (
             '{"text": "\\ud83d", "label": "no"}',
-            ":3: column 'text' is not valid Unicode: it holds half a surrogate pair",
+            ":3: column 'text' is not valid Unicode: it has half of a surrogate pair",
         ),
         ('{"text": 7, "label": "no"}', ":3: column 'text' must be text, found a number"),
         ('{"text": ["t"], "label": "no"}', ":3: column 'text' must be text, found a list"),
@@ -50,10 +50,13 @@ def test_bad_json_line(line: str, message: str, write: Write) -> None:
     assert _error(write("a.jsonl", GOOD + "\n" + line + "\n" + GOOD * 30)) == message
 
 
-def test_a_bad_row_is_told_even_if_it_would_not_be_drawn(write: Write) -> None:
+def test_a_bad_row_is_an_error_even_if_it_would_not_be_drawn(write: Write) -> None:
     path = write("a.jsonl", GOOD * 99 + '{"text": "", "label": "no"}\n')
     for seed in range(5):
-        assert _error(path, TaskOptions(max_train_rows=1, max_eval_rows=1, seed=seed)) == ":100: column 'text' is empty"
+        assert (
+            _error(path, TaskOptions(max_train_rows=1, max_eval_rows=1, seed=seed))
+            == ":100: column 'text' is empty: give it a text"
+        )
 
 
 def test_text_that_is_not_utf8(tmp_path: Path) -> None:
@@ -65,12 +68,12 @@ def test_text_that_is_not_utf8(tmp_path: Path) -> None:
 def test_unknown_label_in_the_evaluation_file(write: Write) -> None:
     train, evaluation = write("a.jsonl", GOOD * 2), write("b.jsonl", GOOD + '{"text": "t", "label": "maybe"}\n')
     message = _error(train, TaskOptions(eval=str(evaluation)))
-    assert message == f"{evaluation}:2: unknown label 'maybe' in column 'label'; known: no"
+    assert message == f"{evaluation}:2: unknown label 'maybe' in column 'label': use one of no"
 
 
 def test_label_outside_the_declared_ones(write: Write) -> None:
     message = _error(write("a.jsonl", GOOD * 3), TaskOptions(labels=("yes", "maybe")))
-    assert message.endswith("unknown label 'no' in column 'label'; known: yes, maybe")
+    assert message.endswith("unknown label 'no' in column 'label': use one of yes, maybe")
     assert message.startswith(":")
 
 
@@ -82,13 +85,13 @@ def test_a_held_out_label_is_no_unknown_label(write: Write) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('text,label\n"a\nb",no\n\nc,no,more\n', ":5: 3 fields, but the header has 2"),
-        ("text,label\na,no\nb\n", ":3: 1 fields, but the header has 2"),
+        ('text,label\n"a\nb",no\n\nc,no,more\n', ":5: the row has 3 field(s), but the header has 2"),
+        ("text,label\na,no\nb\n", ":3: the row has 1 field(s), but the header has 2"),
         ('text,label\na,no\n"b,no\n', ":3: not a CSV row: unexpected end of data"),
-        ("text,text\na,no\n", ":1: the header names column 'text' twice"),
-        ('text,label\n"a\nb",no\n,no\n', ":4: column 'text' is empty"),
-        ("text,label\n", ": no rows"),
-        ("", ": no rows"),
+        ("text,text\na,no\n", ":1: the header has the column 'text' twice: rename one of them"),
+        ('text,label\n"a\nb",no\n,no\n', ":4: column 'text' is empty: give it a text"),
+        ("text,label\n", ": the file has no rows: add at least one"),
+        ("", ": the file has no rows: add at least one"),
     ],
 )
 def test_bad_csv_row(text: str, message: str, write: Write) -> None:
@@ -110,32 +113,32 @@ def test_not_a_parquet_file(write: Write) -> None:
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])
 def test_empty_file(name: str, write: Write) -> None:
-    assert _error(write(name, "")) == ": no rows"
+    assert _error(write(name, "")) == ": the file has no rows: add at least one"
 
 
 def test_missing_file_and_unknown_format(write: Write, tmp_path: Path) -> None:
     assert _error(tmp_path / "no.jsonl") == f"data file not found: {tmp_path / 'no.jsonl'}"
-    assert _error(write("a.txt", "x")) == ": the format is told by the ending, one of .jsonl, .csv, .tsv, .parquet"
+    assert _error(write("a.txt", "x")) == ": unknown file format: use a file that ends in .jsonl, .csv, .tsv, .parquet"
     good = write("a.jsonl", GOOD)
     assert _error(good, TaskOptions(eval="no.csv")) == "data file not found: no.csv"
-    assert "option 'train' does not go with a file" in _error(good, TaskOptions(train="train"))
+    assert "already is the training file: leave it out" in _error(good, TaskOptions(train="train"))
 
 
 def test_one_row_cannot_be_split(write: Write) -> None:
     message = _error(write("a.jsonl", GOOD))
-    assert message == ": too few rows (1) to hold out a share of 0.1 for evaluation; give an evaluation file"
+    assert message == ": too few rows (1) to hold out a share of 0.1 for evaluation: give an evaluation file (eval)"
 
 
 def test_mapped_column_that_is_not_there(write: Write) -> None:
     message = _error(write("a.jsonl", GOOD), TaskOptions(columns=Columns(text="sentence")))
-    assert message == ":1: no column 'sentence' (wanted as text); columns: label, text"
+    assert message == ":1: data.columns.text: no column 'sentence': use one of label, text"
 
 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"prompt": "p", "completion": ""}, "column 'completion' is empty"),
-        ({"prompt": "p", "references": []}, "column 'references' is an empty list"),
+        ({"prompt": "p", "completion": ""}, "column 'completion' is empty: give it a text"),
+        ({"prompt": "p", "references": []}, "column 'references' is an empty list: it needs at least one entry"),
         ({"prompt": "p", "references": ["r", 3]}, "column 'references[1]' must be text, found a number"),
         ({"prompt": "p", "references": 3}, "column 'references' must be a list, found a number"),
         ({"messages": "hi"}, "column 'messages' must be a list, found text"),
@@ -143,11 +146,11 @@ def test_mapped_column_that_is_not_there(write: Write) -> None:
         ({"messages": [{"role": "assistant"}]}, "column 'messages[0].content' must be text, found nothing"),
         (
             {"messages": [{"role": "user", "content": "hi"}]},
-            "no message in column 'messages' has the role 'assistant'",
+            "column 'messages' needs at least one message with the role 'assistant'",
         ),
         (
             {"messages": [{"role": "assistant", "content": "x", "tool_calls": [1]}]},
-            "messages[0] has 'tool_calls'; a message has only role and content",
+            "messages[0] has the key 'tool_calls': a message must have only role and content",
         ),
     ],
 )

@@ -78,13 +78,15 @@ def test_options_apply_to_built_in_tasks(shared_data: Path) -> None:
     task = load_task("rte", TaskOptions(max_train_rows=10, max_eval_rows=5))
     assert (len(task.train), len(task.eval)) == (10, 5)
     for fixed in (TaskOptions(kind=TaskKind.LANGUAGE), TaskOptions(columns=Columns(text="a")), TaskOptions(subset="x")):
-        with pytest.raises(UserError, match=r"option '\w+' is fixed for a built-in task"):
+        with pytest.raises(UserError, match=r"data\.\w+: it is fixed for a built-in task"):
             load_task("rte", fixed)
 
 
-def test_a_folder_without_the_task_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_without_the_task_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FROSTLINE_DATA", str(tmp_path))
-    with pytest.raises(UserError, match=rf"no train.jsonl in {tmp_path}/nli/rte, where FROSTLINE_DATA says"):
+    with pytest.raises(
+        UserError, match=rf"no train.jsonl in {tmp_path}/nli/rte, the folder of this task under FROSTLINE_DATA"
+    ):
         load_task("rte")
 
 
@@ -93,7 +95,7 @@ def test_unknown_name_says_what_would_be_right(no_data: None) -> None:
         load_task("rta")
     assert str(caught.value) == (
         f"unknown task 'rta': did you mean 'rte'? known: {', '.join(TASKS)}; "
-        "a path to a .jsonl, .csv, .tsv, .parquet file or a hub data set 'owner/name' works too"
+        "or use the path of a .jsonl, .csv, .tsv, .parquet file, or a hub data set 'owner/name'"
     )
 
 
@@ -178,7 +180,7 @@ def test_the_hubs_large_tasks_are_drawn_to_the_protocols_size(hub: Callable[...,
     assert len(load_task("qnli", TaskOptions(max_train_rows=10_000)).train) == 3300
 
 
-def test_a_split_without_answers_is_told(hub: Callable[..., list[Any]]) -> None:
+def test_a_split_without_answers_is_an_error(hub: Callable[..., list[Any]]) -> None:
     features = {
         "sentence1": TEXT,
         "sentence2": TEXT,
@@ -188,7 +190,7 @@ def test_a_split_without_answers_is_told(hub: Callable[..., list[Any]]) -> None:
     hub({"train": (rows[:1], features), "test": (rows, features)})
     with pytest.raises(UserError, match=r"nyu-mll/glue/rte\[test\]:row 2: column 'label' must be text, found nothing"):
         load_task("rte", TaskOptions(eval="test"))
-    with pytest.raises(UserError, match="'nyu-mll/glue/rte' has no split 'validation'; splits: train, test"):
+    with pytest.raises(UserError, match="'nyu-mll/glue/rte' has no split 'validation': use one of train, test"):
         load_task("rte")
 
 

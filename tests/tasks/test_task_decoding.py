@@ -35,7 +35,7 @@ def test_what_reaches_generate() -> None:
     ("given", "message"),
     [
         ({"num_beam": 2}, "did you mean 'num_beams'"),
-        ({"top_p": 0.5}, "top_p has no effect unless texts are sampled: add do_sample: true"),
+        ({"top_p": 0.5}, "top_p has no effect without sampling: use do_sample: true"),
         ({"preset": "published"}, "'greedy' or 'llm-adapters'"),
         ({"num_beams": 0}, "greater than 0"),
     ],

@@ -250,16 +250,16 @@ def test_a_template_that_changes_earlier_turns_is_refused_unless_there_is_one_an
     tokenizer.chat_template = FORGETFUL
     (row,) = encode(_chat("hi", "ho"), "train", tokenizer, 200, "decoder")
     assert _labelled(tokenizer, row) == "[ho;"
-    with pytest.raises(UserError, match=r"^train:0: the chat template does not show where the assistant's turns lie"):
+    with pytest.raises(UserError, match=r"^train:0: the chat template does not show where the assistant's turns are"):
         encode(_chat("hi", "ho", "and", "so"), "train", tokenizer, 200, "decoder")
 
 
-def test_a_tokenizer_without_a_template_is_told(tokenizer: Any) -> None:
+def test_a_tokenizer_without_a_template_is_an_error(tokenizer: Any) -> None:
     with pytest.raises(UserError, match="the tokenizer has no chat template"):
         encode(_chat("hi", "ho"), "train", tokenizer, 200, "decoder")
 
 
-def test_a_template_that_refuses_a_chat_is_told(tokenizer: Any) -> None:
+def test_a_template_that_refuses_a_chat_is_an_error(tokenizer: Any) -> None:
     tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
     with pytest.raises(UserError, match="train:0: the chat template refuses this chat: roles must alternate"):
         encode(_chat("hi", "ho"), "train", tokenizer, 200, "decoder")

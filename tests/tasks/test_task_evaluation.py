@@ -205,7 +205,9 @@ def test_a_long_prompt_keeps_its_end_and_room_for_the_answer(decoder: Any, token
     seen.clear()
     long, short = generate_texts(decoder, tokenizer, ["nonsense" * 9 + "abc", "abc"], max_new_tokens=5, max_length=3)
     assert (seen[0], long) == (3, short)
-    with pytest.raises(UserError, match="256 new tokens leave no room for a prompt: the model has 256"):
+    with pytest.raises(
+        UserError, match="max_new_tokens: 256 leave no room for a prompt: use fewer than the model's 256"
+    ):
         generate_texts(decoder, tokenizer, ["x"], max_new_tokens=256)
 
 

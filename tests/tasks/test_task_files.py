@@ -82,7 +82,7 @@ def test_the_kind_decides_between_readings(write: Write) -> None:
 def test_columns_that_fit_two_kinds_are_refused(write: Write) -> None:
     path = write("a.jsonl", [{"text": "t", "label": "l", "prompt": "p", "completion": "c"}])
     with pytest.raises(
-        UserError, match=r"columns completion, label, prompt, text fit more than one way: classification"
+        UserError, match=r"columns completion, label, prompt, text fit more than one kind: classification"
     ):
         load_task(str(path))
 
@@ -90,7 +90,7 @@ def test_columns_that_fit_two_kinds_are_refused(write: Write) -> None:
 def test_columns_that_fit_no_kind_are_refused(write: Write) -> None:
     path = write("a.jsonl", [{"a": "t", "b": "l"}])
     with pytest.raises(
-        UserError, match=rf"^{path}: columns a, b do not make a known task; map columns to text and label"
+        UserError, match=rf"^{path}: columns a, b do not make a known task: use data.columns for text and label"
     ):
         load_task(str(path))
     with pytest.raises(UserError, match="do not make a generation task"):
@@ -137,7 +137,7 @@ def test_a_folder_is_read_by_its_splits(write: Write, tmp_path: Path) -> None:
     task = load_task(str(tmp_path))
     assert (len(task.train), [e.text for e in task.eval]) == (20, ["v"])
     assert len(load_task(str(tmp_path), TaskOptions(eval="test")).eval) == 2
-    with pytest.raises(UserError, match=r"no file 'dev' in .* that ends in one of \.jsonl"):
+    with pytest.raises(UserError, match=r"no file for the split 'dev': use 'dev' with one of \.jsonl"):
         load_task(str(tmp_path), TaskOptions(eval="dev"))
 
 

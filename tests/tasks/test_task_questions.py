@@ -78,13 +78,13 @@ def test_the_prompt_target_and_answer_are_the_rows(shared_data: Path) -> None:
     assert (example.target, example.references) == (f"the correct answer is {row['answer']}", (row["answer"],))
 
 
-def test_what_is_left_out_of_the_mix_is_told(shared_data: Path) -> None:
+def test_notices_say_what_is_left_out_of_the_mix(shared_data: Path) -> None:
     task = load_task("math-mix", TaskOptions(max_train_rows=1000))
     assert task.notices == (
-        "3 training rows left out without an output",
-        "41 training rows left out whose question is asked in the test rows too",
+        "3 training rows left out because the output is empty",
+        "41 training rows left out because the test rows have the same question",
         "the loss is measured on 322 held-out training rows: the test rows have no output",
-        "17 training rows left out whose question is asked in the held-out rows too",
+        "17 training rows left out because the held-out rows have the same question",
         "1000 of 2877 training rows drawn by seed 42",
     )
     assert [example.id for example in task.train] == [
@@ -104,23 +104,25 @@ def test_a_task_without_training_rows_says_so_when_it_is_trained(shared_data: Pa
     task = load_task("winogrande", TaskOptions(max_eval_rows=2))
     assert len(encode(task, "eval", tokenizer, 400, "decoder")) == 2
     with pytest.raises(
-        UserError, match=r"nothing to train on: no rows in .*winogrande\.jsonl; put them there, or unset"
+        UserError, match=r"nothing to train on: no rows in .*winogrande\.jsonl: add them there, or unset"
     ):
         encode(task, "train", tokenizer, 400, "decoder")
 
 
-def test_what_cannot_be_had_or_is_fixed_is_one_clear_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_what_cannot_be_read_or_is_fixed_is_one_clear_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("FROSTLINE_DATA", raising=False)
-    with pytest.raises(UserError, match="read from a local copy: set FROSTLINE_DATA to a folder with math/split80_20"):
+    with pytest.raises(
+        UserError, match="this task needs a local copy: set FROSTLINE_DATA to a folder with math/split80_20"
+    ):
         load_task("svamp")
     with pytest.raises(UserError, match=r"'openai/gsm8k/main' cannot be loaded .*: go online, or set FROSTLINE_DATA"):
         load_task("gsm8k")
     monkeypatch.setenv("FROSTLINE_DATA", str(tmp_path))
-    with pytest.raises(UserError, match=f"no math/test/gsm8k.jsonl in {tmp_path}, where FROSTLINE_DATA says"):
+    with pytest.raises(UserError, match=f"no math/test/gsm8k.jsonl in {tmp_path}, the folder in FROSTLINE_DATA"):
         load_task("gsm8k")
-    with pytest.raises(UserError, match="option 'eval' is fixed"):
+    with pytest.raises(UserError, match=r"data\.eval: it is fixed"):
         load_task("gsm8k", TaskOptions(eval="train"))
-    with pytest.raises(UserError, match="option 'eval_share' is fixed"):
+    with pytest.raises(UserError, match=r"data\.eval_share: it is fixed"):
         load_task("piqa", TaskOptions(eval_share=0.2))
 
 
@@ -148,7 +150,7 @@ def test_leaks_are_found_whatever_the_spaces_and_punctuation(tmp_path: Path, mon
     with pytest.raises(UserError, match=r"train.jsonl:1: unknown set 'svamps': did you mean 'svamp'\?"):
         load_task("svamp")
     _mix(tmp_path, train, [asked | {"set": "AQuA"}])
-    with pytest.raises(UserError, match=r"test\.jsonl: no rows of the set svamp"):
+    with pytest.raises(UserError, match=r"test\.jsonl: it has no rows of the set svamp"):
         load_task("svamp")
 
 

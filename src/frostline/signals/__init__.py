@@ -1,4 +1,4 @@
-"""Signals: a measured number for every block, by which strategies choose."""
+"""Signals: a measured number for each block. Strategies choose by them."""
 
 from frostline.signals._cache import cached, probe_identity
 from frostline.signals._deviation import (

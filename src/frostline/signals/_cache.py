@@ -1,4 +1,4 @@
-"""Probes are kept by content, in ROOT/signals/<digest>.json: the same question is not measured twice."""
+"""Probes are kept by content in ROOT/signals/<digest>.json, so that nothing is measured twice."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from frostline.signals._warm_up import WarmUp
 
 log = logging.getLogger(__name__)
 
-# What a config says of where it came from, but not of what the model computes.
+# Entries of a config that do not change what the model computes.
 _BESIDE = ("_name_or_path", "transformers_version", "id2label", "label2id")
 
 
@@ -37,8 +37,14 @@ def probe_identity(
 ) -> dict[str, Any]:
     """Everything that a probe depends on, as plain data.
 
-    `hashes` are those of all the model's tensors (`bottom.tensor_hash`), `rows` the encoded sample; `warm_up` is for
-    the weight change.
+    Args:
+        model: the model.
+        hashes: of all the model's tensors (`anatomy.tensor_hash`).
+        rows: the encoded sample.
+        signals: names of the signals.
+        tokens: which tokens of a row are read.
+        device: the device that measures.
+        warm_up: the training steps before the weight change.
     """
     content = [{key: value for key, value in row.items() if key != "example_id"} for row in rows]
     config = {key: value for key, value in model.config.to_dict().items() if key not in _BESIDE}
@@ -62,16 +68,20 @@ def probe_identity(
 def cached(
     identity: Mapping[str, Any], name: tuple[str, str], make: Callable[[], Probe], root: Path | None = None
 ) -> Probe:
-    """The probe kept for `identity`, or else that which `make` gives, which is kept then.
+    """The probe kept for `identity`. Where there is none, call `make` and keep its result.
 
-    `name` is what the model and the task are called now. `root` is `core.cache.default_root()` by default.
+    Args:
+        identity: as `probe_identity` gives it.
+        name: the present names of the model and the task.
+        make: measures the probe.
+        root: the folder of all caches; `core.cache.default_root()` by default.
     """
     path = (root or default_root()) / "signals" / f"{_digest(identity)[:32]}.json"
     if path.is_file():
         try:
             return replace(Probe.read_document(read_json(path, "probe")), model=name[0], task=name[1])
         except UserError as error:
-            log.warning("%s: measured anew", error)
+            log.warning("%s: the signals are measured again", error)
     probe = make()
     write_json(path, probe.document())
     return probe

@@ -1,4 +1,4 @@
-"""Signals as a figure: a panel each, a bar for every block."""
+"""Signals as a figure: one panel for each signal, one bar for each block."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _BAR, _CUT = "#4c78a8", "#e45756"
 
 
 def check_format(path: Path) -> str:
-    """The format that a figure's file name asks for. Raises `UserError` for one that is not known."""
+    """The format of a figure, by the ending of its file name. Raises `ConfigError` for an unknown one."""
     suffix = path.suffix.lower().removeprefix(".")
     if suffix not in FORMATS:
-        raise ConfigError(f"{path}: a figure's format is told by the ending, one of {', '.join(FORMATS)}")
+        raise ConfigError(f"{path}: unknown figure format: use a file name that ends in {', '.join(FORMATS)}")
     return suffix
 
 
 def save_figure(probe: Probe, path: Path) -> None:
-    """Draw every signal of `probe` over the blocks, with standard errors; a line at the suggested cut.
+    """Draw every signal of `probe` over the blocks, with standard errors and a line at the suggested cut.
 
-    Raises `UserError` for a file name with an unknown ending.
+    Raises `ConfigError` for a file name with an unknown ending.
     """
     kind = check_format(path)
     from matplotlib.backends.backend_agg import FigureCanvasAgg

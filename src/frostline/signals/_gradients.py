@@ -14,10 +14,10 @@ from frostline.core.labels import IGNORED
 
 
 def loss_gradients(model: Any, anatomy: Anatomy, batches: Iterable[Mapping[str, Any]]) -> dict[str, Tensor]:
-    """Name -> gradient, in float32, of the mean loss over the labels of all `batches`, for each tensor of a block.
+    """Name -> float32 gradient of the mean loss over the labels of all `batches`, for each tensor of the blocks.
 
-    Tensors that the loss does not reach (an expert that no token passed) are left out. The model has to be in eval
-    mode; its own gradients and flags are as before afterwards.
+    Tensors that get no gradient (an expert that no token reached) are left out. The model has to be in eval mode. Its
+    own gradients and `requires_grad` flags are put back.
     """
     names = {tensor.name for block in anatomy.blocks for tensor in block.tensors}
     found: dict[str, Tensor] = {}
@@ -38,7 +38,7 @@ def loss_gradients(model: Any, anatomy: Anatomy, batches: Iterable[Mapping[str, 
 
 
 def _labels(labels: Tensor, *, shifted: bool) -> int:
-    """Over how many labels a model takes the mean of its loss."""
+    """How many labels the model's mean loss is over."""
     if labels.dim() == 1:
         return len(labels)
     return int(((labels[:, 1:] if shifted else labels) != IGNORED).sum())

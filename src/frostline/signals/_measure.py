@@ -1,4 +1,4 @@
-"""Measure blocks on a sample: one forward pass for whatever reads states, one with its backward for gradients."""
+"""Measure signals on a sample: one forward pass for hidden states, one forward and backward pass for gradients."""
 
 from __future__ import annotations
 
@@ -34,16 +34,23 @@ FROM_WEIGHTS = ("snr",)
 FROM_STEPS = ("weight_change",)
 SIGNALS = (*FROM_STATES, *FROM_GRADIENTS, *FROM_WEIGHTS, *FROM_STEPS)
 DEVIATIONS = ("vds", "shift")
-"""The signals that have gains, under their name with `_gain` and `_log_gain`."""
+"""Signals that have gains: signals called `<name>_gain` and `<name>_log_gain`."""
 
 
 def choose_signals(
     model: Any, anatomy: Anatomy, rows: Rows, names: Sequence[str] | None = None, *, streaming: bool = False
 ) -> tuple[str, ...]:
-    """The signals called `names`; by default those of the forward pass that the model has.
+    """The signals called `names`; by default those of a forward pass that this model has.
 
-    The weights are not read. Raises `UserError` for an unknown name, for `vds` where it has no basis, and for
-    gradients of a model that is read block by block (`streaming`).
+    Args:
+        model: the model; its weights are not read.
+        anatomy: of the model.
+        rows: the encoded sample.
+        names: names of signals; None for the default ones.
+        streaming: whether the model is read block by block.
+
+    Raises `ConfigError` for an unknown name, and for gradients with `streaming`. Raises `UnsupportedModel` for `vds`
+    where the model has no semantic basis.
     """
     for name in names or ():
         if name not in SIGNALS:
@@ -52,10 +59,10 @@ def choose_signals(
     if names is None:
         return tuple(name for name in FROM_STATES if name != "vds" or why_not is None)
     if "vds" in names and why_not is not None:
-        raise UnsupportedModel(f"vds: {why_not}: take shift")
+        raise UnsupportedModel(f"vds: {why_not}: use shift")
     backward = (*FROM_GRADIENTS, *FROM_STEPS)
     if streaming and (gradient := next((name for name in names if name in backward), None)):
-        raise ConfigError(f"{gradient}: gradients take the whole model in memory: leave it out, or streaming")
+        raise ConfigError(f"{gradient}: gradients need the whole model in memory: leave out this signal, or streaming")
     return tuple(dict.fromkeys(names))
 
 
@@ -69,15 +76,22 @@ def measure(
     load: Load | None = None,
     warm_up: WarmUp = FIVE_STEPS,
 ) -> Signals:
-    """Signals of every block of `model` on encoded `rows`, which `collate` makes batches of; none by name: those of
-    the forward pass.
+    """Measure signals of every block of `model`.
 
-    `vds` and `shift` come with their gains, `snr` also per matrix (`snr.<name within the block>`). `tokens` says
-    which are read where rows have many labels. With `load`, blocks that lie on the meta device are read one at a
-    time; gradients cannot be had then. `weight_change` is that after `warm_up`, which is then undone. The model runs
-    in eval mode, in its own dtype, and is left as it was.
+    `vds` and `shift` come with their gains, `snr` also for each matrix (`snr.<name within the block>`). The model runs
+    in eval mode, in its own dtype, and is put back as it was.
 
-    Raises `UserError` for a signal that cannot be measured, and when no row has a label to predict.
+    Args:
+        model: the model.
+        rows: the encoded sample.
+        collate: makes a batch of rows.
+        signals: names of signals; None for those of a forward pass.
+        tokens: which tokens are read in a row with many labels: `first` or `all`.
+        load: reads tensors of blocks on the meta device, one block at a time. Gradients cannot be measured then.
+        warm_up: the training steps before `weight_change` is measured; they are undone.
+
+    Raises `ConfigError` or `UnsupportedModel` for a signal that cannot be measured, and `DataError` when no row has a
+    label to predict.
     """
     anatomy = find_anatomy(model)
     chosen = choose_signals(model, anatomy, rows, signals, streaming=load is not None)
@@ -86,7 +100,7 @@ def measure(
     found: Signals = {}
     with evaluation_mode(model):
         if from_states:
-            # Blocks that are read anew for every batch want few batches.
+            # Streamed blocks are read again for every batch, so few large batches are faster.
             kind = "accelerator" if load is not None or device_of(model).type != "cpu" else "cpu"
             with nullcontext() if load is None else streamed(model, anatomy, load):
                 found |= _from_states(model, anatomy, _batches(model, rows, collate, kind), from_states, tokens)
@@ -116,7 +130,7 @@ def _from_states(
     for (_, name), parts in levels.items():
         values = torch.cat(parts, dim=-1)
         if not values.shape[-1]:
-            raise DataError("no row of the sample has a label to predict: allow longer rows")
+            raise DataError("no row of the sample has a label to predict: use a larger max_length")
         for signal, measurements in _summaries(name, values).items():
             found[signal] += measurements
     return {name: tuple(measurements) for name, measurements in found.items()}
@@ -125,7 +139,7 @@ def _from_states(
 def _values(
     states: Tensor, reads: ReadTokens, basis: SemanticBasis | None, norm: nn.Module | None, names: Sequence[str]
 ) -> dict[str, Tensor]:
-    """Signal -> [levels, R] of the states [n + 1, R, d] of one stack; `vds` has n + 1 levels, the others n."""
+    """Signal -> [levels, R] of the states [n + 1, R, d] of one stack; `vds` has n + 1 levels, the others have n."""
     found = {}
     if basis is not None and reads.targets is not None:
         with torch.no_grad():
@@ -139,14 +153,14 @@ def _values(
 
 
 def _summaries(name: str, values: Tensor) -> Mapping[str, Sequence[Measurement]]:
-    """Means over rows of [levels, N] values, for each block, and the gains of a deviation."""
+    """Signal -> its mean over the rows for each block, from values [levels, N]; with the gains of a deviation."""
     means = [mean(level) for level in values]
     if name not in DEVIATIONS:
         return {name: means}
     steps = list(pairwise(values))
     gains = [difference_gain(*step) for step in steps]
     logs = [log_gain(*step) for step in steps]
-    if name == "vds":  # d_0 belongs to no block
+    if name == "vds":  # d_0, of the embeddings, belongs to no block
         return {name: means[1:], f"{name}_gain": gains, f"{name}_log_gain": logs}
     return {name: means, f"{name}_gain": [NOTHING, *gains], f"{name}_log_gain": [NOTHING, *logs]}
 
@@ -156,7 +170,7 @@ def _from_gradients(
 ) -> Signals:
     gradients = loss_gradients(model, anatomy, batches)
     if not gradients:
-        raise DataError("no row of the sample has a label to predict: allow longer rows")
+        raise DataError("no row of the sample has a label to predict: use a larger max_length")
     norms = {
         "gradient_norm": block_norms(gradients, anatomy),
         "relative_gradient_norm": relative_norms(gradients, dict(model.named_parameters()), anatomy),
@@ -176,16 +190,16 @@ def _from_weights(model: Any, anatomy: Anatomy, load: Load | None) -> Signals:
 
 
 def _no_vds(model: Any, anatomy: Anatomy, rows: Rows) -> str | None:
-    """Why the model's head gives no basis for these rows; None when it does."""
+    """Why the model's head gives no semantic basis for these rows; None when it does."""
     head = model.get_output_embeddings()
     if not anatomy.has_lm_head or head is None:
-        return f"{anatomy.model_class} has no language model's head"
+        return f"{anatomy.model_class} has no language-model head"
     if anatomy.encoder_decoder:
-        return "an encoder's states do not lie in the space of the decoder's head"
+        return "the head reads the decoder's states, not the encoder's"
     if rows and isinstance(rows[0]["labels"], int):
-        return "a class label is no token of the head's"
+        return "a class label is not a token of the vocabulary"
     if head.weight.shape[-1] != anatomy.hidden_size:
-        return f"the head reads {head.weight.shape[-1]} numbers, and the blocks give {anatomy.hidden_size}"
+        return f"the head reads {head.weight.shape[-1]} numbers, but the blocks give {anatomy.hidden_size}"
     return None
 
 
@@ -195,8 +209,7 @@ def _final_norm(model: nn.Module, anatomy: Anatomy) -> nn.Module | None:
 
 
 def _batches(model: nn.Module, rows: Rows, collate: Collate, kind: str = "cpu") -> Iterator[dict[str, Any]]:
-    """Batches of rows of like length on the model's device, the longest first, so that memory is short at once or
-    never."""
+    """Batches of rows of similar length, on the model's device. The longest come first: they need the most memory."""
     device = device_of(model)
     most = BATCH_TOKENS[kind if device.type == "cpu" else "accelerator"]
     for batch in batches_by_length(rows, _length, most):

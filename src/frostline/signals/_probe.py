@@ -1,4 +1,4 @@
-"""A model's blocks as measured on a task: what strategies read, and what is kept and shown."""
+"""A probe: the signals of a model on a task. Strategies read it, and the command line shows it."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ class Probe:
     """Signals of a model's blocks on rows of a task.
 
     Attributes:
-        rows: how many were measured.
-        read: which token of each is read, in words.
-        signals: by name, one measurement for every block.
-        seconds: that measuring took, when it was done; None if nobody looked.
+        model: name of the model.
+        task: name of the task.
+        rows: how many rows were measured.
+        read: which token of each row is read, in words.
+        signals: name -> one measurement for each block.
+        seconds: how long measuring took; None where it was not timed.
     """
 
     model: str
@@ -35,11 +37,11 @@ class Probe:
 
     @property
     def deviation(self) -> str | None:
-        """The semantic deviation to decide by: `vds` where it was measured, else `shift`, else None."""
+        """The semantic deviation that the cut uses: `vds` where it was measured, else `shift`, else None."""
         return next((name for name in DEVIATIONS if name in self.signals), None)
 
     def gains(self, form: Form = "difference", deviation: str | None = None) -> tuple[Measurement, ...]:
-        """The gain of every block in one of its forms. Raises `UserError` when the deviation was not measured."""
+        """The gain of every block, in one of its forms. Raises `ConfigError` when the deviation was not measured."""
         name = deviation or self.deviation
         if name is None or name not in self.signals:
             raise ConfigError(f"the probe has no {name or 'semantic deviation'}: measure {' or '.join(DEVIATIONS)}")
@@ -48,18 +50,18 @@ class Probe:
         return self.signals[f"{name}_gain" if form == "difference" else f"{name}_log_gain"]
 
     def cut(self, form: Form = "difference", deviation: str | None = None) -> int:
-        """How many blocks to freeze: those up to the one with the largest gain, the last never.
+        """How many of the lowest blocks to freeze: all up to the one with the largest gain, but never the last block.
 
-        Raises `UserError` as `gains` does, and when no block has a gain.
+        Raises `ConfigError` as `gains` does, and `UnsupportedModel` when no block has a gain.
         """
         gains = [gain.value for gain in self.gains(form, deviation)]
         if all(gain is None for gain in gains):
-            raise UnsupportedModel(f"no block of {self.model} has a gain: it takes two blocks at least")
+            raise UnsupportedModel(f"{self.model}: no block has a gain: use a model with two blocks or more")
         return cut_at_largest(gains)
 
     @property
     def suggestion(self) -> int | None:
-        """`cut` by the default deviation and form; None where none was measured, or there is a single block."""
+        """`cut` with the default deviation and form. None where no deviation was measured, or there is one block."""
         if self.deviation is None or len(self.signals[self.deviation]) < 2:
             return None
         return self.cut()
@@ -78,10 +80,12 @@ class Probe:
 
     @classmethod
     def read_document(cls, document: Any) -> Probe:
-        """The inverse of `document`. Raises `UserError` for anything else."""
+        """Read what `document` returned. Raises `CheckpointError` for anything else."""
         try:
             if document["version"] != VERSION:
-                raise CheckpointError(f"a probe of version {document['version']}, this frostline reads {VERSION}")
+                raise CheckpointError(
+                    f"the probe has version {document['version']}, but this frostline reads {VERSION}"
+                )
             signals = {name: tuple(map(Measurement.read, values)) for name, values in document["signals"].items()}
             return cls(
                 document["model"],
@@ -92,4 +96,4 @@ class Probe:
                 document.get("seconds"),
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise CheckpointError(f"not a probe's document: {type(error).__name__}: {error}") from None
+            raise CheckpointError(f"the document is not a probe: {type(error).__name__}: {error}") from None

@@ -1,4 +1,4 @@
-"""Which token of a row is read.
+"""Which tokens of a row are read.
 
 B batch rows, T tokens, R tokens that are read, d hidden width
 """
@@ -16,34 +16,40 @@ from frostline.anatomy import Anatomy
 from frostline.core.labels import IGNORED
 
 Tokens = Literal["first", "all"]
-"""Where a row has many labelled tokens: read where the first is predicted, or wherever one is."""
+"""In a row with many labelled tokens: read the token that predicts the first one, or all that predict one."""
 
 
 @dataclass(frozen=True)
 class ReadTokens:
-    """The tokens of one stack that are read: batch row and position, [R] each; `targets` are what they predict."""
+    """The tokens of one stack that are read.
+
+    Attributes:
+        rows: [R], the batch row of each.
+        positions: [R], its position.
+        targets: [R], the token that it predicts; None for class labels.
+    """
 
     rows: Tensor
     positions: Tensor
     targets: Tensor | None = None
 
     def gather(self, hidden: Tensor) -> Tensor:
-        """Their states [R, d] in float32, of [B, T, d]."""
+        """Their states [R, d], in float32, from [B, T, d]."""
         return hidden[self.rows, self.positions].detach().float()
 
     def per_row(self, values: Tensor, batch: int) -> Tensor:
-        """The mean over each row's tokens, [..., rows that are read], of [..., R] values in a batch of `batch`."""
+        """The mean over each row's tokens, [..., rows with such tokens], from values [..., R]; `batch` is B."""
         counts = torch.bincount(self.rows, minlength=batch)
         sums = values.new_zeros(*values.shape[:-1], batch).index_add_(-1, self.rows, values)
         return (sums / counts)[..., counts > 0]
 
 
 def reads_of(batch: Mapping[str, Any], anatomy: Anatomy, tokens: Tokens = "first") -> dict[str, ReadTokens]:
-    """For each stack of blocks the tokens that are read in a batch: those that predict its labels.
+    """Stack -> the tokens of a batch that are read: those that predict its labels.
 
-    Class labels: an encoder's first token, on which its head stands; else the last token. Token labels: in a
-    decoder the position before a labelled token, in an encoder-decoder's decoder that of the label itself; an
-    encoder-decoder's encoder is read at the last token of its input.
+    Class labels: the first token in an encoder, where its head reads too; else the last token. Token labels: in a
+    decoder, the position before the labelled token; in the decoder of an encoder-decoder, the position of the label; in
+    its encoder, the last input token.
     """
     ids, labels = batch["input_ids"], batch["labels"]
     mask = batch.get("attention_mask")
@@ -65,7 +71,7 @@ def token_text(anatomy: Anatomy, *, classes: bool, tokens: Tokens) -> str:
     """Which token `reads_of` reads, in words."""
     if classes:
         encoder = not anatomy.encoder_decoder and all(block.stack == "encoder" for block in anatomy.blocks)
-        return "the first token, on which the head stands" if encoder else "the last input token"
+        return "the first token, where the head reads" if encoder else "the last input token"
     read = "every token that predicts a labelled one"
     if tokens == "first":
         read = "the token that predicts the first labelled one"
@@ -73,6 +79,6 @@ def token_text(anatomy: Anatomy, *, classes: bool, tokens: Tokens) -> str:
 
 
 def _ends(mask: Tensor) -> tuple[ReadTokens, ReadTokens]:
-    """The first and the last token of each row that is no padding, on whichever side that is."""
+    """The first and the last token of each row that is not padding. Padding may be on either side."""
     rows = torch.arange(len(mask), device=mask.device)
     return ReadTokens(rows, mask.long().argmax(1)), ReadTokens(rows, mask.long().cumsum(1).argmax(1))

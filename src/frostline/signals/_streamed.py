@@ -1,4 +1,4 @@
-"""Run a model whose blocks are not in memory: each comes when the forward pass reaches it, and goes after it."""
+"""Run a model whose blocks are not in memory: each is loaded before it runs and dropped afterwards."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from frostline.bottom import Load, drop_tensors, put_tensors
 
 @contextmanager
 def streamed(model: nn.Module, anatomy: Anatomy, load: Load) -> Iterator[None]:
-    """Inside, tensors of blocks that lie on the meta device are read by `load` for as long as their block runs.
+    """Inside, `load` reads a block's tensors from disk while the block runs, where they are on the meta device.
 
-    Those of the embeddings that lie there are in memory until the end.
+    Tensors of the embeddings that are on the meta device stay in memory until the end.
     """
     away = {name for name, parameter in model.named_parameters() if parameter.is_meta}
 

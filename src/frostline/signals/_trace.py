@@ -1,4 +1,4 @@
-"""The states at the tokens that are read, from block to block, in one forward pass.
+"""The hidden states after each block, at the tokens that are read, from one forward pass.
 
 B batch rows, T tokens, R tokens that are read, d hidden width, n blocks of a stack
 """
@@ -19,9 +19,15 @@ from frostline.signals._reading import ReadTokens
 def trace(
     model: nn.Module, anatomy: Anatomy, batch: Mapping[str, Any], reads: Mapping[str, ReadTokens]
 ) -> dict[str, Tensor]:
-    """Stack -> h_0 ... h_n at the tokens read, [n + 1, R, d] in float32.
+    """Stack -> h_0 ... h_n at the tokens that are read, [n + 1, R, d], in float32.
 
-    Only those are kept, and the forward pass ends at the last block. The model has to be in eval mode.
+    Other states are not kept, and the forward pass ends at the last block.
+
+    Args:
+        model: the model, in eval mode.
+        anatomy: of the model.
+        batch: the model's inputs.
+        reads: stack -> the tokens that are read (`reads_of`).
     """
     states: dict[str, list[Tensor]] = {stack: [] for stack in reads}
     handles = []

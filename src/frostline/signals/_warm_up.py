@@ -1,4 +1,4 @@
-"""How far a few training steps move each block."""
+"""How much a few training steps change each block."""
 
 from __future__ import annotations
 
@@ -17,7 +17,13 @@ from frostline.signals._weights import weight_change
 
 @dataclass(frozen=True)
 class WarmUp:
-    """`steps` of AdamW at a constant `learning_rate`, of `batch` rows each: those of the sample in their order."""
+    """A few steps of AdamW at a constant rate.
+
+    Attributes:
+        steps: how many steps.
+        learning_rate: their learning rate.
+        batch: how many rows of the sample each step has, in order.
+    """
 
     steps: int = 5
     learning_rate: float = 5e-5
@@ -34,10 +40,17 @@ def warm_up_change(
     collate: Callable[[Sequence[Any]], Mapping[str, Any]],
     warm_up: WarmUp,
 ) -> tuple[float, ...]:
-    """The weight change of every block after `warm_up` (methods.md, section 1: ADT).
+    """The weight change of every block after `warm_up` (methods.md 1: ADT).
 
-    All but the embeddings (and a head tied to them) trains, in float32 and without dropout. Afterwards the weights
-    and flags are what they were; a copy of them is in memory meanwhile. The model has to be in eval mode.
+    Everything but the embeddings (and a head tied to them) trains, in float32 and without dropout. Then weights and
+    flags are put back. Until then, a copy of the weights is in memory.
+
+    Args:
+        model: the model, in eval mode.
+        anatomy: of the model.
+        rows: the encoded sample.
+        collate: makes a batch of rows.
+        warm_up: the training steps.
     """
     embeddings = {tensor.name for tensor in anatomy.embeddings}
     batches = [rows[start : start + warm_up.batch] for start in range(0, len(rows), warm_up.batch)]

@@ -1,6 +1,6 @@
-"""What the weights themselves tell: change, gradients, signal-to-noise ratio. Pure functions over tensors.
+"""Signals of the weights: change, gradients, signal-to-noise ratio. Pure functions over tensors.
 
-Tensors come as mappings by their names in the model.
+Tensors are given as mappings: name in the model -> tensor.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from frostline.anatomy import Anatomy, Block
 
 
 def weight_change(before: Mapping[str, Tensor], after: Mapping[str, Tensor], anatomy: Anatomy) -> tuple[float, ...]:
-    """The change of each block between two states of its tensors, adapters' among them.
+    """The change of each block between two states of its tensors, those of adapters included.
 
-    It is the mean over those of a block's tensors that `before` has of the L2 norm of (after - before) (methods.md,
-    section 1: ADT); 0 for a block that has none there. Raises `KeyError` when one is missing from `after`.
+    It is the mean of the L2 norm of (after - before) over the block's tensors in `before` (methods.md 1: ADT); 0 for a
+    block without any. Raises `KeyError` when one is missing from `after`.
     """
     return tuple(_mean_change(before, after, f"{block.name}.") for block in anatomy.blocks)
 
@@ -29,7 +29,7 @@ def _mean_change(before: Mapping[str, Tensor], after: Mapping[str, Tensor], plac
 
 
 def block_norms(tensors: Mapping[str, Tensor], anatomy: Anatomy) -> tuple[float, ...]:
-    """The L2 norm over all of a block's tensors together, of those that are there, for every block."""
+    """For each block, the L2 norm over all of its tensors that `tensors` has."""
     return tuple(
         math.hypot(*(_norm(tensors[tensor.name]) for tensor in block.tensors if tensor.name in tensors))
         for block in anatomy.blocks
@@ -39,16 +39,16 @@ def block_norms(tensors: Mapping[str, Tensor], anatomy: Anatomy) -> tuple[float,
 def relative_norms(
     gradients: Mapping[str, Tensor], weights: Mapping[str, Tensor], anatomy: Anatomy
 ) -> tuple[float, ...]:
-    """||g|| / ||w|| of every block (methods.md, section 6: Auto-RGN)."""
+    """||g|| / ||w|| of every block (methods.md 6: Auto-RGN). Infinite for a block whose weights are 0."""
     pairs = zip(block_norms(gradients, anatomy), block_norms(weights, anatomy), strict=True)
     return tuple(gradient / weight if weight else math.inf for gradient, weight in pairs)
 
 
 def spectral_snr(matrix: Tensor) -> float:
-    """Spectrum's signal-to-noise ratio of a matrix [m, n] (methods.md, section 6).
+    """Spectrum's signal-to-noise ratio of a matrix [m, n] (methods.md 6).
 
     With its singular values S, sigma = IQR(S) / 1.349 and eps = sigma (1 + sqrt(min(m, n) / max(m, n))):
-    (sum of S > eps) / (sum of S <= eps) / max S. Infinite where no singular value is as small as eps.
+    (sum of S > eps) / (sum of S <= eps) / max S. Infinite where every singular value is above eps.
     """
     values = torch.linalg.svdvals(matrix.detach().float()).double()
     low, high = torch.quantile(values, torch.tensor([0.25, 0.75], dtype=values.dtype, device=values.device))
@@ -58,7 +58,7 @@ def spectral_snr(matrix: Tensor) -> float:
 
 
 def block_snr(tensors: Mapping[str, Tensor], block: Block) -> Iterator[tuple[str, float]]:
-    """(Name within the block, SNR) of each matrix of a block; where one tensor holds several, their mean."""
+    """(Name within the block, SNR) for each matrix of a block. For a tensor that holds several, their mean."""
     for linear in block.linears:
         weight = tensors[linear.weight]
         several = weight.reshape(linear.copies, *weight.shape[-2:])

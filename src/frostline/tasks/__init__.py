@@ -1,4 +1,4 @@
-"""Tasks: data, prompts and metrics, from a name or a file to a model's scores."""
+"""Tasks: data, prompts and metrics. A task is read from a name or a file, and gives a model's scores."""
 
 from __future__ import annotations
 

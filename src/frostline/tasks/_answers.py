@@ -1,7 +1,7 @@
-"""Reading the answer out of a generated text, by the rule of the set that the question is from.
+"""Extract the answer from a generated text, by the rule of the question's data set.
 
-The rules are those that the data sets were published with, crude as they are, so that scores compare with published
-ones; `Rule.strict` is a second opinion beside a rule that takes too much for an answer.
+The rules are those that the data sets were published with, so that scores can be compared with published ones. Some are
+crude: they find an answer in almost any text. `Rule.strict` is a stricter rule beside such a one.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ TOLERANCE = 0.001
 
 @dataclass(frozen=True)
 class Rule:
-    """How a set's answers are read and compared.
+    """How the answers of a data set are extracted and compared.
 
     Attributes:
-        extract: the published extraction: the answer in a text, or None where there is none.
+        extract: the published rule: the answer in a text, or None.
         right: whether an extracted answer is the expected one.
-        strict: another extraction, which takes only what is plainly meant as an answer.
+        strict: a stricter rule, which accepts only what is clearly meant as an answer.
     """
 
     extract: Extract
@@ -30,27 +30,27 @@ class Rule:
 
 
 def last_number(text: str) -> str | None:
-    """The last number of a text, commas dropped: `1,200.50` is `1200.50`. A full stop after it is no part of it."""
+    """The last number of a text, without commas and without a full stop after it: `1,200.50.` is `1200.50`."""
     numbers = re.findall(r"-?\d+\.?\d*", text.replace(",", ""))
     return numbers[-1].removesuffix(".") if numbers else None
 
 
 def same_number(answer: str, expected: str) -> bool:
-    """Whether two numbers lie within 0.001 of each other."""
+    """Whether two numbers differ by at most 0.001."""
     return abs(float(answer.replace(",", "")) - float(expected.replace(",", ""))) <= TOLERANCE
 
 
 def first_letter(text: str) -> str | None:
-    """The first of the capitals A to E anywhere in a text, within words too: the published rule of AQuA."""
+    """The first capital letter from A to E in a text, also inside a word: the published rule of AQuA."""
     found = re.search("[A-E]", text)
     return found[0] if found else None
 
 
 def chosen_letter(text: str) -> str | None:
-    """The option, A to E, that a text plainly chooses.
+    """The option, A to E, that a text clearly chooses.
 
-    That is the letter of the last `answer is (B)` or `answer: B`, else the one letter that stands as an option label,
-    `(B)`, or alone on a line, `B` or `B.` or `B)`. None where no letter does, or more than one.
+    It is the letter of the last `answer is (B)` or `answer: B`. Without one, it is the only letter that is an option
+    label, `(B)`, or alone on a line, `B` or `B.` or `B)`. None where there is no such letter, or more than one.
     """
     said = re.findall(r"(?i:answer(?:\s+is)?)\s*:?\s*(?:\(([A-E])\)|([A-E])(?=[).,;:]|\s*$))", text, re.MULTILINE)
     if said:
@@ -60,7 +60,7 @@ def chosen_letter(text: str) -> str | None:
 
 
 def first_of(*answers: str) -> Extract:
-    """An extraction: whichever of `answers` comes first in a text."""
+    """The rule that finds the first of `answers` in a text."""
     pattern = re.compile("|".join(map(re.escape, answers)))
 
     def extract(text: str) -> str | None:
@@ -88,4 +88,4 @@ RULES = {
     "arc-c": _CHOICE,
     "obqa": _CHOICE,
 }
-"""The rule of each set."""
+"""Data set -> its rule."""

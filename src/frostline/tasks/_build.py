@@ -1,4 +1,4 @@
-"""From rows to a task: split, draw, read."""
+"""Make a task from rows: split them, draw some, read them as examples."""
 
 from __future__ import annotations
 
@@ -30,12 +30,23 @@ def build_task(
     metric: str | None = None,
     score: Scorer = score_texts,
 ) -> Task:
-    """A task from its training rows and, if there are any, its evaluation rows.
+    """Make a task from training rows and, where there are any, evaluation rows.
 
-    Without evaluation rows a seeded share of the training rows is held out. Row n of a split has the id
-    `train:n` or `eval:n`, counted from 0 in the source, whatever is drawn or held out.
+    Without evaluation rows, a seeded share of the training rows is held out. Row n of a split, counted from 0 in the
+    source, has the id `train:n` or `eval:n`, also when only some rows are drawn.
 
-    Raises `UserError` with the place of the first bad row, whether it would be drawn or not.
+    Args:
+        name: the task's name.
+        train: training rows.
+        evaluation: evaluation rows; None holds some training rows out.
+        reading: how rows become examples.
+        options: what the user wrote.
+        source: where the rows are from: a path or a hub id.
+        labels: the label names in order; None reads them from the training rows.
+        metric: the main metric; None is the usual one of the kind of task.
+        score: scores generated texts.
+
+    Raises `DataError` with the place of the first bad row, also when that row would not be drawn.
     """
     if labels is None and reading.kind is TaskKind.CLASSIFICATION:
         labels = label_names(train.rows, reading.columns["label"])
@@ -64,22 +75,28 @@ def build_task(
 
 
 def hold_out(rows: Sequence[T], share: float, seed: int, origin: str) -> tuple[list[T], list[T]]:
-    """The rows that remain, and a share of them held out for evaluation, drawn by `seed`, both in their order.
+    """(Remaining rows, held-out rows), both in their order.
 
-    Raises `UserError` when none would remain.
+    Args:
+        rows: all rows.
+        share: which share of them is held out.
+        seed: draws the held-out rows.
+        origin: where the rows are from, for messages.
+
+    Raises `DataError` when no row would remain.
     """
     count = max(1, round(share * len(rows)))
     if count >= len(rows):
         raise DataError(
-            f"{origin}: too few rows ({len(rows)}) to hold out a share of {share:g} for evaluation; "
-            "give an evaluation file"
+            f"{origin}: too few rows ({len(rows)}) to hold out a share of {share:g} for evaluation: "
+            "give an evaluation file (eval)"
         )
     held = set(random.Random(derive_seed(seed, "held out")).sample(range(len(rows)), count))
     return [row for i, row in enumerate(rows) if i not in held], [row for i, row in enumerate(rows) if i in held]
 
 
 def draw_rows(rows: list[T], most: int | None, seed: int, split: str) -> list[T]:
-    """At most `most` rows of a split ("train", "eval"), drawn by `seed`, in their order."""
+    """Draw at most `most` rows of a split ("train", "eval") by `seed`, and keep their order."""
     if most is None or most >= len(rows):
         return rows
     draw = random.Random(derive_seed(seed, f"{split} rows"))

@@ -1,11 +1,11 @@
-"""The built-in tasks: one entry each.
+"""The built-in tasks, one entry each.
 
-The prompt of `webnlg` is the row's triples, `subject | predicate | object` joined by ` && `, and a line break;
-the model is trained on the row's first text and scored against all of them.
+The prompt of `webnlg` is the row's triples (`subject | predicate | object`, joined by ` && `) and a line break. The
+model trains on the row's first text and is scored against all of its texts.
 
-A task read in a new way gets a file of its own beside this one, with its scorer, and a line here, as those whose
-answers are extracted from the generated text have. Another package adds a task through the entry point group
-`frostline.tasks`: any callable from `TaskOptions` to `Task`.
+A task that needs other code has a file of its own beside this one and a line here, as the tasks with extracted answers
+have. Another package can add a task through the entry point group `frostline.tasks`: any callable from `TaskOptions` to
+`Task`.
 """
 
 from __future__ import annotations
@@ -35,10 +35,14 @@ class BuiltIn:
     """A task with fixed columns, read from a local copy or from the hub.
 
     Attributes:
-        folder: the local copy's place under `$FROSTLINE_DATA`, with `train.jsonl` and `dev.jsonl`.
-        hub: the same task on the hub. Its rows are converted to the local copy's columns.
-        splits: the hub's name of a local split, where they differ.
-        max_train_rows: the protocol's limit on training rows, unless the options set another.
+        folder: the folder of the local copy under `$FROSTLINE_DATA`, with `train.jsonl` and `dev.jsonl`.
+        hub: the same task on the hub. Its rows are converted to the columns of the local copy.
+        reading: how rows become examples.
+        labels: the label names in order.
+        metric: the main metric; None is the usual one of the kind of task.
+        splits: local split -> the hub's name, where they differ.
+        max_train_rows: limit on training rows in the paper's protocol; the options can set another.
+        score: scores generated texts.
     """
 
     folder: str
@@ -51,10 +55,12 @@ class BuiltIn:
     score: Scorer = score_texts
 
     def __call__(self, options: TaskOptions) -> Task:
-        """Read the task. Raises `UserError` when its source cannot be had, or for an option that is fixed."""
+        """Read the task. Raises `DataError` when its rows cannot be read, `ConfigError` for an option that is fixed."""
         for name in ("kind", "columns", "labels", "subset", "eval_share"):
             if getattr(options, name) != TaskOptions.model_fields[name].default:
-                raise ConfigError(f"option '{name}' is fixed for a built-in task: it is for files and hub data sets")
+                raise ConfigError(
+                    f"data.{name}: it is fixed for a built-in task: leave it out (it is for files and hub data sets)"
+                )
         if options.max_train_rows is None:
             options = options.model_copy(update={"max_train_rows": self.max_train_rows})
         wanted = (options.train or "train", options.eval or "dev")
@@ -78,8 +84,8 @@ class BuiltIn:
         for split, file in zip(splits, files, strict=True):
             if file is None:
                 raise DataError(
-                    f"no {split}.jsonl in {folder}, where FROSTLINE_DATA says that built-in tasks are; "
-                    "correct or unset it"
+                    f"no {split}.jsonl in {folder}, the folder of this task under FROSTLINE_DATA: correct or unset "
+                    "FROSTLINE_DATA"
                 )
         return [read_rows(file) for file in files if file]
 

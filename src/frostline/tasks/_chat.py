@@ -1,4 +1,4 @@
-"""Chats through the tokenizer's own chat template, with the assistant's turns told apart."""
+"""Tokens of chats, by the tokenizer's chat template, and which of them are the assistant's."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ Conversation = list[dict[str, str]]
 
 
 def chat_tokens(tokenizer: Any, example: Example) -> tuple[list[int], list[bool]]:
-    """Token ids of a chat, and for each whether the assistant wrote it. Turns after its last are left out.
+    """Token ids of a chat, and for each whether the assistant wrote it. Turns after the assistant's last are left out.
 
-    A template that marks what the assistant writes (`{% generation %}`) is taken at its word. Any other is
-    rendered up to each turn: the assistant's is what its turn adds to the prompt that announces it. The parts
-    are tokenized apart, so that an answer follows exactly the tokens that it is generated from.
+    Where the template marks the assistant's text (`{% generation %}`), the marks are used. Else the chat is rendered up
+    to each turn of the assistant, without and with it. The difference is the assistant's text. The parts are tokenized
+    separately, so that an answer follows exactly the tokens from which it is generated later.
 
-    Raises `UserError` when there is no template, when it refuses the chat, or when it changes earlier turns
-    as later ones come, so that they cannot be told apart.
+    Raises `UnsupportedModel` when there is no template, or when it changes earlier turns, so that the parts cannot be
+    found. Raises `DataError` when the template refuses the chat.
     """
     if not tokenizer.chat_template:
         raise UnsupportedModel(
-            "the tokenizer has no chat template, which the column 'messages' needs: take a chat model's "
+            "the tokenizer has no chat template, which the column 'messages' needs: use a chat model's "
             "tokenizer, or map columns to prompt and completion"
         )
     last = max(i for i, message in enumerate(example.messages) if message.role == "assistant")
@@ -46,7 +46,7 @@ def _marked_tokens(tokenizer: Any, name: str, messages: Sequence[Message]) -> tu
 
 
 def _segments(tokenizer: Any, name: str, messages: Sequence[Message]) -> list[tuple[str, bool]]:
-    """The rendered chat in pieces, each with whether it is the assistant's."""
+    """The rendered chat in parts: (text, whether it is the assistant's)."""
     whole = _apply(tokenizer, name, messages, tokenize=False)
     segments: list[tuple[str, bool]] = []
     done = 0
@@ -57,8 +57,8 @@ def _segments(tokenizer: Any, name: str, messages: Sequence[Message]) -> list[tu
         end = _apply(tokenizer, name, messages[: i + 1], tokenize=False)
         if not (whole.startswith(start) and whole.startswith(end) and done <= len(start) < len(end)):
             raise UnsupportedModel(
-                f"{name}: the chat template does not show where the assistant's turns lie: take one with "
-                "{% generation %} marks, or give each chat one answer, at its end"
+                f"{name}: the chat template does not show where the assistant's turns are: use a template with "
+                "{% generation %} marks, or chats with one answer, at the end"
             )
         segments += [(whole[done : len(start)], False), (whole[len(start) : len(end)], True)]
         done = len(end)
@@ -69,5 +69,5 @@ def _apply(tokenizer: Any, name: str, messages: Sequence[Message], **options: An
     conversation: Conversation = [message._asdict() for message in messages]
     try:
         return tokenizer.apply_chat_template(conversation, **options)
-    except Exception as error:  # templates raise jinja's own errors, which transformers passes on
+    except Exception as error:  # a template raises jinja's errors, and transformers does not catch them
         raise DataError(f"{name}: the chat template refuses this chat: {error}") from error

@@ -1,4 +1,4 @@
-"""Batches: padded on the right to the longest row, with an attention mask.
+"""Batches of rows, padded on the right to the longest one, with an attention mask.
 
 B rows, L tokens of the longest one
 """
@@ -20,13 +20,13 @@ from frostline.core.labels import IGNORED
 def pad_rows(
     rows: Sequence[Mapping[str, Any]], pad_id: int, *, type_id: int = 0, pad_to: int | None = None
 ) -> dict[str, Tensor]:
-    """Rows of token ids as tensors: a number for each token becomes [B, L], one for each row (a class label) [B].
+    """Rows of token ids as tensors: [B, L] for columns with a number per token, [B] for one per row (a class label).
 
     Args:
-        rows: with the columns that the model takes: `input_ids`, `labels`, ... A mask is added where they have none.
-        pad_id: what `input_ids` are padded with. Labels are padded with -100.
-        type_id: what `token_type_ids` are padded with.
-        pad_to: pad to this length instead of the longest row.
+        rows: rows with the model's inputs as columns: `input_ids`, `labels`, ... A mask is added where they have none.
+        pad_id: the value that `input_ids` are padded with. Labels are padded with -100.
+        type_id: the value that `token_type_ids` are padded with.
+        pad_to: pad to this length instead of the longest row's.
     """
     padding = {"input_ids": pad_id, "token_type_ids": type_id, "labels": IGNORED}
     columns = {name: [torch.as_tensor(row[name], dtype=torch.long) for row in rows] for name in rows[0]}
@@ -47,8 +47,9 @@ class Collator:
     """Pads encoded rows into a batch (`pad_rows`).
 
     Attributes:
-        pad_to: pad every batch to this length instead of its longest row.
-        keep_ids: keep `example_id` as a list of strings. Models do not take it, so it is off by default.
+        tokenizer: gives the padding values.
+        pad_to: pad every batch to this length instead of its longest row's.
+        keep_ids: keep `example_id` as a list of strings. It is not an input of models, so by default it is dropped.
     """
 
     tokenizer: Any

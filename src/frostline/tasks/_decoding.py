@@ -1,4 +1,4 @@
-"""How texts are generated when a model is evaluated."""
+"""How texts are generated in an evaluation."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 class Decoding(Options):
-    """How texts are generated: keywords of transformers' `generate`, over a preset. Greedy by default.
+    """How texts are generated: a preset, and keywords of transformers' `generate` that change it. Greedy by default.
 
     Attributes:
         preset: `greedy`, or `llm-adapters`, the published decoding of the math and commonsense tasks: four beams and at
-            most 256 new tokens. It also names a temperature of 0.1, top_p 0.75 and top_k 40, which count only beside
-            `do_sample: true`; the published programs leave that out, so that they search beams and draw nothing.
-        max_new_tokens: tokens to generate at most; the run's own number by default.
-        do_sample: draw the next token, by `seed`, instead of taking the likeliest; a draw also depends on the batch
-            size. `temperature`, `top_p` and `top_k` are for it alone.
-        num_beams: how many texts are kept in the search.
-        repetition_penalty, length_penalty, no_repeat_ngram_size: as transformers has them.
-        seed: of the sampling.
+            most 256 new tokens. It also has temperature 0.1, top_p 0.75 and top_k 40, which have an effect only with
+            `do_sample: true`. The published programs do not set it, so they use beam search without sampling.
+        max_new_tokens: generate at most this many tokens; None is the run's own number.
+        do_sample: draw the next token, by `seed`, instead of using the most likely one. The draw also depends on the
+            batch size. `temperature`, `top_p` and `top_k` need it.
+        num_beams: number of beams.
+        repetition_penalty, length_penalty, no_repeat_ngram_size: as in transformers.
+        seed: seed of the sampling.
     """
 
     preset: Literal["greedy", "llm-adapters"] = "greedy"
@@ -46,11 +46,11 @@ class Decoding(Options):
     def _sampled(self) -> Decoding:
         given = [name for name in SAMPLING if getattr(self, name) is not None]
         if given and not self.do_sample:
-            raise ValueError(f"{given[0]} has no effect unless texts are sampled: add do_sample: true")
+            raise ValueError(f"{given[0]} has no effect without sampling: use do_sample: true, or leave it out")
         return self
 
     def keywords(self, max_new_tokens: int) -> dict[str, Any]:
-        """The keywords for `generate`, with `max_new_tokens` where neither the user nor the preset has a number."""
+        """The keywords for `generate`. `max_new_tokens` is used where neither the user nor the preset has a number."""
         given = self.model_dump(exclude={"preset", "seed"}, exclude_none=True)
         chosen = {"max_new_tokens": max_new_tokens, **PRESETS[self.preset], **given}
         return {key: value for key, value in chosen.items() if self.do_sample or key not in SAMPLING}

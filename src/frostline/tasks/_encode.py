@@ -1,7 +1,7 @@
 """From examples to token ids and labels.
 
-Every row has `input_ids`, `labels` and `example_id`; for encoders also what else the tokenizer gives
-(`token_type_ids`). No row holds padding: the collator adds it with the attention mask.
+Every row has `input_ids`, `labels` and `example_id`, and for encoders the tokenizer's other outputs (`token_type_ids`).
+Rows have no padding: the collator adds it, and the attention mask.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Encoded(Sequence[EncodedRow]):
-    """Encoded examples in their order, a map-style data set for any loader or trainer.
+    """Encoded examples in order: a map-style data set for any loader or trainer.
 
     Attributes:
-        truncated: how many of them had to be cut to the maximum length.
+        rows: the encoded examples.
+        truncated: how many of them were cut to the maximum length.
     """
 
     rows: Sequence[EncodedRow]
@@ -49,26 +50,35 @@ class Encoded(Sequence[EncodedRow]):
 
 
 def encode(task: Task, split: Split, tokenizer: Any, max_length: int, kind: ModelKind) -> Encoded:
-    """Encode one split of a task for a kind of model, with at most `max_length` input tokens an example.
+    """Encode one split of a task for a kind of model.
 
-    - Classification, encoders and encoder-decoders: the tokenizer's own pair encoding, the longer text cut.
-    - Classification, decoders: `text`, a line break, `pair`, and no end token, so that the classification
-      head reads the last token of the pair; cut from the left.
-    - Generation, decoders: prompt and completion are tokenized apart and joined, so that the prompt's tokens
-      are those that generation starts from; then the end token. The prompt carries no label unless the task
-      trains on it. Too long: the prompt is cut from the left, and only a completion that does not fit beside
-      one prompt token is cut too, at its end.
-    - Generation, encoder-decoders: prompt to the encoder, completion as labels, each cut to `max_length`.
-    - Plain text, decoders: the text and the end token, all labelled, cut at the end.
-    - Chats, decoders: the tokenizer's chat template; labels on the assistant's turns unless the task trains
-      on the prompt; cut from the left.
+    - Classification, encoders and encoder-decoders: the tokenizer's own encoding of a pair; the longer text is cut.
+    - Classification, decoders: `text`, a line break, `pair`, and no end token, so that the classification head reads
+      the last token of the pair. Cut on the left.
+    - Generation, decoders: prompt, completion, end token. Prompt and completion are tokenized separately, so that the
+      prompt has the same tokens as in generation. The prompt has no labels unless the task trains on it. Where a row
+      is too long, the prompt is cut on the left; a completion is cut, at its end, only where one prompt token and the
+      completion are too long.
+    - Generation, encoder-decoders: the prompt goes to the encoder, the completion is the labels. Each is cut to
+      `max_length`.
+    - Plain text, decoders: the text and the end token, all with labels. Cut at the end.
+    - Chats, decoders: the tokenizer's chat template, with labels on the assistant's turns, or on all turns where the
+      task trains on the prompt. Cut on the left.
 
-    How many were cut is logged and kept in `Encoded.truncated`. Raises `UserError` when the split has no rows, when
-    the kind of model cannot do the kind of task, or the tokenizer lacks an end token or chat template that is needed.
+    Args:
+        task: the task.
+        split: `train` or `eval`.
+        tokenizer: a prepared tokenizer (`prepare_tokenizer`).
+        max_length: at most this many input tokens for each example. `Encoded.truncated` counts the examples that
+            were cut, and a log line says it.
+        kind: the kind of model.
+
+    Raises `DataError` when the split has no rows. Raises `UnsupportedModel` when the kind of model cannot do the kind
+    of task, or the tokenizer lacks an end token or a chat template that is needed.
     """
     examples = task.split(split)
     if not examples:
-        raise DataError(task.no_training or f"task '{task.name}' has no {split} rows in {task.source}")
+        raise DataError(task.no_training or f"task '{task.name}': {task.source} has no {split} rows: add some")
     pairs = list(_encoder(task, kind)(task, examples, tokenizer, max_length))
     rows = [{**row, "example_id": example.id} for (row, _), example in zip(pairs, examples, strict=True)]
     truncated = sum(cut for _, cut in pairs)
@@ -92,7 +102,7 @@ def _encoder(task: Task, kind: ModelKind) -> Encoder:
     }
     if (task.kind, kind) not in table:
         raise UnsupportedModel(
-            f"task '{task.name}' is a {task.kind} task, which an {kind} model cannot do: take a decoder model"
+            f"task '{task.name}' is a {task.kind} task, which an {kind} model cannot do: use a decoder model"
         )
     return table[task.kind, kind]
 

@@ -1,4 +1,4 @@
-"""How good a model is at a task."""
+"""Evaluate a model on a task."""
 
 from __future__ import annotations
 
@@ -27,11 +27,14 @@ GREEDY = Decoding()
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model answered to one example, as text, and what would have been right.
+    """A model's answer to one example, as text, and the right answers.
 
     Attributes:
-        prompt: what the text was generated for; empty for a classification.
-        marks: what the task's scorer says of this text alone, such as `extracted` and `right`.
+        id: the example's id.
+        text: the answer.
+        expected: the right answers.
+        prompt: the prompt that the text was generated for; empty for a classification.
+        marks: the scorer's marks of this text, such as `extracted` and `right`.
     """
 
     id: str
@@ -43,7 +46,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metric names to values on a task, and the answers behind them (none for plain text and chats)."""
+    """Metric name -> value on a task, and the model's answers (none for plain text and chats)."""
 
     task: str
     rows: int
@@ -51,7 +54,7 @@ class Evaluation:
     predictions: tuple[Prediction, ...]
 
     def json_lines(self) -> str:
-        """The answers as JSON, a line each, to be read case by case."""
+        """The answers as JSON, one line for each."""
         return "".join(json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in self.predictions)
 
 
@@ -71,16 +74,26 @@ def evaluate(
     """Evaluate a model on one split of a task.
 
     - Classification: `accuracy`, `macro_f1`, and `loss`, the mean cross-entropy over examples.
-    - Generation: `loss`, the mean over all labelled tokens of the split, so that it does not depend on the
-      batches; `perplexity`; and, unless `generate_rows` is 0, the task's scores of the texts generated for
-      that many distinct prompts (the task's own number by default; see `generation_examples`) of the split, or of
-      the task's questions if it has any. `decoding` says how; sampling leaves torch's random state as it was.
+    - Generation: `loss`, the mean over all labelled tokens of the split (it does not depend on the batches);
+      `perplexity`; and the task's scores of generated texts.
     - Plain text and chats: `loss` and `perplexity`.
 
-    Losses are in nats. The model runs in evaluation mode, without gradients, and under autocast where the
-    caller has entered it; every module's training mode is restored. Batches go to `device`, else to the
-    model's own.
-    The tokenizer must have a pad token (`prepare_tokenizer`).
+    Losses are in nats. The model runs in evaluation mode and without gradients, under autocast where the caller uses
+    it. Every module's training mode and torch's random state are put back.
+
+    Args:
+        model: the model.
+        tokenizer: a tokenizer with a pad token (`prepare_tokenizer`).
+        task: the task.
+        batch_size: how many rows a batch has.
+        max_length: at most this many input tokens for each example.
+        generate_rows: for how many distinct prompts texts are generated (`generation_examples`); None is the task's
+            own number, 0 generates none. Prompts are those of the task's questions, where it has any, else of the
+            split.
+        max_new_tokens: generate at most this many tokens, where `decoding` has no number.
+        decoding: how texts are generated.
+        device: where batches go; None is the model's own device.
+        split: `train` or `eval`.
     """
     from frostline.hooks import device_of, evaluation_mode
 
@@ -119,7 +132,7 @@ def evaluate(
 
 @contextmanager
 def _drawing(decoding: Decoding) -> Iterator[None]:
-    """Whatever is drawn is drawn by the decoding's seed, and torch's random state is left as it was."""
+    """Inside, torch draws by the decoding's seed. Its random state is put back afterwards."""
     if not decoding.do_sample:
         yield
         return
@@ -129,10 +142,10 @@ def _drawing(decoding: Decoding) -> Iterator[None]:
 
 
 def generation_examples(examples: Sequence[Example], count: int) -> list[Example]:
-    """`count` examples with distinct prompts, the same for every run: a smaller set lies in a larger one.
+    """`count` examples with distinct prompts, the same for every run. A smaller count gives a part of a larger one's.
 
-    An example stands for all that share its prompt and carries the references of all of them. The draw has a
-    fixed seed, apart from the run's, so that runs with different seeds are scored on the same prompts.
+    One example represents all with the same prompt, and has the references of all of them. The draw does not use the
+    run's seed, so that all runs are scored on the same prompts.
     """
     distinct: dict[str, Example] = {}
     for example in examples:
@@ -147,7 +160,7 @@ def generation_examples(examples: Sequence[Example], count: int) -> list[Example
 def _batches(
     encoded: Encoded, collate: Collator, batch_size: int, device: torch.device | str
 ) -> Iterator[dict[str, Any]]:
-    # Rows of like length share a batch, which keeps padding short.
+    # Rows of similar length share a batch, which needs less padding.
     rows = sorted(encoded.rows, key=lambda row: len(row["input_ids"]))
     for start in range(0, len(rows), batch_size):
         batch = collate(rows[start : start + batch_size])
@@ -183,7 +196,7 @@ def _token_loss(model: Any, batches: Iterator[dict[str, Any]], kind: ModelKind) 
         batch.pop("example_id")
         labels = batch["labels"] if kind == "encoder-decoder" else batch.pop("labels")
         logits = model(**batch).logits  # [batch, length, vocabulary]
-        if kind == "decoder":  # position t predicts token t + 1; an encoder-decoder shifts its own inputs
+        if kind == "decoder":  # position t predicts token t + 1. An encoder-decoder shifts its inputs itself.
             logits, labels = logits[:, :-1], labels[:, 1:]
         counted = labels != IGNORED
         total += F.cross_entropy(logits[counted].float(), labels[counted], reduction="sum").item()

@@ -1,4 +1,4 @@
-"""Generating texts for prompts, in batches."""
+"""Generate texts for prompts, in batches."""
 
 from __future__ import annotations
 
@@ -23,15 +23,23 @@ def generate_texts(
     strip: bool = True,
     **decoding: Any,
 ) -> list[str]:
-    """A text for every prompt, in the prompts' order, without the prompt and without special tokens.
+    """One text for each prompt, in order, without the prompt and without special tokens.
 
-    White space around it goes too, unless `strip` is false: then prompt and text join to one.
+    A prompt that is too long is cut on the left: one with more than `max_length` tokens, or one that leaves no room
+    for `max_new_tokens` in the model's positions. Batches of decoders are padded on the left.
 
-    Greedy unless `decoding` (keywords of transformers' `generate`) says otherwise. Decoders are padded on the
-    left. A prompt of more than `max_length` tokens keeps its end; so does one that would leave no room for
-    `max_new_tokens` in the model's positions. The tokenizer must have a pad token (`prepare_tokenizer`).
+    Args:
+        model: the model.
+        tokenizer: a tokenizer with a pad token (`prepare_tokenizer`).
+        prompts: the prompts.
+        batch_size: how many prompts a batch has.
+        max_new_tokens: generate at most this many tokens.
+        max_length: at most this many tokens for each prompt; None sets no limit.
+        device: where batches go; None is the model's own device.
+        strip: remove white space around the text. Without it, prompt + text is the whole text.
+        decoding: other keywords of transformers' `generate`. Greedy by default.
 
-    Raises `UserError` when `max_new_tokens` alone exceeds the model's positions.
+    Raises `ConfigError` when `max_new_tokens` alone is more than the model's positions.
     """
     from frostline.hooks import device_of, evaluation_mode
 
@@ -40,7 +48,10 @@ def generate_texts(
     positions = getattr(model.config, "max_position_embeddings", None) if decoder else None
     if positions is not None:
         if max_new_tokens >= positions:
-            raise ConfigError(f"{max_new_tokens} new tokens leave no room for a prompt: the model has {positions}")
+            raise ConfigError(
+                f"max_new_tokens: {max_new_tokens} leave no room for a prompt: use fewer than the model's {positions} "
+                "positions"
+            )
         room = min(room or positions, positions - max_new_tokens)
     tokens = prompt_tokens(tokenizer, prompts, closed=not decoder)
     ids = [entry.ids if room is None else entry.last(room) for entry in tokens]
@@ -48,7 +59,7 @@ def generate_texts(
     options |= {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": _end_tokens(model, tokenizer)}
     device = device or device_of(model)
     texts = [""] * len(prompts)
-    # Prompts of like length share a batch, which keeps padding short.
+    # Prompts of similar length share a batch, which needs less padding.
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     with evaluation_mode(model), torch.inference_mode():
         for start in range(0, len(order), batch_size):
@@ -67,8 +78,10 @@ def generate_texts(
 
 
 def _written(tokenizer: Any, sequence: torch.Tensor, width: int) -> str:
-    """The text after the first `width` tokens, the prompt's. Both are decoded together, because a tokenizer
-    that marks the beginnings of words drops the first word's space."""
+    """The text after the prompt, which is the first `width` tokens.
+
+    Prompt and text are decoded together, because some tokenizers drop a space at the start of what they decode.
+    """
     options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
     prompt, whole = (tokenizer.decode(ids, **options) for ids in (sequence[:width], sequence))
     if whole.startswith(prompt):
@@ -77,7 +90,7 @@ def _written(tokenizer: Any, sequence: torch.Tensor, width: int) -> str:
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> list[int] | None:
-    """The model's own end tokens and the tokenizer's, which training put after every completion."""
+    """The end tokens of the model and of the tokenizer. Training puts the tokenizer's after every completion."""
     own = model.generation_config.eos_token_id
     ends = {*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id} - {None}
     return sorted(ends) or None

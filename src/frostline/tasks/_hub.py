@@ -1,4 +1,4 @@
-"""Rows of data sets on the Hugging Face hub, read by the datasets library (and from its cache)."""
+"""Rows of data sets on the Hugging Face hub. The datasets library reads them, also from its cache."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class HubSource:
     Attributes:
         path: owner/name.
         subset: its configuration, where it has several.
-        revision, files: for a data set whose main branch needs code to be run: the branch that holds it as
-            Parquet, and the files of each split there.
-        convert: makes an ordinary row of one of the data set's; None leaves the row out.
+        revision: for a data set whose main branch needs remote code: the branch that has it as Parquet.
+        files: split -> the files on that branch.
+        convert: makes a row with our columns from one of the data set's; where it gives None, the row is left out.
     """
 
     path: str
@@ -36,16 +36,16 @@ class HubSource:
 
 
 def exported(path: str, subset: str, *splits: str, convert: Convert = dict) -> HubSource:
-    """A data set whose main branch needs code to be run, from the hub's own export of it."""
+    """A data set whose main branch needs remote code, read from the hub's own Parquet export."""
     files = {split: f"{subset}/{split}/*.parquet" for split in splits}
     return HubSource(path, None, PARQUET_BRANCH, files, convert)
 
 
 def read_hub(source: HubSource, otherwise: str) -> dict[str, Any]:
-    """Every split of a hub data set by its name, as `datasets.Dataset`.
+    """Split name -> `datasets.Dataset`, for every split of a hub data set.
 
-    Raises `UserError` when the hub cannot be reached or has no such data set; `otherwise` says what else the
-    user can do.
+    Raises `DataError` when the hub cannot be reached or has no such data set. `otherwise` is what else the user can
+    do, for the message.
     """
     from datasets import load_dataset
 
@@ -53,22 +53,27 @@ def read_hub(source: HubSource, otherwise: str) -> dict[str, Any]:
         return dict(
             load_dataset(source.path, source.subset, revision=source.revision, data_files=dict(source.files) or None)
         )
-    except Exception as error:  # the hub's clients raise dozens of classes, from DNS to a bad configuration
+    except Exception as error:  # the hub's libraries raise many classes of errors
         reason = first_line(error)
         raise DataError(f"hub data set '{source}' cannot be loaded ({reason}): go online, or {otherwise}") from error
 
 
 def hub_rows(source: HubSource, datasets: Mapping[str, Any], split: str) -> Rows:
-    """The rows of one split of `read_hub`'s answer, with a class label's number replaced by its name.
+    """The rows of one split. Numbers of class labels are replaced by their names.
 
-    Raises `UserError` when there is no such split, or nothing in it.
+    Args:
+        source: the data set.
+        datasets: its splits, from `read_hub`.
+        split: the split's name.
+
+    Raises `DataError` when there is no such split, or when it has no rows.
     """
     origin = f"{source}[{split}]"
     if split not in datasets:
-        raise DataError(f"hub data set '{source}' has no split '{split}'; splits: {', '.join(datasets)}")
+        raise DataError(f"hub data set '{source}' has no split '{split}': use one of {', '.join(datasets)}")
     rows = list(_named_rows(source, origin, datasets[split]))
     if not rows:
-        raise DataError(f"{origin}: no rows")
+        raise DataError(f"{origin}: it has no rows: use another split")
     return Rows(origin, rows)
 
 
@@ -79,6 +84,6 @@ def _named_rows(source: HubSource, origin: str, dataset: Any) -> Iterator[Row]:
         if row is None:
             continue
         for column in names.keys() & row.keys():
-            # A split without answers has the label -1.
+            # In a split without answers, every label is -1.
             row[column] = names[column][row[column]] if (row[column] or 0) >= 0 else None
         yield Row(row, f"{origin}:row {number}")

@@ -1,6 +1,6 @@
-"""Rows of the question data sets on the hub, put into the words of the local copies.
+"""Rows of the question data sets on the hub, in the form of the local copies.
 
-Each function makes `instruction`, `output` and `answer` of one of the hub's rows.
+Each function makes `instruction`, `output` and `answer` from one of the hub's rows.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ Make = Callable[[Mapping[str, Any]], dict[str, Any]]
 
 
 def gsm8k(row: Mapping[str, Any]) -> dict[str, Any]:
-    """openai/gsm8k: the calculator's marks go, and the last line becomes a sentence."""
+    """openai/gsm8k: the calculator's marks are removed, and the last line becomes a sentence."""
     solution, answer = re.sub(r"<<.*?>>", "", row["answer"]).split("\n#### ")
     answer = answer.replace(",", "").strip()
     return {"instruction": row["question"], "output": f"{solution} The answer is {answer}.", "answer": answer}

@@ -22,18 +22,18 @@ EVAL_SPLITS = ("dev", "validation", "valid", "eval", "test")
 def load_task(name_or_path: str, options: TaskOptions | None = None) -> Task:
     """Read a task.
 
-    `name_or_path` is, in this order:
+    `name_or_path` is the first of these that fits:
 
-    - a built-in name (see `TASKS`): read under `$FROSTLINE_DATA` when that is set, else from the hub;
-    - a `.jsonl`, `.csv`, `.tsv` or `.parquet` file, with `options.eval` as the evaluation file, or a folder
-      with files named by their split, such as `train.jsonl` and `dev.jsonl`;
+    - a built-in name (see `TASKS`), read from `$FROSTLINE_DATA` when that is set, else from the hub;
+    - a `.jsonl`, `.csv`, `.tsv` or `.parquet` file, with `options.eval` as the evaluation file; or a folder with a file
+      for each split, such as `train.jsonl` and `dev.jsonl`;
     - a hub data set, `owner/name`.
 
-    The last two are read by `options.columns`, or by columns that carry the names of the roles. Where there
-    is no evaluation split, a seeded share of the training rows is held out.
+    For a file, a folder or a hub data set, `options.columns` tells which column has which role; a column with the name
+    of a role needs no entry. Without an evaluation split, a seeded share of the training rows is held out.
 
-    Raises `UserError` for an unknown name, a source that cannot be had, columns that fit no kind or several,
-    and for the first bad row, with its file and line.
+    Raises `ConfigError` for an unknown name or a wrong option. Raises `DataError` when rows cannot be read, when the
+    columns fit no kind of task or more than one, and for the first bad row, with its file and line.
     """
     options = options or TaskOptions()
     path = Path(name_or_path)
@@ -47,8 +47,8 @@ def load_task(name_or_path: str, options: TaskOptions | None = None) -> Task:
         train, evaluation = _read_data_set(HubSource(name_or_path, options.subset), options)
     else:
         raise ConfigError(
-            f"{unknown_name('task', name_or_path, TASKS)}; "
-            f"a path to a {', '.join(SUFFIXES)} file or a hub data set 'owner/name' works too"
+            f"{unknown_name('task', name_or_path, TASKS)}; or use the path of a {', '.join(SUFFIXES)} file, or a hub "
+            "data set 'owner/name'"
         )
     reading = choose_reading(train, options)
     return build_task(path.stem, train, evaluation, reading, options, source=name_or_path, labels=options.labels)
@@ -56,7 +56,7 @@ def load_task(name_or_path: str, options: TaskOptions | None = None) -> Task:
 
 def _read_files(path: Path, options: TaskOptions) -> tuple[Rows, Rows | None]:
     if options.train is not None:
-        raise ConfigError(f"option 'train' does not go with a file: {path} already holds the training rows")
+        raise ConfigError(f"data.train: {path} already is the training file: leave it out")
     return read_rows(path), None if options.eval is None else read_rows(Path(options.eval))
 
 
@@ -64,7 +64,9 @@ def _read_folder(folder: Path, options: TaskOptions) -> tuple[Rows, Rows | None]
     def read(split: str) -> Rows:
         file = split_file(folder, split)
         if file is None:
-            raise DataError(f"no file '{split}' in {folder} that ends in one of {', '.join(SUFFIXES)}")
+            raise DataError(
+                f"{folder}: no file for the split '{split}': use '{split}' with one of {', '.join(SUFFIXES)}"
+            )
         return read_rows(file)
 
     present = [split for split in EVAL_SPLITS if split_file(folder, split)]
@@ -84,6 +86,6 @@ def _read_data_set(source: HubSource, options: TaskOptions) -> tuple[Rows, Rows 
 
 
 def _eval_split(train: str, present: Sequence[str], options: TaskOptions) -> str | None:
-    """The split to evaluate on: the one asked for, else the first usual one, else None."""
+    """The evaluation split: that of the options, else the first usual one that is there, else None."""
     usual = (split for split in EVAL_SPLITS if split in present and split != train)
     return options.eval or next(usual, None)

@@ -1,4 +1,4 @@
-"""Scores of extracted answers: each text is marked by its own set's rule, then the marks are counted."""
+"""Scores of extracted answers: each text is marked by the rule of its data set, then the marks are counted."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ Mark = Mapping[str, Any]
 
 
 def score_answers(examples: Sequence[Example], texts: Sequence[str]) -> Scores:
-    """Accuracy by the rule of each example's set (`Example.group`), and the mark of every text.
+    """Accuracy by the rule of each example's data set (`Example.group`), and a mark for every text.
 
-    - `accuracy`: the share of right answers by the published rules; `extracted`: of texts with any answer in them.
-    - `accuracy_strict`: where sets have a stricter rule, the same with it in the published one's place.
-    - `accuracy_svamp`, ...: of each set alone, where there are several.
+    - `accuracy`: the share of right answers, by the published rules.
+    - `extracted`: the share of texts in which the rule finds an answer.
+    - `accuracy_strict`: as `accuracy`, but with the stricter rule where a data set has one.
+    - `accuracy_svamp`, ...: for each data set alone, where there are several.
 
-    A mark holds `set`, `extracted` and `right`, and where there is a stricter rule also `extracted_strict` and
+    A mark has `set`, `extracted` and `right`; where there is a stricter rule also `extracted_strict` and
     `right_strict`.
     """
     marks = [_mark(example, text) for example, text in zip(examples, texts, strict=True)]

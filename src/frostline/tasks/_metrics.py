@@ -1,4 +1,4 @@
-"""Scores, as pure functions. All lie in [0, 1] except BLEU (0 to 100) and perplexity (1 to infinity)."""
+"""Scores, as pure functions. All are in [0, 1], except BLEU (0 to 100) and perplexity (1 to infinity)."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ def accuracy(predictions: Sequence[int], labels: Sequence[int]) -> float:
 
 
 def macro_f1(predictions: Sequence[int], labels: Sequence[int]) -> float:
-    """The unweighted mean of F1 over the classes that occur among the labels or the predictions.
+    """The mean of F1 over the classes that occur in the labels or the predictions, each with the same weight.
 
-    A class that is never right has F1 0.
+    A class without a right prediction has an F1 of 0.
     """
     _check_lengths(predictions, labels)
     pairs = list(zip(predictions, labels, strict=True))
@@ -35,8 +35,8 @@ def _f1(pairs: Sequence[tuple[int, int]], label: int) -> float:
 def rouge(predictions: Sequence[str], references: References) -> dict[str, float]:
     """ROUGE-1, ROUGE-2 and ROUGE-L F-measures: `rouge1`, `rouge2`, `rougeL`.
 
-    Computed by the rouge-score library without stemming (Lin 2004). Each example counts its best reference,
-    chosen separately for each measure; the result is the mean over examples.
+    By the rouge-score library, without stemming (Lin 2004). For each example and each measure the best reference
+    counts. The result is the mean over examples.
     """
     from rouge_score.rouge_scorer import RougeScorer
 
@@ -52,13 +52,13 @@ def rouge(predictions: Sequence[str], references: References) -> dict[str, float
 def bleu(predictions: Sequence[str], references: References) -> float:
     """Corpus BLEU from 0 to 100, by sacrebleu with its defaults (13a tokens, exponential smoothing, cased).
 
-    The examples may have different numbers of references.
+    Examples may have different numbers of references.
     """
     from sacrebleu.metrics import BLEU
 
     _check_references(predictions, references)
     most = max(len(ours) for ours in references)
-    # sacrebleu wants the i-th reference of every example in one list, None where an example has fewer.
+    # sacrebleu needs the i-th references of all examples in one list, with None where an example has fewer.
     columns = [[ours[i] if i < len(ours) else None for ours in references] for i in range(most)]
     return float(BLEU(force=True).corpus_score(list(predictions), columns).score)
 
@@ -74,7 +74,7 @@ def exact_match(predictions: Sequence[str], references: References) -> float:
 
 
 def text_scores(predictions: Sequence[str], references: References) -> dict[str, float]:
-    """What generated texts are scored by unless a task brings its own: ROUGE, BLEU, exact match."""
+    """The default scores of generated texts: ROUGE, BLEU, exact match."""
     return {
         **rouge(predictions, references),
         "bleu": bleu(predictions, references),
@@ -83,7 +83,7 @@ def text_scores(predictions: Sequence[str], references: References) -> dict[str,
 
 
 def perplexity(loss: float) -> float:
-    """exp(loss), for a loss in nats per token; infinite where that exceeds a float."""
+    """exp(loss), for a loss in nats per token. Infinite where a float cannot hold it."""
     try:
         return math.exp(loss)
     except OverflowError:

@@ -1,4 +1,4 @@
-"""What a user writes about a task."""
+"""The options of a task, as a user writes them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class Columns(Options):
-    """Which column plays which role. A role that is not given is looked for under its own name."""
+    """Role -> column. A role that is not given uses the column with the role's name."""
 
     text: str | None = None
     pair: str | None = None
@@ -24,26 +24,26 @@ class Columns(Options):
     messages: str | None = None
 
     def given(self) -> dict[str, str]:
-        """Role to column, of the roles that were written."""
+        """Role -> column, for the roles that were given."""
         return self.model_dump(exclude_none=True)
 
 
 class TaskOptions(Options):
-    """How a task is read. Every field has a default; a built-in task takes those of the second group only.
+    """How a task is read. Every field has a default. A built-in task accepts `train` and those after it only.
 
     Attributes:
-        kind: guessed from the columns if they leave no choice.
-        columns: which column plays which role.
-        labels: the label names in order; read from the training rows if not given.
+        kind: the kind of task; None where the columns allow only one.
+        columns: role -> column.
+        labels: the label names in order; None reads them from the training rows.
         subset: the configuration of a hub data set.
-        eval_share: the share of rows held out for evaluation where there is no evaluation split.
-        train: the training split: of a folder, a hub data set or a built-in task.
-        eval: the evaluation split; beside a single training file, the path of the evaluation file.
+        eval_share: the share of rows that is held out for evaluation, where there is no evaluation split.
+        train: the training split of a folder, a hub data set or a built-in task.
+        eval: the evaluation split; for a single training file, the path of the evaluation file.
         max_train_rows: train on at most this many rows, drawn by `seed`.
         max_eval_rows: evaluate on at most this many rows, drawn by `seed`.
-        seed: of the held-out share and of the drawn rows.
-        train_on_prompt: let the loss count the prompt too, not the completion alone.
-        generate_rows: generate for this many distinct evaluation prompts; 0 for none.
+        seed: draws the held-out rows, and the rows of the two limits.
+        train_on_prompt: count the prompt in the loss too, not only the completion.
+        generate_rows: generate texts for this many distinct evaluation prompts; 0 generates none.
     """
 
     kind: TaskKind | None = None

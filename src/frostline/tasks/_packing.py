@@ -1,4 +1,4 @@
-"""Batches without padding: the rows of a batch one after the other in a single sequence."""
+"""Packing: batches without padding. The rows of a batch follow each other in one sequence."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 class PackingCollator:
     """Joins encoded rows into `input_ids`, `position_ids` and `labels` of shape [1, total length].
 
-    Positions begin at 0 with each row, by which a model tells the rows apart, and the first token of each row
-    has no label, so that none is predicted from the row before.
+    Positions start at 0 in each row, and models find the rows by this. The first token of each row has no label, so
+    that it is not predicted from the row before.
 
     Attributes:
-        keep_ids: keep `example_id` as a list of strings, and `row_starts` [rows], where each row begins.
-            Models take neither, so it is off by default.
+        keep_ids: keep `example_id` as a list of strings, and add `row_starts` [rows], where each row starts. They are
+            not inputs of models, so by default they are left out.
     """
 
     keep_ids: bool = False

@@ -1,7 +1,7 @@
-"""The built-in tasks with answers to extract: where each is read from, here and on the hub.
+"""The built-in tasks whose answers are extracted from generated texts: their local files and hub data sets.
 
-The sets of word problems carry worked solutions that were written for their published training mix, and the hub has
-those of gsm8k alone: the others are read from a local copy.
+The word problems have worked solutions, which were written for a published training mix. The hub has those of gsm8k
+only, so the others are read from a local copy.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Tasks whose answers are read out of generated text: an instruction, a worked solution or a sentence, an answer.
+"""Tasks whose answers are extracted from generated texts. A row has an instruction, an output and an answer.
 
-The prompt is the one of the published data sets, which is Alpaca's for an instruction without an input; the indents and
-the stray linter comment that their programs put into it are left out. The model is trained on `output`, and its texts
-are scored against `answer`, because many of the worked solutions do not end on the right one.
+The prompt is that of the published data sets, which is Alpaca's for an instruction without an input. The published
+programs add indents and a linter comment to it by mistake; these are left out. The model trains on `output`. Its texts
+are scored against `answer`, because many outputs do not end with the right answer.
 """
 
 from __future__ import annotations
@@ -36,11 +36,13 @@ class AnswerTask:
     """Questions with answers to extract, read from a local copy or from the hub.
 
     Attributes:
-        train, test: the local copy's files under `$FROSTLINE_DATA`. Without the first the task can be evaluated only.
-        sets: whose rows are taken: names in `RULES`. A single one is also the set of rows that do not name theirs.
+        train: the training file under `$FROSTLINE_DATA`. Without it, the task can be evaluated but not trained on.
+        test: the test file under `$FROSTLINE_DATA`.
+        sets: the data sets whose rows are used, as names in `RULES`. The first is that of rows without a `set`.
         solved: whether the test rows have outputs. If not, texts are generated for them, and the loss is measured on
-            a held-out share of the training rows.
-        hub: the same rows on the hub, where they are there; `hub_test` is its test split.
+            held-out training rows.
+        hub: the same rows on the hub; None where the hub does not have them.
+        hub_test: name of the test split on the hub.
     """
 
     train: str
@@ -53,10 +55,10 @@ class AnswerTask:
     def __call__(self, options: TaskOptions) -> Task:
         """Read the task.
 
-        A training row goes when its output is empty, or when its question is also one of those that are evaluated:
-        the same letters and digits, whatever the case, the spaces and the punctuation. `Task.notices` says how many.
+        A training row is left out when its output is empty, or when its question is also an evaluation question (the
+        same letters and digits; case, spaces and punctuation do not count). `Task.notices` says how many.
 
-        Raises `UserError` when its source cannot be had, for an option that is fixed, and for a bad row.
+        Raises `DataError` when rows cannot be read, or one is wrong. Raises `ConfigError` for an option that is fixed.
         """
         self._check(options)
         local = os.environ.get("FROSTLINE_DATA")
@@ -67,8 +69,8 @@ class AnswerTask:
         test = _examples("eval" if self.solved else "test", test_rows, solved=self.solved)
         apart = _without(train, test)
         notices = [
-            *_left_out(len(train_rows) - len(train), "without an output"),
-            *_left_out(len(train) - len(apart), "whose question is asked in the test rows too"),
+            *_left_out(len(train_rows) - len(train), "because the output is empty"),
+            *_left_out(len(train) - len(apart), "because the test rows have the same question"),
         ]
         held: list[Example] = []
         if not self.solved and apart:
@@ -76,7 +78,7 @@ class AnswerTask:
             held = [replace(example, id=example.id.replace("train", "eval")) for example in held]
             apart = _without(remaining, held)
             notices += [f"the loss is measured on {len(held)} held-out training rows: the test rows have no output"]
-            notices += _left_out(len(remaining) - len(apart), "whose question is asked in the held-out rows too")
+            notices += _left_out(len(remaining) - len(apart), "because the held-out rows have the same question")
         drawn = draw_rows(apart, options.max_train_rows, options.seed, "train")
         if len(drawn) < len(apart):
             notices.append(f"{len(drawn)} of {len(apart)} training rows drawn by seed {options.seed}")
@@ -100,26 +102,26 @@ class AnswerTask:
         fixed = ["kind", "columns", "labels", "subset", "train", "eval", *(["eval_share"] if self.solved else [])]
         for name in fixed:
             if getattr(options, name) != TaskOptions.model_fields[name].default:
-                raise ConfigError(f"option '{name}' is fixed for this built-in task: it is for files and hub data sets")
+                raise ConfigError(
+                    f"data.{name}: it is fixed for this built-in task: leave it out (it is for files and hub data sets)"
+                )
 
     def _local(self, data: Path) -> tuple[Numbered, Numbered]:
         test = data / self.test
         if not test.is_file():
-            raise DataError(
-                f"no {self.test} in {data}, where FROSTLINE_DATA says that built-in tasks are; correct or unset it"
-            )
+            raise DataError(f"no {self.test} in {data}, the folder in FROSTLINE_DATA: correct or unset FROSTLINE_DATA")
         train = data / self.train
         return self._rows(read_rows(train)) if train.is_file() else [], self._rows(read_rows(test))
 
     def _remote(self) -> tuple[Numbered, Numbered]:
         wanted = f"set FROSTLINE_DATA to a folder with {self.train} and {self.test}"
         if self.hub is None:
-            raise DataError(f"this task is read from a local copy: {wanted}")
+            raise DataError(f"this task needs a local copy: {wanted}")
         splits = read_hub(self.hub, wanted)
         return self._rows(hub_rows(self.hub, splits, "train")), self._rows(hub_rows(self.hub, splits, self.hub_test))
 
     def _rows(self, rows: Rows) -> Numbered:
-        """The rows of the task's sets, with their place in the source and the set that they are from."""
+        """(Place in the source, row) for the rows of the task's data sets. Each row gets the name of its `set`."""
         found = []
         for number, row in enumerate(rows.rows):
             group = str(row.values.get("set", self.sets[0])).lower()
@@ -128,12 +130,12 @@ class AnswerTask:
             if group in self.sets:
                 found.append((number, Row({**row.values, "set": group}, row.where)))
         if not found:
-            raise DataError(f"{rows.origin}: no rows of the set {' or '.join(self.sets)}")
+            raise DataError(f"{rows.origin}: it has no rows of the set {' or '.join(self.sets)}: use another file")
         return found
 
     def _no_training(self, folder: Path | None) -> str:
         missing = f"nothing to train on: no rows in {self.train if folder is None else folder / self.train}"
-        return f"{missing}; put them there" + (f", or unset FROSTLINE_DATA to read {self.hub}" if self.hub else "")
+        return f"{missing}: add them there" + (f", or unset FROSTLINE_DATA to read {self.hub}" if self.hub else "")
 
 
 def _examples(split: str, rows: Numbered, *, solved: bool) -> list[Example]:
@@ -147,7 +149,7 @@ def _question_key(example: Example) -> str:
 
 
 def _without(examples: Sequence[Example], others: Sequence[Example]) -> list[Example]:
-    """The examples that do not ask what one of `others` asks."""
+    """The examples whose question is not one of those in `others`."""
     asked = {_question_key(example) for example in others}
     return [example for example in examples if _question_key(example) not in asked]
 

@@ -1,4 +1,4 @@
-"""From rows to examples: which columns make which kind of task, and what is wrong with a row."""
+"""Make examples from rows: choose the kind of task by the columns, and check every row."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from frostline.tasks._task import Example, Message, TaskKind
 
 @dataclass(frozen=True)
 class ColumnSet:
-    """A set of columns by role that makes examples of one kind."""
+    """The roles of columns that make one kind of task."""
 
     kind: TaskKind
     required: tuple[str, ...]
     optional: tuple[str, ...] = ()
 
     def columns(self, available: Mapping[str, str]) -> dict[str, str] | None:
-        """The part of `available` (role to column) that is used; None if a required role is missing."""
+        """The part of `available` (role -> column) that is used; None where a required role is missing."""
         if not all(role in available for role in self.required):
             return None
         return {role: available[role] for role in (*self.required, *self.optional) if role in available}
@@ -38,7 +38,13 @@ COLUMN_SETS = (
 
 @dataclass(frozen=True)
 class Reading:
-    """How rows become examples: the kind, the column of each role, and a template around the prompt."""
+    """How rows become examples.
+
+    Attributes:
+        kind: the kind of task.
+        columns: role -> column.
+        prompt: template around the prompt.
+    """
 
     kind: TaskKind
     columns: Mapping[str, str]
@@ -46,15 +52,17 @@ class Reading:
 
 
 def choose_reading(rows: Rows, options: TaskOptions) -> Reading:
-    """The one reading that the columns and the options allow.
+    """The reading that fits the columns and the options.
 
-    Raises `UserError` when a mapped column is missing, or when no reading or more than one fits.
+    Raises `DataError` when a mapped column is missing, and when no reading fits or more than one.
     """
     found = list(rows.rows[0].values)
     mapped = options.columns.given()
     for role, column in mapped.items():
         if column not in found:
-            raise DataError(f"{rows.rows[0].where}: no column '{column}' (wanted as {role}); columns: {_listed(found)}")
+            raise DataError(
+                f"{rows.rows[0].where}: data.columns.{role}: no column '{column}': use one of {_listed(found)}"
+            )
     roles = {role for one in COLUMN_SETS for role in (*one.required, *one.optional)}
     available = {role: role for role in roles if role in found} | mapped
     fits = [
@@ -64,23 +72,23 @@ def choose_reading(rows: Rows, options: TaskOptions) -> Reading:
         and (used := one.columns(available)) is not None
         and mapped.keys() <= used.keys()
     ]
-    # Text with a label is a classification, not plain text beside a column that happens to be a label.
+    # Text with a label is a classification, and not also plain text with one more column.
     widest = [reading for reading in fits if not any(reading.columns.keys() < other.columns.keys() for other in fits)]
     if len(widest) == 1:
         return widest[0]
     if widest:
         kinds = " or ".join(f"{reading.kind} ({', '.join(reading.columns)})" for reading in widest)
-        problem = f"columns {_listed(found)} fit more than one way: {kinds}: choose by `kind` or `columns`"
-    else:
-        problem = f"columns {_listed(found)} do not make a {options.kind or 'known'} task"
+        raise DataError(
+            f"{rows.origin}: columns {_listed(found)} fit more than one kind: {kinds}: use data.kind or data.columns"
+        )
     raise DataError(
-        f"{rows.origin}: {problem}; map columns to text and label (and pair), to prompt and completion "
-        "(or references), to messages, or to text alone"
+        f"{rows.origin}: columns {_listed(found)} do not make a {options.kind or 'known'} task: use data.columns for "
+        "text and label (and pair), prompt and completion (or references), messages, or text"
     )
 
 
 def label_names(rows: Iterable[Row], column: str) -> tuple[str, ...]:
-    """The distinct labels of `rows`: whole numbers in their order, anything else by the alphabet."""
+    """The distinct labels of `rows`: whole numbers in numeric order, others in alphabetic order."""
     names = {label_text(row, column) for row in rows}
     try:
         return tuple(sorted(names, key=int))
@@ -89,13 +97,13 @@ def label_names(rows: Iterable[Row], column: str) -> tuple[str, ...]:
 
 
 def make_examples(rows: Iterable[tuple[str, Row]], reading: Reading, labels: tuple[str, ...]) -> list[Example]:
-    """An example for every (id, row). Raises `UserError` with the place of the first bad row."""
+    """An example for every (id, row). Raises `DataError` with the place of the first bad row."""
     make = _MAKERS["messages" if "messages" in reading.columns else reading.kind]
     return [make(name, row, reading, labels) for name, row in rows]
 
 
 def label_text(row: Row, column: str) -> str:
-    """A row's label as text; whole numbers and booleans are taken as their JSON text."""
+    """A row's label as text. Whole numbers and booleans become their JSON text."""
     value = _value(row, column)
     if isinstance(value, bool):
         return str(value).lower()
@@ -109,7 +117,7 @@ def _classification(name: str, row: Row, reading: Reading, labels: tuple[str, ..
     label = label_text(row, columns["label"])
     if label not in labels:
         raise DataError(
-            f"{row.where}: unknown label '{label}' in column '{columns['label']}'; known: {', '.join(labels)}"
+            f"{row.where}: unknown label '{label}' in column '{columns['label']}': use one of {', '.join(labels)}"
         )
     return Example(
         name,
@@ -140,7 +148,7 @@ def _chat(name: str, row: Row, reading: Reading, labels: tuple[str, ...]) -> Exa
     column = reading.columns["messages"]
     messages = tuple(_message(turn, i, row, column) for i, turn in enumerate(_list(row, column)))
     if not any(message.role == "assistant" for message in messages):
-        raise DataError(f"{row.where}: no message in column '{column}' has the role 'assistant'")
+        raise DataError(f"{row.where}: column '{column}' needs at least one message with the role 'assistant'")
     return Example(name, messages=messages)
 
 
@@ -150,7 +158,7 @@ def _message(turn: object, index: int, row: Row, column: str) -> Message:
         raise DataError(f"{row.where}: {place} must be an object with role and content, found {kind_of(turn)}")
     for key, value in turn.items():
         if key not in ("role", "content") and value is not None:
-            raise DataError(f"{row.where}: {place} has '{key}'; a message has only role and content")
+            raise DataError(f"{row.where}: {place} has the key '{key}': a message must have only role and content")
     return Message(
         role=_as_text(turn.get("role"), row, f"{place}.role"),
         content=_as_text(turn.get("content"), row, f"{place}.content"),
@@ -159,7 +167,7 @@ def _message(turn: object, index: int, row: Row, column: str) -> Message:
 
 def _value(row: Row, column: str) -> Any:
     if column not in row.values:
-        raise DataError(f"{row.where}: no column '{column}'; columns: {_listed(row.values)}")
+        raise DataError(f"{row.where}: no column '{column}', only {_listed(row.values)}: add it to this row")
     return row.values[column]
 
 
@@ -171,9 +179,9 @@ def _as_text(value: object, row: Row, column: str) -> str:
     if not isinstance(value, str):
         raise DataError(f"{row.where}: column '{column}' must be text, found {kind_of(value)}")
     if not value.strip():
-        raise DataError(f"{row.where}: column '{column}' is empty")
+        raise DataError(f"{row.where}: column '{column}' is empty: give it a text")
     if any("\ud800" <= character <= "\udfff" for character in value):
-        raise DataError(f"{row.where}: column '{column}' is not valid Unicode: it holds half a surrogate pair")
+        raise DataError(f"{row.where}: column '{column}' is not valid Unicode: it has half of a surrogate pair")
     return value
 
 
@@ -182,7 +190,7 @@ def _list(row: Row, column: str) -> list[Any]:
     if not isinstance(value, list):
         raise DataError(f"{row.where}: column '{column}' must be a list, found {kind_of(value)}")
     if not value:
-        raise DataError(f"{row.where}: column '{column}' is an empty list")
+        raise DataError(f"{row.where}: column '{column}' is an empty list: it needs at least one entry")
     return value
 
 

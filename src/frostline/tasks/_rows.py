@@ -1,4 +1,4 @@
-"""Rows of local files, each with its place, so that whatever is wrong with one can be found."""
+"""Rows of local files, each with its file and line, for messages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from frostline.core.errors import DataError
 
 
 class Row(NamedTuple):
-    """Column to value, and where that stands: `file:line`."""
+    """The values of a row, by column, and its place as `file:line`."""
 
     values: dict[str, Any]
     where: str
@@ -21,7 +21,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of one split: at least one. `origin` is the file or the hub split that they come from."""
+    """The rows of one split, at least one. `origin` is the file or the hub split that they are from."""
 
     origin: str
     rows: Sequence[Row]
@@ -30,22 +30,22 @@ class Rows:
 def read_rows(path: Path) -> Rows:
     """All rows of a `.jsonl`, `.csv`, `.tsv` or `.parquet` file.
 
-    Raises `UserError` for a missing, empty or unknown file, and for a row that cannot be read, with its
-    line (in a CSV the row's first line, in a Parquet file its number, both counted from 1).
+    Raises `DataError` for a file that is missing, empty or of another format, and for a row that cannot be read, with
+    its line, counted from 1 (in a CSV file the row's first line, in a Parquet file the row's number).
     """
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
-        raise DataError(f"{path}: the format is told by the ending, one of {', '.join(SUFFIXES)}")
+        raise DataError(f"{path}: unknown file format: use a file that ends in {', '.join(SUFFIXES)}")
     if not path.is_file():
         raise DataError(f"data file {'is a folder' if path.is_dir() else 'not found'}: {path}")
     rows = list(reader(path))
     if not rows:
-        raise DataError(f"{path}: no rows")
+        raise DataError(f"{path}: the file has no rows: add at least one")
     return Rows(str(path), rows)
 
 
 def split_file(folder: Path, split: str) -> Path | None:
-    """The data file of a folder that holds `split`, such as `train.jsonl`; None where there is none."""
+    """The data file of a split in a folder, such as `train.jsonl`; None where there is none."""
     files = (folder / f"{split}{suffix}" for suffix in SUFFIXES)
     return next((file for file in files if file.is_file()), None)
 
@@ -80,9 +80,9 @@ def _read_csv(path: Path, delimiter: str = ",") -> Iterator[Row]:
         if header is None:
             header = fields
             if repeated := [name for name in header if header.count(name) > 1]:
-                raise DataError(f"{where}: the header names column '{repeated[0]}' twice")
+                raise DataError(f"{where}: the header has the column '{repeated[0]}' twice: rename one of them")
         elif len(fields) != len(header):
-            raise DataError(f"{where}: {len(fields)} fields, but the header has {len(header)}")
+            raise DataError(f"{where}: the row has {len(fields)} field(s), but the header has {len(header)}")
         else:
             yield Row(dict(zip(header, fields, strict=True)), where)
 
@@ -109,7 +109,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def kind_of(value: object) -> str:
-    """What a value is, in a user's words."""
+    """The type of a value, in plain words."""
     names = {
         bool: "a boolean",
         int: "a number",

@@ -1,4 +1,4 @@
-"""A task as plain data: examples of two splits, what kind they are, and how they are scored."""
+"""A task as plain data: the examples of two splits, their kind, and how they are scored."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Split = Literal["train", "eval"]
 
 
 class TaskKind(StrEnum):
-    """What a model is asked for, and thereby which head it needs and how it is scored.
+    """The kind of a task. It decides which head the model needs, and how the model is scored.
 
     - `CLASSIFICATION`: one of the task's labels for a text or a pair of texts; accuracy, macro-F1, loss.
     - `GENERATION`: a completion for a prompt; loss on the completion, and scores of generated texts.
@@ -30,7 +30,7 @@ class TaskKind(StrEnum):
 
 
 class Message(NamedTuple):
-    """One turn of a chat. `role` is what the tokenizer's chat template knows: system, user, assistant."""
+    """One turn of a chat. `role` is a role of the tokenizer's chat template: system, user, assistant."""
 
     role: str
     content: str
@@ -38,17 +38,17 @@ class Message(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One row of a task. Which fields are filled follows from the task's kind.
+    """One row of a task. The task's kind decides which fields are filled.
 
     Attributes:
-        id: stable across runs: the split and the row's place in its source, as `train:17`.
+        id: the split and the row's place in its source, such as `train:17`. It is the same in every run.
         text: the text to classify, the prompt, or the plain text; empty for a chat.
         pair: the second text of a pair to classify.
         label: index into the task's labels.
         target: the completion to train on.
-        references: every text that counts as right when a generated one is scored.
+        references: all texts that are right when a generated text is scored.
         messages: the turns of a chat.
-        group: the set that the row is from, where rows of several are scored by different rules.
+        group: the data set of the row, where the rules of several data sets differ.
     """
 
     id: str
@@ -62,7 +62,7 @@ class Example:
 
 
 class Scores(NamedTuple):
-    """Metrics of generated texts, and what there is to say of each text alone, if anything: whether it was right."""
+    """Metrics of generated texts, and a mark for each text where the task has them (such as whether it is right)."""
 
     metrics: dict[str, float]
     marks: tuple[Mapping[str, Any], ...] = ()
@@ -72,7 +72,7 @@ Scorer = Callable[[Sequence[Example], Sequence[str]], Scores]
 
 
 def score_texts(examples: Sequence[Example], texts: Sequence[str]) -> Scores:
-    """The scores of generated texts unless a task brings its own: `text_scores` against each example's references."""
+    """The default scores of generated texts: `text_scores` against each example's references."""
     return Scores(text_scores(texts, [example.references for example in examples]))
 
 
@@ -81,16 +81,20 @@ class Task:
     """Training and evaluation examples, and how they are used.
 
     Attributes:
-        metric: the headline metric, a key of what `evaluate` returns.
-        labels: the label names, in the order of the label indices; classification only.
-        source: where the rows came from: a path or a hub id.
-        train_on_prompt: whether the loss also counts the prompt (in a chat: the other roles' turns).
-        generate_rows: on how many distinct evaluation prompts texts are generated.
-        score: scores the texts generated for examples.
-        questions: the examples that texts are generated for, where these are others than `eval`: questions with an
-            answer but no worked solution, on which there is no loss to measure.
-        notices: what was done with the rows that a reader of the results should know, a line each.
-        no_training: why there is nothing to train on, and what would be right, where `train` is empty.
+        name: the task's name.
+        kind: the kind of task.
+        train: training examples.
+        eval: evaluation examples.
+        metric: the main metric, a key of `Evaluation.metrics`.
+        labels: the label names in the order of their indices; classification only.
+        source: where the rows are from: a path or a hub id.
+        train_on_prompt: whether the loss also counts the prompt (in a chat: the turns of other roles).
+        generate_rows: for how many distinct evaluation prompts texts are generated.
+        score: scores generated texts.
+        questions: the examples that texts are generated for, where these are not `eval`: questions with an answer but
+            without an output, so that they have no loss.
+        notices: what happened to the rows that a reader of the results should know, one line for each.
+        no_training: where `train` is empty, why, and what to do.
     """
 
     name: str
@@ -115,7 +119,7 @@ class Task:
     def fingerprint(self) -> str:
         """SHA-256 over the labels and over every example's content, in order, of both splits and the questions."""
         digest = hashlib.sha256(json.dumps([self.kind, self.labels]).encode())
-        # What most tasks lack counts only where it is there, so that their fingerprints stay what they were.
+        # Groups and questions count only where there are any, so that other tasks keep their fingerprints.
         for part in (self.train, self.eval, *([self.questions] if self.questions else [])):
             digest.update(b"\n")
             for example in part:
@@ -125,9 +129,9 @@ class Task:
 
 
 def majority_share(task: Task) -> float:
-    """The accuracy on the evaluation split of always answering the most common training label.
+    """The accuracy on the evaluation split when every answer is the most common training label.
 
-    Of equally common labels the first in `task.labels` is taken. Raises `ValueError` for other kinds.
+    Of equally common labels, the first in `task.labels` counts. Raises `ValueError` unless it is a classification.
     """
     if task.kind is not TaskKind.CLASSIFICATION:
         raise ValueError(f"a {task.kind} task has no majority label")

@@ -1,4 +1,4 @@
-"""Turning text into token ids with any transformers tokenizer, and preparing one for training."""
+"""Token ids of texts with any transformers tokenizer, and preparing a tokenizer for training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ModelKind = Literal["encoder", "decoder", "encoder-decoder"]
 
 
 def model_kind(config: Any) -> ModelKind:
-    """Whether a transformers config is of an encoder (it has a masked-language model), a decoder, or both."""
+    """The kind of model of a config: an encoder (where the family has a masked-language model), a decoder, or both."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
     if getattr(config, "is_encoder_decoder", False):
@@ -21,17 +21,17 @@ def model_kind(config: Any) -> ModelKind:
 
 
 def prepare_tokenizer(tokenizer: Any, model: Any = None) -> Any:
-    """Give a tokenizer what training needs, in place, and return it.
+    """Prepare a tokenizer for training, in place, and return it.
 
-    Without a pad token it pads with its end token: padded positions are masked and carry no label, so which
-    token stands there does not matter. Padding goes to the right. A model passed along gets the same pad
-    token in its config, by which the classification head of a decoder finds the last token that is none.
+    Padding goes to the right. A tokenizer without a pad token gets its end token as pad token; that is safe, because
+    padding is masked and has no labels. The pad token is also written into the config of `model`, where it is given:
+    the classification head of a decoder finds the last token of a row by it.
 
-    Raises `UserError` for a tokenizer with neither token.
+    Raises `UnsupportedModel` for a tokenizer with neither token.
     """
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
-            raise UnsupportedModel("the tokenizer has neither a pad token nor an end token: set one of them")
+            raise UnsupportedModel("the tokenizer has neither a pad token nor an end token: set pad_token or eos_token")
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
     if model is not None:
@@ -40,23 +40,22 @@ def prepare_tokenizer(tokenizer: Any, model: Any = None) -> Any:
 
 
 class Tokens(NamedTuple):
-    """Token ids of a text. The first `head` of them stand there for every text (a begin token)."""
+    """Token ids of a text. The first `head` of them are special tokens, such as a begin token."""
 
     ids: list[int]
     head: int
 
     def last(self, most: int) -> list[int]:
-        """At most `most` ids: the head and, of the rest, the end."""
+        """At most `most` ids: the special tokens at the start, and the end of the text."""
         if len(self.ids) <= most:
             return self.ids
         return self.ids[: self.head] + self.ids[len(self.ids) - max(most - self.head, 0) :]
 
 
 def prompt_tokens(tokenizer: Any, texts: Sequence[str], *, closed: bool) -> list[Tokens]:
-    """The tokens of texts that a model reads: with the special tokens that the tokenizer puts around a text.
+    """The tokens of texts that a model reads, with the tokenizer's special tokens.
 
-    A decoder goes on where the text ends, so for it the text stays open (`closed` false): special tokens
-    that the tokenizer would put after it are left out.
+    With `closed` false, special tokens after the text are left out: a decoder continues where the text ends.
     """
     encoded = tokenizer(list(texts), return_special_tokens_mask=True, verbose=False)
     return [
@@ -74,11 +73,11 @@ def _trim(ids: list[int], special: list[int], closed: bool) -> Tokens:
 
 
 def continuation_tokens(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """The tokens of texts that a model writes: no special tokens but the end token.
+    """The tokens of texts that a model writes, with the end token and no other special tokens.
 
-    Raises `UserError` for a tokenizer without an end token.
+    Raises `UnsupportedModel` for a tokenizer without an end token.
     """
     if tokenizer.eos_token_id is None:
-        raise UnsupportedModel("the tokenizer has no end token, so a model could never learn where to stop: set one")
+        raise UnsupportedModel("the tokenizer has no end token, so the model cannot learn where to stop: set eos_token")
     encoded = tokenizer(list(texts), add_special_tokens=False, verbose=False)
     return [[*ids, tokenizer.eos_token_id] for ids in encoded["input_ids"]]
