@@ -79,9 +79,9 @@ def work(options: argparse.Namespace, method: Method, cards: Cards, **details: A
     return Workload(
         rows=options.rows,
         length=options.length,
-        epochs=options.epochs,
+        num_train_epochs=options.epochs,
         devices=cards.devices,
-        dtype="bfloat16",
+        bf16=True,
         frozen_dtype="bfloat16",
         frozen_bits=method.bits,
         activation_cache=method.bits is None and method.plan.boundary > 0,

@@ -54,7 +54,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(place: Path, *arguments: str | Path) -> Ended:
-    settings = ("batch_size=4", "max_length=16", "precision=float32", "learning_rate=1e-3")
+    settings = ("per_device_train_batch_size=4", "max_length=16", "bf16=false", "learning_rate=1e-3")
     return frostline("train", *settings, "--model", place / "model", "--task", place / "days", *arguments)
 
 
@@ -133,7 +133,7 @@ def test_train_records_and_answers_with_the_record(place: Path, trained: Ended) 
 def test_train_shows_quality_and_cost(place: Path, tmp_path: Path) -> None:
     config = tmp_path / "run.yaml"
     config.write_text(f"model: {place / 'model'}\ntask: {place / 'days'}\nstrategy: head\nsteps: 5\nbatch_size: 4\n")
-    ended = frostline("train", config, "steps=2", "max_length=16", "--out", tmp_path / "run")
+    ended = frostline("train", config, "max_steps=2", "max_length=16", "--out", tmp_path / "run")
     assert ended.status == 0, ended.err
     assert json.loads((tmp_path / "run" / "run.json").read_text())["config"]["steps"] == 2
     for shown in ("accuracy", "before", "majority class", "peak memory", "predicted", str(tmp_path / "run")):
@@ -224,7 +224,7 @@ def test_demo_is_a_study_whose_table_report_shows_again(tmp_path: Path, monkeypa
         (["train", "--model", "MODEL", "--task", "TASK", "data.columns.text=txt", "--out", "OUT"], "txt"),
         (["train", "--model", "MODEL"], "task"),
         (["train", "learning_rat=1", "--model", "MODEL", "--task", "TASK"], "learning_rat"),
-        (["train", "steps=many", "--model", "MODEL", "--task", "TASK"], "steps"),
+        (["train", "max_steps=many", "--model", "MODEL", "--task", "TASK"], "steps"),
         (["train", "one.yaml", "two.yaml"], "'two.yaml' is not key=value"),
         (["train", "absent.yaml"], "config file not found: absent.yaml"),
         (["evaluate", "MODEL"], "--task"),

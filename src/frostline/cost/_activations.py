@@ -90,7 +90,7 @@ class SavedByPart:
 
 
 def saved(step: Flow, workload: Workload) -> SavedByPart:
-    """What a step of `workload.batch` rows keeps, without checkpointing."""
+    """What a step of `workload.per_device_train_batch_size` rows keeps, without checkpointing."""
     heads = [_head(block_loss, step, workload) for block_loss in step.block_losses]
     return SavedByPart(
         embeddings=_embeddings(step, workload),
@@ -112,7 +112,7 @@ class _Block:
         self.anatomy = step.anatomy
         self.hidden = step.anatomy.hidden_size
         self.w = state_bytes(block.widened, workload)
-        self.c = 2 if workload.autocast else self.w
+        self.c = 2 if workload.bf16 else self.w
         self.drops = workload.dropout and block.trains
 
     def saved(self) -> Saved:
@@ -186,7 +186,7 @@ class _Block:
         total = self._sources([matrix for matrix in flow.inputs if matrix not in flow.from_encoder])
         for matrix in flow.from_encoder:
             # Without autocast every decoder block keeps one and the same tensor, the encoder's output.
-            total += self._inputs([matrix], self.hidden, self.w, kept_already=not self.workload.autocast)
+            total += self._inputs([matrix], self.hidden, self.w, kept_already=not self.workload.bf16)
         keys, values = _prefix.keys_and_values(flow, self._attended(flow))
         if self._fuses and not self.drops:
             made = float(attention.q + attention.k + attention.v)
@@ -211,12 +211,12 @@ class _Block:
 
     def _of_prefix(self, flow: AttentionFlow, c: int) -> float:
         """What its gate keeps, and what it makes longer vectors of."""
-        own = 2 if self.workload.autocast else FLOAT
+        own = 2 if self.workload.bf16 else FLOAT
         return c * _prefix.beside(flow, self._attended(flow)) + own * _prefix.of_its_gate(flow, self.hidden)
 
     def _mask_of_prefix(self, flow: AttentionFlow) -> float:
         causal = self.block.stack == "decoder"
-        return causal * self.c * (self._attended(flow) + flow.length) / self.workload.batch
+        return causal * self.c * (self._attended(flow) + flow.length) / self.workload.per_device_train_batch_size
 
     def _sources(self, matrices: Sequence[Matrix]) -> float:
         """Of what the matrices multiply that make queries, keys and values: hidden states, or latent vectors."""
@@ -238,7 +238,7 @@ class _Block:
         leaving = [m for m in self.block.leaving if m.linear.copies == 1]
         carries = any(matrix.passes for matrix in entering)
         # In parallel blocks with one norm, feed-forward and attention keep one and the same input.
-        one_input = family.parallel and len(self.shape.norms) == 1 and not self.workload.autocast
+        one_input = family.parallel and len(self.shape.norms) == 1 and not self.workload.bf16
         kept_already = one_input and any(m.trained for flow in self.block.attentions for m in flow.inputs)
         total = self._inputs(entering, self.hidden, self.w, kept_already)
         kept_already = family.keeps_output and not gated and carries
@@ -253,7 +253,7 @@ class _Block:
 
     def _mixed(self, rows: int) -> float:
         """What a mixture's router keeps, and the sum of its experts' rows."""
-        routed = (2 if self.workload.autocast else FLOAT) * self.hidden + FLOAT * self.block.experts
+        routed = (2 if self.workload.bf16 else FLOAT) * self.hidden + FLOAT * self.block.experts
         return routed + self.c * rows * self.hidden + (FLOAT + _INDEX) * 3 * rows
 
     def _experts(self) -> float:
@@ -292,11 +292,11 @@ def _head(block_loss: BlockLoss, step: Flow, workload: Workload) -> Saved:
     for position, item in enumerate(block_loss.matrices):
         w = state_bytes(item.matrix.trained, workload)
         # Without autocast a pooled token is a view that keeps the states of all tokens.
-        whole = not item.pooled or (position == 0 and not workload.autocast)
-        c = 2 if workload.autocast else w
+        whole = not item.pooled or (position == 0 and not workload.bf16)
+        c = 2 if workload.bf16 else w
         per_token = _inputs([item.matrix], item.matrix.linear.in_features, w, c, workload)
         if not chunks:
-            total += (n if whole else workload.batch) * per_token
+            total += (n if whole else workload.per_device_train_batch_size) * per_token
         weights += _weights(item.matrix, w, workload)
     if chunks:
         read = head_positions(block_loss.matrices[-1], step, workload)
@@ -310,7 +310,7 @@ def _logits(block_loss: BlockLoss, step: Flow, workload: Workload) -> float:
     if not head or any(item.pooled for item in head) or not head[-1].matrix.passes:
         return 0.0
     last = head[-1].matrix
-    narrow = 2 if workload.autocast else state_bytes(last.trained, workload)
+    narrow = 2 if workload.bf16 else state_bytes(last.trained, workload)
     per_logit = FLOAT + narrow * step.blocks[-1].structure.family.softcap
     return logit_positions(step, workload) * per_logit * last.linear.out_features
 
@@ -326,7 +326,7 @@ def _inputs(
 ) -> float:
     """What matrices that read one tensor, of `held` bytes per number, keep of it per token."""
     trained = sum(matrix.trained for matrix in matrices)
-    lora_c = 2 if workload.autocast else FLOAT
+    lora_c = 2 if workload.bf16 else FLOAT
     total = 0.0
     plain = 0
     rows = 1
@@ -343,7 +343,7 @@ def _inputs(
             total += lora_c * branch.reads
         else:
             plain += 1
-    if workload.autocast or held != FLOAT:  # PEFT makes a float32 copy, autocast a narrow one
+    if workload.bf16 or held != FLOAT:  # PEFT makes a float32 copy, autocast a narrow one
         total += rows * plain * lora_c * width
         plain = 0
     readers = trained + plain
@@ -356,11 +356,11 @@ def _weights(matrix: Matrix, w: int, workload: Workload) -> float:
     """Bytes of copies of the matrix and of its branch."""
     linear = matrix.linear
     rounded = workload.frozen_bits is not None and matrix.roundable  # is made again on the way back
-    copied = workload.autocast and w != 2 and linear.copies == 1 and not rounded
+    copied = workload.bf16 and w != 2 and linear.copies == 1 and not rounded
     total = 0.0
     if matrix.carries and (copied or matrix.partly):
-        total += (2 if workload.autocast else w) * linear.copies * linear.in_features * linear.out_features
-    if workload.autocast and matrix.branch:
+        total += (2 if workload.bf16 else w) * linear.copies * linear.in_features * linear.out_features
+    if workload.bf16 and matrix.branch:
         each = max(1, matrix.branch.experts)
         total += 2 * each * (matrix.branch.down * matrix.branch_carries + matrix.branch.up)
     return total

@@ -64,7 +64,7 @@ def read_ahead(step: Flow, workload: Workload) -> int:
         return 0
     stored, own = _stored_bytes(workload), BYTES[workload.frozen_dtype]
     each = BATCHES_AHEAD * stored + (own if own != stored else 0)
-    return workload.batch * _row_states(step, workload) * each
+    return workload.per_device_train_batch_size * _row_states(step, workload) * each
 
 
 def _row_states(step: Flow, workload: Workload) -> int:
@@ -73,4 +73,4 @@ def _row_states(step: Flow, workload: Workload) -> int:
 
 
 def _stored_bytes(workload: Workload) -> int:
-    return BYTES["bfloat16" if workload.autocast else workload.frozen_dtype]
+    return BYTES["bfloat16" if workload.bf16 else workload.frozen_dtype]

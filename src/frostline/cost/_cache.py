@@ -81,11 +81,11 @@ def cache_estimate(plan: Plan, anatomy: Anatomy, workload: Workload, store_bytes
     counts padding. Raises `UserError` when the plan does not fit the anatomy.
     """
     without = workload.model_copy(update={"activation_cache": False})
-    an_epoch = step_flops(plan, anatomy, without).total * workload.rows / workload.batch
+    an_epoch = step_flops(plan, anatomy, without).total * workload.rows / workload.per_device_train_batch_size
     if store_bytes is None:
         store_bytes = bytes_on_disk(flow(plan, anatomy), workload)
     return cache_pays(
-        epochs=workload.epochs,
+        epochs=workload.num_train_epochs,
         store_bytes=store_bytes,
         bottom_share=bottom_flops(plan, anatomy, workload) / an_epoch,
         stored_share=workload.stored_share,

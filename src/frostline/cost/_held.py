@@ -109,14 +109,14 @@ def gathered(tensors: Sequence[Held], trained: Mapping[int, int], step: Flow, wo
     if workload.devices == 1:
         return Gathered(0.0, root, weights, {})
     for item in tensors:
-        whole = (2.0 * item.numbers if workload.autocast else item.nbytes) if item.sharded else 0.0
+        whole = (2.0 * item.numbers if workload.bf16 else item.nbytes) if item.sharded else 0.0
         if item.place in (ABOVE, BELOW):
             root += whole
         else:
             weights[item.place] += whole
-    number = 2.0 if workload.autocast else FLOAT
+    number = 2.0 if workload.bf16 else FLOAT
     gradients = {where: number * count for where, count in trained.items()}
-    if workload.accumulation > 1:
+    if workload.gradient_accumulation_steps > 1:
         return Gathered(root + sum(gradients.values()), root, weights, {})
     return Gathered(root, root, weights, gradients)
 
@@ -126,7 +126,7 @@ def made_whole(step: Flow, workload: Workload) -> float:
     needs = [0.0]
     for block in step.blocks:
         own = weight_bytes(block.widened, workload)
-        number = own * (2 if workload.frozen_bits == 8 else 1) + 2 * (workload.autocast and own != 2)
+        number = own * (2 if workload.frozen_bits == 8 else 1) + 2 * (workload.bf16 and own != 2)
         needs += [float(number * size) for size in map(_numbers, _rounded(block, workload))]
     return max(needs)
 

@@ -39,21 +39,20 @@ when glibc returns what is freed (a fixed M_MMAP_THRESHOLD); by default glibc ke
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
 from frostline.anatomy import Anatomy, Part, select
 from frostline.cost._activations import SavedByPart, saved
 from frostline.cost._bottom import read_ahead, replaced
-from frostline.cost._flora import state_numbers, sum_numbers
+from frostline.cost._flora import sum_numbers
 from frostline.cost._flow import Flow, as_trained, flow
 from frostline.cost._held import ABOVE, BELOW, Gathered, gathered, held, made_whole, on_a_device, place
 from frostline.cost._loss_positions import chunked, head_positions, logit_positions
+from frostline.cost._optimizer import optimizer_bytes
 from frostline.cost._workload import FLOAT, Workload, state_bytes
-from frostline.plan import FloraOptions, Optimizer, Plan
-
-_STATE_TENSORS: Mapping[Optimizer, int] = {"adamw": 2, "sgd": 0, "flora": 2}
+from frostline.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -77,9 +76,7 @@ def memory(plan: Plan, anatomy: Anatomy, workload: Workload) -> Memory:
     tensors = held(plan, anatomy, step, workload)
     weights = on_a_device(tensors, workload)
     share = FLOAT * sum(trained.values()) / workload.devices
-    optimizer = round(
-        _STATE_TENSORS[workload.optimizer] * share - _compressed(state_numbers, 2, plan, anatomy, step, workload)
-    )
+    optimizer = round(optimizer_bytes(_shapes(plan, anatomy, step), workload) / workload.devices)
     kept = saved(step, workload)
     until, again = _checkpointed(step, kept, workload)
     activations = round(kept.embeddings.total + sum(until) + kept.head.total)
@@ -89,7 +86,7 @@ def memory(plan: Plan, anatomy: Anatomy, workload: Workload) -> Memory:
     whole = gathered(tensors, trained, step, workload)
     rounded = round(made_whole(step, workload))
     gradients = _gradients(plan, anatomy, step, trained, workload)
-    summed = workload.flora is not None and workload.accumulation > 1
+    summed = workload.flora is not None and workload.gradient_accumulation_steps > 1
     passing = workload.optimizer_in_backward or summed
     logits_moment = logits + _head_gradient(step, workload, logits)
     back = _largest_moment(activations, logits_moment, until, again, gradients, whole, step.bottom)
@@ -133,8 +130,10 @@ def _gradients(plan: Plan, anatomy: Anatomy, step: Flow, trained: Mapping[int, i
     shares = {where: FLOAT * count / workload.devices for where, count in trained.items()}
     if workload.optimizer_in_backward:
         return _Gradients(0.0, {ABOVE: tied}, largest)
-    if workload.accumulation > 1 and workload.devices == 1:  # FSDP has them whole: among what is gathered
-        saving = _compressed(sum_numbers, 1, plan, anatomy, step, workload)
+    if (
+        workload.gradient_accumulation_steps > 1 and workload.devices == 1
+    ):  # FSDP has them whole: among what is gathered
+        saving = _compressed(plan, anatomy, step, workload)
         return _Gradients(sum(shares.values()) - saving, {ABOVE: tied}, largest)
     return _Gradients(0.0, shares, {BELOW: tied})
 
@@ -150,26 +149,18 @@ def _trained(plan: Plan, anatomy: Anatomy, step: Flow) -> Mapping[int, int]:
     return numbers
 
 
-def _compressed(
-    numbers: Callable[[Sequence[int], FloraOptions], int],
-    whole: int,
-    plan: Plan,
-    anatomy: Anatomy,
-    step: Flow,
-    workload: Workload,
-) -> float:
-    """Bytes that FLORA saves where it keeps `numbers` for a tensor in the place of `whole` for each of its own."""
+def _compressed(plan: Plan, anatomy: Anatomy, step: Flow, workload: Workload) -> float:
+    """Bytes that FLORA saves where it adds up compressed gradients."""
     options = workload.flora
     if options is None:
         return 0.0
-    return FLOAT * sum(whole * prod(shape) - numbers(shape, options) for shape in _shapes(plan, anatomy, step))
+    return FLOAT * sum(prod(shape) - sum_numbers(shape, options) for shape in _shapes(plan, anatomy, step))
 
 
 def _shapes(plan: Plan, anatomy: Anatomy, step: Flow) -> Iterator[Sequence[int]]:
     """The shapes of what trains: of the model's own tensors, and of adapters'."""
     for item in select(plan, anatomy):
-        if item.tensor.shape:
-            yield (item.trained_rows, *item.tensor.shape[1:])
+        yield (item.trained_rows, *item.tensor.shape[1:]) if item.tensor.shape else ()
     for block in step.blocks:
         yield from block.added
 
@@ -178,7 +169,7 @@ def _checkpointed(step: Flow, kept: SavedByPart, workload: Workload) -> tuple[li
     """What each block keeps until its backward, and what it then computes again."""
     until, again = [], []
     for block, full in zip(step.blocks, kept.blocks, strict=True):
-        recomputes = workload.checkpointing and block.trains
+        recomputes = workload.activation_checkpointing and block.trains
         states = workload.step_tokens(block.stack, step.anatomy) * step.anatomy.hidden_size
         until.append(float(state_bytes(block.widened, workload) * states) if recomputes else full.total)
         again.append(full.total if recomputes else 0.0)

@@ -75,18 +75,21 @@ class StepTimes:
 
 
 def step_seconds(plan: Plan, anatomy: Anatomy, workload: Workload, speed: Speed) -> float:
-    """Predicted seconds of one optimizer step, of `workload.accumulation` batches.
+    """Predicted seconds of one optimizer step, of `workload.gradient_accumulation_steps` batches.
 
     Raises `UserError` when the plan does not fit the anatomy.
     """
     trained = trainable_parameters(plan, anatomy) / workload.devices
-    return workload.accumulation * _batch_seconds(plan, anatomy, workload, speed) + trained * speed.parameter
+    return (
+        workload.gradient_accumulation_steps * _batch_seconds(plan, anatomy, workload, speed)
+        + trained * speed.parameter
+    )
 
 
 def run_seconds(plan: Plan, anatomy: Anatomy, workload: Workload, speed: Speed) -> float:
     """Predicted seconds of a run: what comes before an activation cache is used, if one is, and the steps of all
     epochs."""
-    steps = workload.steps / workload.accumulation
+    steps = workload.steps / workload.gradient_accumulation_steps
     before = _caching_seconds(plan, anatomy, workload, speed) if workload.activation_cache else 0.0
     return before + steps * step_seconds(plan, anatomy, workload, speed)
 
@@ -159,7 +162,7 @@ def _caching_seconds(plan: Plan, anatomy: Anatomy, workload: Workload, speed: Sp
     if not epoch:
         return 0.0
     passing = caching_flops(plan, anatomy, workload) / workload.devices + epoch * PASSED_FOR_CHECK / workload.rows
-    batches = CHECKS * min(1.0, CHECKED / workload.batch)
+    batches = CHECKS * min(1.0, CHECKED / workload.per_device_train_batch_size)
     return passing * speed.forward + batches * _batch_seconds(plan, anatomy, workload, speed)
 
 

@@ -33,16 +33,24 @@ from frostline.core.labels import IGNORED
 from frostline.cost import Speed, StepTimes, Workload, fit_speed
 from frostline.plan import BlockMode, Frozen, Full, Lora, Plan
 from frostline.run._device import device
+from frostline.run._optim import flora_of, optim_arguments
 from frostline.run._timeline import CLOCKS, FEWEST, WARM_UP, Clock, Clocks, StepsInTime, TimedTrainer, Timeline
 from frostline.run._versions import versions
-from frostline.run._work import optimizer_of
 from frostline.surgery import quantize_frozen
 
 BLOCKS = 5
 """Blocks of the part in each stack: one of each kind, and the last."""
 MOST_STEPS = 50
-_BESIDE = {"rows", "epochs", "accumulation", "devices", "optimizer_in_backward", "activation_cache", "stored_share"}
-"""Of a workload, what a speed does not depend on."""
+_BESIDE = {
+    "rows",
+    "num_train_epochs",
+    "gradient_accumulation_steps",
+    "devices",
+    "optimizer_in_backward",
+    "activation_cache",
+    "stored_share",
+}
+"""The parts of a workload that a speed does not depend on."""
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +113,7 @@ def measure(
             _arguments(single, folder),
             plan=plan,
             activation_cache="off",
-            optimizer_cls_and_kwargs=optimizer_of(single, seed=0),
+            optimizer_cls_and_kwargs=flora_of(single.optim, single.optim_args, seed=0),
             loss_positions=single.loss_positions,
             train_dataset=_rows(model, anatomy, single),
             callbacks=[StepsInTime(timeline, seconds), *callbacks],
@@ -164,7 +172,7 @@ def _rows(model: Any, anatomy: Anatomy, workload: Workload) -> list[dict[str, An
     """Random rows; each ends in one token of padding, so that there is a mask, as there is in most batches."""
     length = workload.length
     rows = []
-    for ids in torch.randint(3, anatomy.vocab_size, (workload.batch * 4, length)).tolist():
+    for ids in torch.randint(3, anatomy.vocab_size, (workload.per_device_train_batch_size * 4, length)).tolist():
         if anatomy.encoder_decoder:
             labels: Any = (ids * -(-(workload.label_tokens or 1) // length))[: workload.label_tokens or length]
         elif anatomy.model_class.endswith("ForSequenceClassification"):
@@ -181,11 +189,11 @@ def _arguments(workload: Workload, folder: str) -> TrainingArguments:
         output_dir=folder,
         use_cpu=not torch.accelerator.is_available(),
         max_steps=WARM_UP + MOST_STEPS,
-        per_device_train_batch_size=workload.batch,
+        per_device_train_batch_size=workload.per_device_train_batch_size,
         learning_rate=1e-5,
-        optim="adamw_torch_fused" if workload.optimizer == "adamw" else "sgd",
-        bf16=workload.autocast,
-        activation_checkpointing=workload.checkpointing,
+        **optim_arguments(workload.optim, workload.optim_args),
+        bf16=workload.bf16,
+        activation_checkpointing=workload.activation_checkpointing,
         save_strategy="no",
         logging_strategy="no",
         report_to="none",
@@ -198,7 +206,7 @@ def _arguments(workload: Workload, folder: str) -> TrainingArguments:
 def _embedding_gradient(model: Any, workload: Workload, clocks: Clocks) -> dict[Clock, float]:
     """Seconds that the gradient of the token embedding takes, for each of its parameters, by each clock."""
     table = model.get_input_embeddings().weight.detach().float().requires_grad_()
-    ids = torch.randint(3, len(table), (workload.batch, workload.length), device=table.device)
+    ids = torch.randint(3, len(table), (workload.per_device_train_batch_size, workload.length), device=table.device)
     timeline = Timeline(clocks)
     for _ in range(WARM_UP + FEWEST):
         states: Any = embedding(ids, table)

@@ -95,7 +95,7 @@ def _run(
     after = _measure(prepared, console)
     write_text(folder / PREDICTIONS_FILE, after.json_lines())
     median = prepared.steps.median
-    tokens = config.batch_size * config.gradient_accumulation * prepared.data.mean_length(config)
+    tokens = config.per_device_train_batch_size * config.gradient_accumulation_steps * prepared.data.mean_length(config)
     tokens *= 1 if split is None else split.clients
     applied = trainer.applied
     save_plan(applied.plan, folder / PLAN_FILE)
@@ -193,12 +193,12 @@ def _before(prepared: Prepared, folder: Path, checkpoint: str | None, console: C
 
 def _measure(prepared: Prepared, console: Console) -> Evaluation:
     config = prepared.config
-    with console.status("evaluating"), autocast(config.precision):
+    with console.status("evaluating"), autocast(config.bf16):
         return evaluate(
             prepared.model,
             prepared.data.tokenizer,
             prepared.data.task,
-            batch_size=config.eval_batch_size,
+            batch_size=config.per_device_eval_batch_size,
             max_length=config.max_length,
             generate_rows=0 if config.streaming else config.generate_rows,
             max_new_tokens=config.max_new_tokens,

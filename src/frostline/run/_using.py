@@ -19,6 +19,7 @@ from frostline.records import RECORD_FILE, read_record
 from frostline.run._calibrate import calibrate
 from frostline.run._config import RunConfig, read_config
 from frostline.run._device import autocast, device
+from frostline.run._optim import check_workload
 from frostline.run._probing import probe_model
 from frostline.run._setup import anatomy_of, check_length, class_for, config_for, load_model, model_class_of
 from frostline.signals import Probe
@@ -77,6 +78,7 @@ def plan_model(
     predicted too. Raises `UserError` for an unknown model, strategy, option or task, and for a budget that no plan
     fits.
     """
+    check_workload(workload)
     loaded = load_task(task) if task else None
     anatomy = anatomy_of(model, loaded)
     config = config_for(model, loaded)
@@ -124,12 +126,12 @@ def evaluate_target(
     task: str | None = None,
     *,
     options: TaskOptions | None = None,
-    batch_size: int | None = None,
+    per_device_eval_batch_size: int | None = None,
     max_length: int | None = None,
     generate_rows: int | None = None,
     max_new_tokens: int | None = None,
     decoding: Decoding | None = None,
-    precision: str | None = None,
+    bf16: bool | None = None,
     seed: int | None = None,
 ) -> Evaluation:
     """Score a run's trained model (or a checkpoint's), or a pretrained one, on a task's evaluation split.
@@ -143,11 +145,11 @@ def evaluate_target(
         folder,
         task,
         data=options,
-        eval_batch_size=batch_size,
+        per_device_eval_batch_size=per_device_eval_batch_size,
         max_length=max_length,
         generate_rows=generate_rows,
         generation=decoding,
-        precision=precision,
+        bf16=bf16,
         seed=seed,
     )
     generation = config.generation
@@ -170,12 +172,12 @@ def evaluate_target(
         model = load_model(target, loaded, seed=config.seed)
     check_length(config.max_length, model.config, target)
     tokenizer = prepare_tokenizer(load_tokenizer(target), model)
-    with autocast(config.precision):
+    with autocast(config.bf16):
         return evaluate(
             model.to(device()),
             tokenizer,
             loaded,
-            batch_size=config.eval_batch_size,
+            batch_size=config.per_device_eval_batch_size,
             max_length=config.max_length,
             generate_rows=config.generate_rows,
             max_new_tokens=config.max_new_tokens,
