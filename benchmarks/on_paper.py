@@ -94,7 +94,10 @@ def largest_batch(method: Method, anatomy: Anatomy, workload: Workload, limit: f
     """The most rows of a forward pass on one device with which training stays below `limit` bytes; 0: not one."""
 
     def fits(batch: int) -> bool:
-        return memory(method.plan, anatomy, workload.model_copy(update={"batch": batch})).peak <= limit
+        return (
+            memory(method.plan, anatomy, workload.model_copy(update={"per_device_train_batch_size": batch})).peak
+            <= limit
+        )
 
     if not fits(1):
         return 0

@@ -124,7 +124,7 @@ def workload_of(pair: Pair, bf16: bool) -> Workload:
         num_train_epochs=EPOCHS,
         per_device_train_batch_size=pair.batch,
         length=pair.length,
-        bf16=True if bf16 else "float32",
+        bf16=bf16,
         dropout=has_dropout(config),
         activation_cache=pair.cached,
         label_share=1 / LABELLED if model_class is AutoModelForCausalLM else 1.0,

@@ -71,6 +71,7 @@ REFUSED: Mapping[str, str] = {
     "remove_unused_columns": "the task decides which columns the model reads: use data",
     "label_names": "the task decides which columns the model reads: use data",
     "length_column_name": "it has no effect here: lengths are counted from the tokens",
+    "ddp_backend": "the backend follows from the device: leave it out",
     "fsdp": _SHARDED,
     "fsdp_config": _SHARDED,
     "deepspeed": _SHARDED,
