@@ -74,11 +74,11 @@ def optimizer_bytes(shapes: Iterable[Sequence[int]], workload: Workload) -> floa
     return sum(_tensor_bytes(shape, workload) for shape in shapes)
 
 
-def optimizer_notice(workload: Workload) -> str | None:
+def optimizer_notice(optim: str) -> str | None:
     """A line for an optimizer whose state is not known, and is counted as that of AdamW."""
-    if workload.optim in _STATES or workload.optim in ("adafactor", "flora"):
+    if optim in (*_STATES, "adafactor", "flora"):
         return None
-    return f"optim {workload.optim}: the memory of its state is not known here and is predicted as that of AdamW"
+    return f"optim: the memory of the state of {optim} is not known, and is predicted as that of AdamW"
 
 
 def _tensor_bytes(shape: Sequence[int], workload: Workload) -> float:

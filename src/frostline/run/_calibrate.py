@@ -1,8 +1,8 @@
-"""How fast this machine trains a model: steps of a small part of it, timed block by block.
+"""How fast this machine trains a model: steps of a small part of it are timed, block by block.
 
-The part is the model as its config has it, but with few blocks, random weights, and random rows of the workload's own
-batch and length. It trains under one plan in which every kind of work occurs, and from the time that each block takes
-follows a speed, which holds for the whole model under any plan.
+The part is the model of the config with few blocks, random weights, and random rows of the workload's batch size and
+length. It trains under one plan in which every kind of work occurs. The time of each block gives a speed, which is
+valid for the whole model under any plan.
 """
 
 from __future__ import annotations
@@ -71,9 +71,14 @@ class Calibration:
 def calibrate(config: Any, model_class: Any, workload: Workload, *, root: Path | None = None) -> Speed:
     """The speed of this machine at training the model of `config` and `model_class`, a transformers class.
 
-    It is right for the batch, the length and the precision of `workload`. It is measured once and then read from
-    `root` (by default `core.cache.default_root()`), as long as machine, threads, libraries, the model's shape and what
-    the workload computes stay the same.
+    It is valid for the batch size, length and precision of `workload`. It is measured once, and then read from `root`,
+    as long as machine, threads, libraries, the model's shape and what the workload computes stay the same.
+
+    Args:
+        config: the model's config.
+        model_class: the model's class.
+        workload: the work that the speed is for.
+        root: the folder of measured speeds; by default in `core.cache.default_root()`.
     """
     single = _one_batch(workload)
     part = _with_few_blocks(config)
@@ -97,9 +102,13 @@ def measure(
     clocks: Clocks = CLOCKS,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> Calibration:
-    """Time steps of a part of the model by `clocks` for `seconds` seconds, after a warm-up.
+    """Time steps of a part of the model, after a warm-up. No weights are read.
 
-    No weights are read, and in memory is only what is measured. `callbacks` are the trainer's.
+    Args:
+        config, model_class, workload: as in `calibrate`.
+        seconds: how long to measure.
+        clocks: what reads the time.
+        callbacks: further callbacks of the trainer.
     """
     single = _one_batch(workload)
     with torch.random.fork_rng(), tempfile.TemporaryDirectory() as folder, quiet_libraries():
@@ -162,7 +171,7 @@ def _random_model(config: Any, model_class: Any, workload: Workload) -> Any:
 
 
 def _plan_of_all_kinds(anatomy: Anatomy) -> Plan:
-    """What `fit_speed` wants: the first block frozen, the last one trained, all kinds between."""
+    """The plan that `fit_speed` needs: the first block frozen, the last one trained, and all kinds between them."""
     between: cycle[BlockMode] = cycle((Full(), Frozen(), Lora()))
     blocks = (Frozen(), *islice(between, len(anatomy.blocks) - 2), Full())
     return Plan(blocks=blocks, head=Frozen() if anatomy.tied else Full())
