@@ -182,7 +182,8 @@ def _check_folder(folder: Path, config: RunConfig, resume: bool) -> str | None:
     for key in wanted:
         if key not in ("out", "threads", "activation_cache_limit") and record.config.get(key) != wanted[key]:
             raise CheckpointError(
-                f"cannot resume {folder}: {key} was {record.config.get(key)!r}, now {wanted[key]!r}: use the same settings"
+                f"cannot resume {folder}: {key} was {record.config.get(key)!r}, now {wanted[key]!r}: "
+                "use the same settings"
             )
     last: str | None = get_last_checkpoint(str(folder))
     return last

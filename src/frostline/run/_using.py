@@ -112,7 +112,7 @@ def _notices(selection: Selection, optim: str) -> Iterator[str]:
     if (notice := optimizer_notice(optim)) is not None:
         yield notice
     if selection.split is not None:
-        yield f"a server and {selection.split.clients} clients train this plan, and the cost is predicted for one process"
+        yield f"a server and {selection.split.clients} clients train it; the cost is predicted for one process"
 
 
 def _probe(model: str, task: str, seed: int, length: int, signals: Sequence[str] | None, rows: int) -> Probe:
@@ -120,7 +120,7 @@ def _probe(model: str, task: str, seed: int, length: int, signals: Sequence[str]
 
 
 def _as_the_model_is(workload: Workload, config: Any) -> Workload:
-    """The workload; dtype and dropout are read from the model's config where the workload does not give them."""
+    """The workload; dtype and dropout come from the model's config where the workload does not give them."""
     own = {"frozen_dtype": storage_dtype(config.dtype), "dropout": has_dropout(config)}
     open_ = {key: value for key, value in own.items() if key not in workload.model_fields_set}
     return Workload.model_validate({**workload.model_dump(), **open_})
@@ -182,8 +182,8 @@ def evaluate_target(
             )
         if loaded.kind is TaskKind.CLASSIFICATION and model.config.num_labels != len(loaded.labels):
             raise ConfigError(
-                f"{target} has {model.config.num_labels} labels, and task '{loaded.name}' has {len(loaded.labels)}: use "
-                "a task with the labels that it was trained on"
+                f"{target} has {model.config.num_labels} labels, and task '{loaded.name}' has {len(loaded.labels)}: "
+                "use a task with the labels that it was trained on"
             )
     else:
         model = load_model(target, loaded, seed=config.seed)
