@@ -20,7 +20,7 @@ def test_one_epoch_from_an_empty_store_saves_nothing_and_says_so() -> None:
     assert (estimate.pays, estimate.saved_share) == (False, 0)
     assert str(estimate) == (
         "1 epoch, 0.977 GiB to write, break-even at 1.01: "
-        "it saves nothing at one epoch: each row passes the frozen bottom once either way"
+        "it saves nothing at one epoch: each row passes the frozen bottom once with and without it"
     )
 
 
@@ -34,9 +34,9 @@ def test_from_the_second_epoch_on_it_pays() -> None:
 @pytest.mark.parametrize(
     ("epochs", "stored", "reason"),
     [
-        (1.005, 0.0, "less than writing and reading"),
+        (1.005, 0.0, "writing and reading the states costs more"),
         (0.5, 0.0, "rows that training never reaches"),
-        (0.25, 0.75, "as many rows are missing"),
+        (0.25, 0.75, "lacks as many rows"),
     ],
 )
 def test_why_not(epochs: float, stored: float, reason: str) -> None:
@@ -59,7 +59,7 @@ def test_without_a_bottom_there_is_nothing_to_store() -> None:
     anatomy = find_anatomy(small("llama"))
     estimate = cache_estimate(named_plans(anatomy)["all"], anatomy, Workload(num_train_epochs=3))
     assert (estimate.pays, estimate.bytes, estimate.break_even_epochs) == (False, 0, math.inf)
-    assert str(estimate) == "no block lies below the boundary: there is nothing to store"
+    assert str(estimate) == "no block is below the boundary, so there is nothing to store"
 
 
 @pytest.mark.parametrize("family", ["llama", "bert", "gpt2"])

@@ -185,7 +185,7 @@ def _noting(parts: list[set[str]]) -> Any:
 
 def test_a_streaming_run_writes_no_text(tmp_path: Path) -> None:
     record = train(config(tmp_path, "streaming=true", "max_new_tokens=4", kind="pairs"))
-    assert any(notice.startswith("streaming: no text is generated") for notice in record.notices)
+    assert any(notice.startswith("streaming: generated texts are not scored") for notice in record.notices)
     assert record.metrics is not None and set(record.metrics.after) == {"loss", "perplexity"}
 
 
@@ -196,7 +196,7 @@ def test_what_is_refused_before_anything_is_written(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
     refused("strategy 'all' freezes nothing below the lowest trained block", "streaming=true", "strategy=all")
-    refused("leave activation_cache: off out", "streaming=true", "activation_cache=off")
+    refused("leave activation_cache=off out", "streaming=true", "activation_cache=off")
     refused("activation_cache: on, but nothing is frozen below", "activation_cache=on", "strategy=all")
     refused("raise activation_cache_limit", "activation_cache=on", "activation_cache_limit=10B")
     refused("activation_cache_limit '20 apples': a size is a number and a unit", "activation_cache_limit=20 apples")

@@ -112,7 +112,7 @@ def test_a_run_and_its_checkpoints_are_used_as_it_was_trained(tmp_path: Path) ->
         generate_target(str(last), ["Tom"])
     with pytest.raises(UserError, match="1000 is more than the 512 positions"):
         evaluate_target(str(wanted.folder), max_length=1000)
-    with pytest.raises(UserError, match="tells 2 labels apart, and task 'cb' has 3"):
+    with pytest.raises(UserError, match="has 2 labels, and task 'cb' has 3"):
         evaluate_target(str(wanted.folder), "cb")
     with pytest.raises(UserError, match="an empty prompt"):
         generate_target("stories260K", [""])
@@ -188,7 +188,7 @@ def test_what_a_run_refuses(tmp_path: Path) -> None:
         train(config(tmp_path, strategy="bott50"))
     with pytest.raises(UserError, match="600 is more than the 512 positions"):
         train(config(tmp_path, "max_length=600"))
-    with pytest.raises(UserError, match="take a decoder"):
+    with pytest.raises(UserError, match="use a decoder"):
         train(config(tmp_path, model="all-MiniLM-L6-v2", task="webnlg"))
     with pytest.raises(UserError, match="no such folder"):
         train(config(tmp_path, model="/nowhere/stories260K"))

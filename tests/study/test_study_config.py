@@ -52,8 +52,8 @@ def test_models_of_one_name_get_folders_of_their_own(tmp_path: Path) -> None:
         ({"strategies": ["all", "plans/absent.yaml"]}, "plan file not found"),
         ({"config": {"learning_rat": 1}}, "learning_rat"),
         ({"strategies": ["all", {"name": "lora", "r": 4}]}, "unknown key 'r'"),
-        ({"config": {"seed": 1}}, "config: 'seed' is set by the grid"),
-        ({"strategies": ["all", {"name": "lora", "out": "x"}]}, "strategy 'lora': 'out' is set by the grid"),
+        ({"config": {"seed": 1}}, "config: the study itself sets 'seed'"),
+        ({"strategies": ["all", {"name": "lora", "out": "x"}]}, "strategy 'lora': the study itself sets 'out'"),
     ],
 )
 def test_a_wrong_cell_is_an_error_before_anything_runs(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

@@ -58,7 +58,7 @@ def test_killed_and_called_again_it_goes_on_where_it_was(tmp_path: Path) -> None
     assert finished.record.status == "finished" and finished.record.config["max_steps"] == 60
     # Quality before training is not measured again by a run that goes on from a checkpoint.
     assert (cell / "before.json").stat().st_mtime_ns == measured_before_the_kill
-    assert "going on with a run that was cut short" in said
+    assert "resuming a run that was interrupted" in said
     assert broken.record is None and broken.error is not None and "lower the learning rate" in broken.error
     assert broken.error in said
 

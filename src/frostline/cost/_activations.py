@@ -397,8 +397,8 @@ def _weights(matrix: Matrix, w: int, workload: Workload) -> float:
     """Bytes of copies of the matrix and of its branch."""
     linear = matrix.linear
     # A quantized matrix is made whole again in the backward pass, and keeps no copy.
-    rounded = workload.frozen_bits is not None and matrix.roundable
-    copied = workload.bf16 and w != 2 and linear.copies == 1 and not rounded
+    quantized = workload.frozen_bits is not None and matrix.roundable
+    copied = workload.bf16 and w != 2 and linear.copies == 1 and not quantized
     total = 0.0
     if matrix.carries and (copied or matrix.partly):
         total += (2 if workload.bf16 else w) * linear.copies * linear.in_features * linear.out_features

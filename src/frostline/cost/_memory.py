@@ -89,7 +89,7 @@ def memory(plan: Plan, anatomy: Anatomy, workload: Workload) -> Memory:
     logits = round(2 * largest + (largest if chunked(step, workload) else sum(kept.logits)))
     ahead = read_ahead(step, workload)
     whole = gathered(tensors, trained, step, workload)
-    rounded = round(made_whole(step, workload))
+    whole_matrix = round(made_whole(step, workload))
     # 3. Gradients, and the largest sum of all that comes and goes in a step.
     gradients = _gradients(plan, anatomy, step, trained, workload)
     summed = workload.flora is not None and workload.gradient_accumulation_steps > 1
@@ -103,9 +103,9 @@ def memory(plan: Plan, anatomy: Anatomy, workload: Workload) -> Memory:
         activations=activations + round(max(again)),
         logits=logits,
         read_ahead=ahead,
-        gathered=round(whole.most(step.bottom)) + rounded,
+        gathered=round(whole.most(step.bottom)) + whole_matrix,
         # The peak is in the forward pass of the frozen bottom, or in the backward pass above it.
-        peak=weights + optimizer + ahead + rounded + max(_passing(step, whole, gradients.earlier, workload), back),
+        peak=weights + optimizer + ahead + whole_matrix + max(_passing(step, whole, gradients.earlier, workload), back),
     )
 
 
