@@ -55,7 +55,8 @@ def test_classification_for_people(probe: Any, tmp_path: Path) -> None:
     shown = probe("days", "--figure", tmp_path / "signals.png")
     heading, *_, cut, drawn = shown.splitlines()
     assert "40 rows, read at the last input token" in heading
-    assert cut.startswith("semantic cut: the largest gain of shift is at block") and drawn.startswith("figure written to ")
+    assert cut.startswith("semantic cut: the largest gain of shift is at block")
+    assert drawn.startswith("figure written to ")
     rows = [line for line in shown.splitlines() if line[:1].isdigit()]
     symbols = [line.split()[1][0] for line in rows]
     assert symbols == sorted(symbols, key="░█".index) and set(symbols) == {"░", "█"} and len(rows) == 4

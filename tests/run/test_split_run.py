@@ -39,7 +39,7 @@ def test_a_split_run_is_recorded_evaluated_and_begun_again(tmp_path: Path) -> No
     again = evaluate_target(str(folder), max_length=24, bf16=False)
     assert again.metrics["loss"] == pytest.approx(record.metrics.after["loss"], abs=1e-5)
 
-    with pytest.raises(UserError, match=r"^the run in \S+ is finished, so there is nothing to resume: use another out for a new run$"):
+    with pytest.raises(UserError, match=r"^the run in \S+ is finished, so there is nothing to resume: .* new run$"):
         train(wanted, resume=True)
     write_record(record.model_copy(update={"status": "failed"}), folder)
     begun_again = train(wanted, resume=True)
