@@ -184,6 +184,12 @@ def test_flora_takes_its_options_as_a_mapping_or_as_text() -> None:
         assert (found.rank, found.kappa) == (3, 7)
 
 
+def test_arguments_that_flora_has_too_stay_those_of_the_optimizer() -> None:
+    found = read_config(None, ["optim=rmsprop", "optim_args.eps=1e-6"], model="m", task="t")
+    assert found.optim_args == {"eps": 1e-6}
+    assert RunConfig.model_validate(found.model_dump(mode="json")) == found
+
+
 def _run(tmp_path: Path, models_dir: Path, monkeypatch: pytest.MonkeyPatch, *settings: str) -> RunRecord:
     monkeypatch.setenv("FROSTLINE_MODELS", str(models_dir))
     path = tmp_path / "rows.jsonl"

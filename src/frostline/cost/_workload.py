@@ -69,7 +69,7 @@ class Workload(BaseModel):
     label_share: float = Field(1.0, gt=0, le=1)
     loss_positions: bool = False
 
-    @field_validator("optim_args", mode="before")
+    @field_validator("optim_args", mode="plain")
     @classmethod
     def _of_the_optimizer(cls, value: Any, info: ValidationInfo) -> Any:
         return read_optim_args(info.data.get("optim", ""), value)

@@ -158,7 +158,7 @@ class RunConfig(Options):
         check_optim(value)
         return value
 
-    @field_validator("optim_args", mode="before")
+    @field_validator("optim_args", mode="plain")
     @classmethod
     def _of_the_optimizer(cls, value: Any, info: ValidationInfo) -> Any:
         return read_optim_args(info.data.get("optim", ""), value)

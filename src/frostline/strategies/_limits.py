@@ -33,9 +33,9 @@ class Yardstick:
 
 @dataclass(frozen=True)
 class Limit:
-    """The most that a plan may take of one resource: `amount`, written as `asked`.
+    """The most that a plan may use of one resource: `amount`, written as `asked`.
 
-    `whole` is what full fine-tuning takes where the limit is a share of that, else None.
+    `whole` is what full fine-tuning needs, where the limit is a share of that; else None.
     """
 
     resource: Resource

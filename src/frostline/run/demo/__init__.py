@@ -8,7 +8,7 @@ from typing import Any
 from frostline.run.demo.task import LABELS, rows, write
 
 MODEL_DIR = Path(__file__).parent / "storyteller"
-"""The folder of the pretrained decoder, as `from_pretrained` wants it; its README.md is the model card."""
+"""The folder of the pretrained decoder, for `from_pretrained`; its README.md is the model card."""
 
 STUDY: dict[str, Any] = {
     "strategies": [
