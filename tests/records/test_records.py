@@ -96,6 +96,7 @@ def test_the_keys_that_others_read(tmp_path: Path) -> None:
         "error",
         "config",
         "chosen",
+        "trials",
         "plan",
         "changes",
         "model",

@@ -195,7 +195,7 @@ def test_what_is_refused_before_anything_is_written(tmp_path: Path) -> None:
             train(config(tmp_path, *settings))
         assert "\n" not in str(caught.value)
 
-    refused("strategy 'all' freezes nothing below the lowest trained block", "streaming=true", "strategy=all")
+    refused("strategy 'all' trains the first block", "streaming=true", "strategy=all")
     refused("leave activation_cache=off out", "streaming=true", "activation_cache=off")
     refused("activation_cache: on, but nothing is frozen below", "activation_cache=on", "strategy=all")
     refused("raise activation_cache_limit", "activation_cache=on", "activation_cache_limit=10B")

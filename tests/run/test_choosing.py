@@ -107,7 +107,7 @@ def test_what_the_config_says_of_the_store_holds(tmp_path: Path) -> None:
 
 
 def test_a_budget_that_nothing_fits_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no plan fits memory=1kB: it takes memory=") as caught:
+    with pytest.raises(UserError, match="no plan fits memory=1kB: use memory=") as caught:
         train(config(tmp_path, budget={"memory": "1kB"}, strategy_options={"cut": 0}))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
