@@ -46,14 +46,14 @@ def main() -> None:
             plan = Plan(blocks=(Frozen(),) * (blocks - count) + (mode,) * count, final_norm=Frozen(), head=Frozen())
             work = Workload(
                 rows=1953,
-                batch=4,
+                per_device_train_batch_size=4,
                 length=512,
-                dtype="bfloat16",
+                bf16=True,
                 frozen_dtype="bfloat16",
                 activation_cache=True,
                 loss_positions=True,
                 label_share=0.5,
-                checkpointing=True,
+                activation_checkpointing=True,
             )
             need = memory(plan, anatomy, work)
             block = 2 * anatomy.blocks[0].parameters

@@ -79,9 +79,9 @@ def work(options: argparse.Namespace, method: Method, cards: Cards, **details: A
     return Workload(
         rows=options.rows,
         length=options.length,
-        epochs=options.epochs,
+        num_train_epochs=options.epochs,
         devices=cards.devices,
-        dtype="bfloat16",
+        bf16=True,
         frozen_dtype="bfloat16",
         frozen_bits=method.bits,
         activation_cache=method.bits is None and method.plan.boundary > 0,
@@ -94,7 +94,10 @@ def largest_batch(method: Method, anatomy: Anatomy, workload: Workload, limit: f
     """The most rows of a forward pass on one device with which training stays below `limit` bytes; 0: not one."""
 
     def fits(batch: int) -> bool:
-        return memory(method.plan, anatomy, workload.model_copy(update={"batch": batch})).peak <= limit
+        return (
+            memory(method.plan, anatomy, workload.model_copy(update={"per_device_train_batch_size": batch})).peak
+            <= limit
+        )
 
     if not fits(1):
         return 0

@@ -121,10 +121,10 @@ def workload_of(pair: Pair, bf16: bool) -> Workload:
     config, model_class = config_and_class(pair.model)
     return Workload(
         rows=pair.batch * BATCHES,
-        epochs=EPOCHS,
-        batch=pair.batch,
+        num_train_epochs=EPOCHS,
+        per_device_train_batch_size=pair.batch,
         length=pair.length,
-        dtype="bfloat16" if bf16 else "float32",
+        bf16=bf16,
         dropout=has_dropout(config),
         activation_cache=pair.cached,
         label_share=1 / LABELLED if model_class is AutoModelForCausalLM else 1.0,

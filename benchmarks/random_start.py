@@ -38,10 +38,10 @@ def accuracy(task: Task, pretrained: bool, seed: int, folder: Path) -> float:
     arguments = TrainingArguments(
         output_dir=str(folder),
         seed=seed,
-        max_steps=settings["steps"],
-        per_device_train_batch_size=settings["batch_size"],
+        max_steps=settings["max_steps"],
+        per_device_train_batch_size=settings["per_device_train_batch_size"],
         learning_rate=ALL["learning_rate"],
-        lr_scheduler_type=settings["lr_schedule"],
+        lr_scheduler_type=settings["lr_scheduler_type"],
         warmup_steps=settings["warmup_steps"],
         save_strategy="no",
         report_to="none",

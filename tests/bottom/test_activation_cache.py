@@ -167,10 +167,10 @@ def test_a_shard_of_another_cache_is_not_added(tmp_path: Path, caplog: pytest.Lo
     other.write({"aa": states(0)})
     activations = opened(tmp_path)
     path = shard_of(other)
-    store.folder.mkdir()
-    path.rename(store.folder / path.name)
-    store.refresh()
-    assert len(cache) == 0 and "not written for this cache" in caplog.text
+    activations.folder.mkdir()
+    path.rename(activations.folder / path.name)
+    activations.refresh()
+    assert len(activations) == 0 and "not written for this cache" in caplog.text
 
 
 def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,7 +56,7 @@ def test_list_shows_the_one_used_last_first(stores: list[ActivationCache]) -> No
     status, out, err = frostline("list")
     assert (status, err) == (0, "")
     lines = [" ".join(line.split()) for line in out.splitlines()]
-    assert lines[0] == "store model boundary rows size last used"
+    assert lines[0] == "cache model boundary rows size last used"
     assert [line.split()[:4] for line in lines[1:4]] == [
         [store.folder.name[:12], f"model-{number}", str(number), str(number + 1)] for number, store in enumerate(stores)
     ]

@@ -54,13 +54,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(place: Path, *arguments: str | Path) -> Ended:
-    settings = ("batch_size=4", "max_length=16", "precision=float32", "learning_rate=1e-3")
+    settings = ("per_device_train_batch_size=4", "max_length=16", "bf16=false", "learning_rate=1e-3")
     return frostline("train", *settings, "--model", place / "model", "--task", place / "days", *arguments)
 
 
 @pytest.fixture(scope="module")
 def trained(place: Path) -> Ended:
-    return train(place, "--strategy", "bot50", "--steps", "3", "--out", place / "run", "--seed", "7", "--json")
+    return train(place, "--strategy", "bot50", "max_steps=3", "--out", place / "run", "--seed", "7", "--json")
 
 
 def test_inspect(place: Path) -> None:
@@ -84,7 +84,7 @@ def test_inspect_with_a_tasks_head(place: Path) -> None:
 
 def test_plan_holds_what_the_contract_promises(place: Path, tmp_path: Path) -> None:
     out = tmp_path / "plan.yaml"
-    ended = frostline("plan", place / "model", "--strategy", "bot50", "--length", "64", "--out", out, "--json")
+    ended = frostline("plan", place / "model", "--strategy", "bot50", "length=64", "--out", out, "--json")
     assert (ended.status, ended.err) == (0, "")
     plan = ended.document
     assert plan["strategy"] == "bot50" and plan["boundary"] == 2
@@ -99,27 +99,46 @@ def test_plan_holds_what_the_contract_promises(place: Path, tmp_path: Path) -> N
     predicted = plan["predicted"]
     assert {"flops_ratio", "run_flops_ratio", "time_ratio", "peak_memory_bytes", "memory_ratio"} <= set(predicted)
     assert predicted["time_ratio"] is None and 0 < predicted["flops_ratio"] < 1 and 0 < predicted["memory_ratio"] < 1
-    assumed = {"batch": 32, "length": 64, "epochs": 3.0, "dtype": "float32", "optimizer": "adamw"}
+    assumed = {"per_device_train_batch_size": 32, "length": 64, "num_train_epochs": 3.0, "bf16": False}
+    assumed |= {"optim": "adamw_torch_fused"}
     assert assumed.items() <= plan["assumes"].items()
     assert load_plan(out).boundary == 2
 
 
 def test_plan_for_people(place: Path) -> None:
-    ended = frostline("plan", place / "model", "--strategy", "bot50", "--batch", "4")
+    ended = frostline("plan", place / "model", "--strategy", "bot50", "per_device_train_batch_size=4")
     assert ended.status == 0 and not ended.err
-    for shown in ("░░██", "boundary", "batch 4", "of full fine-tuning", "%"):
+    for shown in ("░░██", "boundary", "per_device_train_batch_size=4", "of full fine-tuning", "%"):
         assert shown in ended.out
 
 
 def test_plan_assumes_what_train_does_by_default() -> None:
-    from frostline.cli.plan import command
+    from frostline.cli.plan import DEFAULTS, command
     from frostline.cost import Workload
     from frostline.run import RunConfig
 
-    run = RunConfig(model="m", task="t")
-    given = {name: parameter.default for name, parameter in inspect.signature(command).parameters.items()}
-    assert (given["batch"], given["length"], given["epochs"]) == (run.batch_size, run.max_length, run.epochs)
-    assert (given["rows"], given["optimizer"], given["seed"]) == (Workload().rows, run.optimizer, run.seed)
+    run, work = RunConfig(model="m", task="t"), Workload(**DEFAULTS)
+    for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "optim"):
+        assert getattr(work, name) == getattr(run, name), name
+    assert (work.length, work.rows) == (run.max_length, Workload().rows)
+    assert inspect.signature(command).parameters["seed"].default == run.seed
+
+
+def test_settings_are_listed(place: Path) -> None:
+    """The way that the message for an unknown setting names."""
+    for command, name in (("plan", "stored_share"), ("train", "per_device_train_batch_size")):
+        ended = frostline(command, "--settings")
+        assert ended.status == 0 and f"{name}=" in ended.out
+
+
+def test_set_means_the_same_in_plan_and_train(place: Path, tmp_path: Path) -> None:
+    options = ("--strategy", "lora", "--set", "r=3", "--json")
+    planned = frostline("plan", place / "model", *options)
+    assert planned.status == 0, planned.err
+    trained = train(place, *options, "max_steps=1", "--out", tmp_path / "run")
+    assert trained.status == 0, trained.err
+    assert planned.document["blocks"] == trained.document["plan"]["blocks"]
+    assert planned.document["blocks"][0]["r"] == 3
 
 
 def test_train_records_and_answers_with_the_record(place: Path, trained: Ended) -> None:
@@ -132,16 +151,19 @@ def test_train_records_and_answers_with_the_record(place: Path, trained: Ended) 
 
 def test_train_shows_quality_and_cost(place: Path, tmp_path: Path) -> None:
     config = tmp_path / "run.yaml"
-    config.write_text(f"model: {place / 'model'}\ntask: {place / 'days'}\nstrategy: head\nsteps: 5\nbatch_size: 4\n")
-    ended = frostline("train", config, "steps=2", "max_length=16", "--out", tmp_path / "run")
+    config.write_text(
+        f"model: {place / 'model'}\ntask: {place / 'days'}\nstrategy: head\n"
+        "max_steps: 5\nper_device_train_batch_size: 4\n"
+    )
+    ended = frostline("train", config, "max_steps=2", "max_length=16", "--out", tmp_path / "run")
     assert ended.status == 0, ended.err
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["config"]["steps"] == 2
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["config"]["max_steps"] == 2
     for shown in ("accuracy", "before", "majority class", "peak memory", "predicted", str(tmp_path / "run")):
         assert shown in ended.out.replace("\n", ""), shown
 
 
 def test_evaluate_a_run_and_a_model(place: Path, trained: Ended) -> None:
-    own = frostline("evaluate", place / "run", "--max-length", "16", "--precision", "float32", "--json")
+    own = frostline("evaluate", place / "run", "--max-length", "16", "--no-bf16", "--json")
     assert own.status == 0, own.err
     after = trained.document["metrics"]["after"]
     assert own.document["metrics"] == pytest.approx(after, abs=1e-5)
@@ -189,7 +211,7 @@ def test_report(place: Path, trained: Ended) -> None:
 
 
 def test_demo_is_a_study_whose_table_report_shows_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    short = {"steps": 2, "batch_size": 4, "max_length": 32, "threads": 1}
+    short = {"max_steps": 2, "per_device_train_batch_size": 4, "max_length": 32, "threads": 1}
     monkeypatch.setattr("frostline.run.demo.STUDY", {"strategies": ["bot50"], "config": short, "baseline": "bot50"})
     ended = frostline("demo", "--out", tmp_path, "--seed", "3", "--json")
     assert ended.status == 0, ended.err
@@ -208,8 +230,17 @@ def test_demo_is_a_study_whose_table_report_shows_again(tmp_path: Path, monkeypa
         (["plan", "MODEL", "--strategy", "loar"], "unknown strategy 'loar': did you mean 'lora'?"),
         (["plan", "MODEL", "--strategy", "bot"], "needs a percentage"),
         (["plan", "MODEL", "--strategy", "all", "--task", "rta"], "unknown task 'rta': did you mean 'rte'?"),
-        (["plan", "MODEL", "--strategy", "all", "--batch", "0"], "--batch"),
-        (["plan", "MODEL", "--strategy", "all", "--dtype", "int8"], "--dtype"),
+        (
+            ["plan", "MODEL", "--strategy", "all", "per_device_train_batch_size=0"],
+            "per_device_train_batch_size: it should be greater than 0",
+        ),
+        (["plan", "MODEL", "--strategy", "all", "bach=8"], "unknown key 'bach'"),
+        (["plan", "MODEL", "optim=adam"], "optim: unknown optimizer"),
+        (
+            ["plan", "MODEL", "per_device_train_batch=8"],
+            "did you mean 'per_device_train_batch_size'? see: frostline plan",
+        ),
+        (["train", "batch_size=8"], "see: frostline train --settings"),
         (["plan", "MODEL"], "strategy 'auto' measures the model on rows of a task: give --task"),
         (["plan", "MODEL", "--budget", "memory=8XB"], "memory '8XB': a size is a number and a unit"),
         (["plan", "MODEL", "--budget", "time=2"], "2 is no share of full fine-tuning"),
@@ -224,11 +255,11 @@ def test_demo_is_a_study_whose_table_report_shows_again(tmp_path: Path, monkeypa
         (["train", "--model", "MODEL", "--task", "TASK", "data.columns.text=txt", "--out", "OUT"], "txt"),
         (["train", "--model", "MODEL"], "task"),
         (["train", "learning_rat=1", "--model", "MODEL", "--task", "TASK"], "learning_rat"),
-        (["train", "steps=many", "--model", "MODEL", "--task", "TASK"], "steps"),
+        (["train", "max_steps=many", "--model", "MODEL", "--task", "TASK"], "steps"),
         (["train", "one.yaml", "two.yaml"], "'two.yaml' is not key=value"),
         (["train", "absent.yaml"], "config file not found: absent.yaml"),
         (["evaluate", "MODEL"], "--task"),
-        (["evaluate", "MODEL", "batch=3", "--task", "TASK"], "'batch=3': a setting here is data.key=value"),
+        (["evaluate", "MODEL", "batch=3", "--task", "TASK"], "'batch=3': this command has the settings data.KEY=VALUE"),
         (["evaluate", "MODEL", "data.columns.text=txt", "--task", "TASK"], "txt"),
         (["evaluate", "./absent", "--task", "TASK"], "no such folder"),
         (["generate", "MODEL"], "--prompt"),
@@ -248,7 +279,7 @@ def test_wrong_input_is_one_line_and_status_2(place: Path, tmp_path: Path, argum
 
 
 def test_nan_loss_is_one_line_and_status_1(place: Path, tmp_path: Path) -> None:
-    ended = train(place, "learning_rate=1e30", "--steps", "5", "--out", tmp_path / "run", "--json")
+    ended = train(place, "learning_rate=1e30", "max_steps=5", "--out", tmp_path / "run", "--json")
     assert ended.status == 1 and not ended.out
     assert [line for line in ended.err.splitlines() if line.startswith("error: ")] == [ended.err.splitlines()[-1]]
     assert "use a lower learning_rate" in ended.err.splitlines()[-1]
@@ -289,9 +320,9 @@ class OutOfMemoryError(RuntimeError):
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
-        (MemoryError(), "error: out of memory: take a smaller batch_size"),
-        (OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"), "error: out of memory: take"),
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "error: out of memory: take"),
+        (MemoryError(), "error: out of memory: use a smaller per_device_train_batch_size"),
+        (OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"), "error: out of memory: use"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "error: out of memory: use"),
         (OSError(28, "No space left on device"), "error: [Errno 28] No space left on device"),
         (FrostlineError("said once"), "error: said once"),
     ],

@@ -22,10 +22,10 @@ def planned(capsys: pytest.CaptureFixture[str], model: Path, *options: str) -> A
     return json.loads(capsys.readouterr().out)
 
 
-def test_flags_become_the_workload(capsys: pytest.CaptureFixture[str], model: Path) -> None:
+def test_settings_become_the_workload(capsys: pytest.CaptureFixture[str], model: Path) -> None:
     plain = planned(capsys, model)
     given = planned(
-        capsys, model, "--activation-cache", "--stored-share", "0.5", "--loss-positions", "--label-share", "0.25"
+        capsys, model, "activation_cache=true", "stored_share=0.5", "loss_positions=true", "label_share=0.25"
     )
     assert (
         plain["assumes"] | {"activation_cache": True, "stored_share": 0.5, "loss_positions": True, "label_share": 0.25}
@@ -38,11 +38,11 @@ def test_flags_become_the_workload(capsys: pytest.CaptureFixture[str], model: Pa
 
 
 def test_the_estimate_is_shown(capsys: pytest.CaptureFixture[str], model: Path) -> None:
-    assert main(["plan", str(model), "--strategy", "bot50", "--epochs", "1"]) == 0
+    assert main(["plan", str(model), "--strategy", "bot50", "num_train_epochs=1"]) == 0
     assert "it saves nothing at one epoch" in " ".join(capsys.readouterr().out.split())
 
 
-@pytest.mark.parametrize("wrong", [("--label-share", "0"), ("--label-share", "1.5"), ("--stored-share", "-1")])
-def test_shares_are_shares(capsys: pytest.CaptureFixture[str], model: Path, wrong: tuple[str, str]) -> None:
-    assert main(["plan", str(model), "--strategy", "bot50", *wrong]) == 2
-    assert wrong[0] in capsys.readouterr().err
+@pytest.mark.parametrize("wrong", ["label_share=0", "label_share=1.5", "stored_share=-1"])
+def test_shares_are_shares(capsys: pytest.CaptureFixture[str], model: Path, wrong: str) -> None:
+    assert main(["plan", str(model), "--strategy", "bot50", wrong]) == 2
+    assert wrong.partition("=")[0] in capsys.readouterr().err

@@ -75,7 +75,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 from frostline.cli.main import main
 sys.exit(main())
 """
-    settings = ["steps=100000", "save_every=5", "batch_size=4", "max_length=16", "threads=1"]
+    settings = ["max_steps=100000", "save_steps=5", "per_device_train_batch_size=4", "max_length=16", "threads=1"]
     command = python(code, "train", *settings, "--model", str(model), "--task", str(task), "--out", str(out), "--json")
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60

@@ -55,7 +55,8 @@ def test_classification_for_people(probe: Any, tmp_path: Path) -> None:
     shown = probe("days", "--figure", tmp_path / "signals.png")
     heading, *_, cut, drawn = shown.splitlines()
     assert "40 rows, read at the last input token" in heading
-    assert cut.startswith("cut: the largest gain of shift is at block") and drawn.startswith("drawn in ")
+    assert cut.startswith("semantic cut: the largest gain of shift is at block")
+    assert drawn.startswith("figure written to ")
     rows = [line for line in shown.splitlines() if line[:1].isdigit()]
     symbols = [line.split()[1][0] for line in rows]
     assert symbols == sorted(symbols, key="░█".index) and set(symbols) == {"░", "█"} and len(rows) == 4
@@ -94,7 +95,7 @@ def test_another_seed_draws_other_rows(probe: Any) -> None:
         ("days", ["--figure", "signals.gif"], "signals.gif: unknown figure format: use a file name that ends in png"),
         ("days", ["--streaming", "--signals", "gradient_norm"], "gradient_norm: gradients need the whole model"),
         ("days", ["--max-length", "1000"], "max_length: 1000 is more than the 256 positions"),
-        ("days", ["--signals", ","], "no signal is named: leave --signals out, or name some of vds, shift"),
+        ("days", ["--signals", ","], "--signals names no signal: leave it out, or use some of vds, shift"),
         ("weeks", [], "unknown task"),
     ],
 )

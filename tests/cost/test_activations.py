@@ -47,9 +47,9 @@ def predicted(
     model: PreTrainedModel, plan: Plan, bfloat16: bool, attention: str, loss_positions: bool = False
 ) -> float:
     workload = Workload(
-        batch=BATCH,
+        per_device_train_batch_size=BATCH,
         length=LENGTH,
-        dtype="bfloat16" if bfloat16 else "float32",
+        bf16=bfloat16,
         attention=attention,
         dropout=has_dropout(model.config),
         frozen_dtype=str(model.dtype).removeprefix("torch."),
@@ -109,7 +109,7 @@ def test_a_llama_in_float32_keeps_83_and_57_times_its_width() -> None:
     """Per token, of a block of a Llama's proportions: trained, and frozen above the boundary."""
     wide = {"hidden_size": 512, "intermediate_size": 1376, "num_attention_heads": 8, "num_key_value_heads": 8}
     anatomy = find_anatomy(tiny("llama", **wide))
-    workload = Workload(batch=16, length=128)
+    workload = Workload(per_device_train_batch_size=16, length=128)
     blocks = saved(flow(named_plans(anatomy)["int50"], anatomy), workload).blocks
     # The first block's input carries nothing; the second is frozen, the third trains.
     frozen, trained = (block.total / (16 * 128 * 512) for block in blocks[1:3])

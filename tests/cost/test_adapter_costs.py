@@ -65,7 +65,7 @@ def test_operations_are_those_that_torch_counts(family: str) -> None:
     anatomy = find_anatomy(small(family))
     for name, mode in modes_of(family).items():
         plan = above(mode, len(anatomy.blocks))
-        expected = step_flops(plan, anatomy, Workload(batch=2, length=12)).total
+        expected = step_flops(plan, anatomy, Workload(per_device_train_batch_size=2, length=12)).total
         assert expected == pytest.approx(counted(small(family), plan, 2, 12), rel=0.001), name
 
 
@@ -100,7 +100,9 @@ def test_peak_against_the_allocator(models_dir: Path, name: str) -> None:
     apply(plan, model)
     step, optimizer = training(model, lambda: whole_batch(model, 4, 128))
     found = measured(model, step, optimizer)
-    assert memory(plan, anatomy, Workload(batch=4, length=128)).peak == pytest.approx(found, rel=0.002)
+    assert memory(plan, anatomy, Workload(per_device_train_batch_size=4, length=128)).peak == pytest.approx(
+        found, rel=0.002
+    )
 
 
 PEFT = {
@@ -129,7 +131,7 @@ def test_peft_by_name_is_roughly_right_in_operations() -> None:
     anatomy = find_anatomy(small("llama"))
     for name, mode in PEFT.items():
         plan = above(mode, len(anatomy.blocks))
-        expected = step_flops(plan, anatomy, Workload(batch=2, length=12)).total
+        expected = step_flops(plan, anatomy, Workload(per_device_train_batch_size=2, length=12)).total
         within = 0.001 if name == "lora" else 0.1
         assert expected == pytest.approx(counted(small("llama"), plan, 2, 12), rel=within), name
 
@@ -158,4 +160,6 @@ def test_the_speed_of_adapters_counts_what_they_read_and_make(mode: BlockMode, p
     anatomy = find_anatomy(small("llama"))
     speed = Speed(**dict.fromkeys(Speed.model_fields, 0.0) | {"lora": 1.0})
     plan = above(mode, len(anatomy.blocks))
-    assert step_seconds(plan, anatomy, Workload(batch=4, length=16), speed) == 2 * 4 * 16 * per_token
+    assert (
+        step_seconds(plan, anatomy, Workload(per_device_train_batch_size=4, length=16), speed) == 2 * 4 * 16 * per_token
+    )

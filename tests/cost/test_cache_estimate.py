@@ -20,7 +20,7 @@ def test_one_epoch_from_an_empty_store_saves_nothing_and_says_so() -> None:
     assert (estimate.pays, estimate.saved_share) == (False, 0)
     assert str(estimate) == (
         "1 epoch, 0.977 GiB to write, break-even at 1.01: "
-        "it saves nothing at one epoch: each row passes the frozen bottom once either way"
+        "it saves nothing at one epoch: each row passes the frozen bottom once with and without it"
     )
 
 
@@ -34,9 +34,9 @@ def test_from_the_second_epoch_on_it_pays() -> None:
 @pytest.mark.parametrize(
     ("epochs", "stored", "reason"),
     [
-        (1.005, 0.0, "less than writing and reading"),
+        (1.005, 0.0, "writing and reading the states costs more"),
         (0.5, 0.0, "rows that training never reaches"),
-        (0.25, 0.75, "as many rows are missing"),
+        (0.25, 0.75, "lacks as many rows"),
     ],
 )
 def test_why_not(epochs: float, stored: float, reason: str) -> None:
@@ -57,9 +57,9 @@ def test_what_is_stored_counts() -> None:
 
 def test_without_a_bottom_there_is_nothing_to_store() -> None:
     anatomy = find_anatomy(small("llama"))
-    estimate = cache_estimate(named_plans(anatomy)["all"], anatomy, Workload(epochs=3))
+    estimate = cache_estimate(named_plans(anatomy)["all"], anatomy, Workload(num_train_epochs=3))
     assert (estimate.pays, estimate.bytes, estimate.break_even_epochs) == (False, 0, math.inf)
-    assert str(estimate) == "no block lies below the boundary: there is nothing to store"
+    assert str(estimate) == "no block is below the boundary, so there is nothing to store"
 
 
 @pytest.mark.parametrize("family", ["llama", "bert", "gpt2"])
@@ -67,7 +67,7 @@ def test_an_estimate_is_what_the_run_saves(family: str) -> None:
     anatomy = find_anatomy(small(family))
     plan = named_plans(anatomy)["bot75"]
     for stored in (0.0, 0.4):
-        plain = Workload(rows=100, length=16, batch=8, epochs=4, stored_share=stored)
+        plain = Workload(rows=100, length=16, per_device_train_batch_size=8, num_train_epochs=4, stored_share=stored)
         cached = plain.model_copy(update={"activation_cache": True})
         estimate = cache_estimate(plan, anatomy, plain)
         without = run_flops(plan, anatomy, plain)
@@ -79,5 +79,5 @@ def test_an_estimate_is_what_the_run_saves(family: str) -> None:
 
 def test_bytes_of_rows_without_padding_can_be_given() -> None:
     anatomy = find_anatomy(small("llama"))
-    estimate = cache_estimate(named_plans(anatomy)["bot50"], anatomy, Workload(epochs=2), store_bytes=12345)
+    estimate = cache_estimate(named_plans(anatomy)["bot50"], anatomy, Workload(num_train_epochs=2), store_bytes=12345)
     assert estimate.bytes == 12345

@@ -30,7 +30,7 @@ def forward_flops(model: PreTrainedModel, batch: int, length: int) -> int:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_step_is_that_of_the_top_alone(family: str) -> None:
     anatomy = find_anatomy(small(family))
-    cached = Workload(batch=2, length=12, activation_cache=True)
+    cached = Workload(per_device_train_batch_size=2, length=12, activation_cache=True)
     for name in ("bot25", "bot50", "bot75", "lora on all of the top", "feed-forward of the top", "head"):
         plan = named_plans(anatomy)[name]
         boundary = plan.boundary
@@ -44,7 +44,7 @@ def test_real_models(models_dir: Path, make: Callable[[Path], PreTrainedModel], 
     anatomy = find_anatomy(make(models_dir))
     modes = (*[Frozen()] * count, *[Full()] * (len(anatomy.blocks) - count))
     plan = Plan(blocks=modes, head=Frozen() if anatomy.tied else Full())
-    cached = Workload(rows=10, batch=2, length=32, activation_cache=True)
+    cached = Workload(rows=10, per_device_train_batch_size=2, length=32, activation_cache=True)
     model = make(models_dir)
     whole = forward_flops(model, 2, 32)
     step = counted(model, plan, 2, 32, without=count)
@@ -59,7 +59,10 @@ def test_embeddings_that_multiply_run_with_the_bottom() -> None:
     anatomy = find_anatomy(model)
     assert anatomy.embedding_linears
     plan = named_plans(anatomy)["bot50"]
-    plain, cached = Workload(rows=2, batch=2, length=12), Workload(rows=2, batch=2, length=12, activation_cache=True)
+    plain, cached = (
+        Workload(rows=2, per_device_train_batch_size=2, length=12),
+        Workload(rows=2, per_device_train_batch_size=2, length=12, activation_cache=True),
+    )
     assert step_flops(plan, anatomy, plain).embeddings.forward == 2 * 2 * 12 * 16 * 32
     assert step_flops(plan, anatomy, cached).embeddings == Flops()
     below = step_flops(plan, anatomy, plain)
@@ -69,12 +72,14 @@ def test_embeddings_that_multiply_run_with_the_bottom() -> None:
 def test_the_caching_pass_takes_each_row_that_is_not_stored_once() -> None:
     anatomy = find_anatomy(small("llama"))
     plan = named_plans(anatomy)["bot50"]
-    plain = Workload(rows=100, batch=8, epochs=3)
+    plain = Workload(rows=100, per_device_train_batch_size=8, num_train_epochs=3)
     below = sum(block.total for block in step_flops(plan, anatomy, plain).blocks[:2])
     assert bottom_flops(plan, anatomy, plain) == pytest.approx(below * 100 / 8)
     assert caching_flops(plan, anatomy, plain) == 0
     for stored in (0.0, 0.25, 1.0):
-        cached = Workload(rows=100, batch=8, epochs=3, activation_cache=True, stored_share=stored)
+        cached = Workload(
+            rows=100, per_device_train_batch_size=8, num_train_epochs=3, activation_cache=True, stored_share=stored
+        )
         caching_pass = caching_flops(plan, anatomy, cached)
         assert caching_pass == pytest.approx((1 - stored) * below * 100 / 8)
         step = step_flops(plan, anatomy, cached).total
@@ -113,7 +118,7 @@ def test_t5s_first_blocks_run_on_for_their_position_table() -> None:
     assert ran == [True, False, False, False, True, False, True]
     assert (after.blocks[0], after.blocks[4], after.blocks[6]) == (before.blocks[0], before.blocks[4], before.blocks[6])
     assert caching_flops(plan, anatomy, cached) == pytest.approx(
-        sum(block.forward for block in before.blocks[:6]) * cached.rows / cached.batch
+        sum(block.forward for block in before.blocks[:6]) * cached.rows / cached.per_device_train_batch_size
     )
 
 

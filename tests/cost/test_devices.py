@@ -30,7 +30,7 @@ def plan_of(name: str) -> tuple[Plan, Anatomy]:
 
 def test_devices_share_the_rows() -> None:
     plan, anatomy = plan_of("bot50")
-    work = Workload(rows=1000, batch=5, epochs=2, activation_cache=True)
+    work = Workload(rows=1000, per_device_train_batch_size=5, num_train_epochs=2, activation_cache=True)
     shared = work.model_copy(update={"devices": 4})
     assert (work.steps, shared.steps) == (400, 100)
     assert run_flops(plan, anatomy, shared) == pytest.approx(run_flops(plan, anatomy, work))
@@ -42,7 +42,9 @@ def test_devices_share_the_rows() -> None:
 @pytest.mark.parametrize("name", ["all", "bot50", "lora"])
 def test_shares(name: str) -> None:
     plan, anatomy = plan_of(name)
-    alone, shared = (memory(plan, anatomy, Workload(batch=4, length=16, devices=n)) for n in (1, 8))
+    alone, shared = (
+        memory(plan, anatomy, Workload(per_device_train_batch_size=4, length=16, devices=n)) for n in (1, 8)
+    )
     for part in ("weights", "gradients", "optimizer"):
         assert getattr(shared, part) == getattr(alone, part) / 8
     for part in ("activations", "logits"):
@@ -57,7 +59,7 @@ def test_what_is_gathered() -> None:
     # In backward, two blocks and the gradients of two; blocks 2 and 3 train.
     assert memory(plan, anatomy, Workload(devices=2)).gathered == 4 * (root + 2 * block + 2 * block + head)
     # Accumulated gradients are shared out with the last batch; in forward there are copies of two blocks.
-    several = memory(plan, anatomy, Workload(devices=2, accumulation=2)).gathered
+    several = memory(plan, anatomy, Workload(devices=2, gradient_accumulation_steps=2)).gathered
     assert several == 4 * (root + 3 * block + head + 2 * block)
     frozen, _ = plan_of("head")
     assert memory(frozen, anatomy, Workload(devices=2)).gathered == 4 * (root + 3 * block)
@@ -81,7 +83,10 @@ def in_name_only() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("in_name_only")
-@pytest.mark.parametrize("options", [{}, {"batch": 8, "length": 64}, {"checkpointing": True}, {"dtype": "bfloat16"}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"per_device_train_batch_size": 8, "length": 64}, {"activation_checkpointing": True}, {"bf16": True}],
+)
 @pytest.mark.parametrize("name", ["all", "bot50", "lora", "head"])
 def test_against_fully_shard(name: str, options: dict[str, object]) -> None:
     model = tiny("llama", **WIDE)
@@ -89,15 +94,15 @@ def test_against_fully_shard(name: str, options: dict[str, object]) -> None:
     anatomy = find_anatomy(model)
     plan = named_plans(anatomy)[name]
     apply(plan, model)
-    work = Workload(**{"batch": 2, "length": 32, "devices": DEVICES, **options})
-    if work.checkpointing:
+    work = Workload(**{"per_device_train_batch_size": 2, "length": 32, "devices": DEVICES, **options})
+    if work.activation_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
-    narrow = torch.bfloat16 if work.autocast else None
+    narrow = torch.bfloat16 if work.bf16 else None
     mesh, policy = init_device_mesh("cpu", (DEVICES,)), MixedPrecisionPolicy(narrow, narrow)
     for module in (*model.model.layers, model):
         fully_shard(module, mesh=mesh, mp_policy=policy)
-    batch = whole_batch(model, work.batch, work.length)
-    step, optimizer = training(model, lambda: batch, work.autocast)
+    batch = whole_batch(model, work.per_device_train_batch_size, work.length)
+    step, optimizer = training(model, lambda: batch, work.bf16)
     step()  # the optimizer's state is there from the first step on
     kept = [*model.parameters(), *(item for state in optimizer.state.values() for item in state.values())]
     own = sum(tensor.to_local().nbytes for tensor in kept if hasattr(tensor, "to_local"))

@@ -23,7 +23,7 @@ def test_base16(models_dir: Path, name: str) -> None:
     model = base16(models_dir)
     anatomy = find_anatomy(model)
     plan = named_plans(anatomy)[name]
-    predicted = step_flops(plan, anatomy, Workload(batch=2, length=64))
+    predicted = step_flops(plan, anatomy, Workload(per_device_train_batch_size=2, length=64))
     assert predicted.total == pytest.approx(counted(model, plan, 2, 64), rel=0.001)
 
 
@@ -32,7 +32,7 @@ def test_minilm(models_dir: Path, name: str) -> None:
     model = minilm(models_dir)
     anatomy = find_anatomy(model)
     plan = named_plans(anatomy)[name]
-    predicted = step_flops(plan, anatomy, Workload(batch=2, length=32))
+    predicted = step_flops(plan, anatomy, Workload(per_device_train_batch_size=2, length=32))
     assert predicted.total == pytest.approx(counted(model, plan, 2, 32), rel=0.001)
 
 
@@ -40,7 +40,7 @@ def test_minilm(models_dir: Path, name: str) -> None:
 def test_every_family_and_plan(family: str) -> None:
     anatomy = find_anatomy(small(family))
     for name, plan in named_plans(anatomy).items():
-        predicted = step_flops(plan, anatomy, Workload(batch=2, length=12)).total
+        predicted = step_flops(plan, anatomy, Workload(per_device_train_batch_size=2, length=12)).total
         assert predicted == pytest.approx(counted(small(family), plan, 2, 12), rel=0.001), name
 
 
@@ -49,7 +49,7 @@ def test_a_decoder_classifier_scores_every_token() -> None:
     model.set_attn_implementation("eager")
     anatomy = find_anatomy(model)
     plan = named_plans(anatomy)["bot50"]
-    predicted = step_flops(plan, anatomy, Workload(batch=2, length=12)).total
+    predicted = step_flops(plan, anatomy, Workload(per_device_train_batch_size=2, length=12)).total
     assert predicted == pytest.approx(counted(model, plan, 2, 12), rel=0.001)
 
 
@@ -58,7 +58,9 @@ def test_a_decoder_classifier_scores_every_token() -> None:
 def test_checkpointing_computes_trained_blocks_twice(family: str, name: str) -> None:
     anatomy = find_anatomy(small(family))
     plan = named_plans(anatomy)[name]
-    predicted = step_flops(plan, anatomy, Workload(batch=2, length=12, checkpointing=True)).total
+    predicted = step_flops(
+        plan, anatomy, Workload(per_device_train_batch_size=2, length=12, activation_checkpointing=True)
+    ).total
     assert predicted == pytest.approx(counted(small(family), plan, 2, 12, checkpointing=True), rel=0.001)
 
 
@@ -70,7 +72,7 @@ def test_parts_follow_the_boundary() -> None:
     head = 2 * n * anatomy.hidden_size * anatomy.vocab_size
     below = Flops(matrices + products)
     trained = Flops(matrices + products, matrices + 2 * products, matrices)
-    step = step_flops(named_plans(anatomy)["bot50"], anatomy, Workload(batch=32, length=length))
+    step = step_flops(named_plans(anatomy)["bot50"], anatomy, Workload(per_device_train_batch_size=32, length=length))
     assert step.blocks == (below, below, trained, trained)
     assert (step.embeddings, step.head) == (Flops(), Flops(head, head, head))
     assert step.total == 2 * below.total + 2 * trained.total + 3 * head
@@ -85,7 +87,7 @@ def test_longer_targets_cost_only_the_decoder() -> None:
 
 def test_ratios() -> None:
     anatomy = find_anatomy(small("llama"))
-    workload = Workload(rows=100, batch=8, epochs=3)
+    workload = Workload(rows=100, per_device_train_batch_size=8, num_train_epochs=3)
     plans = named_plans(anatomy)
     assert flops_ratio(plans["all"], anatomy, workload) == 1
     ratios = [flops_ratio(plans[name], anatomy, workload) for name in ("all", "bot25", "bot50", "bot75", "head")]

@@ -12,7 +12,7 @@ from frostline.plan import Forward, Frozen, Full, Partial, Plan, Residual
 from frostline.surgery import apply
 
 BATCH, LENGTH = 3, 16
-WORK = Workload(batch=BATCH, length=LENGTH)
+WORK = Workload(per_device_train_batch_size=BATCH, length=LENGTH)
 
 WEIGHTS = {
     "one more, above the boundary": (0.0, 0.0, 0.5, 1.0),
@@ -87,14 +87,14 @@ def test_memory_against_the_allocator(name: str, forward: Forward) -> None:
     apply(plan, model)
     batch = whole_batch(model, 8, 64)
     step, optimizer = training(model, lambda: batch)
-    predicted = memory(plan, anatomy, Workload(batch=8, length=64)).peak
+    predicted = memory(plan, anatomy, Workload(per_device_train_batch_size=8, length=64)).peak
     assert predicted == pytest.approx(measured(model, step, optimizer), rel=0.05)
 
 
 def test_a_frozen_bottom_keeps_what_is_added_later() -> None:
     anatomy = find_anatomy(small("llama"))
     frozen = Plan(blocks=(Frozen(),) * 4, final_norm=Frozen())
-    reads = Workload(batch=64, length=64, loss_positions=True, label_share=0.001)
+    reads = Workload(per_device_train_batch_size=64, length=64, loss_positions=True, label_share=0.001)
     plain, kept = (
         memory(frozen.model_copy(update={"forward": Forward(residual=Residual(alpha=alpha, span=3))}), anatomy, reads)
         for alpha in (0.0, 0.1)

@@ -17,7 +17,7 @@ from frostline.surgery import apply
 
 BATCH, LENGTH, READ = 2, 12, 3
 N, M = BATCH * LENGTH, BATCH * READ
-READS = Workload(batch=BATCH, length=LENGTH, label_share=READ / LENGTH, loss_positions=True)
+READS = Workload(per_device_train_batch_size=BATCH, length=LENGTH, label_share=READ / LENGTH, loss_positions=True)
 
 PLANS = ["all", "bot50", "top50", "lora", "lora on all of the top", "attention of the top", "rows of the top", "head"]
 DECODERS = [
@@ -93,7 +93,7 @@ def test_a_block_whose_attention_is_its_own_runs_whole(family: str) -> None:
 def test_checkpointing(family: str) -> None:
     anatomy = find_anatomy(small(family))
     plan = named_plans(anatomy)["bot50"]
-    predicted = step_flops(plan, anatomy, READS.model_copy(update={"checkpointing": True})).total
+    predicted = step_flops(plan, anatomy, READS.model_copy(update={"activation_checkpointing": True})).total
     assert predicted == pytest.approx(counted(small(family), plan, checkpointing=True), rel=0.001)
 
 

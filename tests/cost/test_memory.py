@@ -34,7 +34,7 @@ def test_weights_gradients_and_optimizer_are_exact(family: str, dtype: str) -> N
 
 def test_sgd_has_no_state() -> None:
     anatomy = find_anatomy(small("llama"))
-    assert memory(named_plans(anatomy)["all"], anatomy, Workload(optimizer="sgd")).optimizer == 0
+    assert memory(named_plans(anatomy)["all"], anatomy, Workload(optim="sgd")).optimizer == 0
 
 
 def test_flora_keeps_less_where_it_compresses() -> None:
@@ -42,8 +42,12 @@ def test_flora_keeps_less_where_it_compresses() -> None:
     plan = named_plans(anatomy)["all"]
     for accumulation in (1, 2):
         adamw, flora, whole = (
-            memory(plan, anatomy, Workload(optimizer=name, optimizer_options=options, accumulation=accumulation))
-            for name, options in (("adamw", None), ("flora", FloraOptions(rank=2)), ("flora", FloraOptions(rank=512)))
+            memory(plan, anatomy, Workload(optim=name, optim_args=options, gradient_accumulation_steps=accumulation))
+            for name, options in (
+                ("adamw_torch", None),
+                ("flora", FloraOptions(rank=2)),
+                ("flora", FloraOptions(rank=512)),
+            )
         )
         assert whole.optimizer == adamw.optimizer, "no side is longer than the rank"
         assert whole.peak == adamw.peak
@@ -54,16 +58,16 @@ def test_flora_keeps_less_where_it_compresses() -> None:
 
 
 def test_options_are_those_of_flora_alone() -> None:
-    with pytest.raises(ValueError, match="optimizer_options are those of flora, and optimizer is adamw"):
-        Workload(optimizer_options=FloraOptions())
+    with pytest.raises(ValueError, match="these are options of flora, and optim is adamw_torch_fused"):
+        Workload(optim_args=FloraOptions())
     with pytest.raises(ValueError, match="flora runs on one device"):
-        Workload(optimizer="flora", devices=2)
+        Workload(optim="flora", devices=2)
 
 
 def test_peak_is_the_largest_moment_not_the_sum() -> None:
     anatomy = find_anatomy(small("llama"))
     plan = named_plans(anatomy)["all"]
-    many, one = (memory(plan, anatomy, Workload(batch=batch, length=16)) for batch in (64, 1))
+    many, one = (memory(plan, anatomy, Workload(per_device_train_batch_size=batch, length=16)) for batch in (64, 1))
     assert many.peak == many.weights + many.optimizer + many.activations + many.logits
     assert one.peak < one.weights + one.optimizer + one.gradients + one.activations + one.logits
     assert one.peak >= one.weights + one.optimizer + one.gradients
@@ -72,7 +76,7 @@ def test_peak_is_the_largest_moment_not_the_sum() -> None:
 def test_accumulated_gradients_stay() -> None:
     anatomy = find_anatomy(small("llama"))
     plan = named_plans(anatomy)["all"]
-    once, twice = (memory(plan, anatomy, Workload(accumulation=n)) for n in (1, 2))
+    once, twice = (memory(plan, anatomy, Workload(gradient_accumulation_steps=n)) for n in (1, 2))
     assert twice.peak == once.peak + once.gradients
 
 
@@ -80,10 +84,12 @@ def test_checkpointing_keeps_one_block_at_a_time() -> None:
     anatomy = find_anatomy(small("llama"))
     plans = named_plans(anatomy)
     for name in ("all", "bot50"):
-        plain, saving = (memory(plans[name], anatomy, Workload(checkpointing=flag)) for flag in (False, True))
+        plain, saving = (
+            memory(plans[name], anatomy, Workload(activation_checkpointing=flag)) for flag in (False, True)
+        )
         assert saving.activations < plain.activations
         assert saving.peak < plain.peak
-    plain, saving = (memory(plans["head"], anatomy, Workload(checkpointing=flag)) for flag in (False, True))
+    plain, saving = (memory(plans["head"], anatomy, Workload(activation_checkpointing=flag)) for flag in (False, True))
     assert plain == saving
 
 
@@ -129,12 +135,18 @@ def test_what_the_top_still_reads_stays() -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "frozen", "bytes_a_number"),
-    [("float32", "float32", 8), ("float32", "bfloat16", 4), ("bfloat16", "bfloat16", 4), ("bfloat16", "float32", 8)],
+    ("bf16", "frozen", "bytes_a_number"),
+    [(False, "float32", 8), (False, "bfloat16", 4), (True, "bfloat16", 4), (True, "float32", 8)],
 )
-def test_states_are_read_ahead(dtype: str, frozen: str, bytes_a_number: int) -> None:
+def test_states_are_read_ahead(bf16: bool, frozen: str, bytes_a_number: int) -> None:
     """Two batches of them; under autocast, from float32 blocks, two in bfloat16 and the one in use in float32."""
-    work = {"batch": 4, "length": 16, "dtype": dtype, "frozen_dtype": frozen, "activation_cache": True}
+    work = {
+        "per_device_train_batch_size": 4,
+        "length": 16,
+        "bf16": bf16,
+        "frozen_dtype": frozen,
+        "activation_cache": True,
+    }
     anatomy = find_anatomy(small("llama"))
     assert memory(named_plans(anatomy)["bot50"], anatomy, Workload(**work)).read_ahead == 4 * 16 * 32 * bytes_a_number
     assert memory(named_plans(anatomy)["top50"], anatomy, Workload(**work)).read_ahead == 0
@@ -146,7 +158,7 @@ def test_states_are_read_ahead(dtype: str, frozen: str, bytes_a_number: int) -> 
 def test_logits_are_those_of_one_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     anatomy = find_anatomy(small("llama"))
     plan = named_plans(anatomy)["all"]
-    reads = Workload(batch=4, length=16, label_share=0.25, loss_positions=True)
+    reads = Workload(per_device_train_batch_size=4, length=16, label_share=0.25, loss_positions=True)
     assert memory(plan, anatomy, reads.plain).logits == 12 * 4 * 16 * anatomy.vocab_size
     assert memory(plan, anatomy, reads).logits == 12 * 4 * 4 * anatomy.vocab_size
     monkeypatch.setattr("frostline.cost._loss_positions.CHUNK_BYTES", 10 * 4 * anatomy.vocab_size)
@@ -163,7 +175,9 @@ def test_against_the_allocator(models_dir: Path, name: str, checkpointing: bool)
     if checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     step, optimizer = training(model, lambda: whole_batch(model, 8, 128))
-    predicted = memory(plan, anatomy, Workload(batch=8, length=128, checkpointing=checkpointing)).peak
+    predicted = memory(
+        plan, anatomy, Workload(per_device_train_batch_size=8, length=128, activation_checkpointing=checkpointing)
+    ).peak
     assert predicted == pytest.approx(measured(model, step, optimizer), rel=0.05 if checkpointing else 0.002)
 
 
@@ -180,7 +194,7 @@ def test_from_a_activation_cache_against_the_allocator(models_dir: Path, name: s
     step, optimizer = training(model, lambda: {"inputs_embeds": states[0], "labels": labels})
     gone = {"model.embed_tokens.weight"} if plan.untie else set()
     found = measured(model, step, optimizer, gone) + sum(state.nbytes for state in states)
-    predicted = memory(plan, anatomy, Workload(batch=8, length=128, activation_cache=True))
+    predicted = memory(plan, anatomy, Workload(per_device_train_batch_size=8, length=128, activation_cache=True))
     assert predicted.peak == pytest.approx(found, rel=0.002)
     assert predicted.read_ahead == sum(state.nbytes for state in states)
 
@@ -198,5 +212,5 @@ def test_loss_positions_against_the_allocator(
     monkeypatch.setattr("frostline.cost._loss_positions.CHUNK_BYTES", chunk * 4 * anatomy.vocab_size)
     use_loss_positions(model, anatomy, whole_batch(model, 2, 8), chunk=chunk)
     step, optimizer = training(model, lambda: batch)
-    workload = Workload(batch=8, length=128, loss_positions=True, label_share=0.25)
+    workload = Workload(per_device_train_batch_size=8, length=128, loss_positions=True, label_share=0.25)
     assert memory(plan, anatomy, workload).peak == pytest.approx(measured(model, step, optimizer), rel=0.005)

@@ -35,7 +35,7 @@ def test_a_rounded_matrix_keeps_no_copy_for_backward() -> None:
     """Under autocast the copy of a float32 matrix is kept; a rounded one is made again."""
     anatomy = find_anatomy(small("llama"))
     step = flow(named_plans(anatomy)["lora"], anatomy)
-    whole, rounded = (saved(step, Workload(dtype="bfloat16", frozen_bits=bits)).blocks[1] for bits in (None, 4))
+    whole, rounded = (saved(step, Workload(bf16=True, frozen_bits=bits)).blocks[1] for bits in (None, 4))
     assert whole.activations == rounded.activations
     assert whole.weights - rounded.weights == 2 * sum(
         m.linear.in_features * m.linear.out_features for m in step.blocks[1].matrices
@@ -46,8 +46,8 @@ def test_the_largest_rounded_matrix_is_made_whole() -> None:
     anatomy = find_anatomy(small("llama"))
     plan = named_plans(anatomy)["lora"]
     largest = 32 * 64
-    for bits, dtype, each in ((4, "float32", 4), (8, "float32", 8), (4, "bfloat16", 6), (None, "bfloat16", 0)):
-        assert memory(plan, anatomy, Workload(dtype=dtype, frozen_bits=bits)).gathered == each * largest
+    for bits, bf16, each in ((4, False, 4), (8, False, 8), (4, True, 6), (None, True, 0)):
+        assert memory(plan, anatomy, Workload(bf16=bf16, frozen_bits=bits)).gathered == each * largest
 
 
 @pytest.mark.parametrize("name", ["all", "bot50"])
@@ -64,7 +64,7 @@ def test_stepped_in_backward_against_the_allocator(models_dir: Path, name: str) 
         with step_in_backward(optimizer):
             model(**batch).loss.backward()
 
-    work = Workload(batch=2, length=32, optimizer_in_backward=True)
+    work = Workload(per_device_train_batch_size=2, length=32, optimizer_in_backward=True)
     found = memory(plan, anatomy, work)
     assert found.peak == pytest.approx(measured(model, step, optimizer), rel=0.02)
     assert found.peak < memory(plan, anatomy, work.plain).peak
@@ -81,7 +81,7 @@ def test_only_the_largest_gradient_is_there() -> None:
     assert whole == 2 * 4 * 128 * 32  # the embedding's own, beside what came from the head
 
 
-@pytest.mark.parametrize("other", [{"accumulation": 2}, {"devices": 2}])
+@pytest.mark.parametrize("other", [{"gradient_accumulation_steps": 2}, {"devices": 2}])
 def test_stepping_in_backward_goes_alone(other: dict[str, int]) -> None:
     with pytest.raises(ValidationError, match="optimizer_in_backward"):
         Workload(optimizer_in_backward=True, **other)
@@ -95,5 +95,5 @@ def test_a_tied_gradient_is_there_from_the_head_on(models_dir: Path) -> None:
     apply(plan, model)
     batch = whole_batch(model, 1, 16)
     step, optimizer = training(model, lambda: batch)
-    predicted = memory(plan, anatomy, Workload(batch=1, length=16)).peak
+    predicted = memory(plan, anatomy, Workload(per_device_train_batch_size=1, length=16)).peak
     assert predicted == pytest.approx(measured(model, step, optimizer), rel=0.02)

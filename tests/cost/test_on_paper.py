@@ -58,7 +58,9 @@ def test_parameters(name: str) -> None:
 def test_full_fine_tuning_takes_sixteen_bytes_a_parameter(name: str) -> None:
     """Weight 4, gradient 4, AdamW 8, whatever the type of the checkpoint."""
     anatomy, count = anatomy_of(name), PARAMETERS[name]
-    found = memory(full_plan(anatomy), anatomy, Workload(batch=1, dtype="bfloat16", frozen_dtype="bfloat16"))
+    found = memory(
+        full_plan(anatomy), anatomy, Workload(per_device_train_batch_size=1, bf16=True, frozen_dtype="bfloat16")
+    )
     assert (found.weights, found.gradients, found.optimizer) == (4 * count, 4 * count, 8 * count)
     assert found.gathered == 0 and 16 * count < found.peak < 16.5 * count
 
@@ -78,7 +80,7 @@ def test_lora_above_half_of_the_blocks(name: str, trained: int) -> None:
     anatomy = anatomy_of(name)
     plan = cut(anatomy, len(anatomy.blocks) // 2, Lora())
     assert trainable_parameters(plan, anatomy) == trained
-    found = memory(plan, anatomy, Workload(batch=1, frozen_dtype="bfloat16"))
+    found = memory(plan, anatomy, Workload(per_device_train_batch_size=1, frozen_dtype="bfloat16"))
     assert found.weights == 2 * PARAMETERS[name] + 4 * trained
     assert (found.gradients, found.optimizer) == (4 * trained, 8 * trained)
 
@@ -86,7 +88,9 @@ def test_lora_above_half_of_the_blocks(name: str, trained: int) -> None:
 def test_a_cold_bottom_of_13b() -> None:
     """bot75: blocks 30-39, final norm and head train; the 30 below and the embeddings leave memory for the store."""
     anatomy = anatomy_of("llama-2-13b")
-    work = Workload(rows=50_000, length=512, epochs=3, dtype="bfloat16", frozen_dtype="bfloat16", activation_cache=True)
+    work = Workload(
+        rows=50_000, length=512, num_train_epochs=3, bf16=True, frozen_dtype="bfloat16", activation_cache=True
+    )
     found = predict(cut(anatomy, 30, Full()), anatomy, work)
     trained = 10 * BLOCK_13B + 5120 + VOCABULARY * 5120
     assert found.memory.weights == 4 * trained
@@ -99,20 +103,20 @@ def test_operations_of_7b_per_token() -> None:
     """Six for each number of the blocks' matrices and the head, and twelve per key for the products of attention."""
     anatomy = anatomy_of("llama-2-7b")
     matrices = 32 * (4 * 4096 * 4096 + 3 * 4096 * 11008) + VOCABULARY * 4096
-    step = step_flops(full_plan(anatomy), anatomy, Workload(batch=3, length=512))
+    step = step_flops(full_plan(anatomy), anatomy, Workload(per_device_train_batch_size=3, length=512))
     assert step.total == 3 * 512 * (6 * matrices + 32 * 12 * 4096 * 512)
 
 
 def test_a_token_passes_8_of_128_experts() -> None:
     anatomy = anatomy_of("qwen3-30b-a3b")
     block = 2 * 2048 * 4096 + 2 * 2048 * 512 + 128 * 2048 + 8 * 3 * 2048 * 768
-    step = step_flops(full_plan(anatomy), anatomy, Workload(batch=1, length=100))
+    step = step_flops(full_plan(anatomy), anatomy, Workload(per_device_train_batch_size=1, length=100))
     assert step.blocks[7].forward == 100 * (2 * block + 4 * 4096 * 100)
 
 
 def test_shares_of_70b_on_8_devices() -> None:
     anatomy, count = anatomy_of("llama-2-70b"), PARAMETERS["llama-2-70b"]
-    work = Workload(batch=1, length=512, dtype="bfloat16", frozen_dtype="bfloat16", devices=8)
+    work = Workload(per_device_train_batch_size=1, length=512, bf16=True, frozen_dtype="bfloat16", devices=8)
     found = memory(full_plan(anatomy), anatomy, work)
     assert (found.weights, found.gradients, found.optimizer) == (count * 4 // 8, count * 4 // 8, count * 8 // 8)
     # In bfloat16: embeddings, norm and head; two blocks; the gradients of two blocks, of norm and head.
@@ -127,7 +131,7 @@ def test_shares_of_a_70b_half_frozen() -> None:
     table = VOCABULARY * 8192
     trained = 40 * BLOCK_70B + 8192 + table
     plan = cut(anatomy, 40, Full())
-    work = Workload(batch=1, length=512, dtype="bfloat16", frozen_dtype="bfloat16", devices=8)
+    work = Workload(per_device_train_batch_size=1, length=512, bf16=True, frozen_dtype="bfloat16", devices=8)
     assert memory(plan, anatomy, work).weights == (4 * trained + 2 * (40 * BLOCK_70B + table)) // 8
     cached = work.model_copy(update={"activation_cache": True})
     assert memory(plan, anatomy, cached).weights == 4 * trained // 8
@@ -137,7 +141,7 @@ def test_shares_of_a_70b_half_frozen() -> None:
 def test_a_rounded_base_of_7b(bits: int, each: float) -> None:
     anatomy = anatomy_of("llama-2-7b")
     plan = cut(anatomy, 0, Lora())
-    work = Workload(batch=1, dtype="bfloat16", frozen_dtype="bfloat16", frozen_bits=bits)
+    work = Workload(per_device_train_batch_size=1, bf16=True, frozen_dtype="bfloat16", frozen_bits=bits)
     matrices = 32 * (4 * 4096 * 4096 + 3 * 4096 * 11008)
     rows = 32 * (4 * 4096 + 2 * 11008 + 4096)
     tables = 4 * rows if bits == 8 else 32 * 7 * 1256

@@ -25,7 +25,10 @@ def test_needs_no_weights() -> None:
 
 def test_full_fine_tuning_is_the_yardstick() -> None:
     anatomy = find_anatomy(tiny("gpt2"))
-    for workload in (Workload(), Workload(dtype="bfloat16", checkpointing=True, batch=3, frozen_dtype="float16")):
+    for workload in (
+        Workload(),
+        Workload(bf16=True, activation_checkpointing=True, per_device_train_batch_size=3, frozen_dtype="float16"),
+    ):
         prediction = predict(full_plan(anatomy), anatomy, workload)
         assert (prediction.flops_ratio, prediction.run_flops_ratio, prediction.memory_ratio) == (1, 1, 1)
         assert prediction.trainable_parameters == prediction.total_parameters == anatomy.total_parameters
@@ -34,9 +37,9 @@ def test_full_fine_tuning_is_the_yardstick() -> None:
 def test_the_yardstick_computes_everything_in_every_step() -> None:
     anatomy = find_anatomy(tiny("llama"))
     plan = named_plans(anatomy)["bot75"]
-    plain = Workload(epochs=3)
-    cheap = Workload(epochs=3, activation_cache=True, loss_positions=True, label_share=0.25)
-    assert cheap.plain == Workload(epochs=3, label_share=0.25)
+    plain = Workload(num_train_epochs=3)
+    cheap = Workload(num_train_epochs=3, activation_cache=True, loss_positions=True, label_share=0.25)
+    assert cheap.plain == Workload(num_train_epochs=3, label_share=0.25)
     whole, less = (predict(plan, anatomy, workload) for workload in (plain, cheap))
     assert less.flops_ratio < less.run_flops_ratio < whole.run_flops_ratio == pytest.approx(whole.flops_ratio)
     full = memory(full_plan(anatomy), anatomy, plain).peak
@@ -47,7 +50,7 @@ def test_the_yardstick_computes_everything_in_every_step() -> None:
 
 def test_document_is_plain_data_with_the_promised_keys() -> None:
     anatomy = find_anatomy(tiny("bert"))
-    workload = Workload(rows=10, batch=2)
+    workload = Workload(rows=10, per_device_train_batch_size=2)
     plan = named_plans(anatomy)["bot50"]
     prediction = predict(plan, anatomy, workload)
     document = json.loads(json.dumps(prediction.document()))
@@ -64,7 +67,14 @@ def test_document_is_plain_data_with_the_promised_keys() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        *({"batch": 0}, {"length": -1}, {"epochs": 0}, {"dtype": "float16"}, {"optimizer": "adam"}, {"lenght": 128}),
+        *(
+            {"per_device_train_batch_size": 0},
+            {"length": -1},
+            {"num_train_epochs": 0},
+            {"bf16": "half"},
+            {"optim_args": 3},
+            {"lenght": 128},
+        ),
         *({"label_share": 0}, {"label_share": 1.1}, {"stored_share": -0.1}, {"activation_cache": "auto"}),
     ],
 )

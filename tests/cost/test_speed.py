@@ -33,7 +33,7 @@ SPEED = Speed(
     parameter=2.0e-9,
     batch=2.0e-3,
 )
-WORK = Workload(batch=4, length=16)
+WORK = Workload(per_device_train_batch_size=4, length=16)
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_lora_counts_what_its_matrices_read_and_make() -> None:
 
 def test_accumulated_batches_step_once(llama: Anatomy) -> None:
     plan = named_plans(llama)["bot50"]
-    four = WORK.model_copy(update={"accumulation": 4})
+    four = WORK.model_copy(update={"gradient_accumulation_steps": 4})
     step = SPEED.parameter * trainable_parameters(plan, llama)
     batch = step_seconds(plan, llama, WORK, SPEED) - step
     assert step_seconds(plan, llama, four, SPEED) == pytest.approx(4 * batch + step)
@@ -82,7 +82,15 @@ def test_accumulated_batches_step_once(llama: Anatomy) -> None:
 
 def test_a_run_is_its_caching_pass_and_its_steps(llama: Anatomy) -> None:
     plan = named_plans(llama)["bot50"]
-    work = Workload(rows=100, epochs=3, batch=4, length=16, accumulation=5, activation_cache=True, stored_share=0.25)
+    work = Workload(
+        rows=100,
+        num_train_epochs=3,
+        per_device_train_batch_size=4,
+        length=16,
+        gradient_accumulation_steps=5,
+        activation_cache=True,
+        stored_share=0.25,
+    )
     a_row = bottom_flops(plan, llama, work) / 100 * SPEED.forward
     assert a_row > 0
     step = step_seconds(plan, llama, work, SPEED)
@@ -145,7 +153,14 @@ def test_a_prediction_has_times_only_with_a_speed(llama: Anatomy) -> None:
 
 def test_the_yardstick_is_full_fine_tuning_without_a_store(llama: Anatomy) -> None:
     plan = named_plans(llama)["bot50"]
-    cached = Workload(epochs=3, batch=4, length=16, activation_cache=True, loss_positions=True, label_share=0.25)
+    cached = Workload(
+        num_train_epochs=3,
+        per_device_train_batch_size=4,
+        length=16,
+        activation_cache=True,
+        loss_positions=True,
+        label_share=0.25,
+    )
     full = run_seconds(named_plans(llama)["all"], llama, cached.plain, SPEED)
     found = predict(plan, llama, cached, SPEED)
     assert found.time_ratio == pytest.approx(run_seconds(plan, llama, cached, SPEED) / full)

@@ -241,7 +241,7 @@ def test_what_it_keeps_is_what_was_predicted(plan: str, accumulation: int, beta1
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     options = FloraOptions(rank=4, beta1=beta1, second_moment=second_moment)
     optimizer = Flora(trained, options=options)
-    workload = Workload(optimizer="flora", optimizer_options=options, accumulation=accumulation)
+    workload = Workload(optim="flora", optim_args=options, gradient_accumulation_steps=accumulation)
     predicted = memory(chosen, anatomy, workload)
 
     with optimizer.accumulating() if accumulation > 1 else nullcontext():

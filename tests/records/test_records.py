@@ -96,6 +96,7 @@ def test_the_keys_that_others_read(tmp_path: Path) -> None:
         "error",
         "config",
         "chosen",
+        "trials",
         "plan",
         "changes",
         "model",
@@ -145,7 +146,7 @@ def test_what_is_not_a_run(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(UserError) as caught:
             read_record(path)
-        assert str(caught.value) == f"{path} is not a run: it holds no run.json"
+        assert str(caught.value) == f"{path} holds no run.json, so it is not a run: use the folder of a run (its `out`)"
 
 
 @pytest.mark.parametrize(

@@ -81,8 +81,8 @@ def test_models_of_one_name_keep_their_path() -> None:
 
 def test_runs_set_up_differently_are_not_averaged() -> None:
     runs = [
-        run("lora", 1, config={"learning_rate": 1e-4, "data": {"max_train_rows": 10}, "log_every": 1}),
-        run("lora", 2, config={"learning_rate": 1e-4, "data": {"max_train_rows": 10}, "log_every": 5}),
+        run("lora", 1, config={"learning_rate": 1e-4, "data": {"max_train_rows": 10}, "logging_steps": 1}),
+        run("lora", 2, config={"learning_rate": 1e-4, "data": {"max_train_rows": 10}, "logging_steps": 5}),
         run("lora", 1, config={"learning_rate": 1e-3, "data": {"max_train_rows": 20}}),
         run("all", 1),
     ]

@@ -28,7 +28,14 @@ def mix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, models_dir: Path) -> Pa
 
 
 def test_the_run_keeps_its_rows_and_every_case(mix: Path) -> None:
-    settings = ["steps=1", "batch_size=2", "max_length=96", "threads=1", "max_new_tokens=4", "precision=float32"]
+    settings = [
+        "max_steps=1",
+        "per_device_train_batch_size=2",
+        "max_length=96",
+        "threads=1",
+        "max_new_tokens=4",
+        "bf16=false",
+    ]
     settings += ["data.max_train_rows=10", "data.generate_rows=3", "generation.num_beams=2"]
     config = read_config(None, settings, model="stories260K", task="svamp", strategy="top25", out=str(mix / "run"))
     record = train(config)

@@ -22,14 +22,26 @@ def config(folder: Path, *overrides: str, label: bool = False) -> RunConfig:
     ]
     path = folder / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    settings = ["epochs=1", "batch_size=4", "learning_rate=1e-3", "precision=float32", "threads=1", *overrides]
+    settings = [
+        "num_train_epochs=1",
+        "per_device_train_batch_size=4",
+        "learning_rate=1e-3",
+        "bf16=false",
+        "threads=1",
+        *overrides,
+    ]
     return read_config(None, settings, model="stories260K", task=str(path), out=str(folder / "run"))
 
 
 def test_less_padding_the_same_training(tmp_path: Path) -> None:
     losses, lengths = {}, {}
-    for batching in ("random", "grouped", "packed"):
-        record = train(config(tmp_path, f"batching={batching}", f"out={tmp_path / batching}"))
+    order = {
+        "random": "train_sampling_strategy=random",
+        "grouped": "train_sampling_strategy=group_by_length",
+        "packed": "packing=true",
+    }
+    for batching, setting in order.items():
+        record = train(config(tmp_path, setting, f"out={tmp_path / batching}"))
         assert record.metrics is not None
         losses[batching] = record.metrics.after["loss"]
         lengths[batching] = record.predicted["assumes"]["length"]
@@ -41,11 +53,11 @@ def test_less_padding_the_same_training(tmp_path: Path) -> None:
 def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     for overrides, label, message in (
         (
-            ["batching=packed"],
+            ["packing=true"],
             True,
-            "packed is for decoders that learn to write, not a decoder on a classification task",
+            r"train on packed rows \(this is a decoder on a classification task\): use train_sampling_strategy",
         ),
-        (["batching=packed", "pad_to_max_length=true"], False, "packed batches have no padding"),
+        (["packing=true", "pad_to_max_length=true"], False, "packed rows have no padding"),
         (["optimizer_in_backward=true"], False, "use max_grad_norm=0"),
     ):
         with pytest.raises(UserError, match=message):

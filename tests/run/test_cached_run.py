@@ -46,7 +46,14 @@ def config(folder: Path, *overrides: str, kind: str = "moods", model: str = "lla
     base = folder / f"base-{model}"
     if not base.exists():
         write_model(base, model)
-    defaults = ["epochs=3", "batch_size=4", "max_length=24", "precision=float32", "learning_rate=1e-2", "log_every=1"]
+    defaults = [
+        "num_train_epochs=3",
+        "per_device_train_batch_size=4",
+        "max_length=24",
+        "bf16=false",
+        "learning_rate=1e-2",
+        "logging_steps=1",
+    ]
     options = {"model": str(base), "task": task(folder, kind), "out": str(folder / out)}
     return read_config(None, [*defaults, *overrides], **options)
 
@@ -81,13 +88,13 @@ def test_a_run_fills_the_store_and_the_next_one_finds_it(tmp_path: Path) -> None
     theirs = delta(config(tmp_path, out="first"))
     assert all(torch.allclose(t, theirs[n], atol=1e-5) for n, t in delta(config(tmp_path, out="off")).items())
 
-    second = train(config(tmp_path, "learning_rate=1e-3", "seed=7", "steps=3", out="second"))
+    second = train(config(tmp_path, "learning_rate=1e-3", "seed=7", "max_steps=3", out="second"))
     assert "16 rows, 0 of them passed" in second.notices[-1]
     assert assumes(second) == (True, 1.0)
 
 
 def test_one_epoch_does_not_pay_and_says_so(tmp_path: Path) -> None:
-    record = train(config(tmp_path, "epochs=1"))
+    record = train(config(tmp_path, "num_train_epochs=1"))
     assert (
         "no activation cache: 1 epoch, " in record.notices[-1] and "it saves nothing at one epoch" in record.notices[-1]
     )
@@ -108,7 +115,7 @@ def test_a_store_that_would_change_training_is_off_and_not_predicted(
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_killed_run_resumes_from_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streaming: bool) -> None:
-    settings = ["save_every=3", f"streaming={streaming}"]
+    settings = ["save_steps=3", f"streaming={streaming}"]
     whole = config(tmp_path, *settings, out="whole")
     train(whole)
     killed = config(tmp_path, *settings, out="killed")
@@ -178,7 +185,7 @@ def _noting(parts: list[set[str]]) -> Any:
 
 def test_a_streaming_run_writes_no_text(tmp_path: Path) -> None:
     record = train(config(tmp_path, "streaming=true", "max_new_tokens=4", kind="pairs"))
-    assert any(notice.startswith("streaming: no text is generated") for notice in record.notices)
+    assert any(notice.startswith("streaming: generated texts are not scored") for notice in record.notices)
     assert record.metrics is not None and set(record.metrics.after) == {"loss", "perplexity"}
 
 
@@ -188,8 +195,8 @@ def test_what_is_refused_before_anything_is_written(tmp_path: Path) -> None:
             train(config(tmp_path, *settings))
         assert "\n" not in str(caught.value)
 
-    refused("strategy 'all' freezes nothing below the lowest trained block", "streaming=true", "strategy=all")
-    refused("leave activation_cache: off out", "streaming=true", "activation_cache=off")
+    refused("strategy 'all' trains the first block", "streaming=true", "strategy=all")
+    refused("leave activation_cache=off out", "streaming=true", "activation_cache=off")
     refused("activation_cache: on, but nothing is frozen below", "activation_cache=on", "strategy=all")
     refused("use a larger activation_cache_limit", "activation_cache=on", "activation_cache_limit=10B")
     refused("activation_cache_limit '20 apples': a size is a number and a unit", "activation_cache_limit=20 apples")
@@ -213,7 +220,7 @@ def test_the_record_of_a_run_is_read_back(tmp_path: Path) -> None:
 
 
 def test_a_run_says_what_runs_whole_and_why(tmp_path: Path) -> None:
-    record = train(config(tmp_path, "strategy=bot50", "epochs=1", model="deberta-v2"))
+    record = train(config(tmp_path, "strategy=bot50", "num_train_epochs=1", model="deberta-v2"))
     assert [notice for notice in record.notices if "the last block runs at every position: " in notice]
-    record = train(config(tmp_path, "strategy=bot50", "epochs=1", kind="lines", out="llama"))
+    record = train(config(tmp_path, "strategy=bot50", "num_train_epochs=1", kind="lines", out="llama"))
     assert not [notice for notice in record.notices if "at every position" in notice]

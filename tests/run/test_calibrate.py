@@ -20,7 +20,7 @@ from frostline.run import _calibrate as calibration
 from frostline.run import make_plan
 from frostline.run._calibrate import calibrate, measure
 
-TINY = Workload(batch=2, length=8)
+TINY = Workload(per_device_train_batch_size=2, length=8)
 FORWARD, BACKWARD = 0.03, 0.06
 
 
@@ -56,7 +56,7 @@ class SlowAt:
 @pytest.mark.parametrize("index", [2, 3])
 def test_a_block_owns_its_forward_and_its_backward(index: int, checkpointing: bool) -> None:
     """Block 2 is frozen, block 3 has LoRA; checkpointing runs the forward pass of a block that trains again."""
-    work = TINY.model_copy(update={"checkpointing": checkpointing})
+    work = TINY.model_copy(update={"activation_checkpointing": checkpointing})
     times = measure(ARCHITECTURES["llama"](), SlowAt(index), work, seconds=0).times["wall"]
     slept = FORWARD * (1 + (checkpointing and index == 3)) + BACKWARD
     assert times.blocks[index] >= slept
@@ -68,7 +68,7 @@ def test_a_block_owns_its_forward_and_its_backward(index: int, checkpointing: bo
 def test_a_few_blocks_stand_for_all(name: str) -> None:
     config = ARCHITECTURES[name]()
     config.num_hidden_layers = 10_000
-    work = Workload(batch=4, length=16, label_tokens=6, loss_positions=True, label_share=0.25)
+    work = Workload(per_device_train_batch_size=4, length=16, label_tokens=6, loss_positions=True, label_share=0.25)
     found = measure(config, AUTO_CLASSES[natural_task(name)], work, seconds=0)
     assert len(found.anatomy.blocks) == calibration.BLOCKS * (1 + found.anatomy.encoder_decoder)
     assert {mode.mode for mode in found.plan.blocks} == {"frozen", "full", "lora"}
@@ -78,7 +78,9 @@ def test_a_few_blocks_stand_for_all(name: str) -> None:
 
 def test_the_workload_says_how_it_trains() -> None:
     config = ARCHITECTURES["llama"]()
-    work = Workload(batch=2, length=8, dtype="bfloat16", frozen_dtype="bfloat16", optimizer="sgd", attention="eager")
+    work = Workload(
+        per_device_train_batch_size=2, length=8, bf16=True, frozen_dtype="bfloat16", optim="sgd", attention="eager"
+    )
     assert measure(config, AutoModelForCausalLM, work, seconds=0).speed().forward > 0
     assert config.num_hidden_layers == 4
 
@@ -105,9 +107,16 @@ def test_a_speed_is_measured_once(measured: list[Speed], tmp_path: Path) -> None
         config = ARCHITECTURES["llama"](num_hidden_layers=blocks, hidden_size=width)
         return calibrate(config, AutoModelForCausalLM, TINY.model_copy(update=changes), root=tmp_path)
 
-    same = [ask(), ask(), ask(blocks=7), ask(rows=5, epochs=9.0, accumulation=2, activation_cache=True)]
+    same = [
+        ask(),
+        ask(),
+        ask(blocks=7),
+        ask(rows=5, num_train_epochs=9.0, gradient_accumulation_steps=2, activation_cache=True),
+    ]
     assert same == measured * 4
-    for number, other in enumerate(({"batch": 4}, {"length": 16}, {"width": 64}, {"checkpointing": True}), start=2):
+    for number, other in enumerate(
+        ({"per_device_train_batch_size": 4}, {"length": 16}, {"width": 64}, {"activation_checkpointing": True}), start=2
+    ):
         assert ask(**other) == measured[-1]
         assert len(measured) == number, other
     assert ask() == measured[0]
@@ -144,7 +153,7 @@ class Steps(TrainerCallback):
 
 SHAPE = {"hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 8, "num_attention_heads": 4}
 CONFIG = LlamaConfig(vocab_size=2000, **SHAPE)
-WORK = Workload(batch=4, length=64, loss_positions=True)
+WORK = Workload(per_device_train_batch_size=4, length=64, loss_positions=True)
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +171,7 @@ def test_predicted_steps_are_those_that_come(strategy: str, speed: Speed, tmp_pa
         output_dir=str(tmp_path),
         use_cpu=True,
         max_steps=8,
-        per_device_train_batch_size=WORK.batch,
+        per_device_train_batch_size=WORK.per_device_train_batch_size,
         save_strategy="no",
         logging_strategy="no",
         report_to="none",

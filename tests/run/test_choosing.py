@@ -26,8 +26,8 @@ def config(tmp_path: Path, **given: Any) -> RunConfig:
     if not model.exists():
         write_model(model)
         write_task(task)
-    settings = {"model": str(model), "task": str(task), "out": str(tmp_path / "run"), "threads": 1, "steps": 8}
-    settings |= {"batch_size": 4, "max_length": 16, "precision": "float32", "learning_rate": 1e-3}
+    settings = {"model": str(model), "task": str(task), "out": str(tmp_path / "run"), "threads": 1, "max_steps": 8}
+    settings |= {"per_device_train_batch_size": 4, "max_length": 16, "bf16": False, "learning_rate": 1e-3}
     return read_config(None, **(settings | given))
 
 
@@ -69,7 +69,7 @@ def test_changes_that_never_end_are_in_the_record(tmp_path: Path, monkeypatch: p
     assert record.changes[-1]["plan"] == record.plan
     planned = plan_model(str(tmp_path / "model"), "rotating", workload=Workload())
     assert planned.plan.strategy == "rotating"
-    assert planned.notices == ("the plan changes while it trains: this is the one that training starts with",)
+    assert planned.notices == ("the plan changes while training: this is the plan that training starts with",)
     with pytest.raises(UserError, match=r"^streaming: strategy 'rotating' changes its plan while it trains"):
         train(config(tmp_path, strategy="rotating", streaming=True, out=str(tmp_path / "streamed")))
 
@@ -80,16 +80,18 @@ def test_a_budget_is_kept_and_what_was_chosen_for_it_is_recorded(
     tmp_path: Path, strategy: str, budget: dict[str, Any]
 ) -> None:
     options = {"cut": 0} if strategy == "auto" else {}
-    asked = config(tmp_path, strategy=strategy, budget=budget, strategy_options=options, epochs=3, steps=None)
+    asked = config(
+        tmp_path, strategy=strategy, budget=budget, strategy_options=options, num_train_epochs=3, max_steps=None
+    )
     record = train(asked)
     assert record.config == asked.model_dump(mode="json")
     chosen = record.chosen
     assert chosen is not None
     assert record.plan["strategy"] == strategy
     assert strategy == "auto" or chosen["mode"] != "lora"
-    assert chosen["batch"] * chosen["accumulation"] == 4
+    assert chosen["per_device_train_batch_size"] * chosen["gradient_accumulation_steps"] == 4
     assert chosen["boundary"] == Plan.read(record.plan).boundary
-    assert record.predicted["assumes"]["batch"] == chosen["batch"]
+    assert record.predicted["assumes"]["per_device_train_batch_size"] == chosen["per_device_train_batch_size"]
     assert {cost["constraint"] for cost in chosen["constraints"]} == set(budget)
     for resource in ("memory", "time"):
         if resource in budget:
@@ -99,13 +101,13 @@ def test_a_budget_is_kept_and_what_was_chosen_for_it_is_recorded(
 
 def test_what_the_config_says_of_the_store_holds(tmp_path: Path) -> None:
     record = train(
-        config(tmp_path, budget={"time": 0.7}, strategy_options={"cut": 0}, activation_cache="off", epochs=3)
+        config(tmp_path, budget={"time": 0.7}, strategy_options={"cut": 0}, activation_cache="off", num_train_epochs=3)
     )
     assert record.chosen is not None and not record.chosen["activation_cache"]
 
 
 def test_a_budget_that_nothing_fits_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no plan fits memory=1kB: it takes memory=") as caught:
+    with pytest.raises(UserError, match="no plan fits memory=1kB: use memory=") as caught:
         train(config(tmp_path, budget={"memory": "1kB"}, strategy_options={"cut": 0}))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
@@ -120,7 +122,7 @@ def test_a_plan_for_a_budget_of_seconds_is_calibrated(tmp_path: Path) -> None:
     planned = plan_model(
         run.model,
         "auto",
-        workload=Workload(rows=40, length=16, batch=4, epochs=3),
+        workload=Workload(rows=40, length=16, per_device_train_batch_size=4, num_train_epochs=3),
         task=run.task,
         options={"cut": 0},
         budget=run.budget.model_validate({"time": "10min"}),

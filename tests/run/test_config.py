@@ -12,17 +12,19 @@ from frostline.run import RunConfig, read_config
 
 def test_the_file_then_options_then_overrides(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
-    path.write_text("model: a\ntask: rte\nsteps: 10\nlearning_rate: 1.0e-3\ndata: {max_train_rows: 5}\n")
-    config = read_config(path, ["learning_rate=1e-4", "data.max_eval_rows=7"], steps=20, strategy=None)
-    assert (config.steps, config.learning_rate, config.strategy) == (20, 1e-4, "auto")
+    path.write_text("model: a\ntask: rte\nmax_steps: 10\nlearning_rate: 1.0e-3\ndata: {max_train_rows: 5}\n")
+    config = read_config(path, ["learning_rate=1e-4", "data.max_eval_rows=7"], max_steps=20, strategy=None)
+    assert (config.max_steps, config.learning_rate, config.strategy) == (20, 1e-4, "auto")
     assert (config.data.max_train_rows, config.data.max_eval_rows) == (5, 7)
 
 
 def test_overrides_are_read_as_yaml() -> None:
-    config = read_config(None, ["checkpointing=true", "report_to=[tensorboard]", "steps=null", "model=m", "task=t"])
-    assert config.checkpointing is True
+    config = read_config(
+        None, ["activation_checkpointing=true", "report_to=[tensorboard]", "max_steps=null", "model=m", "task=t"]
+    )
+    assert config.activation_checkpointing is True
     assert config.report_to == ("tensorboard",)
-    assert config.steps is None
+    assert config.max_steps is None
 
 
 @pytest.mark.parametrize(
@@ -30,8 +32,8 @@ def test_overrides_are_read_as_yaml() -> None:
     [
         ("model: a\ntask: b\nlr: 3\n", [], "unknown key 'lr'"),
         ("task: b\n", [], "model: this key is missing"),
-        ("model: a\ntask: b\nsteps: 0\n", [], "steps: it should be greater than 0"),
-        ("model: a\ntask: b\nprecision: half\n", [], "precision: it should be 'auto', 'float32' or 'bfloat16'"),
+        ("model: a\ntask: b\nmax_steps: 0\n", [], "max_steps: it should be greater than 0"),
+        ("model: a\ntask: b\nbf16: half\n", [], "bf16: it should be a valid boolean"),
         ("model: a\ntask: b\n", ["data.rows=3"], "data: unknown key 'rows'"),
         ("model: a\ntask: b\n", ["learning_rate=fast"], "learning_rate: it should be a valid number"),
         ("model: a\ntask: b\n", ["model.name=x"], "model is not a group of settings"),

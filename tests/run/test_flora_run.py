@@ -15,14 +15,14 @@ from frostline.run._prepare import prepare, read_data
 
 @pytest.mark.usefixtures("places")
 def test_the_options_reach_the_optimizer_and_the_prediction(tmp_path: Path) -> None:
-    given = "optimizer=flora", "optimizer_options.rank=4", "gradient_accumulation=2", "weight_decay=0.1", "steps=2"
+    given = "optim=flora", "optim_args.rank=4", "gradient_accumulation_steps=2", "weight_decay=0.1", "max_steps=2"
     wanted = config(tmp_path, *given, strategy="bot50", seed=7)
     made = prepare(wanted, read_data(wanted)).trainer.create_optimizer()
     assert isinstance(made, Flora)
     assert {(group["rank"], group["seed"], group["kappa"]) for group in made.param_groups} == {(4, 7, 1000)}
     assert {group["weight_decay"] for group in made.param_groups} == {0.0, 0.1}
     record = train(wanted)
-    assert record.config["optimizer_options"]["rank"] == 4
+    assert record.config["optim_args"]["rank"] == 4
     memory = record.predicted["memory_bytes"]
     assert 0 < memory["optimizer"] < 4 * record.trainable_parameters
     assert 0 < memory["gradients"] < 4 * record.trainable_parameters
@@ -32,9 +32,9 @@ def test_the_options_reach_the_optimizer_and_the_prediction(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["optimizer_options.rank=4"], "optimizer_options are those of flora, and optimizer is adamw"),
-        (["optimizer=flora", "optimizer_options.rank=0"], "optimizer_options.rank: it should be greater than 0"),
-        (["optimizer=flora", "optimizer_options.rnk=4"], "did you mean 'rank'"),
+        (["optim_args.rank=4"], "optim_args: adamw_torch_fused does not read 'rank'"),
+        (["optim=flora", "optim_args.rank=0"], "optim_args: rank: it should be greater than 0"),
+        (["optim=flora", "optim_args.rnk=4"], "did you mean 'rank'"),
     ],
 )
 def test_wrong_options_are_refused(tmp_path: Path, given: list[str], message: str) -> None:

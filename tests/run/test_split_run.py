@@ -13,7 +13,7 @@ from frostline.records import RECORD_FILE, read_record, write_record
 from frostline.run import RunConfig, evaluate_target, train
 from frostline.run.demo import MODEL_DIR
 
-SPLIT = "strategy=splitlora", "strategy_options.clients=2", "strategy_options.average_every=2", "steps=3"
+SPLIT = "strategy=splitlora", "strategy_options.clients=2", "strategy_options.average_every=2", "max_steps=3"
 
 
 def split_config(tmp_path: Path, *overrides: str) -> RunConfig:
@@ -36,10 +36,10 @@ def test_a_split_run_is_recorded_evaluated_and_begun_again(tmp_path: Path) -> No
     assert record.metrics.before != record.metrics.after
     assert read_card(folder).base_fingerprint == record.model.fingerprint
     assert sum(p.numel() for p in load(folder).parameters()) == record.total_parameters
-    again = evaluate_target(str(folder), max_length=24, precision="float32")
+    again = evaluate_target(str(folder), max_length=24, bf16=False)
     assert again.metrics["loss"] == pytest.approx(record.metrics.after["loss"], abs=1e-5)
 
-    with pytest.raises(UserError, match=r"^the run in \S+ is finished: there is nothing to resume$"):
+    with pytest.raises(UserError, match=r"^the run in \S+ is finished, so there is nothing to resume: .* new run$"):
         train(wanted, resume=True)
     write_record(record.model_copy(update={"status": "failed"}), folder)
     begun_again = train(wanted, resume=True)
@@ -50,8 +50,14 @@ def test_a_split_run_is_recorded_evaluated_and_begun_again(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("save_every=2", "save_every: strategy 'splitlora' trains in parts, which goes without: leave it out"),
-        ("optimizer=flora", "optimizer: strategy 'splitlora' goes with adamw or sgd, not with flora"),
+        (
+            "save_steps=2",
+            "save_steps: strategy 'splitlora' splits the training between processes, which does not support save_steps",
+        ),
+        (
+            "optim=flora",
+            "optim: strategy 'splitlora' splits the training between processes, which does not support flora",
+        ),
         ("strategy_options.cut=8", "strategy 'splitlora': cut: 8 of 8 blocks leave none for the server"),
         ("strategy_options.clients=100", "clients: 36 training rows are too few for 100 clients"),
         ("activation_cache=on", "activation_cache: on, but nothing is frozen below"),

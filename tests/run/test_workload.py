@@ -16,10 +16,10 @@ from tiny_files import write_model, write_task
 
 def prepared(folder: Path, task: Path) -> Prepared:
     settings = [
-        "batch_size=2",
+        "per_device_train_batch_size=2",
         "max_length=16",
-        "precision=float32",
-        "steps=4",
+        "bf16=false",
+        "max_steps=4",
         "strategy=bot50",
         f"out={folder / 'run'}",
     ]
@@ -47,4 +47,4 @@ def test_a_classifier_has_none(tmp_path: Path) -> None:
     run = prepared(tmp_path, write_task(tmp_path / "days"))
     plain = workload_of(run)
     assert plain == plain.plain and plain.label_share == 1
-    assert plain.epochs == 4 * 2 / len(run.data.rows)
+    assert plain.num_train_epochs == 4 * 2 / len(run.data.rows)

@@ -109,7 +109,7 @@ def test_shares_are_what_the_cost_model_counts(name: str) -> None:
     """Up to what the limits leave out: attention's own products, block 0's input gradient, LoRA's A and B."""
     shares = re.findall(r"^\| `([\w+-]+)` \| (\d\.\d\d) \|$", card(name), re.MULTILINE)
     assert bool(shares) == (name != "random")
-    anatomy, workload = decoder(), Workload(batch=4, length=16)
+    anatomy, workload = decoder(), Workload(per_device_train_batch_size=4, length=16)
     whole = step_flops(plan("all", anatomy), anatomy, workload).total
     for strategy, share in shares:
         ratio = step_flops(plan(strategy, anatomy), anatomy, workload).total / whole

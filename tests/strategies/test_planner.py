@@ -57,19 +57,19 @@ class Case:
         return Situation(anatomy(self.model), budget=budget, workload=self.workload, speed=self.speed)
 
 
-WORK = Workload(rows=200, length=32, batch=2, accumulation=3, epochs=3)
+WORK = Workload(rows=200, length=32, per_device_train_batch_size=2, gradient_accumulation_steps=3, num_train_epochs=3)
 CASES = {
     "decoder": Case("llama", WORK),
     "calibrated": Case("llama", WORK, SPEED),
-    "tied": Case("gpt2", WORK.model_copy(update={"epochs": 1.0})),
+    "tied": Case("gpt2", WORK.model_copy(update={"num_train_epochs": 1.0})),
     "classifier": Case("bert", WORK.model_copy(update={"loss_positions": True, "dropout": True}), SPEED),
     "encoder-decoder": Case("t5", WORK.model_copy(update={"label_tokens": 8})),
-    "narrow": Case("llama", WORK.model_copy(update={"dtype": "bfloat16", "frozen_dtype": "bfloat16"})),
-    "sharded": Case("llama", WORK.model_copy(update={"devices": 4, "dtype": "bfloat16"}), SPEED),
-    "few rows": Case("llama", WORK.model_copy(update={"epochs": 0.5, "checkpointing": True})),
-    "stored": Case("llama", WORK.model_copy(update={"epochs": 0.5, "stored_share": 0.8})),
+    "narrow": Case("llama", WORK.model_copy(update={"bf16": True, "frozen_dtype": "bfloat16"})),
+    "sharded": Case("llama", WORK.model_copy(update={"devices": 4, "bf16": True}), SPEED),
+    "few rows": Case("llama", WORK.model_copy(update={"num_train_epochs": 0.5, "activation_checkpointing": True})),
+    "stored": Case("llama", WORK.model_copy(update={"num_train_epochs": 0.5, "stored_share": 0.8})),
     "rounded": Case("llama", WORK.model_copy(update={"frozen_bits": 8})),
-    "only full": Case("llama", WORK, None, Freedom(modes=("full",), choose=("checkpointing",))),
+    "only full": Case("llama", WORK, None, Freedom(modes=("full",), choose=("activation_checkpointing",))),
     "as asked": Case(
         "llama",
         WORK.model_copy(update={"activation_cache": True}),
@@ -83,7 +83,7 @@ CASES = {
 class Counted:
     """One candidate, as `predict` counts it."""
 
-    way: tuple[str, bool, bool]
+    setup: tuple[str, bool, bool]
     boundary: int
     batch: int
     memory: float
@@ -92,7 +92,9 @@ class Counted:
 
     def gain(self, worths: tuple[int, ...], freedom: Freedom) -> float:
         whole = sum(worths) or 1
-        return sum(worths[self.boundary :]) / whole * {"full": 1.0, "lora": freedom.lora_worth, "head": 0}[self.way[0]]
+        return (
+            sum(worths[self.boundary :]) / whole * {"full": 1.0, "lora": freedom.lora_worth, "head": 0}[self.setup[0]]
+        )
 
     def fits(self, limits: dict[str, float]) -> bool:
         return all(getattr(self, name) <= amount * (1 + 1e-9) for name, amount in limits.items())
@@ -103,11 +105,12 @@ def counted(name: str) -> list[Counted]:
     """Every candidate of a case, by plain loops, plans written out."""
     case, found = CASES[name], anatomy(CASES[name].model)
     work, choose, depth = case.workload, case.freedom.choose, len(found.blocks)
-    step = work.batch * work.accumulation
-    batches = [n for n in range(1, step + 1) if step % n == 0] if "batch" in choose else [work.batch]
-    checkpointing = (False, True) if "checkpointing" in choose else (work.checkpointing,)
+    step = work.per_device_train_batch_size * work.gradient_accumulation_steps
+    divides = [n for n in range(1, step + 1) if step % n == 0]
+    batches = divides if "per_device_train_batch_size" in choose else [work.per_device_train_batch_size]
+    checkpointing = (False, True) if "activation_checkpointing" in choose else (work.activation_checkpointing,)
     stores = (False, True) if "activation_cache" in choose else (work.activation_cache,)
-    if "activation_cache" in choose and (work.frozen_bits or work.epochs + work.stored_share < 1):
+    if "activation_cache" in choose and (work.frozen_bits or work.num_train_epochs + work.stored_share < 1):
         stores = (False,)
     rows = []
     for mode, boundary, batch, recomputes, stored in itertools.product(
@@ -116,15 +119,15 @@ def counted(name: str) -> list[Counted]:
         if (mode == "head") != (boundary == depth) or (stored and boundary == 0):
             continue
         settings = {
-            "batch": batch,
-            "accumulation": step // batch,
-            "checkpointing": recomputes,
+            "per_device_train_batch_size": batch,
+            "gradient_accumulation_steps": step // batch,
+            "activation_checkpointing": recomputes,
             "activation_cache": stored,
         }
         one = predict(written(mode, boundary, found), found, work.model_copy(update=settings), case.speed)
         time = one.run_flops if one.run_seconds is None else one.run_seconds
-        way = (mode, recomputes and mode != "head", stored)
-        rows.append(Counted(way, boundary, batch, one.peak_memory_bytes, time, one.disk_bytes))
+        setup = (mode, recomputes and mode != "head", stored)
+        rows.append(Counted(setup, boundary, batch, one.peak_memory_bytes, time, one.disk_bytes))
     return rows
 
 
@@ -164,13 +167,13 @@ def amounts(name: str, budget: Budget) -> dict[str, float]:
 
 def candidates(name: str, budget: Budget) -> list[Counted]:
     """Those that are looked at: only a limit on memory wants another batch than the one asked for."""
-    asked = CASES[name].workload.batch
+    asked = CASES[name].workload.per_device_train_batch_size
     return [one for one in counted(name) if budget.memory is not None or one.batch == asked]
 
 
 def best(rows: list[Counted], worths: tuple[int, ...], freedom: Freedom) -> Counted | None:
     # A block that is worth nothing is not trained below all that are.
-    useful = [one for one in rows if one.way[0] == "head" or worths[one.boundary]]
+    useful = [one for one in rows if one.setup[0] == "head" or worths[one.boundary]]
     return min(useful, key=lambda one: (-round(one.gain(worths, freedom), 9), one.time), default=None)
 
 
@@ -208,8 +211,8 @@ def test_it_finds_what_counting_every_candidate_finds(name: str, data: st.DataOb
     assert expected is not None
     assert same(choice, expected, worths, case.freedom, case)
     fits_and_keeps_the_rows_of_a_step(choice, name, limits)
-    chosen = (choice.mode, choice.workload.checkpointing, choice.workload.activation_cache)
-    other = best([one for one in rows if one.fits(limits) and one.way != chosen], worths, case.freedom)
+    chosen = (choice.mode, choice.workload.activation_checkpointing, choice.workload.activation_cache)
+    other = best([one for one in rows if one.fits(limits) and one.setup != chosen], worths, case.freedom)
     assert (other is None) == (choice.runner_up is None)
     if other and choice.runner_up:
         assert same(choice.runner_up, other, worths, case.freedom, case)
@@ -224,7 +227,10 @@ def test_it_finds_what_counting_every_candidate_finds(name: str, data: st.DataOb
 
 def fits_and_keeps_the_rows_of_a_step(choice: Choice, name: str, limits: dict[str, float]) -> None:
     case, work = CASES[name], choice.workload
-    assert work.batch * work.accumulation == case.workload.batch * case.workload.accumulation
+    assert (
+        work.per_device_train_batch_size * work.gradient_accumulation_steps
+        == case.workload.per_device_train_batch_size * case.workload.gradient_accumulation_steps
+    )
     Workload.model_validate(work.model_dump())
     again = predict(choice.plan, anatomy(case.model), work, case.speed)
     time = again.run_flops if again.run_seconds is None else again.run_seconds
@@ -271,7 +277,7 @@ def test_the_least_that_a_refusal_names_would_do(name: str, data: st.DataObject)
             line = str(error)
             assert line.startswith("no plan fits ")
             assert "\n" not in line
-            enough = dict(re.findall(r"it takes (memory|time|disk)=([^ ,]+)", line))
+            enough = dict(re.findall(r"use (memory|time|disk)=([^ ,]+)", line))
             if not enough:
                 assert "nor any two of them" in line
                 return
@@ -287,7 +293,7 @@ def llama(blocks: int = 12) -> Anatomy:
 
 
 def situation(budget: str, **others: Any) -> Situation:
-    work = Workload(rows=3000, length=128, batch=32, epochs=3)
+    work = Workload(rows=3000, length=128, per_device_train_batch_size=32, num_train_epochs=3)
     return replace(Situation(llama(), budget=Budget.parse(budget), workload=work), **others)
 
 
@@ -297,16 +303,20 @@ def test_memory_is_bought_with_smaller_batches_then_lora_then_fewer_blocks() -> 
     assert [one.mode for one in (all_, smaller, lora, fewer)] == ["full", "full", "lora", "lora"]
     assert (all_.plan.boundary, lora.plan.boundary) == (0, 0)
     assert fewer.plan.boundary > 0
-    assert (all_.workload.batch, smaller.workload.batch) == (32, 1)
-    assert not all_.workload.checkpointing
-    assert lora.workload.checkpointing
+    assert (all_.workload.per_device_train_batch_size, smaller.workload.per_device_train_batch_size) == (32, 1)
+    assert not all_.workload.activation_checkpointing
+    assert lora.workload.activation_checkpointing
 
 
 def test_time_is_bought_with_a_activation_cache_and_fewer_blocks() -> None:
     choice = search(situation("time=0.4"), (1,) * 12)
-    assert (choice.mode, choice.workload.activation_cache, choice.workload.batch) == ("full", True, 32)
+    assert (choice.mode, choice.workload.activation_cache, choice.workload.per_device_train_batch_size) == (
+        "full",
+        True,
+        32,
+    )
     assert choice.plan.blocks == (Frozen(),) * 9 + (Full(),) * 3
-    below = replace(situation("time=0.4"), workload=choice.workload.model_copy(update={"epochs": 1.0}))
+    below = replace(situation("time=0.4"), workload=choice.workload.model_copy(update={"num_train_epochs": 1.0}))
     assert search(below, (1,) * 12).workload.activation_cache is False, "one pass over the rows gains nothing by it"
 
 
@@ -330,8 +340,8 @@ def test_a_limit_in_bytes_is_the_share_that_it_is() -> None:
 
 def test_a_time_in_seconds_wants_a_speed() -> None:
     line = (
-        "budget: time=20min wants a calibrated machine: --calibrate, or give a share of full fine-tuning's time, "
-        "such as time=0.4"
+        "budget: time=20min needs the speed of this machine: use --calibrate (calibrate=true), or give a share of full "
+        "fine-tuning's time, such as time=0.4"
     )
     with pytest.raises(UserError, match=f"^{re.escape(line)}$"):
         search(situation("time=20min"), (1,) * 12)
@@ -356,7 +366,7 @@ def test_devices_share_the_model() -> None:
 def test_only_rows_of_one_pass_step_in_the_backward_pass() -> None:
     work = situation("").workload.model_copy(update={"optimizer_in_backward": True})
     choice = search(situation("memory=0.2", workload=work), (1,) * 12)
-    assert (choice.workload.batch, choice.workload.accumulation) == (32, 1)
+    assert (choice.workload.per_device_train_batch_size, choice.workload.gradient_accumulation_steps) == (32, 1)
 
 
 def test_the_head_is_the_last_resort() -> None:
@@ -379,20 +389,20 @@ def test_lora_is_worth_what_is_said_and_learns_at_its_own_rate() -> None:
 
 @pytest.mark.parametrize("worths", [(1,) * 11, (1,) * 11 + (-1,)])
 def test_worths_are_one_for_each_block(worths: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"^12 blocks want a worth of 0 or more each"):
+    with pytest.raises(ValueError, match=r"^12 blocks need a worth of 0 or more each"):
         search(situation("memory=1"), worths)
 
 
 @pytest.mark.parametrize(
     ("budget", "line"),
     [
-        ("memory=20MB", r"memory=20MB: it takes memory=\d+(\.\d+)?MiB, \d+(\.\d+)?MiB more, for .*batches of 1 x 32.*"),
+        ("memory=20MB", r"memory=20MB: use memory=\d+(\.\d+)?MiB \(\d+(\.\d+)?MiB more\), for .*batches of 1 x 32.*"),
         (
             "time=0.01",
-            r"time=0.01: it takes time=0\.\d+, 0\.\d+ more, for the head alone, batches of 32, an activation cache",
+            r"time=0.01: use time=0\.\d+ \(0\.\d+ more\), for the head alone, batches of 32, activation cache",
         ),
-        ("memory=1GB,time=0.01,disk=1GB", r"time=0.01 within memory=1GB and disk=1GB: it takes time=0\.\d+, .*"),
-        ("memory=1MB,time=0.01", r"memory=1MB: it takes memory=.*; nor time=0.01: it takes time=.*"),
+        ("memory=1GB,time=0.01,disk=1GB", r"time=0.01 within memory=1GB and disk=1GB: use time=0\.\d+ .*"),
+        ("memory=1MB,time=0.01", r"memory=1MB: use memory=.*; nor time=0.01: use time=.*"),
     ],
 )
 def test_a_refusal_says_which_limit_is_short_and_by_how_much(budget: str, line: str) -> None:
@@ -405,7 +415,7 @@ def test_few_of_many_candidates_are_counted(monkeypatch: pytest.MonkeyPatch) -> 
     memory = counting.memory
     monkeypatch.setattr(counting, "memory", lambda plan, *rest: calls.append(plan) or memory(plan, *rest))
     deep = anatomy("llama", 40)
-    work = Workload(rows=1000, length=64, batch=16, epochs=3)
+    work = Workload(rows=1000, length=64, per_device_train_batch_size=16, num_train_epochs=3)
     search(Situation(deep, budget=Budget(memory=0.2, time=0.5, disk="1GB"), workload=work), (1,) * 40)
     modes, boundaries, batches, checkpointing, stores = 2, 40, 5, 2, 2
     assert len(calls) < modes * boundaries * batches * checkpointing * stores / 4
@@ -416,17 +426,17 @@ def test_the_choice_is_told_in_lines_and_as_data() -> None:
     labels = [label for label, _ in choice.lines()]
     assert labels == ["chosen", "runner-up", "constraint", "constraint", "constraint"]
     lines = [line for _, line in choice.lines()]
-    assert lines[0].startswith("blocks 9-11 in full, batches of 32, an activation cache: gain 0.30, ")
-    assert " of full fine-tuning's), 0.4" in lines[0]
+    assert lines[0].startswith("blocks 9-11 in full, batches of 32, activation cache: gain 0.30, ")
+    assert " of full fine-tuning), 0.4" in lines[0]
     assert lines[0].endswith(" of its time, 750 MiB on disk")
-    assert lines[2] == f"memory=0.4: takes {choice.memory_share:.3g}, costs nothing"
-    assert lines[3].startswith(f"time=0.4: takes {choice.time_share:.3g}, ")
-    assert "costs 0.70 of the gain: without it blocks 2-11 in full, " in lines[3]
-    assert lines[4] == "disk=1GB: takes 750MiB, costs nothing"
+    assert lines[2] == f"memory=0.4: the plan uses {choice.memory_share:.3g}; a larger limit would not change it"
+    assert lines[3].startswith(f"time=0.4: the plan uses {choice.time_share:.3g}; ")
+    assert "without this limit the gain would be 0.70 higher: blocks 2-11 in full, " in lines[3]
+    assert lines[4] == "disk=1GB: the plan uses 750MiB; a larger limit would not change it"
     document = json.loads(json.dumps(choice.document()))
     assert document["boundary"] == 9
     assert document["mode"] == "full"
-    assert (document["batch"], document["accumulation"]) == (32, 1)
+    assert (document["per_device_train_batch_size"], document["gradient_accumulation_steps"]) == (32, 1)
     assert document["predicted"]["peak_memory_bytes"] == choice.prediction.peak_memory_bytes
     assert document["runner_up"]["expected_gain"] <= document["expected_gain"]
     assert [cost["constraint"] for cost in document["constraints"]] == ["memory", "time", "disk"]

@@ -21,8 +21,11 @@ def test_a_shipped_study_has_cells(path: Path, tmp_path: Path, monkeypatch: pyte
     study = read_study(path)
     grid = cells(study, tmp_path)
     assert len(grid) == len(study.models) * len(study.tasks) * len(study.strategies) * len(study.seeds)
-    assert len({(cell.config.steps, cell.config.batch_size, cell.config.max_length) for cell in grid}) == 1
-    assert grid[0].config.steps
+    assert (
+        len({(cell.config.max_steps, cell.config.per_device_train_batch_size, cell.config.max_length) for cell in grid})
+        == 1
+    )
+    assert grid[0].config.max_steps
 
 
 @pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)

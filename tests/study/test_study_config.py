@@ -20,7 +20,7 @@ def test_the_grid_with_settings_from_study_and_strategy(tmp_path: Path) -> None:
         tasks=["rte", "data/mine.jsonl"],
         strategies=["all", {"name": "lora", "label": "lora-fast", "learning_rate": 1e-3, "data": {"max_eval_rows": 5}}],
         seeds=[1, 2],
-        config={"learning_rate": "1e-4", "steps": 7, "data": {"max_train_rows": 9}},
+        config={"learning_rate": "1e-4", "max_steps": 7, "data": {"max_train_rows": 9}},
     )
     grid = cells(study, tmp_path)
     assert [str(cell.folder.relative_to(tmp_path)) for cell in grid] == [
@@ -35,8 +35,8 @@ def test_the_grid_with_settings_from_study_and_strategy(tmp_path: Path) -> None:
     ]
     plain, lora = grid[0].config, grid[1].config
     assert (plain.model, plain.task, plain.strategy, plain.seed) == ("org/base", "rte", "all", 1)
-    assert (plain.learning_rate, plain.steps, plain.data.max_train_rows) == (1e-4, 7, 9)
-    assert (lora.strategy, lora.learning_rate, lora.steps) == ("lora", 1e-3, 7)
+    assert (plain.learning_rate, plain.max_steps, plain.data.max_train_rows) == (1e-4, 7, 9)
+    assert (lora.strategy, lora.learning_rate, lora.max_steps) == ("lora", 1e-3, 7)
     assert (lora.data.max_train_rows, lora.data.max_eval_rows) == (9, 5)
 
 
@@ -52,8 +52,8 @@ def test_models_of_one_name_get_folders_of_their_own(tmp_path: Path) -> None:
         ({"strategies": ["all", "plans/absent.yaml"]}, "plan file not found"),
         ({"config": {"learning_rat": 1}}, "learning_rat"),
         ({"strategies": ["all", {"name": "lora", "r": 4}]}, "unknown key 'r'"),
-        ({"config": {"seed": 1}}, "config: 'seed' is set by the grid"),
-        ({"strategies": ["all", {"name": "lora", "out": "x"}]}, "strategy 'lora': 'out' is set by the grid"),
+        ({"config": {"seed": 1}}, "config: the study itself sets 'seed'"),
+        ({"strategies": ["all", {"name": "lora", "out": "x"}]}, "strategy 'lora': the study itself sets 'out'"),
     ],
 )
 def test_a_wrong_cell_is_an_error_before_anything_runs(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -94,8 +94,8 @@ def test_a_study_survives_yaml(tmp_path: Path) -> None:
 def test_settings_on_the_command_line(tmp_path: Path) -> None:
     path = tmp_path / "study.yaml"
     path.write_text(read().to_yaml())
-    study = read_study(path, ["models=[x, y]", "config.steps=3"])
-    assert (study.models, study.config) == (("x", "y"), {"steps": 3})
+    study = read_study(path, ["models=[x, y]", "config.max_steps=3"])
+    assert (study.models, study.config) == (("x", "y"), {"max_steps": 3})
     with pytest.raises(UserError, match="key=value"):
         read_study(path, ["models"])
 

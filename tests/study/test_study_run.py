@@ -33,7 +33,7 @@ def test_killed_and_called_again_it_goes_on_where_it_was(tmp_path: Path) -> None
         "tasks": [str(write_task(tmp_path / "days"))],
         "strategies": ["all", {"name": "bot50", "label": "broken", "learning_rate": 1e30}],
         "seeds": [1],
-        "config": {"steps": 60, "save_every": 2, "batch_size": 4, "max_length": 16, "threads": 1},
+        "config": {"max_steps": 60, "save_steps": 2, "per_device_train_batch_size": 4, "max_length": 16, "threads": 1},
     }
     path, out = tmp_path / "study.yaml", tmp_path / "out"
     path.write_text(yaml.safe_dump(study))
@@ -55,10 +55,10 @@ def test_killed_and_called_again_it_goes_on_where_it_was(tmp_path: Path) -> None
     results, said = run(path, out)
     finished, broken = results
     assert finished.error is None and finished.record is not None
-    assert finished.record.status == "finished" and finished.record.config["steps"] == 60
+    assert finished.record.status == "finished" and finished.record.config["max_steps"] == 60
     # Quality before training is not measured again by a run that goes on from a checkpoint.
     assert (cell / "before.json").stat().st_mtime_ns == measured_before_the_kill
-    assert "going on with a run that was cut short" in said
+    assert "resuming a run that was interrupted" in said
     assert broken.record is None and broken.error is not None and "use a lower learning_rate" in broken.error
     assert broken.error in said
 
@@ -67,5 +67,7 @@ def test_killed_and_called_again_it_goes_on_where_it_was(tmp_path: Path) -> None
     assert only.record == finished.record and (cell / "run.json").stat().st_mtime_ns == written
     assert "1 of 1 runs recorded already" in said
 
-    with pytest.raises(UserError, match=r"holds a finished run with batch_size 4, and the study wants 8"):
-        run(path, out, "strategies=[all]", "config.batch_size=8")
+    with pytest.raises(
+        UserError, match=r"holds a finished run with per_device_train_batch_size=4, and the study asks for 8"
+    ):
+        run(path, out, "strategies=[all]", "config.per_device_train_batch_size=8")

@@ -32,6 +32,7 @@ def save_optimizer(optimizer: torch.optim.Optimizer, names: dict[int, str], fold
     """
     tensors: dict[str, torch.Tensor] = {}
     numbers: dict[str, Any] = {}
+    kept: set[int] = set()
     groups = []
     for group in optimizer.param_groups:
         members = [names[id(parameter)] for parameter in group["params"]]
@@ -39,7 +40,10 @@ def save_optimizer(optimizer: torch.optim.Optimizer, names: dict[int, str], fold
         for name, parameter in zip(members, group["params"], strict=True):
             for key, value in optimizer.state.get(parameter, {}).items():
                 if isinstance(value, torch.Tensor):
-                    tensors[f"{name}|{key}"] = value.detach().cpu().contiguous()
+                    tensor = value.detach().cpu().contiguous()
+                    # 8-bit optimizers share one code book between parameters; safetensors needs each by itself.
+                    tensors[f"{name}|{key}"] = tensor.clone() if tensor.data_ptr() in kept else tensor
+                    kept.add(tensor.data_ptr())
                 else:
                     numbers[f"{name}|{key}"] = value
     save_file(tensors, folder / OPTIMIZER_TENSORS)

@@ -1,4 +1,4 @@
-"""What a command answers, for people and for programs, and the only place that writes to standard output."""
+"""The answer of a command, as text and as JSON. Nothing else writes to standard output."""
 
 from __future__ import annotations
 
@@ -15,14 +15,23 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
-"""The option that every command with a result takes."""
+"""The option that every command with a result has."""
+
+StrategyOptions = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An option of the strategy, such as rows=64.")
+]
+"""The options of a strategy, which mean the same in every command."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A command's result: as plain data, and as what is shown in the terminal instead.
+    """A command's result.
 
-    `view` is called only when it is shown. `status` is the exit status.
+    Attributes:
+        document: the result as plain data.
+        view: makes what the terminal shows instead; it is called only then.
+        as_json: print the document as JSON.
+        status: the exit status.
     """
 
     document: Any
@@ -39,7 +48,7 @@ class Answer:
 
         console = Console(highlight=False)
         for part in self.view():
-            # What is written as plain text goes out as it is, for pipes and files: never broken into lines.
+            # Plain text is printed as it is, without line breaks, so that pipes and files get it unchanged.
             if isinstance(part, str):
                 print(part)
             else:
@@ -48,14 +57,14 @@ class Answer:
 
 
 def progress_console() -> Console:
-    """Where progress is shown: standard error."""
+    """The console that shows progress: standard error."""
     from rich.console import Console
 
     return Console(stderr=True)
 
 
 def _finite(value: Any) -> Any:
-    """`value` with null for what JSON has no number for: infinite perplexities, and what is not a number."""
+    """`value` with null in place of infinity and NaN, which JSON does not have."""
     if isinstance(value, dict):
         return {key: _finite(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):

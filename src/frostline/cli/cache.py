@@ -29,7 +29,7 @@ def list_stores(as_json: Json = False) -> Answer:
 
 
 def verify(as_json: Json = False) -> Answer:
-    """Read every shard and remove the damaged ones, whose rows will be computed again; status 1 if there were any."""
+    """Read every file and remove damaged ones (their rows are computed again); exit status 1 if there were any."""
     root = cache.default_root()
     checked = 0
     damaged = []
@@ -50,20 +50,20 @@ def verify(as_json: Json = False) -> Answer:
 
 def prune(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="NAME", help="Stores to remove, as `frostline cache list` names them.")
+        list[str] | None, typer.Argument(metavar="NAME", help="Caches to remove, as `frostline cache list` names them.")
     ] = None,
-    everything: Annotated[bool, typer.Option("--all", help="Remove every store.")] = False,
-    older_than: Annotated[str | None, typer.Option(help="Remove what was not used for so long: 12h, 30d.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Remove every cache.")] = False,
+    older_than: Annotated[str | None, typer.Option(help="Remove what was not used for this time: 12h, 30d.")] = None,
     max_size: Annotated[
-        str | None, typer.Option(help="Remove what was used least recently, until all take at most this: 20GB.")
+        str | None, typer.Option(help="Remove what was used least recently, until this size is left: 20GB.")
     ] = None,
     as_json: Json = False,
 ) -> Answer:
     """Remove activation caches. One that a running process is filling is kept."""
     if (bool(names), everything, bool(older_than or max_size)).count(True) != 1:
         raise ConfigError(
-            "what is to be removed? give names (see: frostline cache list), or --all, or --older-than 30d and/or "
-            "--max-size 20GB"
+            "frostline cache prune needs to know what to remove: use names (see: frostline cache list), or --all, or "
+            "--older-than 30d and --max-size 20GB"
         )
     age = parse_duration(older_than, "--older-than") if older_than else None
     size = parse_size(max_size, "--max-size") if max_size else None
@@ -92,7 +92,7 @@ COMMANDS = {"list": list_stores, "verify": verify, "prune": prune}
 
 
 def _named(entries: Sequence[cache.Entry], names: Sequence[str]) -> list[cache.Entry]:
-    """The entries that `names`, or beginnings of names, stand for. Raises `UserError` for none or several."""
+    """The entries with these names, or beginnings of names. Raises `ConfigError` for one that fits none or several."""
     chosen: list[cache.Entry] = []
     for name in names:
         found = [entry for entry in entries if entry.folder.name.startswith(name)]
@@ -100,7 +100,7 @@ def _named(entries: Sequence[cache.Entry], names: Sequence[str]) -> list[cache.E
             raise unknown_name("activation cache", name, [entry.name for entry in entries])
         if len(found) > 1:
             raise ConfigError(
-                f"'{name}' is the beginning of several activation caches: {', '.join(e.name for e in found)}"
+                f"'{name}' is the beginning of several names: use one of {', '.join(e.name for e in found)}"
             )
         chosen += [entry for entry in found if entry not in chosen]
     return chosen
@@ -113,9 +113,9 @@ def _unused(entries: Sequence[cache.Entry], age: float | None) -> list[cache.Ent
 def _remove(
     entries: Sequence[cache.Entry], chosen: Sequence[cache.Entry], size: int | None
 ) -> tuple[list[cache.Entry], list[cache.Entry]]:
-    """Remove the `chosen` entries, then those used least recently until all take at most `size` bytes.
+    """Remove the `chosen` entries, then those used least recently, until at most `size` bytes are left.
 
-    Gives the entries that were removed, and those that could not be because a process holds their lock.
+    Returns the entries that were removed, and those that were kept because a process holds their lock.
     """
     removed: list[cache.Entry] = []
     in_use: list[cache.Entry] = []
@@ -149,7 +149,7 @@ def _view(root: Path, entries: Sequence[cache.Entry]) -> list[RenderableType]:
 
     if not entries:
         return [f"no activation caches in {root}"]
-    table = Table("store", "model", box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
+    table = Table("cache", "model", box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
     for heading in ("boundary", "rows", "size", "last used"):
         table.add_column(heading, justify="right")
     for entry in entries:

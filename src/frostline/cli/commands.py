@@ -22,8 +22,8 @@ NAMES = ("demo", "inspect", "probe", "plan", "train", "evaluate", "generate", "m
 class Commands(TyperGroup):
     """The command `name` is the function `command` of the module `frostline.cli.<name>`.
 
-    A module of several commands has them in `COMMANDS`, by name, and says in `HELP` what they are about.
-    These modules import nothing heavy at their top, so that `--help` is quick.
+    A module with several commands has them in `COMMANDS`, by name, and describes them in `HELP`. These modules import
+    nothing slow at their top, so that `--help` is quick.
     """
 
     def list_commands(self, ctx: Any) -> list[str]:
@@ -70,7 +70,7 @@ def frostline(show_version: Version = False) -> None:
 
 
 def _without_stdout(command: Callable[..., Answer]) -> Callable[..., Answer]:
-    """`command`, with whatever a library prints on the way sent to standard error."""
+    """`command`, with everything that libraries print in it sent to standard error."""
 
     @functools.wraps(command)
     def quiet(*args: Any, **options: Any) -> Answer:

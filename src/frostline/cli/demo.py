@@ -13,7 +13,7 @@ from frostline.cli.study import run_and_tabulate
 
 def command(
     out: Annotated[Path, typer.Option(help="The folder that holds the demo's runs.")] = Path("runs/demo"),
-    seed: Annotated[int, typer.Option(min=0, help="Of everything drawn at random.")] = 42,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of all that is drawn at random.")] = 42,
     as_json: Json = False,
 ) -> Answer:
     """Train the embedded model on a small task with four strategies and compare them."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,54 +21,63 @@ def command(
         list[str] | None,
         typer.Argument(
             metavar="[KEY=VALUE]...",
-            help="How the task's rows are read, data.columns.text=premise, and how texts are generated, "
-            "generation.length_penalty=0.8.",
+            help="How the task's rows are read (data.columns.text=premise) and how texts are generated "
+            "(generation.length_penalty=0.8).",
         ),
     ] = None,
-    task: Annotated[str | None, typer.Option(help="The task; for a run, its own by default.")] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Rows per forward pass.", show_default="32")] = None,
+    task: Annotated[str | None, typer.Option(help="The task; by default the run's own.")] = None,
+    per_device_eval_batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Rows of a forward pass.", show_default="the run's own, or 32")
+    ] = None,
     max_length: Annotated[
-        int | None, typer.Option(min=1, help="Tokens; longer rows are cut.", show_default="the run's own, or 128")
+        int | None,
+        typer.Option(min=1, help="Tokens of a row; longer rows are truncated.", show_default="the run's own, or 128"),
     ] = None,
     generate_rows: Annotated[
-        int | None, typer.Option(min=0, help="Prompts to generate for; the task's own number by default.")
+        int | None, typer.Option(min=0, help="Prompts to generate for; by default the task's own number.")
     ] = None,
     max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Tokens to generate at most.", show_default="the run's own, or 64")
+        int | None, typer.Option(min=1, help="The most tokens to generate.", show_default="the run's own, or 64")
     ] = None,
     decoding: Annotated[
         str | None,
-        typer.Option(
-            metavar="greedy|llm-adapters", help="The preset by which texts are generated.", show_default="greedy"
-        ),
+        typer.Option(metavar="greedy|llm-adapters", help="How texts are generated.", show_default="greedy"),
     ] = None,
-    num_beams: Annotated[int | None, typer.Option(min=1, help="Texts kept in a beam search.")] = None,
-    do_sample: Annotated[bool | None, typer.Option("--do-sample", help="Draw each token.", show_default=False)] = None,
-    temperature: Annotated[float | None, typer.Option(help="Of sampling.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Of sampling: the likeliest tokens of this much mass.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Of sampling: this many of the likeliest tokens.")] = None,
-    repetition_penalty: Annotated[float | None, typer.Option(help="On tokens that are there already.")] = None,
+    num_beams: Annotated[int | None, typer.Option(min=1, help="Beams of a beam search.")] = None,
+    do_sample: Annotated[
+        bool | None, typer.Option("--do-sample", help="Draw each token at random.", show_default=False)
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="Temperature of sampling.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Sample from the most likely tokens that have this probability together.")
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(help="Sample from this many of the most likely tokens.")] = None,
+    repetition_penalty: Annotated[
+        float | None, typer.Option(help="Penalty on tokens that were generated already.")
+    ] = None,
     answers: Annotated[
-        Path | None, typer.Option(help="Write every case here: prompt, text, marks; JSON lines.")
+        Path | None, typer.Option(help="Write every case to this file, as JSON lines: prompt, text, marks.")
     ] = None,
-    precision: Annotated[
-        Literal["auto", "float32", "bfloat16"] | None,
+    bf16: Annotated[
+        bool | None,
         typer.Option(
-            help="auto: bfloat16 where the hardware has it.", show_default="the run's own, or auto", case_sensitive=True
+            "--bf16/--no-bf16", help="Compute in bfloat16.", show_default="the run's own, or where the hardware has it"
         ),
     ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of a head that the model lacks.", show_default="42")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Seed of a head that the model lacks.", show_default="42")
+    ] = None,
     as_json: Json = False,
 ) -> Answer:
-    """How good a run's model, or a pretrained one, is at a task."""
+    """Measure how good a run's model, or a pretrained one, is at a task."""
     if answers is not None and answers.is_dir():
-        raise ConfigError(f"answers: {answers} is a folder, a file is wanted")
+        raise ConfigError(f"--answers: {answers} is a folder: use the path of a file")
     settings = list(settings or [])
     for setting in settings:
         if not setting.startswith(("data.", "generation.")):
             raise ConfigError(
-                f"'{setting}': a setting here is data.key=value or generation.key=value, such as "
-                "data.columns.text=premise"
+                f"'{setting}': this command has the settings data.KEY=VALUE and generation.KEY=VALUE only: use for "
+                "example data.columns.text=premise"
             )
     flags = {
         "preset": decoding,
@@ -89,12 +98,12 @@ def command(
         target,
         task,
         options=given.data if "data" in given.model_fields_set else None,
-        batch_size=batch,
+        per_device_eval_batch_size=per_device_eval_batch_size,
         max_length=max_length,
         generate_rows=generate_rows,
         max_new_tokens=max_new_tokens,
         decoding=given.generation if "generation" in given.model_fields_set else None,
-        precision=precision,
+        bf16=bf16,
         seed=seed,
     )
     if answers is not None:

@@ -19,10 +19,10 @@ ROLES = ("attention", "feed_forward", "norm", "other")
 
 def command(
     model: Annotated[str, typer.Argument(help="A hub id or a folder; a config.json alone is enough.")],
-    task: Annotated[str | None, typer.Option(help="With the head that this task needs.")] = None,
+    task: Annotated[str | None, typer.Option(help="A task: the model then has the head that it needs.")] = None,
     as_json: Json = False,
 ) -> Answer:
-    """The blocks of a model, their sizes, what can be trained."""
+    """Show the blocks of a model, their sizes, and what can be trained."""
     from frostline.run import inspect_model
 
     anatomy = inspect_model(model, task=task)
@@ -101,6 +101,6 @@ def _view(model: str, anatomy: Anatomy) -> list[RenderableType]:
 
 
 def _where(tensors: Sequence[Tensor]) -> str:
-    """The modules that hold `tensors`, shortened to what they share and how many there are."""
+    """The modules that hold `tensors`: the first one, and how many more there are."""
     modules = list(dict.fromkeys(tensor.name.rpartition(".")[0] or tensor.name for tensor in tensors))
     return modules[0] + (f" and {len(modules) - 1} more" if len(modules) > 1 else "") if modules else ""

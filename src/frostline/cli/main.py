@@ -1,4 +1,4 @@
-"""The command `frostline`: find the command, run it, print its answer, turn errors into one line each.
+"""The command `frostline`: find the command, run it, print its answer, and turn an error into one line.
 
 Exit status: 0 done, 2 the user's input is wrong, 1 anything else.
 """
@@ -25,7 +25,7 @@ WRONG_PATH = (PermissionError, NotADirectoryError, IsADirectoryError, FileExists
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line `argv` (that of the process by default) and give the exit status."""
+    """Run the command line `argv` (by default that of the process) and return the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     _end_as_if_interrupted_by(signal.SIGTERM)
     try:
@@ -46,14 +46,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         return _fail(str(error) or "interrupted", 1, kind="")
     except BrokenPipeError:
-        # Whoever read has read enough. Nothing may be left for the interpreter to flush when it ends.
+        # The reader of the pipe has ended. Nothing may be left that the interpreter would write when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
         return _fail(str(error), 2 if isinstance(error, WRONG_PATH) else 1)
     except Exception as error:
         if _is_out_of_memory(error):
-            advice = "take a smaller batch_size, checkpointing=true, or a strategy that trains less"
+            advice = "use a smaller per_device_train_batch_size, activation_checkpointing=true, or train fewer blocks"
             return _fail(f"out of memory: {advice}", 1)
         about = f"{type(error).__name__}: {error}".rstrip(": ")
         advice = f"this is a fault of frostline; {TRACEBACK}=1 shows where"
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _end_as_if_interrupted_by(signal_number: int) -> None:
-    # What schedulers send: the run's record then says so, as after Ctrl-C. Only a main thread may listen.
+    # Schedulers send it. The record then says so, as after Ctrl-C. Only the main thread may set a handler.
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal_number, signal.default_int_handler)
 
@@ -75,7 +75,7 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    # torch's own class, told by name: torch may not have been imported.
+    # torch's own class is recognised by its name, since torch may not have been imported.
     named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return named or "can't allocate memory" in str(error)
 

@@ -1,4 +1,4 @@
-"""`frostline merge`: from a run to an ordinary checkpoint that any transformers tool loads."""
+"""`frostline merge`: write a run's model as an ordinary checkpoint that any transformers tool loads."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 def command(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or one of its checkpoints.")],
     out: Annotated[Path, typer.Option(help="A new folder for the checkpoint.")],
-    base: Annotated[str | None, typer.Option(help="Where the base model lies now, if it has moved.")] = None,
+    base: Annotated[str | None, typer.Option(help="The base model's folder, if it has moved.")] = None,
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"] | None,
-        typer.Option(help="Round every tensor to this; by default nothing is rounded."),
+        typer.Option(help="Round every tensor to this type; by default none is rounded."),
     ] = None,
     as_json: Json = False,
 ) -> Answer:

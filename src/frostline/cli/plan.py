@@ -2,101 +2,80 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from frostline.cli.answer import Answer, Json
+from frostline.cli.answer import Answer, Json, StrategyOptions
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from frostline.cost import Workload
     from frostline.run import PlannedModel
 
-WORKLOAD = "Workload that the cost is predicted for"
+
+def _list(asked: bool) -> None:
+    if asked:
+        from frostline.core.settings import described
+        from frostline.cost import Workload
+
+        for name, default, text in described(Workload):
+            if name != "devices":
+                print(f"{name}={DEFAULTS.get(name, default)}\n    {text}")
+        raise typer.Exit
+
+
+SETTINGS = "frostline plan --settings"
+DEFAULTS = {"num_train_epochs": 3.0}
+"""Where a plan assumes other work than `Workload` does: a run's default."""
 
 
 def command(
     model: Annotated[str, typer.Argument(help="A hub id or a folder; a config.json alone is enough.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            help="The work that the cost is predicted for: per_device_train_batch_size=16 length=256 bf16=true ...",
+        ),
+    ] = None,
     strategy: Annotated[
-        str, typer.Option(help="auto, semantic, bot50, lora, bot50+lora, ..., a plan file: see docs/strategies.")
+        str, typer.Option(help="auto, semantic, bot50, lora, bot50+lora, ... (see docs/strategies), or a plan file.")
     ] = "auto",
+    options: StrategyOptions = None,
     task: Annotated[
-        str | None, typer.Option(help="With the head that this task needs; what strategies measure the model on.")
+        str | None, typer.Option(help="The task: it decides the head, and strategies measure the model on it.")
     ] = None,
     budget: Annotated[
-        str | None, typer.Option(help="What training may take: memory=8GB,time=0.5,disk=20GB (auto plans for it).")
-    ] = None,
-    options: Annotated[
-        list[str] | None, typer.Option("--set", metavar="key=value", help="An option of the strategy: rows=64.")
+        str | None, typer.Option(help="What training may use: memory=8GB,time=0.5,disk=20GB (for auto).")
     ] = None,
     calibrate: Annotated[
         bool, typer.Option("--calibrate", help="Time a small part of the model here, to predict seconds.")
     ] = False,
-    out: Annotated[Path | None, typer.Option(help="Write the plan here, as .yaml or .json.")] = None,
-    seed: Annotated[int, typer.Option(help="Of what the strategy draws at random.")] = 42,
-    batch: Annotated[int, typer.Option(min=1, help="Rows per batch, on one device.", rich_help_panel=WORKLOAD)] = 32,
-    devices: Annotated[int, typer.Option(min=1, help="That share the model (FSDP).", rich_help_panel=WORKLOAD)] = 1,
-    length: Annotated[int, typer.Option(min=1, help="Tokens per row.", rich_help_panel=WORKLOAD)] = 128,
-    epochs: Annotated[float, typer.Option(min=0, help="Passes over the rows.", rich_help_panel=WORKLOAD)] = 3.0,
-    rows: Annotated[int, typer.Option(min=1, help="Training rows.", rich_help_panel=WORKLOAD)] = 1000,
-    dtype: Annotated[
-        Literal["float32", "bfloat16"], typer.Option(help="What is computed in.", rich_help_panel=WORKLOAD)
-    ] = "float32",
-    optimizer: Annotated[
-        Literal["adamw", "sgd", "flora"], typer.Option(help="Whose state counts.", rich_help_panel=WORKLOAD)
-    ] = "adamw",
-    checkpointing: Annotated[
-        bool, typer.Option("--checkpointing", help="Recompute activations.", rich_help_panel=WORKLOAD)
-    ] = False,
-    activation_cache: Annotated[
-        bool, typer.Option("--activation-cache", help="The frozen bottom runs once.", rich_help_panel=WORKLOAD)
-    ] = False,
-    stored_share: Annotated[
-        float, typer.Option(min=0, max=1, help="Rows that the store has already.", rich_help_panel=WORKLOAD)
-    ] = 0.0,
-    loss_positions: Annotated[
-        bool, typer.Option("--loss-positions", help="Compute what the loss reads, no more.", rich_help_panel=WORKLOAD)
-    ] = False,
-    label_share: Annotated[
-        float, typer.Option(min=0, max=1, help="Tokens that carry a label.", rich_help_panel=WORKLOAD)
-    ] = 1.0,
+    devices: Annotated[int, typer.Option(min=1, help="Devices that share the model (FSDP).")] = 1,
+    out: Annotated[Path | None, typer.Option(help="Write the plan to this file, .yaml or .json.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of what the strategy draws at random.")] = 42,
     as_json: Json = False,
+    _: Annotated[
+        bool, typer.Option("--settings", is_eager=True, callback=_list, help="List all settings and exit.")
+    ] = False,
 ) -> Answer:
-    """What a strategy would train on a model, and what that is predicted to cost."""
-    from frostline.core.errors import ConfigError
+    """Show what a strategy would train on a model, and what that is predicted to cost."""
     from frostline.core.settings import lay_over
-    from frostline.cost import Workload
     from frostline.plan import save_plan
     from frostline.run import plan_model
     from frostline.strategies import Budget
 
-    if epochs <= 0:
-        raise ConfigError(f"--epochs is more than 0 (given: {epochs:g})")
-    if label_share <= 0:
-        raise ConfigError(f"--label-share is more than 0 and at most 1 (given: {label_share:g})")
-    workload = Workload(
-        rows=rows,
-        length=length,
-        batch=batch,
-        devices=devices,
-        epochs=epochs,
-        dtype=dtype,
-        optimizer=optimizer,
-        checkpointing=checkpointing,
-        activation_cache=activation_cache,
-        stored_share=stored_share,
-        loss_positions=loss_positions,
-        label_share=label_share,
-    )
     given: dict[str, Any] = {}
     lay_over(given, options or ())
     planned = plan_model(
         model,
         strategy,
         task=task,
-        workload=workload,
+        workload=_workload(settings or [], devices),
         options=given,
         budget=None if budget is None else Budget.parse(budget),
         calibrated=calibrate,
@@ -105,6 +84,26 @@ def command(
     if out is not None:
         save_plan(planned.plan, out)
     return Answer(planned.document(), lambda: _view(planned, out), as_json)
+
+
+def _workload(settings: list[str], devices: int) -> Workload:
+    """The workload that `key=value` settings describe. Raises `ConfigError` with the key that is wrong."""
+    from pydantic import ValidationError
+
+    from frostline.core.errors import ConfigError
+    from frostline.core.settings import first_error, lay_over, unknown_key
+    from frostline.cost import Workload
+
+    given: dict[str, Any] = {}
+    lay_over(given, settings)
+    known = set(Workload.model_fields) - {"devices"}
+    for key in given:
+        if key not in known:
+            raise ConfigError(unknown_key(key, known, SETTINGS))
+    try:
+        return Workload.model_validate({**DEFAULTS, **given, "devices": devices})
+    except ValidationError as error:
+        raise ConfigError(first_error(error)) from None
 
 
 def _view(planned: PlannedModel, out: Path | None) -> list[RenderableType]:
@@ -119,7 +118,9 @@ def _view(planned: PlannedModel, out: Path | None) -> list[RenderableType]:
     predicted, assumed = document["predicted"], document["assumes"]
     trained, total = document["trainable_parameters"], document["total_parameters"]
     facts = Table.grid(padding=(0, 2))
-    facts.add_row("boundary", f"block {planned.plan.boundary} of {len(planned.plan.blocks)}: below it no backward runs")
+    facts.add_row(
+        "boundary", f"block {planned.plan.boundary} of {len(planned.plan.blocks)}: no backward pass runs below it"
+    )
     facts.add_row("trained", f"{count_text(trained)} of {count_text(total)} parameters ({share_text(trained / total)})")
     facts.add_row(
         "FLOPs",
@@ -140,7 +141,7 @@ def _view(planned: PlannedModel, out: Path | None) -> list[RenderableType]:
     if planned.choice is not None:
         for label, line in planned.choice.lines():
             facts.add_row(label, line)
-    facts.add_row("assumed", ", ".join(f"{key} {value}" for key, value in assumed.items()))
+    facts.add_row("assumes", ", ".join(f"{key}={_text(value)}" for key, value in assumed.items()))
     parts: list[RenderableType] = [strip(planned.plan), facts]
     parts += [Text(f"note: {notice}", style="yellow") for notice in planned.notices]
     if out is not None:
@@ -149,5 +150,12 @@ def _view(planned: PlannedModel, out: Path | None) -> list[RenderableType]:
 
 
 def _memory_share(planned: PlannedModel) -> float:
-    """Of full fine-tuning with the settings as they were asked for."""
+    """The share of what full fine-tuning needs with the settings as they were asked for."""
     return planned.prediction.memory_ratio if planned.choice is None else planned.choice.memory_share
+
+
+def _text(value: Any) -> str:
+    """A value as it is written in a setting."""
+    if isinstance(value, dict):
+        return ",".join(f"{name}={_text(one)}" for name, one in value.items())
+    return json.dumps(value).strip('"')

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 BAR = 16
 FROZEN, TRAINED = ("░", "bright_blue"), ("█", "red")
-"""A bar's symbol and colour, below the suggested cut and above; the same as where a plan is shown."""
+"""A bar's symbol and colour, below the semantic cut and above it; the same as where a plan is shown."""
 
 
 def command(
@@ -27,29 +27,31 @@ def command(
     signals: Annotated[
         str | None,
         typer.Option(
-            help="vds, shift, similarity, gradient_norm, relative_gradient_norm, snr, weight_change: commas between.",
-            show_default="vds where there is a language model's head, shift, similarity",
+            help="Separated by commas: vds, shift, similarity, gradient_norm, relative_gradient_norm, snr, "
+            "weight_change.",
+            show_default="vds (with a language model's head), shift, similarity",
         ),
     ] = None,
     tokens: Annotated[
         Literal["first", "all"] | None,
         typer.Option(
-            help="Read where the first labelled token is predicted, or all.", show_default="first; all in plain text"
+            help="Measure at the first labelled token of a row, or at all of them.",
+            show_default="first; all in plain text",
         ),
     ] = None,
-    max_length: Annotated[int, typer.Option(min=1, help="Tokens; longer rows are cut.")] = 128,
-    seed: Annotated[int, typer.Option(min=0, help="Of the rows, and of a head that the model lacks.")] = 42,
+    max_length: Annotated[int, typer.Option(min=1, help="Tokens of a row; longer rows are truncated.")] = 128,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the rows, and of a head that the model lacks.")] = 42,
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
-        typer.Option(help="What the model computes in; auto: the checkpoint's own."),
+        typer.Option(help="The precision of the model; auto: the checkpoint's own."),
     ] = "auto",
-    steps: Annotated[int, typer.Option(min=1, help="Of training, after which weight_change is measured.")] = 5,
-    learning_rate: Annotated[float, typer.Option(min=0, help="Of those steps, of 32 rows each.")] = 5e-5,
+    max_steps: Annotated[int, typer.Option(min=1, help="Steps of 32 rows that weight_change is measured after.")] = 5,
+    learning_rate: Annotated[float, typer.Option(min=0, help="Learning rate of these steps.")] = 5e-5,
     streaming: Annotated[bool, typer.Option("--streaming", help="Hold one block in memory at a time.")] = False,
-    figure: Annotated[Path | None, typer.Option(help="Draw the signals here: .png, .pdf or .svg.")] = None,
+    figure: Annotated[Path | None, typer.Option(help="Draw the signals in this file: .png, .pdf or .svg.")] = None,
     as_json: Json = False,
 ) -> Answer:
-    """Signals of a model's blocks on a task, by which strategies choose what to train."""
+    """Measure signals of a model's blocks on a task. Strategies choose by them what to train."""
     from frostline.core.errors import ConfigError
     from frostline.run import probe_model
     from frostline.signals import SIGNALS, WarmUp, check_format, save_figure
@@ -58,7 +60,7 @@ def command(
         check_format(figure)
     names = None if signals is None else [name.strip() for name in signals.split(",") if name.strip()]
     if names == []:
-        raise ConfigError(f"no signal is named: leave --signals out, or name some of {', '.join(SIGNALS)}")
+        raise ConfigError(f"--signals names no signal: leave it out, or use some of {', '.join(SIGNALS)}")
     probe = probe_model(
         model,
         task,
@@ -69,7 +71,7 @@ def command(
         seed=seed,
         dtype=dtype,
         streaming=streaming,
-        warm_up=WarmUp(steps, learning_rate),
+        warm_up=WarmUp(max_steps, learning_rate),
     )
     if figure is not None:
         save_figure(probe, figure)
@@ -99,17 +101,17 @@ def _view(probe: Probe, figure: Path | None) -> list[RenderableType]:
         last = len(probe.signals[lead]) - 1
         parts.append(
             Text(
-                f"cut: the largest gain of {lead} is at block {_largest(probe)}: freeze {_span(0, cut - 1)}, "
+                f"semantic cut: the largest gain of {lead} is at block {_largest(probe)}: freeze {_span(0, cut - 1)}, "
                 f"train {_span(cut, last)}"
             )
         )
     if figure is not None:
-        parts.append(Text(f"drawn in {figure}"))
+        parts.append(Text(f"figure written to {figure}"))
     return parts
 
 
 def _columns(probe: Probe) -> tuple[str, list[str]]:
-    """The signal that has the bars, and those with a column: gains of the first alone, matrices all together."""
+    """The signal that is drawn as bars, and the signals that have a column."""
     whole = [name for name in probe.signals if "." not in name]
     lead = probe.deviation or whole[0]
     return lead, [name for name in whole if name.startswith(lead) or not name.endswith("_gain")]

@@ -16,17 +16,18 @@ if TYPE_CHECKING:
 
 
 def command(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A study's folder, or any that holds runs.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A study's folder, or any folder that holds runs.")],
     baseline: Annotated[
-        str | None, typer.Option(help="The strategy that ratios are to; the study's own by default, or all.")
+        str | None,
+        typer.Option(help="The strategy that the others are compared with; by default the study's own, or all."),
     ] = None,
     metric: Annotated[
-        list[str] | None, typer.Option(help="A metric to show beside the headline one; may be given several times.")
+        list[str] | None, typer.Option(help="A further metric to show; the option may be given several times.")
     ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
     as_json: Json = False,
 ) -> Answer:
-    """The table of the runs in a folder, from their records alone."""
+    """Show the table of the runs in a folder, from their records alone."""
     from frostline.report import collect, document, study_baseline, tabulate
 
     table = tabulate(collect(folder), baseline or study_baseline(folder))

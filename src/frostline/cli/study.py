@@ -18,20 +18,23 @@ if TYPE_CHECKING:
 def command(
     study: Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="Models, tasks, strategies, seeds, config.")],
     out: Annotated[Path, typer.Option(help="The folder that holds the study's runs.")],
-    settings: Annotated[list[str] | None, typer.Argument(metavar="[key=value]...", help="Settings over it.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[key=value]...", help="Settings that replace its own: config.max_steps=10 ..."),
+    ] = None,
     metric: Annotated[
-        list[str] | None, typer.Option(help="A metric to show beside the headline one; may be given several times.")
+        list[str] | None, typer.Option(help="A further metric to show; the option may be given several times.")
     ] = None,
     as_json: Json = False,
 ) -> Answer:
-    """Run a grid of models, tasks, strategies and seeds; skip what is recorded, go on with what was cut short."""
+    """Run a grid of models, tasks, strategies and seeds. Finished runs are skipped, interrupted ones are resumed."""
     from frostline.study import read_study
 
     return run_and_tabulate(read_study(study, settings or []), out, metric or [], as_json)
 
 
 def run_and_tabulate(study: StudyConfig, out: Path, metrics: list[str], as_json: bool) -> Answer:
-    """Run `study` in `out`; the answer is its table, with status 1 when a run failed."""
+    """Run `study` in `out`; the answer is its table, with exit status 1 when a run failed."""
     from rich.text import Text
 
     from frostline.report import Run, document, tabulate, view
@@ -40,7 +43,7 @@ def run_and_tabulate(study: StudyConfig, out: Path, metrics: list[str], as_json:
     try:
         results = run_study(study, out, progress_console())
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"interrupted: the same command goes on with the runs in {out}") from None
+        raise KeyboardInterrupt(f"interrupted: run the same command again to continue with the runs in {out}") from None
     runs = [Run(result.cell.label, result.record, result.cell.folder) for result in results if result.record]
     failures = tuple(_failure(result.cell, result.error) for result in results if result.error)
     table = replace(tabulate(runs, study.baseline), failures=failures)

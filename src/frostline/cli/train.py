@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from frostline.cli.answer import Answer, Json, progress_console
+from frostline.cli.answer import Answer, Json, StrategyOptions, progress_console
 from frostline.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -18,12 +18,23 @@ if TYPE_CHECKING:
     from frostline.records import Metrics, RunRecord
 
 
+def _list(asked: bool) -> None:
+    if asked:
+        from frostline.core.settings import described
+        from frostline.run import RunConfig
+
+        for name, default, text in described(RunConfig):
+            print(f"{name}={default}\n    {text}")
+        raise typer.Exit
+
+
 def command(
     settings: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[CONFIG.yaml] [key=value]...",
-            help="A run's config, and settings over it: learning_rate=1e-4 batch_size=16 data.max_train_rows=500 ...",
+            metavar="[CONFIG.yaml] [KEY=VALUE]...",
+            help="A run's config, and settings that replace its own: learning_rate=1e-4 max_steps=200 "
+            "per_device_train_batch_size=16 data.max_train_rows=500 ...",
         ),
     ] = None,
     model: Annotated[str | None, typer.Option(help="A hub id or a folder.")] = None,
@@ -34,16 +45,19 @@ def command(
         str | None,
         typer.Option(help="auto, semantic, bot50, lora, bot50+lora, ..., or a plan file.", show_default="auto"),
     ] = None,
+    options: StrategyOptions = None,
     budget: Annotated[
-        str | None, typer.Option(help="What training may take: memory=8GB,time=0.5,disk=20GB (auto plans for it).")
+        str | None, typer.Option(help="What training may use: memory=8GB,time=0.5,disk=20GB (for auto).")
     ] = None,
     out: Annotated[
         str | None, typer.Option(help="The run's folder.", show_default="runs/<model>-<task>-<strategy>-<seed>")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of everything drawn at random.", show_default="42")] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps, instead of epochs.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the folder's last checkpoint.")] = False,
+    seed: Annotated[int | None, typer.Option(help="Seed of all that is drawn at random.", show_default="42")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the folder's last checkpoint.")] = False,
     as_json: Json = False,
+    _: Annotated[
+        bool, typer.Option("--settings", is_eager=True, callback=_list, help="List all settings and exit.")
+    ] = False,
 ) -> Answer:
     """Train what a strategy says, and record quality and cost."""
     path, overrides = split_settings(settings or [])
@@ -53,33 +67,41 @@ def command(
 
     config = read_config(
         path,
-        overrides,
+        [*overrides, *_strategy_options(options or [])],
         model=model,
         task=task,
         strategy=strategy,
         budget=None if budget is None else Budget.parse(budget).model_dump(exclude_none=True),
         out=out,
         seed=seed,
-        steps=steps,
     )
     try:
         record = train(config, resume=resume, console=progress_console())
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
-            f"interrupted: the same command with --resume goes on from what was saved: checkpoints in {config.folder}, "
-            "and rows in the activation cache"
+            f"interrupted: run the same command with --resume to continue from the checkpoints in {config.folder} and "
+            "the rows in the activation cache"
         ) from None
     document = {"folder": str(config.folder), **record.model_dump(mode="json")}
     return Answer(document, lambda: _view(record, config.folder), as_json)
 
 
+def _strategy_options(options: Sequence[str]) -> list[str]:
+    for option in options:
+        if not _is_setting(option):
+            raise ConfigError(f"--set: '{option}' is not key=value: use for example --set rows=64")
+    return [f"strategy_options.{option}" for option in options]
+
+
 def split_settings(settings: Sequence[str]) -> tuple[Path | None, list[str]]:
-    """The config file, if one comes first, and the `key=value` settings. Raises `UserError` for anything else."""
+    """The config file, if one comes first, and the `key=value` settings. Raises `ConfigError` for anything else."""
     first = [Path(setting) for setting in settings[:1] if not _is_setting(setting)]
     overrides = list(settings[len(first) :])
     for setting in overrides:
         if not _is_setting(setting):
-            raise ConfigError(f"'{setting}' is not key=value (a config file comes first, and only one)")
+            raise ConfigError(
+                f"'{setting}' is not key=value: use key=value settings (one config file may come before them)"
+            )
     return (first[0] if first else None), overrides
 
 
@@ -95,7 +117,7 @@ def _view(record: RunRecord, folder: Path) -> list[RenderableType]:
     from frostline.report import bytes_text, count_text, ratio_text, seconds_text, share_text
 
     predicted, measured = record.predicted, record.measured
-    cost = Table("cost", "measured", "predicted", "to full fine-tuning (predicted)", box=None, pad_edge=False)
+    cost = Table("cost", "measured", "predicted", "share of full fine-tuning (predicted)", box=None, pad_edge=False)
     if measured is not None:
         steps = f"{seconds_text(measured.seconds_per_step)} per step, {measured.steps} steps"
         if measured.resumed_at_step:

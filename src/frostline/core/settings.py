@@ -1,12 +1,13 @@
-"""What a user writes: YAML documents, and `key=value` over them."""
+"""Settings: YAML documents, and `key=value` over them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -16,17 +17,57 @@ from frostline.core.files import read_text
 
 
 class Options(BaseModel):
-    """Base of everything a user writes: frozen, and an unknown key is an error."""
+    """Base of all settings: frozen, and an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    how_to_list: ClassVar[str] = ""
+    """The command that lists all keys, where they are too many for an error message."""
 
     @model_validator(mode="before")
     @classmethod
     def _known_keys(cls, value: Any) -> Any:
         for key in value if isinstance(value, dict) else ():
             if key not in cls.model_fields:
-                raise ValueError(unknown_name("key", str(key), cls.model_fields))
+                raise ValueError(unknown_key(str(key), cls.model_fields, cls.how_to_list))
         return value
+
+
+def unknown_key(key: str, known: Iterable[str], how_to_list: str = "") -> str:
+    """The message for a key that matches nothing, with the closest known one.
+
+    Args:
+        key: what was given.
+        known: the keys that there are.
+        how_to_list: the command that lists them; without one the message does.
+    """
+    message = str(unknown_name("key", key, known))
+    return f"{message.partition('known: ')[0]}see: {how_to_list}" if how_to_list else message
+
+
+def described(options: type[BaseModel]) -> list[tuple[str, str, str]]:
+    """Every setting of a class as its docstring's `Attributes` describe it: name, default, description."""
+    found: dict[str, str] = {}
+    last = ""
+    for line in (options.__doc__ or "").partition("Attributes:\n")[2].splitlines():
+        if entry := re.fullmatch(r" {8}(\w+): (.*)", line):
+            last, text = entry.groups()
+            found[last] = text
+        elif last and line.startswith(" " * 12):
+            found[last] += f" {line.strip()}"
+    return [
+        (
+            name,
+            "(required)" if field.is_required() else _default(field.get_default(call_default_factory=True)),
+            found.get(name, ""),
+        )
+        for name, field in options.model_fields.items()
+    ]
+
+
+def _default(value: Any) -> str:
+    if isinstance(value, BaseModel):
+        return ""
+    return json.dumps(value).strip('"') if value not in (None, {}, ()) else ""
 
 
 def parse_yaml(text: str, where: str, error: type[UserError] = ConfigError) -> Any:
@@ -34,8 +75,8 @@ def parse_yaml(text: str, where: str, error: type[UserError] = ConfigError) -> A
 
     Args:
         text: YAML or JSON.
-        where: it is from, in the message of an error.
-        error: raised with the line at fault.
+        where: the source that an error message names.
+        error: the class of error that is raised, with the line that is wrong.
     """
     # JSON first: YAML nearly contains it, but reads neither its tabs nor its escaped characters beyond 16 bits.
     with suppress(ValueError):
@@ -50,7 +91,15 @@ def parse_yaml(text: str, where: str, error: type[UserError] = ConfigError) -> A
 
 
 def read_mapping(path: Path, what: str, keys: str) -> dict[str, Any]:
-    """The mapping in a YAML file. Raises `UserError` for anything else; `keys` is what would be right."""
+    """The mapping in a YAML file.
+
+    Args:
+        path: the file.
+        what: what the file holds, for error messages.
+        keys: the keys that it should have, for error messages.
+
+    Raises `ConfigError` for anything else.
+    """
     document = parse_yaml(read_text(path, f"{what} file"), str(path))
     if not isinstance(document, dict):
         raise ConfigError(f"{path}: a {what} is a mapping with {keys}")
@@ -60,12 +109,12 @@ def read_mapping(path: Path, what: str, keys: str) -> dict[str, Any]:
 def lay_over(document: dict[str, Any], overrides: Sequence[str]) -> None:
     """Put each `key=value` over the document, in place. Keys may be dotted, values are YAML.
 
-    Raises `UserError` for an override of another form, or into what is not a group of settings.
+    Raises `ConfigError` for an override of another form, and for a dotted key whose first part is no group of settings.
     """
     for override in overrides:
         keys, equals, text = override.partition("=")
         if not equals or not keys:
-            raise ConfigError(f"'{override}': an override is written key=value, such as seed=7 or data.eval_share=0.2")
+            raise ConfigError(f"'{override}' is not key=value: use for example seed=7 or data.eval_share=0.2")
         *groups, key = keys.split(".")
         place = document
         for group in groups:

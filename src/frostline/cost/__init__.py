@@ -15,6 +15,7 @@ from frostline.cost._flops import (
 from frostline.cost._flora import projected_side, state_numbers, sum_numbers
 from frostline.cost._flow import Flow, flow
 from frostline.cost._memory import Memory, memory
+from frostline.cost._optimizer import check_optim, optim_names, optimizer_notice
 from frostline.cost._parameters import full_plan, total_parameters, trainable_parameters
 from frostline.cost._predict import Prediction, predict
 from frostline.cost._speed import Speed, StepTimes, fit_speed, run_seconds, step_seconds
@@ -36,12 +37,15 @@ __all__ = [
     "cache_estimate",
     "cache_pays",
     "caching_flops",
+    "check_optim",
     "fit_speed",
     "flops_ratio",
     "flow",
     "full_plan",
     "has_dropout",
     "memory",
+    "optim_names",
+    "optimizer_notice",
     "predict",
     "projected_side",
     "run_flops",

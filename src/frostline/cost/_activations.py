@@ -1,9 +1,10 @@
 """What autograd keeps from the forward pass for the backward pass, in bytes.
 
-Per token, with widths as in `_structure` (d hidden, f inner, q k v a of attention), h heads, u keys that a
-token attends, and bytes per number: w of the block's weights and hidden states, c of its matrix products (2
-under autocast, else w), 4 where torch computes in float32 whatever the rest is. A term is kept only under its
-condition; a tensor "carries" a gradient if something that trains lies before it.
+All terms are bytes per token. Widths are those of `_structure`: d hidden, f inner, q k v a of attention; h heads; u
+keys that a token attends to. Bytes per number: w of the block's weights and hidden states; c of its matrix products (2
+under autocast, else w); 4 where torch always computes in float32. A term is kept only under its condition. A tensor
+"carries" a gradient if something that trains is before it. Why a term is kept at all: the gradient of a weight needs
+the input of its matrix product, and the gradient of a non-linear function needs its operands.
 
     matrix        its input, c in, if it trains; matrices that read one tensor share it, except that autocast
                   makes a copy of a float32 one for each
@@ -13,7 +14,7 @@ condition; a tensor "carries" a gradient if something that trains lies before it
     prefix        as `_prefix` says
     mixture       k experts a token: the feed-forward's terms k times; d for the router, its N probabilities, and
                   the k outputs, c d k, that are summed
-    PEFT's other  as LoRA of so many parameters: roughly; DoRA keeps more, the widths that it scales
+    PEFT's other  roughly as LoRA with as many parameters; DoRA keeps more: the widths that it scales
     RMSNorm       its input, 4 d, and 4 for the factor, if the input carries; the normed, w d, if it trains
     LayerNorm     its input, w d, and 8 for mean and factor, if it trains or its input carries
     attention     eager: queries and keys, c q each, if the other carries; values, c a, and the softmax, 4 h u,
@@ -27,10 +28,10 @@ condition; a tensor "carries" a gradient if something that trains lies before it
 
 Embeddings, final norm and head follow the same rules; a loss over tokens keeps 4 bytes per logit.
 
-Where only what the loss reads is computed, the last block keeps keys and values, and what makes them, of all
-positions, and all else of the read ones; what comes before both (the first norm, a matrix that makes all three)
-it keeps of both. The head keeps the final norm's output, at label positions once more with its gradient, and the
-logits of one chunk.
+With loss positions, the last block keeps keys and values, and what makes them, of all positions, and everything else
+of the loss positions alone. What comes before both (the first norm, a matrix that makes queries, keys and values) it
+keeps of both. The head keeps the final norm's output; at label positions it keeps it once more, with its gradient; and
+the logits of one chunk.
 
 Left out: rotary tables, masks, token ids, router statistics, DeBERTa's relative positions, T5's trained
 position table (under it attention is never fused), and what lives only within an operation. Eager attention
@@ -90,7 +91,7 @@ class SavedByPart:
 
 
 def saved(step: Flow, workload: Workload) -> SavedByPart:
-    """What a step of `workload.batch` rows keeps, without checkpointing."""
+    """What a step of `workload.per_device_train_batch_size` rows keeps, without checkpointing."""
     heads = [_head(block_loss, step, workload) for block_loss in step.block_losses]
     return SavedByPart(
         embeddings=_embeddings(step, workload),
@@ -112,10 +113,12 @@ class _Block:
         self.anatomy = step.anatomy
         self.hidden = step.anatomy.hidden_size
         self.w = state_bytes(block.widened, workload)
-        self.c = 2 if workload.autocast else self.w
+        self.c = 2 if workload.bf16 else self.w
         self.drops = workload.dropout and block.trains
 
     def saved(self) -> Saved:
+        # The sum of the terms in the module's docstring, times the tokens of a batch. Copies of weights do not depend
+        # on the number of tokens.
         per_token = self._norms() + self._feed_forward() + self._experts() + self._dropout()
         per_token += sum(map(self._attention, self.block.attentions))
         weights = sum(_weights(matrix, self.w, self.workload) for matrix in self.block.matrices)
@@ -123,11 +126,17 @@ class _Block:
         read = block_positions(self.block, self.step, self.workload)
         if read == n:
             return Saved(n * per_token, weights)
+        # With loss positions this (last) block runs in two parts: keys and values at all n positions, the rest at the
+        # `read` ones. `of_them_once` is in both sums, and is taken out of the second.
         everywhere, of_them_once = self._keys_and_values()
         return Saved(n * everywhere + read * (per_token - of_them_once), weights)
 
     def _keys_and_values(self) -> tuple[float, float]:
-        """What keys and values keep together with what makes them, and how much of that queries do without."""
+        """What keys and values keep, with what makes them; and the part of it that queries do not need.
+
+        Queries need the first norm too, and the input of a matrix that makes queries with keys and values. These are
+        kept at all positions for keys and values, and at the loss positions once more for queries.
+        """
         flow = self.block.attentions[0]
         attention = flow.attention
         makers = [m for m in flow.inputs if set(sides(m.linear) or "qkv") & set("kv")]
@@ -139,11 +148,15 @@ class _Block:
         )
         keys, values = _prefix.keys_and_values(flow, self._attended(flow))
         if not self._fuses or self.drops:
+            # Eager: keys are kept if queries carry (their gradient is scores' gradient x keys), values if scores do.
             c = FLOAT if self._fuses else self.c
             made = alone = c * keys * flow.query + c * values * flow.scores
         elif flow.length:
+            # A prefix makes longer keys and values of its own: both are new tensors.
             made = alone = self.c * (keys + values)
         else:
+            # Fused kernels keep their operands. With rotary positions keys are a new tensor; of one matrix that makes
+            # all three, values stay a view that keeps the whole output.
             rotated = attention.k * (self.shape.family.rotary or not attention.fused)
             made = flow.passes * self.c * (rotated + float(attention.fused or attention.v))
             alone = flow.passes * self.c * (rotated + (0.0 if attention.fused else attention.v))
@@ -155,6 +168,7 @@ class _Block:
         return self.workload.attention == "sdpa" and not self.shape.family.unfused
 
     def _first_norm(self) -> float:
+        """The norm before attention, where there is one."""
         if not self.shape.normed_first:
             return 0.0
         first = next(norm for norm in self.shape.norms if not norm.side)
@@ -165,6 +179,8 @@ class _Block:
 
     def _norms(self) -> float:
         total = 0.0
+        # `around`: norms of the residual stream, in order; the others belong to queries or keys. A norm's input carries
+        # a gradient if what is before it trains: for the first that is the block's input, for the last its output.
         around = [norm for norm in self.shape.norms if not norm.side]
         carried = [self.block.middle] * len(around)
         if around and self.shape.ends_in_norm:
@@ -183,11 +199,13 @@ class _Block:
 
     def _attention(self, flow: AttentionFlow) -> float:
         attention = flow.attention
+        # 1. The inputs of the matrices that make queries, keys and values.
         total = self._sources([matrix for matrix in flow.inputs if matrix not in flow.from_encoder])
         for matrix in flow.from_encoder:
             # Without autocast every decoder block keeps one and the same tensor, the encoder's output.
-            total += self._inputs([matrix], self.hidden, self.w, kept_already=not self.workload.autocast)
+            total += self._inputs([matrix], self.hidden, self.w, kept_already=not self.workload.bf16)
         keys, values = _prefix.keys_and_values(flow, self._attended(flow))
+        # 2. Fused attention keeps queries, keys, values, its output, and a float32 number (log-sum-exp) for each head.
         if self._fuses and not self.drops:
             made = float(attention.q + attention.k + attention.v)
             if attention.fused:  # values stay a part of what one matrix made of all three
@@ -197,8 +215,10 @@ class _Block:
                 made = (attention.q if of_its_own else attention.fused) + keys + values + 2 * flow.marks
                 total += self._of_prefix(flow, self.c) + self._mask_of_prefix(flow)
             total += flow.passes * (self.c * (made + attention.a) + FLOAT * self.anatomy.num_heads)
+            # The attention's output is the input of the output matrix: kept once, unless the model copies it.
             kept_already = flow.passes and not self.shape.family.output_copied
             return total + self._inputs([flow.output], attention.a, self.c, kept_already)
+        # 3. Eager attention: each operand of the two products, and the scores after softmax, [heads, tokens, keys].
         c = FLOAT if self._fuses else self.c  # with dropout, torch's own attention leaves autocast
         total += c * keys * flow.query + c * (attention.q + flow.marks) * flow.key + c * values * flow.scores
         attended = self._attended(flow) + flow.length
@@ -206,20 +226,21 @@ class _Block:
         return total + self._inputs([flow.output], attention.a, self.c)
 
     def _attended(self, flow: AttentionFlow) -> int:
-        """How many tokens of the text a token attends."""
+        """How many tokens of the text a token attends to."""
         return self.workload.row_tokens("encoder" if flow.attention.cross else self.block.stack, self.anatomy)
 
     def _of_prefix(self, flow: AttentionFlow, c: int) -> float:
-        """What its gate keeps, and what it makes longer vectors of."""
-        own = 2 if self.workload.autocast else FLOAT
+        """What the gate of a prefix keeps, and the tensors that are joined with the prefix."""
+        own = 2 if self.workload.bf16 else FLOAT
         return c * _prefix.beside(flow, self._attended(flow)) + own * _prefix.of_its_gate(flow, self.hidden)
 
     def _mask_of_prefix(self, flow: AttentionFlow) -> float:
+        # A prefix makes the mask of a causal model longer: a new tensor [tokens, keys], one for the whole batch.
         causal = self.block.stack == "decoder"
-        return causal * self.c * (self._attended(flow) + flow.length) / self.workload.batch
+        return causal * self.c * (self._attended(flow) + flow.length) / self.workload.per_device_train_batch_size
 
     def _sources(self, matrices: Sequence[Matrix]) -> float:
-        """Of what the matrices multiply that make queries, keys and values: hidden states, or latent vectors."""
+        """The inputs of the matrices that make queries, keys and values: hidden states, or latent vectors."""
         together = [matrix for matrix in matrices if matrix.linear.in_features == self.hidden]
         latent = [matrix for matrix in matrices if matrix.linear.in_features != self.hidden]
         total = sum(self._inputs([matrix], matrix.linear.in_features, self.w) for matrix in latent)
@@ -227,6 +248,8 @@ class _Block:
 
     def _probabilities(self, flow: AttentionFlow, c: int) -> int:
         """Per head and key, of unfused attention."""
+        # With dropout the mask is kept, with a softcap its tanh; then the softmax, in float32, and the probabilities
+        # that multiply the values. Without dropout and in float32 these two are one tensor.
         total = c * (self.drops + self.shape.family.softcap) * flow.scores
         if c == FLOAT and not self.drops:
             return total + FLOAT * flow.passes
@@ -238,13 +261,16 @@ class _Block:
         leaving = [m for m in self.block.leaving if m.linear.copies == 1]
         carries = any(matrix.passes for matrix in entering)
         # In parallel blocks with one norm, feed-forward and attention keep one and the same input.
-        one_input = family.parallel and len(self.shape.norms) == 1 and not self.workload.autocast
+        one_input = family.parallel and len(self.shape.norms) == 1 and not self.workload.bf16
         kept_already = one_input and any(m.trained for flow in self.block.attentions for m in flow.inputs)
         total = self._inputs(entering, self.hidden, self.w, kept_already)
+        # The output of the activation function (times the gate) is the input of the matrix that follows: where the
+        # function keeps its own output, it is there already.
         kept_already = family.keeps_output and not gated and carries
         for matrix in leaving:
             inner = matrix.linear.in_features * matrix.linear.active
             rows = matrix.branch.rows if matrix.branch else 1
+            # Operands of the activation function, and of the gate's product: both factors.
             total += self.c * inner * rows * (family.activation_tensors + 2 * gated) * carries
             total += self._inputs([matrix], inner, self.c, kept_already)
             if rows > 1:
@@ -252,13 +278,13 @@ class _Block:
         return total
 
     def _mixed(self, rows: int) -> float:
-        """What a mixture's router keeps, and the sum of its experts' rows."""
-        routed = (2 if self.workload.autocast else FLOAT) * self.hidden + FLOAT * self.block.experts
+        """What a mixture's router keeps, and the experts' outputs that are summed."""
+        routed = (2 if self.workload.bf16 else FLOAT) * self.hidden + FLOAT * self.block.experts
         return routed + self.c * rows * self.hidden + (FLOAT + _INDEX) * 3 * rows
 
     def _experts(self) -> float:
-        """Experts in one tensor: they gather their tokens, compute in their weights' type, also under
-        autocast, and what leaves them is weighted by the router."""
+        """Experts whose weights are one tensor. They gather their tokens and compute in their weights' type, also under
+        autocast; the router's weights multiply their outputs."""
         entering = [m for m in self.block.entering if m.linear.copies > 1]
         carries, trained = any(m.passes for m in entering), any(m.trained for m in entering)
         total = 0.0
@@ -269,13 +295,14 @@ class _Block:
         return total
 
     def _dropout(self) -> float:
+        # A mask of the hidden width behind attention and behind the feed-forward, where a gradient passes.
         branches = (*(attention.output for attention in self.block.attentions), *self.block.leaving[-1:])
         return self.drops * self.c * self.hidden * sum(matrix.passes for matrix in branches)
 
 
 def _embeddings(step: Flow, workload: Workload) -> Saved:
     if not step.embeddings_train:
-        return Saved()
+        return Saved()  # token ids alone are needed, and they are not counted
     per_token = sum(_norm(norm, True, True, FLOAT) for norm in _norms_among(step.anatomy.embeddings))
     per_token += workload.dropout * FLOAT * step.anatomy.hidden_size
     weights = sum(_weights(matrix, FLOAT, workload) for matrix in step.embeddings)
@@ -292,30 +319,33 @@ def _head(block_loss: BlockLoss, step: Flow, workload: Workload) -> Saved:
     for position, item in enumerate(block_loss.matrices):
         w = state_bytes(item.matrix.trained, workload)
         # Without autocast a pooled token is a view that keeps the states of all tokens.
-        whole = not item.pooled or (position == 0 and not workload.autocast)
-        c = 2 if workload.autocast else w
+        whole = not item.pooled or (position == 0 and not workload.bf16)
+        c = 2 if workload.bf16 else w
         per_token = _inputs([item.matrix], item.matrix.linear.in_features, w, c, workload)
         if not chunks:
-            total += (n if whole else workload.batch) * per_token
+            total += (n if whole else workload.per_device_train_batch_size) * per_token
         weights += _weights(item.matrix, w, workload)
     if chunks:
+        # The final norm's output everywhere, and at label positions a copy of it and that copy's gradient.
         read = head_positions(block_loss.matrices[-1], step, workload)
         total += (n + 2 * read) * state_bytes(trains, workload) * step.anatomy.hidden_size
     return Saved(total, weights)
 
 
 def _logits(block_loss: BlockLoss, step: Flow, workload: Workload) -> float:
-    """The log-probabilities; a softcap keeps its tanh too."""
+    """What a loss over tokens keeps: the log-probabilities; with a softcap its tanh too."""
     head = block_loss.matrices
     if not head or any(item.pooled for item in head) or not head[-1].matrix.passes:
         return 0.0
     last = head[-1].matrix
-    narrow = 2 if workload.autocast else state_bytes(last.trained, workload)
+    narrow = 2 if workload.bf16 else state_bytes(last.trained, workload)
     per_logit = FLOAT + narrow * step.blocks[-1].structure.family.softcap
     return logit_positions(step, workload) * per_logit * last.linear.out_features
 
 
 def _norm(norm: Norm, carries: bool, trains: bool, w: int) -> float:
+    """A norm's bytes per token: LayerNorm keeps its input, mean and factor; RMSNorm works in float32, and keeps the
+    normed numbers too if its weight trains."""
     if norm.centres:
         return (carries or trains) * (w * norm.width + 2 * FLOAT * norm.groups)
     return carries * FLOAT * (norm.width + norm.groups) + trains * w * norm.width
@@ -324,12 +354,21 @@ def _norm(norm: Norm, carries: bool, trains: bool, w: int) -> float:
 def _inputs(
     matrices: Sequence[Matrix], width: float, held: int, c: int, workload: Workload, kept_already: bool = False
 ) -> float:
-    """What matrices that read one tensor, of `held` bytes per number, keep of it per token."""
+    """What matrices that read one tensor keep of it, in bytes per token.
+
+    Args:
+        matrices: they all read the same tensor.
+        width: numbers of that tensor per token.
+        held: its bytes per number.
+        c: bytes per number in matrix products.
+        workload: the work.
+        kept_already: another operation keeps the tensor in type `c`.
+    """
     trained = sum(matrix.trained for matrix in matrices)
-    lora_c = 2 if workload.autocast else FLOAT
+    lora_c = 2 if workload.bf16 else FLOAT
     total = 0.0
-    plain = 0
-    rows = 1
+    plain = 0  # branches that read the tensor itself
+    rows = 1  # a mixture's experts read each token several times
     for matrix in matrices:
         branch = matrix.branch
         if branch is None:
@@ -343,9 +382,11 @@ def _inputs(
             total += lora_c * branch.reads
         else:
             plain += 1
-    if workload.autocast or held != FLOAT:  # PEFT makes a float32 copy, autocast a narrow one
+    if workload.bf16 or held != FLOAT:  # PEFT makes a float32 copy, autocast a narrow one
         total += rows * plain * lora_c * width
         plain = 0
+    # A trained matrix keeps its input. If the tensor has the type of the product, all of them keep the same tensor;
+    # else autocast makes a copy for each.
     readers = trained + plain
     if held == c:
         readers = int(readers > 0 and not kept_already)
@@ -355,12 +396,13 @@ def _inputs(
 def _weights(matrix: Matrix, w: int, workload: Workload) -> float:
     """Bytes of copies of the matrix and of its branch."""
     linear = matrix.linear
-    rounded = workload.frozen_bits is not None and matrix.roundable  # is made again on the way back
-    copied = workload.autocast and w != 2 and linear.copies == 1 and not rounded
+    # A quantized matrix is made whole again in the backward pass, and keeps no copy.
+    quantized = workload.frozen_bits is not None and matrix.roundable
+    copied = workload.bf16 and w != 2 and linear.copies == 1 and not quantized
     total = 0.0
     if matrix.carries and (copied or matrix.partly):
-        total += (2 if workload.autocast else w) * linear.copies * linear.in_features * linear.out_features
-    if workload.autocast and matrix.branch:
+        total += (2 if workload.bf16 else w) * linear.copies * linear.in_features * linear.out_features
+    if workload.bf16 and matrix.branch:
         each = max(1, matrix.branch.experts)
         total += 2 * each * (matrix.branch.down * matrix.branch_carries + matrix.branch.up)
     return total

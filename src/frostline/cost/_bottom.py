@@ -1,4 +1,4 @@
-"""What leaves the model while it trains from the activation cache, and what comes in its place."""
+"""Training from the activation cache: what leaves the model, and the states that replace it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from frostline.cost._flow import Flow
 from frostline.cost._workload import BYTES, Workload
 
 BATCHES_AHEAD = 2
-"""Batches whose states are in memory: the one in use and the one that is being read."""
+"""Batches whose states are in memory: the one in use, and the one that is read meanwhile."""
 
 
 def replaced(step: Flow, workload: Workload) -> frozenset[int]:
-    """The blocks that do not run while training, since the activation cache gives what they would: none without one."""
+    """The blocks that do not run while training, since their outputs come from the activation cache."""
     if not workload.activation_cache:
         return frozenset()
     below = step.blocks[: step.bottom]
@@ -21,7 +21,7 @@ def replaced(step: Flow, workload: Workload) -> frozenset[int]:
 
 
 def embeddings_run(step: Flow, workload: Workload) -> bool:
-    """Whether token ids are embedded while training: not if every stack begins with stored states."""
+    """Whether the embeddings run while training: they do not if every stack begins with stored states."""
     first = {block.stack: block.index for block in reversed(step.blocks)}
     return not workload.activation_cache or any(index >= step.bottom for index in first.values())
 
@@ -29,8 +29,8 @@ def embeddings_run(step: Flow, workload: Workload) -> bool:
 def resident(step: Flow, workload: Workload) -> tuple[Tensor, ...]:
     """The tensors that are in memory while training.
 
-    What stays of embeddings that no longer run: a weight that the head shares, and tables of relative positions,
-    which the blocks read.
+    Of embeddings that do not run any more, two kinds stay: a weight that the head shares, and tables of relative
+    positions, which the blocks read.
     """
     anatomy, gone = step.anatomy, replaced(step, workload)
     embeds = embeddings_run(step, workload)
@@ -47,8 +47,8 @@ def resident(step: Flow, workload: Workload) -> tuple[Tensor, ...]:
 
 
 def row_state_bytes(step: Flow, workload: Workload) -> int:
-    """Bytes of one row's boundary states in the store: [tokens, hidden] for each stack with blocks below the
-    boundary, in the type that those compute in."""
+    """Bytes of one row's boundary states in the activation cache: [tokens, hidden] for each stack with blocks below the
+    boundary, in the type that these blocks compute in."""
     return _row_states(step, workload) * _stored_bytes(workload)
 
 
@@ -58,13 +58,13 @@ def bytes_on_disk(step: Flow, workload: Workload) -> int:
 
 
 def read_ahead(step: Flow, workload: Workload) -> int:
-    """Bytes of the states in memory while training; those in use are there in the frozen blocks' own type too,
-    where autocast stores them in another."""
+    """Bytes of stored states in memory while training. Where autocast stores them in another type than that of the
+    frozen blocks, those in use are there in both types."""
     if not workload.activation_cache:
         return 0
     stored, own = _stored_bytes(workload), BYTES[workload.frozen_dtype]
     each = BATCHES_AHEAD * stored + (own if own != stored else 0)
-    return workload.batch * _row_states(step, workload) * each
+    return workload.per_device_train_batch_size * _row_states(step, workload) * each
 
 
 def _row_states(step: Flow, workload: Workload) -> int:
@@ -73,4 +73,4 @@ def _row_states(step: Flow, workload: Workload) -> int:
 
 
 def _stored_bytes(workload: Workload) -> int:
-    return BYTES["bfloat16" if workload.autocast else workload.frozen_dtype]
+    return BYTES["bfloat16" if workload.bf16 else workload.frozen_dtype]

@@ -1,15 +1,14 @@
 """When an activation cache pays.
 
-In units of one forward pass of all rows through the frozen bottom: the caching pass costs `1 - stored`, for it takes
-every row that the store lacks, and each epoch saves one. Writing and reading add to that what was measured on a
-CPU with a decoder of 12 blocks of width 512 (methods.md, section 7): 3.4 ms a step to write and 1.4 ms to read
-the states of a bottom that takes 732 ms. So it pays from
+The unit is one forward pass of all rows through the frozen bottom. The caching pass costs `1 - stored`, since it runs
+every row that the cache lacks, and each epoch saves one. Writing and reading cost something too. This was measured on
+a CPU with a decoder of 12 blocks of width 512 (methods.md, section 7): 3.4 ms a step to write and 1.4 ms to read the
+states of a bottom whose forward pass needs 732 ms. So an activation cache pays from
 
     (1 - stored) (1 + writing) / (1 - reading)
 
-epochs on. Left out: that the share of writing and reading falls with the depth and the width of the bottom and
-grows with the speed of the device; T5's first blocks, which run on; and the memory that a store saves at any
-number of epochs.
+epochs on. Left out: the share of writing and reading is smaller for a deeper and wider bottom, and larger on a faster
+device; T5's first blocks, which still run; and the memory that an activation cache saves at any number of epochs.
 """
 
 from __future__ import annotations
@@ -31,11 +30,15 @@ READING = 1.4 / 732
 
 @dataclass(frozen=True)
 class Estimate:
-    """What an activation cache would do for a run; `str` tells it in one line.
+    """What an activation cache would save in a run; `str` gives it as one line.
 
-    `epochs`: passes over the data. `bytes`: what it has to write. `break_even_epochs`: it pays above these.
-    `saved_share`: of the operations of the run without it; negative if the caching pass costs more than it saves.
-    `reason`: why it pays or does not.
+    Attributes:
+        epochs: passes over the data.
+        bytes: what has to be written.
+        break_even_epochs: with more epochs than these it pays.
+        saved_share: the saved share of the run's operations; negative if the caching pass costs more than is saved.
+        pays: whether it pays.
+        reason: why it pays or does not.
     """
 
     epochs: float
@@ -53,14 +56,17 @@ class Estimate:
 
 
 def cache_pays(*, epochs: float, store_bytes: int, bottom_share: float, stored_share: float = 0.0) -> Estimate:
-    """Whether an activation cache makes a run of `epochs` passes over the data cheaper.
+    """Whether an activation cache makes a run cheaper.
 
-    `store_bytes` is what the boundary states of all rows take; `stored_share` of them the store holds already.
-    `bottom_share` is the share of a step's operations, without a store, that the frozen bottom's forward takes.
+    Args:
+        epochs: passes over the data.
+        store_bytes: size of the boundary states of all rows.
+        bottom_share: the forward pass of the frozen bottom, as a share of a step's operations without a cache.
+        stored_share: the share of the rows that the cache holds already.
     """
     wanted = 1 - stored_share
     if bottom_share <= 0:
-        return Estimate(epochs, 0, math.inf, 0.0, False, "no block lies below the boundary: there is nothing to store")
+        return Estimate(epochs, 0, math.inf, 0.0, False, "no block is below the boundary, so there is nothing to store")
     break_even = wanted * (1 + WRITING) / (1 - READING)
     saved = bottom_share * (1 - wanted / epochs)
     pays = epochs > break_even
@@ -77,15 +83,21 @@ def cache_pays(*, epochs: float, store_bytes: int, bottom_share: float, stored_s
 def cache_estimate(plan: Plan, anatomy: Anatomy, workload: Workload, store_bytes: int | None = None) -> Estimate:
     """Whether an activation cache makes training under `plan` on `workload` cheaper.
 
-    `store_bytes` is what the states of all rows take, where it is known better than by `workload.length`, which
-    counts padding. Raises `UserError` when the plan does not fit the anatomy.
+    Args:
+        plan: what trains.
+        anatomy: of the model.
+        workload: the work.
+        store_bytes: size of the states of all rows, where it is known; else it follows from `workload.length`, which
+            counts padding.
+
+    Raises `PlanError` when the plan does not fit the anatomy.
     """
     without = workload.model_copy(update={"activation_cache": False})
-    an_epoch = step_flops(plan, anatomy, without).total * workload.rows / workload.batch
+    an_epoch = step_flops(plan, anatomy, without).total * workload.rows / workload.per_device_train_batch_size
     if store_bytes is None:
         store_bytes = bytes_on_disk(flow(plan, anatomy), workload)
     return cache_pays(
-        epochs=workload.epochs,
+        epochs=workload.num_train_epochs,
         store_bytes=store_bytes,
         bottom_share=bottom_flops(plan, anatomy, workload) / an_epoch,
         stored_share=workload.stored_share,
@@ -94,9 +106,9 @@ def cache_estimate(plan: Plan, anatomy: Anatomy, workload: Workload, store_bytes
 
 def _why_not(epochs: float, wanted: float) -> str:
     if epochs > wanted:
-        return "what it saves is less than writing and reading the states costs"
+        return "writing and reading the states costs more than it saves"
     if epochs < wanted:
-        return "the caching pass costs more than it saves, since it takes rows that training never reaches"
+        return "the caching pass costs more than it saves, since it runs rows that training never reaches"
     if wanted == 1:
-        return "it saves nothing at one epoch: each row passes the frozen bottom once either way"
-    return "it saves nothing: as many rows are missing from it as training reads"
+        return "it saves nothing at one epoch: each row passes the frozen bottom once with and without it"
+    return "it saves nothing: the cache lacks as many rows as training reads"

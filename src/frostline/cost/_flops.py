@@ -89,7 +89,7 @@ class StepFlops:
 
 
 def step_flops(plan: Plan, anatomy: Anatomy, workload: Workload) -> StepFlops:
-    """Operations of one training step of `workload.batch` rows under `plan`; with an activation cache, of a step after
+    """Operations of one training step of one device's batch under `plan`; with an activation cache, of a step after
     the caching pass."""
     step = flow(plan, anatomy)
     gone = replaced(step, workload)
@@ -111,7 +111,7 @@ def bottom_flops(plan: Plan, anatomy: Anatomy, workload: Workload) -> float:
     if step.bottom == 0:
         return 0.0
     below = [_embeddings(step, workload), *(_block(b, step, workload.plain) for b in step.blocks[: step.bottom])]
-    return _sum(below).forward * workload.rows / workload.batch
+    return _sum(below).forward * workload.rows / workload.per_device_train_batch_size
 
 
 def caching_flops(plan: Plan, anatomy: Anatomy, workload: Workload) -> float:
@@ -154,9 +154,10 @@ def _block(block: BlockFlow, step: Flow, workload: Workload) -> Flops:
             positions = encoded if matrix in attention.from_encoder else _positions(matrix, n, read)
             parts.append(_matrix(matrix, positions))
         parts.append(_matrix(attention.output, read))
-        parts.append(_products(attention, read, (encoded if cross else n) / workload.batch, step.anatomy.hidden_size))
+        attended = (encoded if cross else n) / workload.per_device_train_batch_size
+        parts.append(_products(attention, read, attended, step.anatomy.hidden_size))
     done = _sum(parts)
-    if not (workload.checkpointing and block.trains):
+    if not (workload.activation_checkpointing and block.trains):
         return done
     # Recomputing stops at the last matrix, whose output nobody keeps, unless something comes after it.
     last = block.structure.ends_in_norm or workload.dropout or read < n

@@ -1,4 +1,4 @@
-"""FLORA's options, and how many numbers it keeps for a tensor: what the optimizer and the prediction share.
+"""How many numbers FLORA keeps for a tensor: for the optimizer and the prediction.
 
 Shapes: a matrix [n, m]; rank r; the projected side is n or m, the other one stays.
 """
@@ -27,7 +27,7 @@ def sum_numbers(shape: Sequence[int], options: FloraOptions) -> int:
 
 
 def state_numbers(shape: Sequence[int], options: FloraOptions) -> int:
-    """Numbers that stay between steps for a tensor; those of AdamW where it is not compressed."""
+    """Numbers that are kept for a tensor between steps; where it is not compressed, as many as AdamW keeps."""
     if projected_side(shape, options) is None:
         return 2 * math.prod(shape)
     momentum = sum_numbers(shape, options) if options.beta1 else 0

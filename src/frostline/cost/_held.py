@@ -1,7 +1,7 @@
-"""What a device holds of the weights: in which type, rounded, whole or its share; and what it puts together of them.
+"""The weights that a device holds: their type, quantized or not, as a whole or a share; and what it puts together.
 
-On N devices FSDP shards every parameter, so that each holds 1/N of it, and gathers a unit when it runs. A unit is a
-block; what lies outside the blocks is the root's. Beside its share a device then has
+On N devices FSDP shards every parameter: each device holds 1/N of it, and gathers a unit when the unit runs. A unit is
+a block; the root is what is outside the blocks. In addition to its share a device then has
 
     forward      the root's weights throughout; of the block that is gathered a copy beside them, and that of the unit
                  before it
@@ -11,15 +11,16 @@ block; what lies outside the blocks is the root's. Beside its share a device the
     accumulated  with several batches to a step, the gradients of all blocks from the first batch on
 
 in the type that is computed in: bfloat16 under autocast (accelerate's policy), else the type held. A buffer is
-whole on each device: a matrix of which some rows train, and a rounded one.
+whole on each device; a matrix of which some rows train is one, and so is a quantized matrix.
 
-A rounded matrix [out, in] takes, in 8 bits, a byte per number and 4 per row; in 4 bits half a byte per number, a byte
-for each 64 of them, 4 for each 256 of those, and its tables. While it multiplies it is made whole, twice in 8 bits,
-and once more under autocast from float32.
+A quantized matrix [out, in] needs, in 8 bits, a byte per number and 4 per row; in 4 bits half a byte per number, a
+byte for each 64 of them, 4 for each 256 of those, and its tables. While it multiplies it is made whole, twice in 8
+bits, and once more under autocast from float32.
 
-Left out: the shards' padding, and what collectives need for themselves. Against torch's fully_shard with collectives
-that move nothing (2 and 8 devices, a Llama of 8 blocks; `all`, bot50, LoRA and head; with checkpointing, autocast and
-accumulation) the peak is right to 1% where activations rule it, and up to 9% high where units do.
+Left out: the shards' padding, and the memory of the collective operations themselves. Against torch's fully_shard
+with collectives that move nothing (2 and 8 devices, a Llama of 8 blocks; `all`, bot50, LoRA and head; with
+checkpointing, autocast and accumulation) the peak is right to 1% where activations decide it, and up to 9% too high
+where units do.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from frostline.cost._workload import FLOAT, Workload, weight_bytes
 from frostline.plan import Plan
 
 ABOVE, BELOW = -1, -2
-"""The places of what lies outside the blocks, beside the blocks' numbers."""
+"""The places outside the blocks; a block's place is its number."""
 
 _TABLES = 1256
 """Bytes of the two code books of a matrix in 4 bits, and of their description."""
@@ -109,30 +110,30 @@ def gathered(tensors: Sequence[Held], trained: Mapping[int, int], step: Flow, wo
     if workload.devices == 1:
         return Gathered(0.0, root, weights, {})
     for item in tensors:
-        whole = (2.0 * item.numbers if workload.autocast else item.nbytes) if item.sharded else 0.0
+        whole = (2.0 * item.numbers if workload.bf16 else item.nbytes) if item.sharded else 0.0
         if item.place in (ABOVE, BELOW):
             root += whole
         else:
             weights[item.place] += whole
-    number = 2.0 if workload.autocast else FLOAT
+    number = 2.0 if workload.bf16 else FLOAT
     gradients = {where: number * count for where, count in trained.items()}
-    if workload.accumulation > 1:
+    if workload.gradient_accumulation_steps > 1:
         return Gathered(root + sum(gradients.values()), root, weights, {})
     return Gathered(root, root, weights, gradients)
 
 
 def made_whole(step: Flow, workload: Workload) -> float:
-    """Bytes of the largest rounded matrix while it multiplies."""
+    """Bytes of the largest quantized matrix while it multiplies."""
     needs = [0.0]
     for block in step.blocks:
         own = weight_bytes(block.widened, workload)
-        number = own * (2 if workload.frozen_bits == 8 else 1) + 2 * (workload.autocast and own != 2)
-        needs += [float(number * size) for size in map(_numbers, _rounded(block, workload))]
+        number = own * (2 if workload.frozen_bits == 8 else 1) + 2 * (workload.bf16 and own != 2)
+        needs += [float(number * size) for size in map(_numbers, _quantized(block, workload))]
     return max(needs)
 
 
 def place(tensor: Tensor, anatomy: Anatomy) -> int:
-    """Where a tensor's gradient arises first on the way back; that of a tied embedding in the head."""
+    """Where the backward pass first has a gradient of a tensor; for a tied embedding that is the head."""
     if tensor.block is not None:
         return tensor.block
     in_head = any(linear.weight == tensor.name for linear in anatomy.head_linears)
@@ -141,11 +142,11 @@ def place(tensor: Tensor, anatomy: Anatomy) -> int:
 
 def _own(plan: Plan, anatomy: Anatomy, step: Flow, workload: Workload) -> Iterator[Held]:
     trained = {item.tensor.name: item for item in select(plan, anatomy)}
-    rounded = {linear.weight: linear for block in step.blocks for linear in _rounded(block, workload)}
+    quantized = {linear.weight: linear for block in step.blocks for linear in _quantized(block, workload)}
     for tensor in resident(step, workload):
         item, where = trained.get(tensor.name), place(tensor, step.anatomy)
-        if tensor.name in rounded:
-            yield Held(where, tensor.numel, _quantized_bytes(rounded[tensor.name], workload), sharded=False)
+        if tensor.name in quantized:
+            yield Held(where, tensor.numel, _quantized_bytes(quantized[tensor.name], workload), sharded=False)
             continue
         widened = tensor.block is not None and step.blocks[tensor.block].widened
         number = weight_bytes(item is not None or widened, workload)
@@ -161,7 +162,7 @@ def _adapters(step: Flow) -> Iterator[Held]:
             yield Held(block.index, prod(shape), FLOAT * prod(shape))
 
 
-def _rounded(block: BlockFlow, workload: Workload) -> list[Linear]:
+def _quantized(block: BlockFlow, workload: Workload) -> list[Linear]:
     return [matrix.linear for matrix in block.matrices if matrix.roundable] if workload.frozen_bits else []
 
 

@@ -18,13 +18,13 @@ def block_positions(block: BlockFlow, step: Flow, workload: Workload) -> float:
     last = block.index == step.blocks[-1].index
     if not (workload.loss_positions and last and block.structure.family.splits):
         return n
-    return workload.batch if step.classifies else n * workload.label_share
+    return workload.per_device_train_batch_size if step.classifies else n * workload.label_share
 
 
 def head_positions(item: HeadMatrix, step: Flow, workload: Workload) -> float:
     """Where a matrix after the blocks multiplies."""
     if item.pooled:
-        return workload.batch
+        return workload.per_device_train_batch_size
     n = workload.step_tokens("decoder", step.anatomy)
     return n * workload.label_share if chunked(step, workload) else n
 

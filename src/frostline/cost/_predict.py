@@ -19,13 +19,23 @@ from frostline.plan import Plan
 
 @dataclass(frozen=True)
 class Prediction:
-    """The predicted cost of a plan. Ratios are to full fine-tuning of the same model on the same workload, without
-    an activation cache and with every position computed. `run_flops_ratio` includes the caching pass, if there is one.
+    """The predicted cost of a plan.
 
-    `run_flops` are the operations of the run, `disk_bytes` what the activation cache takes when all rows are in it:
-    both of all devices together. `memory` is one device's, in bytes by part; `assumes` is the workload.
+    Ratios compare with full fine-tuning of the same model on the same workload, without an activation cache and with
+    every position computed.
 
-    Parameters are exact. `run_seconds` and `time_ratio`, the caching pass included, are None without a speed.
+    Attributes:
+        trainable_parameters: exact.
+        total_parameters: exact.
+        flops_ratio: operations of a step.
+        run_flops: operations of the run, of all devices together.
+        run_flops_ratio: the same as a ratio; the caching pass is included, if there is one.
+        run_seconds: seconds of the run with its caching pass; None without a speed.
+        time_ratio: the same as a ratio; None without a speed.
+        memory_ratio: peak memory of a device.
+        memory: of one device, in bytes by part.
+        disk_bytes: the activation cache when all rows are in it, of all devices together.
+        assumes: the workload.
     """
 
     trainable_parameters: int
@@ -45,7 +55,7 @@ class Prediction:
         return self.memory.peak
 
     def document(self) -> dict[str, Any]:
-        """The prediction as plain data, without parameters and workload, which stand beside it."""
+        """The prediction as plain data, without parameters and workload, which a record has elsewhere."""
         return {
             "flops_ratio": round(self.flops_ratio, 6),
             "run_flops": round(self.run_flops),
@@ -60,11 +70,17 @@ class Prediction:
 
 
 def predict(plan: Plan, anatomy: Anatomy, workload: Workload, speed: Speed | None = None) -> Prediction:
-    """The cost of training `anatomy`'s model under `plan` on `workload`.
+    """The cost of training a model under a plan. It needs no weights.
 
-    Needs no weights: the anatomy of a model on the meta device will do. `speed` is what was calibrated for this
-    workload. Formulas and what they leave out are in `_flops`, `_activations`, `_memory` and `_speed`. Raises
-    `UserError` when the plan does not fit the anatomy.
+    The formulas, and what they leave out, are in `_flops`, `_activations`, `_memory` and `_speed`.
+
+    Args:
+        plan: what trains.
+        anatomy: of the model, which may be on the meta device.
+        workload: the work.
+        speed: the speed that was calibrated for this workload.
+
+    Raises `PlanError` when the plan does not fit the anatomy.
     """
     seconds = ratio = None
     if speed is not None:

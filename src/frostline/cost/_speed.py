@@ -1,27 +1,28 @@
-"""How long training takes: operations turned into seconds, at speeds that were measured.
+"""How long training takes: operations become seconds, by speeds that were measured.
 
-A batch takes, with the work of `_flops` and the speeds of one machine for one model, batch, length and precision,
+The seconds of a batch follow from the work of `_flops` and the speeds of one machine, for one model, batch size,
+length and precision:
 
     sum over blocks  F forward + I input_gradient + W weight_gradient + A lora
     + H head + E embeddings + batch
 
 F, I, W are the operations of a block's forward pass and of its two kinds of gradient, H those of the head, A the
-numbers that adapters read and make, E the trained parameters of the embeddings. An optimizer step takes so much
-for each of its batches, and `parameter` for each trained parameter: clipping, the step itself, zeroing.
+numbers that adapters read and make, E the trained parameters of the embeddings. An optimizer step takes this for each
+of its batches, and `parameter` for each trained parameter: clipping, the step itself, zeroing.
 
-A speed holds more than the matrix products it is counted by: what else grows with them. `forward` has the elementwise
+A speed includes more than matrix products: everything that grows with them. `forward` has the elementwise
 work of a frozen block's forward pass; `input_gradient` what a block takes more when a gradient passes it, saved
 activations included; `weight_gradient` what it takes more when it trains, dropout included; `head` the loss, and what
-computing only what the loss reads costs beside what it saves. So a speed is right for the batch, the length and the
+what loss positions cost and save. So a speed is right for the batch, the length and the
 precision that it was measured at, and roughly right near them: on one core, MiniLM and base16, one of 8 rows of 64
 tokens gave other speeds' steps within 11% from half to four times as many tokens, within 17% at a quarter.
 
-A caching pass takes its forward operations, and the store is compared on a few rows before it is used: with the bottom,
-with its own states put back, and from the store.
+A caching pass takes its forward operations. Before the cache is used, a few rows are compared: with the bottom, with
+its own states put back, and from the cache.
 
 Left out: reading an activation cache, which happens beside the step; evaluation, logging and saving; loading the
 model, and what else a run does once before its first step; communication between devices; and that blocks which train
-need no unpacking where frozen ones are rounded to few bits, once that costs more than weight gradients.
+need no unpacking where frozen ones are quantized, once that costs more than weight gradients.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ many rows pass the bottom for it."""
 
 
 class Speed(BaseModel):
-    """Seconds per unit of work, as the module says; `batch` is what every batch takes whatever the plan."""
+    """Seconds per unit of work, as the module says; `batch` is what every batch takes under any plan."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -75,18 +76,21 @@ class StepTimes:
 
 
 def step_seconds(plan: Plan, anatomy: Anatomy, workload: Workload, speed: Speed) -> float:
-    """Predicted seconds of one optimizer step, of `workload.accumulation` batches.
+    """Predicted seconds of one optimizer step, of `workload.gradient_accumulation_steps` batches.
 
     Raises `UserError` when the plan does not fit the anatomy.
     """
     trained = trainable_parameters(plan, anatomy) / workload.devices
-    return workload.accumulation * _batch_seconds(plan, anatomy, workload, speed) + trained * speed.parameter
+    return (
+        workload.gradient_accumulation_steps * _batch_seconds(plan, anatomy, workload, speed)
+        + trained * speed.parameter
+    )
 
 
 def run_seconds(plan: Plan, anatomy: Anatomy, workload: Workload, speed: Speed) -> float:
     """Predicted seconds of a run: what comes before an activation cache is used, if one is, and the steps of all
     epochs."""
-    steps = workload.steps / workload.accumulation
+    steps = workload.steps / workload.gradient_accumulation_steps
     before = _caching_seconds(plan, anatomy, workload, speed) if workload.activation_cache else 0.0
     return before + steps * step_seconds(plan, anatomy, workload, speed)
 
@@ -159,7 +163,7 @@ def _caching_seconds(plan: Plan, anatomy: Anatomy, workload: Workload, speed: Sp
     if not epoch:
         return 0.0
     passing = caching_flops(plan, anatomy, workload) / workload.devices + epoch * PASSED_FOR_CHECK / workload.rows
-    batches = CHECKS * min(1.0, CHECKED / workload.batch)
+    batches = CHECKS * min(1.0, CHECKED / workload.per_device_train_batch_size)
     return passing * speed.forward + batches * _batch_seconds(plan, anatomy, workload, speed)
 
 

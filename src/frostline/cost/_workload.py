@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from frostline.anatomy import Anatomy
-from frostline.plan import FloraOptions, Optimizer, check_optimizer
+from frostline.plan import FloraOptions, OptimArgs, read_optim_args
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -17,40 +17,49 @@ FLOAT = BYTES["float32"]
 
 
 class Workload(BaseModel):
-    """What is trained on, and how.
+    """What is trained on, and how. Settings that `transformers.TrainingArguments` has carry its names.
 
-    `rows` examples per epoch; `batch` rows at a time on one device, each of `length` tokens after padding (the mean
-    over the batches); the optimizer steps after `accumulation` batches. Several `devices` share the rows, and the
-    model too: FSDP shards it block by block. `label_tokens` is the length of the
-    targets that an encoder-decoder's decoder reads (None: as `length`); other models have none.
-
-    `dtype` is what matrices are multiplied in: bfloat16 means autocast. `frozen_dtype` is what frozen tensors
-    are kept in, the checkpoint's; trained ones are always float32. `frozen_bits` rounds the frozen matrices of the
-    blocks to 8 or 4 bits. `attention` is transformers' `attn_implementation`. `checkpointing` recomputes the
-    activations of trained blocks. `dropout` says that trained blocks have active dropout (`has_dropout` reads it
-    from a config). `optimizer_options` are FLORA's, which runs on one device. `optimizer_in_backward` steps each
-    parameter when its gradient is there, and frees that: on one device, without accumulation.
-
-    `activation_cache`: what lies below the boundary runs once, before training, and its weights leave memory; the
-    store holds `stored_share` of the rows already. `loss_positions`: the head and the loss run at label positions
-    alone, `label_share` of all, in chunks, and the last block computes keys and values everywhere but all else
-    at label positions (a classifier's: at one position of each row), unless it has dropout.
+    Attributes:
+        rows: examples per epoch. Several `devices` share them.
+        length: tokens of a row after padding: the mean over the batches.
+        per_device_train_batch_size: rows of a batch on one device.
+        devices: devices that train together. They share the model too: FSDP shards it block by block.
+        gradient_accumulation_steps: batches of a device in one optimizer step.
+        num_train_epochs: passes over the rows.
+        bf16: matrices are multiplied in bfloat16, under autocast; else in float32.
+        optim: a name of `TrainingArguments.optim`, or `flora`, which runs on one device.
+        optim_args: arguments of the optimizer; for flora, `FloraOptions`.
+        optimizer_in_backward: step each parameter when its gradient is there, and free the gradient: on one device,
+            without accumulation.
+        attention: transformers' `attn_implementation`.
+        activation_checkpointing: the backward pass recomputes the activations of trained blocks.
+        dropout: trained blocks have active dropout (`has_dropout` reads it from a config).
+        label_tokens: length of the targets that an encoder-decoder's decoder reads; None: as `length`. Other models
+            have none.
+        frozen_dtype: what frozen tensors are kept in, the checkpoint's; trained ones are always float32.
+        frozen_bits: the frozen matrices of the blocks are quantized to 8 or 4 bits.
+        activation_cache: what lies below the boundary runs once, before training, and its weights leave memory.
+        stored_share: share of the rows that the activation cache holds already.
+        label_share: share of all positions that carry a label.
+        loss_positions: head and loss run at label positions alone, in chunks. The last block computes keys and values
+            at all positions, and everything else at label positions (a classifier's: at one position of each row),
+            unless it has dropout.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     rows: int = Field(1000, gt=0)
     length: int = Field(128, gt=0)
-    batch: int = Field(32, gt=0)
+    per_device_train_batch_size: int = Field(32, gt=0)
     devices: int = Field(1, gt=0)
-    accumulation: int = Field(1, gt=0)
-    epochs: float = Field(1, gt=0)
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    optimizer: Optimizer = "adamw"
-    optimizer_options: FloraOptions | None = None
+    gradient_accumulation_steps: int = Field(1, gt=0)
+    num_train_epochs: float = Field(1, gt=0)
+    bf16: bool = False
+    optim: str = "adamw_torch_fused"
+    optim_args: OptimArgs | None = None
     optimizer_in_backward: bool = False
     attention: Literal["eager", "sdpa"] = "sdpa"
-    checkpointing: bool = False
+    activation_checkpointing: bool = False
     dropout: bool = False
     label_tokens: int | None = Field(None, gt=0)
     frozen_dtype: Dtype = "float32"
@@ -60,28 +69,34 @@ class Workload(BaseModel):
     label_share: float = Field(1.0, gt=0, le=1)
     loss_positions: bool = False
 
+    @field_validator("optim_args", mode="plain")
+    @classmethod
+    def _of_the_optimizer(cls, value: Any, info: ValidationInfo) -> Any:
+        return read_optim_args(info.data.get("optim", ""), value)
+
     @model_validator(mode="after")
     def _can_step_in_backward(self) -> Workload:
-        if self.optimizer_in_backward and (self.accumulation > 1 or self.devices > 1):
-            raise ValueError("optimizer_in_backward goes without accumulation, on one device")
+        if self.optimizer_in_backward and (self.gradient_accumulation_steps > 1 or self.devices > 1):
+            raise ValueError("optimizer_in_backward needs one device and gradient_accumulation_steps=1")
         return self
 
     @model_validator(mode="after")
     def _optimizer_fits(self) -> Workload:
-        check_optimizer(self.optimizer, self.optimizer_options)
-        if self.optimizer == "flora" and self.devices > 1:
-            raise ValueError("optimizer: flora runs on one device")
+        if self.optim == "flora" and self.devices > 1:
+            raise ValueError("optim: flora runs on one device: use devices=1 or another optimizer")
         return self
 
     @property
     def flora(self) -> FloraOptions | None:
         """FLORA's options, None with another optimizer."""
-        return (self.optimizer_options or FloraOptions()) if self.optimizer == "flora" else None
+        if self.optim != "flora":
+            return None
+        return self.optim_args if isinstance(self.optim_args, FloraOptions) else FloraOptions()
 
     @property
     def plain(self) -> Workload:
-        """The same work, done in full in every step: no activation cache, every position computed, and an optimizer's
-        step after the backward pass."""
+        """The same work without frostline's savings: no activation cache, every position computed, the optimizer's step
+        after the backward pass."""
         usual = {
             "activation_cache": False,
             "stored_share": 0.0,
@@ -93,11 +108,7 @@ class Workload(BaseModel):
     @property
     def steps(self) -> float:
         """Batches of one device in all epochs together; the last may be a part of one."""
-        return self.rows * self.epochs / (self.batch * self.devices)
-
-    @property
-    def autocast(self) -> bool:
-        return self.dtype == "bfloat16"
+        return self.rows * self.num_train_epochs / (self.per_device_train_batch_size * self.devices)
 
     def row_tokens(self, stack: str, anatomy: Anatomy) -> int:
         """How many tokens of one row pass the blocks of a stack ("encoder" or "decoder")."""
@@ -106,7 +117,7 @@ class Workload(BaseModel):
 
     def step_tokens(self, stack: str, anatomy: Anatomy) -> int:
         """How many tokens of one batch pass the blocks of a stack."""
-        return self.batch * self.row_tokens(stack, anatomy)
+        return self.per_device_train_batch_size * self.row_tokens(stack, anatomy)
 
 
 def weight_bytes(trains: bool, workload: Workload) -> int:
@@ -117,7 +128,7 @@ def weight_bytes(trains: bool, workload: Workload) -> int:
 def state_bytes(trains: bool, workload: Workload) -> int:
     """Bytes per number of hidden states: of the type in which their weights come into the forward pass, which FSDP
     gathers in bfloat16 under autocast."""
-    return 2 if workload.devices > 1 and workload.autocast else weight_bytes(trains, workload)
+    return 2 if workload.devices > 1 and workload.bf16 else weight_bytes(trains, workload)
 
 
 def storage_dtype(dtype: Any) -> Dtype:

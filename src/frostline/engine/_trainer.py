@@ -222,9 +222,9 @@ class Trainer(SavingTrainer):
         workload = Workload(
             rows=amount.rows,
             length=max(1, round(amount.mean_length)),
-            batch=args.train_batch_size,
-            epochs=float(max(passes - began * per_step / rows, per_step / rows)),
-            dtype="float32" if self._autocast_dtype is None else "bfloat16",
+            per_device_train_batch_size=args.train_batch_size,
+            num_train_epochs=float(max(passes - began * per_step / rows, per_step / rows)),
+            bf16=self._autocast_dtype is not None,
             stored_share=1 - amount.missing / amount.rows,
         )
         return cache_estimate(self.applied.plan, self.applied.anatomy, workload, amount.bytes)

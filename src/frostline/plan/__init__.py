@@ -4,7 +4,7 @@ from frostline.plan import adapters
 from frostline.plan._forward import Forward, Residual
 from frostline.plan._mode import Adding, Mode, OwnTensors, Targeted, TargetModules, Targets
 from frostline.plan._modes import BlockMode, Frozen, Full, Partial, PartMode
-from frostline.plan._optimizer import FloraOptions, Optimizer, check_optimizer
+from frostline.plan._optimizer import FloraOptions, OptimArgs, read_optim_args
 from frostline.plan._plan import Plan, block_ranges, named_blocks
 from frostline.plan._schedule import FixedSchedule, Observations, Schedule
 from frostline.plan._split import Split
@@ -27,7 +27,7 @@ __all__ = [
     "Mixture",
     "Mode",
     "Observations",
-    "Optimizer",
+    "OptimArgs",
     "OwnTensors",
     "PartMode",
     "Partial",
@@ -42,11 +42,11 @@ __all__ = [
     "Targets",
     "adapters",
     "block_ranges",
-    "check_optimizer",
     "document",
     "from_text",
     "load_plan",
     "named_blocks",
+    "read_optim_args",
     "save_plan",
     "strip",
     "to_json",

@@ -1,14 +1,13 @@
-"""Which optimizer trains, and its options, as pure data."""
+"""FLORA's options, and the arguments of any optimizer (`optim_args`), as pure data."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
-from frostline.core.settings import Options
-
-Optimizer = Literal["adamw", "sgd", "flora"]
+from frostline.core.settings import Options, first_error
 
 
 class FloraOptions(Options):
@@ -40,7 +39,37 @@ class FloraOptions(Options):
     eps: float = Field(1e-8, gt=0)
 
 
-def check_optimizer(optimizer: Optimizer, options: FloraOptions | None) -> None:
-    """Raise `ValueError` for options of an optimizer that has none."""
-    if options is not None and optimizer != "flora":
-        raise ValueError(f"optimizer_options are those of flora, and optimizer is {optimizer}: leave them out")
+OptimArgs = FloraOptions | dict[str, Any]
+"""Arguments of an optimizer: FLORA's, or names and values that transformers passes on."""
+
+
+def read_optim_args(optim: str, value: Any) -> OptimArgs | None:
+    """The arguments of the optimizer `optim`: a mapping, or text such as `rank=16,kappa=1000`.
+
+    Raises `ValueError` for text of another form, and for what is not an option of FLORA.
+    """
+    given: OptimArgs | None
+    if value is None or isinstance(value, FloraOptions):
+        given = value
+    elif isinstance(value, str):
+        given = _parse(value)
+    elif isinstance(value, Mapping):
+        given = dict(value)
+    else:
+        raise ValueError("it should be a mapping, or text such as rank=16,kappa=1000")
+    if optim == "flora" and isinstance(given, dict):
+        try:
+            return FloraOptions.model_validate(given)
+        except ValidationError as error:
+            raise ValueError(first_error(error)) from None
+    if optim != "flora" and isinstance(given, FloraOptions):
+        raise ValueError(f"these are options of flora, and optim is {optim}: leave them out, or use optim=flora")
+    return given
+
+
+def _parse(text: str) -> dict[str, Any]:
+    pairs = [part.strip().partition("=") for part in text.split(",") if part.strip()]
+    for name, equals, _ in pairs:
+        if not name or not equals:
+            raise ValueError(f"'{text}' is not text such as rank=16,kappa=1000")
+    return {name.strip(): value.strip() for name, _, value in pairs}

@@ -1,7 +1,7 @@
-"""The record of one run: what was asked, what was done, what it cost and how good it became.
+"""The record of one run: what was asked, what was done, what it cost and how good the model became.
 
-One JSON file, `run.json`, in the run's folder. It is written when the run starts (status `running`) and
-again when it ends, always whole.
+It is one JSON file, `run.json`, in the run's folder. It is written when the run starts (status `running`) and again
+when it ends. It is never half-written.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class _Data(BaseModel):
 
 
 class ModelFacts(_Data):
-    """Which model was tuned. `fingerprint` is over every tensor of the base (name, shape, dtype, bytes)."""
+    """Which model was trained. `fingerprint` is over every tensor of the base (name, shape, dtype, bytes)."""
 
     name: str
     model_class: str
@@ -37,7 +37,11 @@ class ModelFacts(_Data):
 
 
 class DataFacts(_Data):
-    """Which data. `fingerprint` is over the content and order of the examples of both splits."""
+    """Which data.
+
+    `labels` are those of a classification task; other tasks have none. `fingerprint` is over the content and order of
+    the examples of both splits.
+    """
 
     task: str
     kind: str
@@ -49,20 +53,29 @@ class DataFacts(_Data):
     metric: str
     majority_share: float | None
     fingerprint: str
+    labels: tuple[str, ...] = ()
 
 
 class Measured(_Data):
-    """What the run cost. Times in seconds, on the machine named in `versions`; memory in bytes.
+    """What the run cost: times in seconds, on the machine named in `versions`; memory in bytes.
 
-    `peak_memory_bytes` is the peak of private anonymous memory above that before the model was loaded, on
-    a CPU, and the allocator's peak on CUDA; `seconds_per_step` is the median over the steps after the first.
-    `train_seconds` is the caching pass and all steps together; `caching_seconds` of it went into deciding on the
-    activation cache and filling it (0 with `activation_cache: off`). `caching_peak_memory_bytes` is the peak
-    meanwhile, and `peak_memory_bytes` that of the steps.
-    `cpu_seconds_per_step` is likewise the median processor time of all threads (none on an accelerator): on a
-    machine that others use too it says more than wall time.
-    `selection_seconds` is the time until the strategy had chosen its plan: measuring signals, the steps of a warm-up.
-    A run that was resumed counts the time of its last process, from `resumed_at_step` on.
+    A run that was resumed counts the time of its last process alone, from `resumed_at_step` on.
+
+    Attributes:
+        train_seconds: the caching pass and all steps together.
+        seconds_per_step: the median over the steps after the first.
+        caching_seconds: the part of `train_seconds` that the decision on the activation cache and the caching pass
+            needed (0 with `activation_cache: off`).
+        peak_memory_bytes: the peak while the steps ran. On a CPU: of private anonymous memory, above that before the
+            model was loaded; on CUDA: of the allocator.
+        steps: optimizer steps.
+        tokens_per_second: tokens of training batches, padding included.
+        cpu_seconds_per_step: the median processor time of all threads (none on an accelerator). On a machine that
+            others use too it says more than `seconds_per_step`.
+        resumed_at_step: the step from which a resumed run went on; 0 for others.
+        caching_peak_memory_bytes: the peak of the caching pass.
+        selection_seconds: the time until the strategy had chosen its plan: signals, trials, steps of a warm-up. It is
+            not part of `train_seconds`.
     """
 
     train_seconds: float
@@ -88,11 +101,17 @@ class RunMetrics(_Data):
 class RunRecord(_Data):
     """Everything about one run. The keys are stable; `version` grows when they change.
 
-    `plan` is the last one, and what `predicted` is for; `changes` are the plans that took over while training, with the
-    step before which they did. `chosen` is what a planner chose within the run's budget, and over what. `split` says,
-    of a training that was split between a server and clients, what each sent and took. `routers` has, of each block
-    whose feed-forward is a mixture of experts, the `shares` of all assignments that they got in training, and the mean
-    `balance_loss` (without its weight; 1 when all are equally busy), since the run was last resumed.
+    Attributes:
+        config: the run's settings.
+        chosen: what a planner chose within the run's budget, and its alternatives.
+        trials: the trials that `auto` made to choose.
+        plan: the last plan, which `predicted` is for.
+        changes: the plans that replaced others while training, each with the step before which it did.
+        split: for a training that was split between a server and clients: what each of them sent and needed.
+        routers: for each block whose feed-forward is a mixture of experts: the `shares` of all tokens that the experts
+            got in training, and the mean `balance_loss` (without its weight; 1 when all experts get as many tokens),
+            since the run was last resumed.
+        notices: what else a reader has to know, as lines.
     """
 
     version: Literal[1] = 1
@@ -102,6 +121,7 @@ class RunRecord(_Data):
     error: str | None = None
     config: dict[str, Any]
     chosen: dict[str, Any] | None = None
+    trials: tuple[dict[str, Any], ...] = ()
     plan: dict[str, Any]
     changes: tuple[dict[str, Any], ...] = ()
     model: ModelFacts
@@ -124,10 +144,12 @@ def write_record(record: RunRecord, folder: Path) -> None:
 
 
 def read_record(folder: Path) -> RunRecord:
-    """The record in `folder`. Raises `UserError` when there is none or it is not a record."""
+    """The record in `folder`. Raises `CheckpointError` where there is none, or the file is not a record."""
     path = folder / RECORD_FILE if folder.is_dir() else folder
     if not path.is_file():
-        raise CheckpointError(f"{folder} is not a run: it holds no {RECORD_FILE}")
+        raise CheckpointError(
+            f"{folder} holds no {RECORD_FILE}, so it is not a run: use the folder of a run (its `out`)"
+        )
     try:
         return RunRecord.model_validate(read_json(path, "run record"))
     except ValidationError as error:

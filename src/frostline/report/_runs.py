@@ -1,4 +1,4 @@
-"""The runs that a table is about: records, each with the label of its row."""
+"""The runs of a table: records, each with the label of its row."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from frostline.records import RunRecord, find_records
 
 STUDY_FILE = "study.yaml"
 
-NOT_COMPARED = frozenset({"seed", "out", "log_every", "save_every", "keep_checkpoints", "report_to"})
-"""Settings in which the runs of one row may differ: they change neither what is learned nor what it costs."""
+NOT_COMPARED = frozenset({"seed", "out", "logging_steps", "save_steps", "save_total_limit", "report_to"})
+"""Settings in which the runs of one row may differ, since they change neither what is learned nor the cost."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A record, the folder it lies in, and the label of its row: the strategy, or what a study calls it."""
+    """A record, its folder, and the label of its row: the strategy, or the name that a study gives it."""
 
     label: str
     record: RunRecord
@@ -40,10 +40,10 @@ def collect(folder: Path) -> list[Run]:
     Raises `UserError` when there is no such folder, no run in it, or a record that cannot be read.
     """
     if not folder.is_dir():
-        raise CheckpointError(f"no such folder: {folder}: give a run's folder, or one that holds runs")
+        raise CheckpointError(f"no such folder: {folder}: use a run's folder, or a folder that holds runs")
     found = find_records(folder)
     if not found:
-        raise CheckpointError(f"no run below {folder}: give a folder that `frostline train` or `study` wrote")
+        raise CheckpointError(f"no run below {folder}: use a folder that `frostline train` or `frostline study` wrote")
     found.sort(key=lambda pair: pair[1].started)
     return [Run(_label(path, record), record, path) for path, record in found]
 

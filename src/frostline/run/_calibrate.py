@@ -1,8 +1,8 @@
-"""How fast this machine trains a model: steps of a small part of it, timed block by block.
+"""How fast this machine trains a model: steps of a small part of it are timed, block by block.
 
-The part is the model as its config has it, but with few blocks, random weights, and random rows of the workload's own
-batch and length. It trains under one plan in which every kind of work occurs, and from the time that each block takes
-follows a speed, which holds for the whole model under any plan.
+The part is the model of the config with few blocks, random weights, and random rows of the workload's batch size and
+length. It trains under one plan in which every kind of work occurs. The time of each block gives a speed, which is
+valid for the whole model under any plan.
 """
 
 from __future__ import annotations
@@ -33,16 +33,24 @@ from frostline.core.labels import IGNORED
 from frostline.cost import Speed, StepTimes, Workload, fit_speed
 from frostline.plan import BlockMode, Frozen, Full, Lora, Plan
 from frostline.run._device import device
+from frostline.run._optim import flora_of, optim_arguments
 from frostline.run._timeline import CLOCKS, FEWEST, WARM_UP, Clock, Clocks, StepsInTime, TimedTrainer, Timeline
 from frostline.run._versions import versions
-from frostline.run._work import optimizer_of
 from frostline.surgery import quantize_frozen
 
 BLOCKS = 5
 """Blocks of the part in each stack: one of each kind, and the last."""
 MOST_STEPS = 50
-_BESIDE = {"rows", "epochs", "accumulation", "devices", "optimizer_in_backward", "activation_cache", "stored_share"}
-"""Of a workload, what a speed does not depend on."""
+_BESIDE = {
+    "rows",
+    "num_train_epochs",
+    "gradient_accumulation_steps",
+    "devices",
+    "optimizer_in_backward",
+    "activation_cache",
+    "stored_share",
+}
+"""The parts of a workload that a speed does not depend on."""
 
 log = logging.getLogger(__name__)
 
@@ -63,9 +71,14 @@ class Calibration:
 def calibrate(config: Any, model_class: Any, workload: Workload, *, root: Path | None = None) -> Speed:
     """The speed of this machine at training the model of `config` and `model_class`, a transformers class.
 
-    It is right for the batch, the length and the precision of `workload`. It is measured once and then read from
-    `root` (by default `core.cache.default_root()`), as long as machine, threads, libraries, the model's shape and what
-    the workload computes stay the same.
+    It is valid for the batch size, length and precision of `workload`. It is measured once, and then read from `root`,
+    as long as machine, threads, libraries, the model's shape and what the workload computes stay the same.
+
+    Args:
+        config: the model's config.
+        model_class: the model's class.
+        workload: the work that the speed is for.
+        root: the folder of measured speeds; by default in `core.cache.default_root()`.
     """
     single = _one_batch(workload)
     part = _with_few_blocks(config)
@@ -89,9 +102,13 @@ def measure(
     clocks: Clocks = CLOCKS,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> Calibration:
-    """Time steps of a part of the model by `clocks` for `seconds` seconds, after a warm-up.
+    """Time steps of a part of the model, after a warm-up. No weights are read.
 
-    No weights are read, and in memory is only what is measured. `callbacks` are the trainer's.
+    Args:
+        config, model_class, workload: as in `calibrate`.
+        seconds: how long to measure.
+        clocks: what reads the time.
+        callbacks: further callbacks of the trainer.
     """
     single = _one_batch(workload)
     with torch.random.fork_rng(), tempfile.TemporaryDirectory() as folder, quiet_libraries():
@@ -105,7 +122,7 @@ def measure(
             _arguments(single, folder),
             plan=plan,
             activation_cache="off",
-            optimizer_cls_and_kwargs=optimizer_of(single, seed=0),
+            optimizer_cls_and_kwargs=flora_of(single.optim, single.optim_args, seed=0),
             loss_positions=single.loss_positions,
             train_dataset=_rows(model, anatomy, single),
             callbacks=[StepsInTime(timeline, seconds), *callbacks],
@@ -154,7 +171,7 @@ def _random_model(config: Any, model_class: Any, workload: Workload) -> Any:
 
 
 def _plan_of_all_kinds(anatomy: Anatomy) -> Plan:
-    """What `fit_speed` wants: the first block frozen, the last one trained, all kinds between."""
+    """The plan that `fit_speed` needs: the first block frozen, the last one trained, and all kinds between them."""
     between: cycle[BlockMode] = cycle((Full(), Frozen(), Lora()))
     blocks = (Frozen(), *islice(between, len(anatomy.blocks) - 2), Full())
     return Plan(blocks=blocks, head=Frozen() if anatomy.tied else Full())
@@ -164,7 +181,7 @@ def _rows(model: Any, anatomy: Anatomy, workload: Workload) -> list[dict[str, An
     """Random rows; each ends in one token of padding, so that there is a mask, as there is in most batches."""
     length = workload.length
     rows = []
-    for ids in torch.randint(3, anatomy.vocab_size, (workload.batch * 4, length)).tolist():
+    for ids in torch.randint(3, anatomy.vocab_size, (workload.per_device_train_batch_size * 4, length)).tolist():
         if anatomy.encoder_decoder:
             labels: Any = (ids * -(-(workload.label_tokens or 1) // length))[: workload.label_tokens or length]
         elif anatomy.model_class.endswith("ForSequenceClassification"):
@@ -181,11 +198,11 @@ def _arguments(workload: Workload, folder: str) -> TrainingArguments:
         output_dir=folder,
         use_cpu=not torch.accelerator.is_available(),
         max_steps=WARM_UP + MOST_STEPS,
-        per_device_train_batch_size=workload.batch,
+        per_device_train_batch_size=workload.per_device_train_batch_size,
         learning_rate=1e-5,
-        optim="adamw_torch_fused" if workload.optimizer == "adamw" else "sgd",
-        bf16=workload.autocast,
-        activation_checkpointing=workload.checkpointing,
+        **optim_arguments(workload.optim, workload.optim_args),
+        bf16=workload.bf16,
+        activation_checkpointing=workload.activation_checkpointing,
         save_strategy="no",
         logging_strategy="no",
         report_to="none",
@@ -198,7 +215,7 @@ def _arguments(workload: Workload, folder: str) -> TrainingArguments:
 def _embedding_gradient(model: Any, workload: Workload, clocks: Clocks) -> dict[Clock, float]:
     """Seconds that the gradient of the token embedding takes, for each of its parameters, by each clock."""
     table = model.get_input_embeddings().weight.detach().float().requires_grad_()
-    ids = torch.randint(3, len(table), (workload.batch, workload.length), device=table.device)
+    ids = torch.randint(3, len(table), (workload.per_device_train_batch_size, workload.length), device=table.device)
     timeline = Timeline(clocks)
     for _ in range(WARM_UP + FEWEST):
         states: Any = embedding(ids, table)

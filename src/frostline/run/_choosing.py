@@ -1,9 +1,9 @@
-"""A run's strategy chooses: what it may look at, and what comes with its choice."""
+"""The strategy of a run chooses: what it may measure, and what comes with its choice."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,15 +20,28 @@ from frostline.signals import Probe, choose_signals
 from frostline.strategies import Budget, Measure, Situation, make_selection
 from frostline.tasks import draw_rows
 
+PLANNED = (
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "activation_checkpointing",
+    "activation_cache",
+)
+"""The settings of a run that a planner chooses with the plan."""
+
 
 @dataclass(frozen=True)
 class Chosen:
     """What a strategy chose for a run.
 
-    `config` is the run's, with the batch, accumulation, checkpointing and activation cache that a planner chose;
-    `choice` is all that it chose and over what, as plain data and in `lines`. `split` is how the training is split.
-    `probe` is what the strategy measured, `speed` what was calibrated, `seconds` the time that measuring (when it was
-    done) and planning took.
+    Attributes:
+        schedule: what trains, and when.
+        config: the run's config, with the settings that a planner chose (`PLANNED`).
+        choice: what the planner chose, and the alternatives, as plain data.
+        lines: the same as text.
+        split: how the training is split, if it is.
+        probe: what the strategy measured.
+        speed: the calibrated speed of this machine.
+        seconds: the time that measuring and planning took.
     """
 
     schedule: Schedule
@@ -49,7 +62,18 @@ def choose(
     model_config: Any,
     model_class: Any,
 ) -> Chosen:
-    """The schedule of a run's strategy. Raises `UserError` when the strategy cannot choose, or no plan fits."""
+    """The schedule of a run's strategy.
+
+    Args:
+        config: the run's config.
+        anatomy: of the model.
+        workload: gives the work of the run, if it is needed.
+        measure_blocks: measures the model's blocks on rows of the task.
+        model_config: the model's own config, for calibration.
+        model_class: the model's class, for calibration.
+
+    Raises `UserError` when the strategy cannot choose, and `PlanError` when no plan fits the budget.
+    """
     begun = time.perf_counter()
     probes: list[Probe] = []
     spent = 0.0
@@ -61,7 +85,7 @@ def choose(
         spent += time.perf_counter() - asked
         return probes[-1]
 
-    # The run computes only what its loss reads; what it is compared with computes all.
+    # The run computes only at loss positions; full fine-tuning, which it is compared with, at all of them.
     counts = config.budget.limits or config.calibrate
     work = workload().model_copy(update={"loss_positions": True}) if counts else Workload()
     store = _asked_store(config) if config.budget.limits else None
@@ -82,7 +106,7 @@ def choose(
     if choice is not None:
         seconds += time.perf_counter() - begun - spent
         work = choice.workload
-        config = _with(config, work.batch, work.accumulation, work.checkpointing, work.activation_cache)
+        config = _with(config, {name: getattr(work, name) for name in PLANNED})
     return Chosen(
         schedule=selection.schedule,
         config=config,
@@ -96,18 +120,23 @@ def choose(
 
 
 def chosen_before(config: RunConfig, record: RunRecord) -> Chosen:
-    """What a planner chose for a run that now goes on."""
+    """What a planner chose for a run that is resumed."""
     assert record.chosen is not None
-    settings = {key: record.chosen[key] for key in ("batch", "accumulation", "checkpointing", "activation_cache")}
-    return Chosen(FixedSchedule(Plan.read(record.plan)), _with(config, **settings), record.chosen)
+    planned = {name: record.chosen[name] for name in PLANNED}
+    return Chosen(FixedSchedule(Plan.read(record.plan)), _with(config, planned), record.chosen)
 
 
 def measure_here(
     load: Callable[[], LoadedModel], bare: Any, anatomy: Anatomy, config: RunConfig, data: Data
 ) -> Measure:
-    """Measures the run's model on rows of its task that are drawn by its seed.
+    """What measures the run's model on rows of its task, drawn by the run's seed.
 
-    `load` gives the model when it is wanted; `bare` is the same one, which may be without weights.
+    Args:
+        load: loads the model, when it is needed.
+        bare: the same model, which may be without weights.
+        anatomy: of the model.
+        config: the run's config.
+        data: the run's rows.
     """
 
     def measure_blocks(signals: Sequence[str] | None, rows: int) -> Probe:
@@ -119,28 +148,21 @@ def measure_here(
 
 
 def _asked_store(config: RunConfig) -> bool | None:
-    """Whether the run trains from an activation cache, where its config decides."""
+    """Whether the run trains from an activation cache; None where its config leaves that open."""
     if config.streaming or config.activation_cache == "on":
         return True
     return False if config.activation_cache == "off" or config.frozen_bits else None
 
 
 def _with_disk(config: RunConfig) -> Budget:
-    """The budget, which the limit of all stores belongs to."""
+    """The budget, with the limit of all activation caches in it."""
     limit, own = config.activation_cache_bytes, config.budget.disk
     if limit is None or not config.budget.limits or (own is not None and parse_size(own, "disk") <= limit):
         return config.budget
     return config.budget.model_copy(update={"disk": config.activation_cache_limit})
 
 
-def _with(config: RunConfig, batch: int, accumulation: int, checkpointing: bool, activation_cache: bool) -> RunConfig:
-    """The config with what a planner chose besides the plan. A store that it chose may still prove impossible."""
-    store = config.activation_cache if activation_cache or config.frozen_bits else "off"
-    return config.model_copy(
-        update={
-            "batch_size": batch,
-            "gradient_accumulation": accumulation,
-            "checkpointing": checkpointing,
-            "activation_cache": store,
-        }
-    )
+def _with(config: RunConfig, planned: Mapping[str, Any]) -> RunConfig:
+    """The config with what a planner chose besides the plan. An activation cache that it chose may prove impossible."""
+    keeps = planned["activation_cache"] or config.frozen_bits
+    return config.model_copy(update={**planned, "activation_cache": config.activation_cache if keeps else "off"})

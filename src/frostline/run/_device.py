@@ -12,14 +12,14 @@ def device() -> torch.device:
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
-def uses_bfloat16(precision: str) -> bool:
-    """Whether a run of this `precision` runs under bfloat16 autocast on this machine."""
-    return precision == "bfloat16" or (precision == "auto" and _bfloat16_is_fast())
+def uses_bfloat16(bf16: bool | None) -> bool:
+    """Whether a run computes under bfloat16 autocast on this machine; None: where the hardware is fast at it."""
+    return _bfloat16_is_fast() if bf16 is None else bf16
 
 
-def autocast(precision: str) -> Any:
-    """The autocast under which a run of this `precision` computes, on this machine's device."""
-    return torch.autocast(device().type, dtype=torch.bfloat16, enabled=uses_bfloat16(precision))
+def autocast(bf16: bool | None) -> Any:
+    """The autocast under which a run with this setting computes, on this machine's device."""
+    return torch.autocast(device().type, dtype=torch.bfloat16, enabled=uses_bfloat16(bf16))
 
 
 def _bfloat16_is_fast() -> bool:

@@ -34,24 +34,24 @@ def make_plan(
     options: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> Plan:
-    """The plan that a strategy chooses for a model. The model stays as it was.
+    """The plan that a strategy chooses for a model. The model does not change.
 
         plan = fl.make_plan(model, "bot50")
         trainer = fl.Trainer(model, args, plan=plan, train_dataset=rows, data_collator=collate)
 
-    A plan says which parts train, and how: no more. What else goes with a strategy is not in it: that `splitlora` is
-    trained by a server and clients (`frostline.split.SplitTrainer`; the plan alone trains in one process), and the
-    settings of the run that a planner chose for a budget (`frostline train` sets them).
+    A plan says which parts train, and how. Two things are not in it: that `splitlora` is trained by a server and
+    clients (`frostline.split.SplitTrainer`; the plan alone trains in one process), and the settings of the run that a
+    planner chooses for a budget (`frostline train` sets them).
 
     Args:
         model: a transformers model, in memory.
         strategy: its name (`bot50`, `semantic`, `lora`, ...), or the path of a plan file.
-        data: what strategies that measure the model read: a data set of tokenised rows with `input_ids` and `labels`.
+        data: a data set of tokenized rows with `input_ids` and `labels`, for strategies that measure the model.
         data_collator: makes batches of the rows; by default they are padded on the right.
-        budget: what training may take, for strategies that plan for one.
+        budget: what training may use, for strategies that plan for one.
         workload: the training that the budget is for.
-        options: the strategy's own.
-        seed: of what is drawn at random.
+        options: options of the strategy.
+        seed: seed of what is drawn at random.
 
     Raises `PlanError` for a strategy whose plan changes while it trains (`make_schedule` is for those) and where no
     plan fits, `ConfigError` for an unknown strategy or option and for a strategy that needs data where there is none,
@@ -69,8 +69,8 @@ def make_plan(
     )
     if not schedule.settled:
         raise PlanError(
-            f"strategy '{strategy}' changes its plan while it trains, so it is no single plan: use "
-            f'fl.make_schedule(model, "{strategy}"), and give it as schedule=... to fl.Trainer'
+            f"strategy '{strategy}' changes its plan while it trains, so there is no single plan: use "
+            f'fl.make_schedule(model, "{strategy}") and fl.Trainer(..., schedule=...)'
         )
     return schedule.first
 
@@ -91,8 +91,8 @@ def make_schedule(
         schedule = fl.make_schedule(model, "adt-l50")
         trainer = fl.Trainer(model, args, schedule=schedule, train_dataset=rows, data_collator=collate)
 
-    Any strategy has one; where the plan stays, it is the plan of `make_plan` from the first step to the last. A
-    schedule keeps its place in training: make one for each training.
+    Every strategy has one; where the plan does not change, it is that of `make_plan` at every step. A schedule
+    remembers how far training is: make a new one for each training.
 
     Args:
         model, strategy, data, data_collator, budget, workload, options, seed: as in `make_plan`.
@@ -113,7 +113,7 @@ def _measure(
     model: Any, data: Any, collate: Collate | None, seed: int, signals: Sequence[str] | None, rows: int
 ) -> Probe:
     if not len(data) or "input_ids" not in data[0] or "labels" not in data[0]:
-        raise DataError("data: a data set of tokenised rows with input_ids and labels is wanted")
+        raise DataError("data: the rows have no input_ids or no labels: use a data set of tokenized rows with both")
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(derive_seed(seed, "probe")))
     sample = [data[index] for index in order[:rows].tolist()]
     found = measure(model, sample, collate or partial(_padded, model), signals=signals)

@@ -1,11 +1,11 @@
-"""The record of a run as it begins: what was asked, and what it is predicted to cost."""
+"""The record of a run when it begins: its settings, and its predicted cost."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from frostline.anatomy import fingerprint
-from frostline.cost import predict, total_parameters
+from frostline.cost import optimizer_notice, predict, total_parameters
 from frostline.plan import document
 from frostline.records import DataFacts, ModelFacts, RunRecord, now
 from frostline.run._prepare import Prepared
@@ -44,6 +44,7 @@ def opening_record(prepared: Prepared) -> RunRecord:
             metric=task.metric,
             majority_share=majority_share(task) if task.kind is TaskKind.CLASSIFICATION else None,
             fingerprint=task.fingerprint,
+            labels=tuple(task.labels) if task.kind is TaskKind.CLASSIFICATION else (),
         ),
         seed=config.seed,
         versions=versions(),
@@ -56,6 +57,7 @@ def opening_record(prepared: Prepared) -> RunRecord:
             *_choice_notices(prepared),
             *_cut_notice(prepared),
             *_quantized_notice(prepared),
+            *_optimizer_notice(prepared),
             *streaming_notices(config, task),
             *_cache_notice(prepared),
         ),
@@ -63,16 +65,16 @@ def opening_record(prepared: Prepared) -> RunRecord:
 
 
 def predicted_cost(prepared: Prepared) -> dict[str, Any]:
-    """What the run is predicted to cost, with the activation cache as things stand (`trainer.cache_report`)."""
+    """The predicted cost of the run, with what is known of its activation cache (`trainer.cache_report`)."""
     applied, cached = prepared.trainer.applied, prepared.trainer.cache_report
     stored = cached.found / (cached.rows + cached.found) if cached.used else 0.0
     work = workload_of(prepared.config, prepared.data, applied.anatomy, applied.config, applied.base_dtype)
-    reality = {
+    known = {
         "activation_cache": cached.used,
         "stored_share": stored,
         "loss_positions": not applied.plan.forward.layered,
     }
-    workload = work.model_copy(update=reality)
+    workload = work.model_copy(update=known)
     prediction = predict(applied.plan, applied.anatomy, workload, prepared.chosen.speed)
     return {**prediction.document(), "assumes": dict(prediction.assumes)}
 
@@ -83,7 +85,7 @@ def _choice_notices(prepared: Prepared) -> list[str]:
     lines = list(chosen.lines)
     if chosen.probe is not None:
         seconds = "" if chosen.probe.seconds is None else f" in {chosen.probe.seconds:.3g} s"
-        lines.insert(0, f"measured on {chosen.probe.rows} rows{seconds}, read at {chosen.probe.read}")
+        lines.insert(0, f"measured on {chosen.probe.rows} rows{seconds}, at {chosen.probe.read}")
     return lines
 
 
@@ -91,18 +93,23 @@ def _quantized_notice(prepared: Prepared) -> list[str]:
     return [prepared.quantized.notice] if prepared.quantized else []
 
 
+def _optimizer_notice(prepared: Prepared) -> list[str]:
+    notice = optimizer_notice(prepared.config.optim)
+    return [notice] if notice else []
+
+
 def _cut_notice(prepared: Prepared) -> list[str]:
     cut, rows = prepared.data.rows.truncated, len(prepared.data.rows)
-    return [f"{cut} of {rows} training rows are cut to {prepared.config.max_length} tokens"] if cut else []
+    return [f"{cut} of {rows} training rows are truncated to {prepared.config.max_length} tokens"] if cut else []
 
 
 def _cache_notice(prepared: Prepared) -> list[str]:
     """What is expected of the activation cache, or why it is not used."""
     report = prepared.trainer.cache_report
     if (prepared.chosen.choice or {}).get("activation_cache") and not report.used:
-        return [f"no activation cache, which the plan for the budget counts on: {report.reason}"]
+        return [f"no activation cache, although the plan for the budget needs it: {report.reason}"]
     if prepared.config.frozen_bits is not None:
-        return ["no activation cache: frozen_bits keeps the bottom, rounded, in every step"]
+        return ["no activation cache: with frozen_bits the quantized bottom runs in every step"]
     if prepared.trainer.session.mode == "off" or prepared.trainer.applied.plan.boundary == 0:
         return []
     return [

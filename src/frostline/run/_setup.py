@@ -1,4 +1,4 @@
-"""What a model and a task need of each other: the model class, its config, the tokenizer."""
+"""The model class, config and weights that a task needs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def class_for(config: Any, kind: TaskKind) -> Any:
     if config.is_encoder_decoder:
         return AutoModelForSeq2SeqLM
     if model_kind(config) == "encoder":
-        raise UnsupportedModel(f"a {config.model_type} model is an encoder and cannot do a {kind} task: take a decoder")
+        raise UnsupportedModel(f"a {config.model_type} model is an encoder and cannot do a {kind} task: use a decoder")
     return AutoModelForCausalLM
 
 
@@ -36,7 +36,9 @@ def config_for(name: str, task: Task | None) -> Any:
     config = load_config(name)
     if task is not None and task.kind is TaskKind.CLASSIFICATION:
         if len(task.labels) < 2:
-            raise DataError(f"task '{task.name}': all rows have the label '{task.labels[0]}', nothing to tell apart")
+            raise DataError(
+                f"task '{task.name}': all rows have the label '{task.labels[0]}': use rows with at least two labels"
+            )
         config = with_labels(config, task.labels)
     return config
 
@@ -45,7 +47,9 @@ def check_length(max_length: int, config: Any, name: str) -> None:
     """Raise `UserError` when `max_length` tokens are more than the model's positions."""
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None and 0 < positions < max_length:
-        raise ConfigError(f"max_length: {max_length} is more than the {positions} positions of {name}")
+        raise ConfigError(
+            f"max_length: {max_length} is more than the {positions} positions of {name}: use {positions} or less"
+        )
 
 
 def with_labels(config: Any, labels: tuple[str, ...]) -> Any:

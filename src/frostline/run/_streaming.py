@@ -1,4 +1,4 @@
-"""A run whose model never lies in memory whole: its frozen bottom is read block by block."""
+"""A run whose model is never in memory as a whole: its frozen bottom is read block by block."""
 
 from __future__ import annotations
 
@@ -21,9 +21,15 @@ from frostline.tasks import Task, TaskKind, prepare_tokenizer
 
 
 def load_streaming(config: RunConfig, data: Data, before: Chosen | None) -> tuple[Any, Chosen, Load]:
-    """The model with only what trains above its boundary, what its strategy chose, and what reads the rest by name.
+    """The model with only what is above its boundary, what its strategy chose, and what reads the rest by name.
 
-    A strategy that measures the model has it read block by block. `before` is what was chosen for a run that goes on.
+    A strategy that measures the model reads it block by block too.
+
+    Args:
+        config: the run's config.
+        data: the run's rows.
+        before: what was chosen for a run that is resumed.
+
     Raises `UserError` for what streaming cannot do.
     """
     _check_config(config)
@@ -49,32 +55,38 @@ def load_streaming(config: RunConfig, data: Data, before: Chosen | None) -> tupl
     try:
         model, load = load_above(config.model, model_class, model_config, boundary, config.frozen_dtype)
     except CannotCut as error:
-        raise UnsupportedModel(f"streaming: {error}: take streaming: false") from None
+        raise UnsupportedModel(f"streaming: {error}: use streaming=false") from None
     return model, chosen, load
 
 
 def streaming_notices(config: RunConfig, task: Task) -> list[str]:
-    """What a streaming run leaves out, a line each."""
+    """What a streaming run does not do, as lines."""
     if config.streaming and task.kind is TaskKind.GENERATION and config.generate_rows != 0:
-        return ["streaming: no text is generated to score, which takes the whole model: frostline evaluate does it"]
+        return [
+            "streaming: generated texts are not scored, since that needs the whole model: use frostline evaluate later"
+        ]
     return []
 
 
 def _check_config(config: RunConfig) -> None:
     if config.activation_cache == "off":
-        raise ConfigError("streaming: true trains from the activation cache: leave activation_cache: off out")
-    if config.batching == "packed":
-        raise ConfigError("streaming: batching: packed is checked on the whole model first: take batching: grouped")
+        raise ConfigError(
+            "streaming: it trains from the activation cache: leave activation_cache=off out, or streaming"
+        )
+    if config.packing:
+        raise ConfigError(
+            "streaming: packing is checked on the whole model: use train_sampling_strategy=group_by_length instead"
+        )
 
 
 def _check_schedule(config: RunConfig, schedule: Schedule) -> None:
     if not schedule.settled:
         raise PlanError(
-            f"streaming: strategy '{config.strategy}' changes its plan while it trains, and blocks below the boundary "
-            "could not be trained later: take a fixed one, such as bot50"
+            f"streaming: strategy '{config.strategy}' changes its plan while it trains, but blocks that are not in "
+            "memory cannot train later: use a strategy with a fixed plan, such as bot50"
         )
     if schedule.first.boundary == 0:
         raise PlanError(
-            f"streaming: strategy '{config.strategy}' freezes nothing below the lowest trained block, so there is "
-            "nothing to read block by block: take one that does, such as bot50"
+            f"streaming: strategy '{config.strategy}' trains the first block, so there are no frozen blocks to read "
+            "one by one: use a strategy that freezes the bottom, such as bot50"
         )

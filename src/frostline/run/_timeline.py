@@ -1,4 +1,4 @@
-"""Whose each moment of a training step is: the blocks' own, or what lies around them."""
+"""The time of a training step, divided among the blocks and what is around them."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ CLOCKS: Clocks = {"wall": time.perf_counter, "cpu": time.process_time}
 WARM_UP = 2
 """Steps that are not counted."""
 FEWEST = 3
-"""Steps that are, at the least."""
+"""The least number of steps that are counted."""
 
 
 class Timeline:
-    """The seconds of every owner in every step, by each clock.
+    """The seconds of every owner in every step, on each clock.
 
     A block owns its forward pass, and the time from the gradient of its output to that of its input. The last block
     owns all between its input and the gradient of it, head and loss included.
@@ -55,7 +55,7 @@ class Timeline:
         self._step = defaultdict(float)
 
     def median(self, owner: str | int, clock: Clock) -> float:
-        """Seconds of a step that were `owner`'s, the warm-up left out."""
+        """The median seconds of a step that belong to `owner`, without the warm-up."""
         return statistics.median(step[clock, owner] for step in self._steps[WARM_UP:])
 
     def watch(self, model: nn.Module, anatomy: Anatomy) -> None:

@@ -1,4 +1,4 @@
-"""One run end to end: config -> model, data, schedule, trainer, record."""
+"""One run from config to record: model, data, schedule, trainer, evaluation."""
 
 from __future__ import annotations
 
@@ -34,11 +34,14 @@ ROWS_FILE = "rows.json"
 def train(config: RunConfig, *, resume: bool = False, console: Console | None = None) -> RunRecord:
     """Train what `config` says and record it in its folder: `run.json`, the plan, the delta, the answers.
 
-    With `resume` training goes on from the folder's last checkpoint, and ends with the weights of a run that
-    was never stopped; without one, it starts again. Progress goes to `console`.
+    Args:
+        config: the run's settings.
+        resume: continue from the folder's last checkpoint, and end with the weights of a run that was never stopped. A
+            run that has saved no checkpoint starts again.
+        console: where progress is shown; None: nowhere.
 
-    Raises `UserError` for bad input (before anything is written) and `TrainingError` when the loss is not a
-    number; what was saved before stays whole.
+    Raises `UserError` for wrong input, before anything is written, and `TrainingError` when the loss is not a number;
+    what was saved before stays valid.
     """
     console = console or Console(stderr=True, quiet=True)
     folder = config.folder
@@ -73,7 +76,7 @@ def _run(
     passed_before = trainer.session.active
     caching_peak = memory.peak_bytes if passed_before else None
     before_seconds = trainer.cache_report.seconds
-    if config.streaming:  # only what passed the bottom can be evaluated
+    if config.streaming:  # the model can be evaluated only on rows that passed the bottom
         before = _before(prepared, folder, checkpoint, console)
     bar = ProgressBar(console, config.strategy, memory, prepared.steps, lambda: trainer.last_loss)
     trainer.add_callback(bar)
@@ -95,7 +98,7 @@ def _run(
     after = _measure(prepared, console)
     write_text(folder / PREDICTIONS_FILE, after.json_lines())
     median = prepared.steps.median
-    tokens = config.batch_size * config.gradient_accumulation * prepared.data.mean_length(config)
+    tokens = config.per_device_train_batch_size * config.gradient_accumulation_steps * prepared.data.mean_length(config)
     tokens *= 1 if split is None else split.clients
     applied = trainer.applied
     save_plan(applied.plan, folder / PLAN_FILE)
@@ -128,7 +131,7 @@ def _run(
 
 
 def _what_became(prepared: Prepared, record: RunRecord, console: Console) -> RunRecord:
-    """The record with what training told: of what runs whole, and of the plan that it ended with."""
+    """The record with the notices of training, and with the cost of the plan that it ended with."""
     trainer = prepared.trainer
     notices = list(trainer.notices)
     if trainer.changes:
@@ -152,37 +155,42 @@ def _caching_pass(prepared: Prepared, record: RunRecord, console: Console) -> Ru
     freed = f", {size_text(session.report.freed_bytes)} of weights left memory" if session.report.freed_bytes else ""
     notice = f"activation cache {session.report.reason}{freed}"
     console.print(f"note: {notice}")
-    # The store is off after all when the first batch is not the same with it.
+    # The prediction changes where the activation cache is not used after all, since a check of it failed.
     return record.model_copy(
         update={"notices": (*record.notices, notice), "predicted": predicted_cost(prepared)},
     )
 
 
 def _check_folder(folder: Path, config: RunConfig, resume: bool) -> str | None:
-    """The checkpoint to go on from. Raises `UserError` when the folder holds another run."""
+    """The checkpoint to resume from. Raises `CheckpointError` when the folder holds another run."""
     if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"out: {folder} is a file, a folder is wanted")
+        raise ConfigError(f"out: {folder} is a file: use the path of a folder")
     if not (folder / RECORD_FILE).is_file():
         if resume:
-            raise CheckpointError(f"{folder} holds no run to resume: leave --resume out")
+            raise CheckpointError(f"{folder} holds no run to resume: leave --resume out, or use the out of that run")
         return None
     record = read_record(folder)
     if not resume:
         raise CheckpointError(
-            f"{folder} already holds a {record.status} run: give another out, or --resume to go on with it"
+            f"{folder} already holds a {record.status} run: use another out, or --resume to continue that run"
         )
     if record.status == "finished":
-        raise CheckpointError(f"the run in {folder} is finished: there is nothing to resume")
+        raise CheckpointError(
+            f"the run in {folder} is finished, so there is nothing to resume: use another out for a new run"
+        )
     wanted = config.model_dump(mode="json")
     for key in wanted:
         if key not in ("out", "threads", "activation_cache_limit") and record.config.get(key) != wanted[key]:
-            raise CheckpointError(f"cannot resume {folder}: {key} was {record.config.get(key)!r}, now {wanted[key]!r}")
+            raise CheckpointError(
+                f"cannot resume {folder}: {key} was {record.config.get(key)!r}, now {wanted[key]!r}: "
+                "use the same settings"
+            )
     last: str | None = get_last_checkpoint(str(folder))
     return last
 
 
 def _before(prepared: Prepared, folder: Path, checkpoint: str | None, console: Console) -> dict[str, float]:
-    """Quality before the first step; read back when the run is resumed, whose model has moved on."""
+    """Quality before the first step; a resumed run reads it from its file, since its model has trained already."""
     path = folder / BEFORE_FILE
     if checkpoint is not None and path.is_file():
         return dict(read_json(path, "quality before training"))
@@ -193,12 +201,12 @@ def _before(prepared: Prepared, folder: Path, checkpoint: str | None, console: C
 
 def _measure(prepared: Prepared, console: Console) -> Evaluation:
     config = prepared.config
-    with console.status("evaluating"), autocast(config.precision):
+    with console.status("evaluating"), autocast(config.bf16):
         return evaluate(
             prepared.model,
             prepared.data.tokenizer,
             prepared.data.task,
-            batch_size=config.eval_batch_size,
+            batch_size=config.per_device_eval_batch_size,
             max_length=config.max_length,
             generate_rows=0 if config.streaming else config.generate_rows,
             max_new_tokens=config.max_new_tokens,
@@ -211,7 +219,7 @@ def _history(trainer: Trainer) -> tuple[dict[str, float], ...]:
 
 
 def _write_rows(task: Task, folder: Path) -> None:
-    """Which of the source's rows the run draws on, by the ids of the examples."""
+    """Write which rows of the source the run uses, by the ids of the examples."""
     parts = {"train": task.train, "eval": task.eval, "questions": task.questions}
     write_json(folder / ROWS_FILE, {name: [example.id for example in part] for name, part in parts.items()})
 

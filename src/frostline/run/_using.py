@@ -1,4 +1,4 @@
-"""Use a model or a run: plan for it, look at it, evaluate it, generate with it."""
+"""Plan for a model, look at it, evaluate it, and generate with it; the last two with a run too."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ import transformers
 from frostline.anatomy import Anatomy, notices
 from frostline.checkpoints import CARD_FILE, load, load_config, load_tokenizer, load_weights
 from frostline.core.errors import ConfigError, DataError, UnsupportedModel
-from frostline.cost import Prediction, Workload, has_dropout, predict, storage_dtype
+from frostline.cost import Prediction, Workload, has_dropout, optimizer_notice, predict, storage_dtype
 from frostline.plan import Plan, document
 from frostline.records import RECORD_FILE, read_record
 from frostline.run._calibrate import calibrate
 from frostline.run._config import RunConfig, read_config
 from frostline.run._device import autocast, device
+from frostline.run._optim import check_workload
 from frostline.run._probing import probe_model
 from frostline.run._setup import anatomy_of, check_length, class_for, config_for, load_model, model_class_of
 from frostline.signals import Probe
@@ -37,7 +38,7 @@ from frostline.tasks import (
 
 @dataclass(frozen=True)
 class PlannedModel:
-    """A plan for a model, and what it is predicted to cost; `choice` is the planner's, where there was a budget."""
+    """A plan for a model, and its predicted cost; `choice` is what a planner chose, where there was a budget."""
 
     plan: Plan
     anatomy: Anatomy
@@ -70,13 +71,21 @@ def plan_model(
     calibrated: bool = False,
     seed: int = 42,
 ) -> PlannedModel:
-    """The plan that `strategy` starts with on the model at `model`, from its config alone unless it measures the model.
+    """The plan that `strategy` starts with on a model. The model's config is enough, unless the strategy measures it.
 
-    `task` decides the head, and is what the model is measured on; without one the head is that of the config's own
-    class. `budget` is for `auto`. `calibrated` times a small part of the model on this machine, so that seconds are
-    predicted too. Raises `UserError` for an unknown model, strategy, option or task, and for a budget that no plan
-    fits.
+    Args:
+        model: a hub id or a folder.
+        strategy: its name, or a plan file.
+        workload: the work that the cost is predicted for.
+        task: decides the head, and is what the model is measured on; without it the head is that of the config's class.
+        options: options of the strategy.
+        budget: what training may use, for `auto`.
+        calibrated: time a small part of the model on this machine, so that seconds are predicted too.
+        seed: seed of what the strategy draws at random.
+
+    Raises `UserError` for an unknown model, strategy, option or task, and `PlanError` for a budget that no plan fits.
     """
+    check_workload(workload)
     loaded = load_task(task) if task else None
     anatomy = anatomy_of(model, loaded)
     config = config_for(model, loaded)
@@ -92,15 +101,18 @@ def plan_model(
     selection = make_selection(strategy, situation, options)
     plan, choice = selection.schedule.first, selection.choice
     prediction = predict(plan, anatomy, workload, situation.speed) if choice is None else choice.prediction
-    return PlannedModel(plan, anatomy, prediction, (*notices(plan, anatomy), *_notices(selection)), choice)
+    found = (*notices(plan, anatomy), *_notices(selection, workload.optim))
+    return PlannedModel(plan, anatomy, prediction, found, choice)
 
 
-def _notices(selection: Selection) -> Iterator[str]:
-    """What the plan alone does not say."""
+def _notices(selection: Selection, optim: str) -> Iterator[str]:
+    """What the plan alone does not say, as lines."""
     if not selection.schedule.settled:
-        yield "the plan changes while it trains: this is the one that training starts with"
+        yield "the plan changes while training: this is the plan that training starts with"
+    if (notice := optimizer_notice(optim)) is not None:
+        yield notice
     if selection.split is not None:
-        yield f"trained by a server and {selection.split.clients} clients: the cost is predicted for one process"
+        yield f"a server and {selection.split.clients} clients train it; the cost is predicted for one process"
 
 
 def _probe(model: str, task: str, seed: int, length: int, signals: Sequence[str] | None, rows: int) -> Probe:
@@ -108,14 +120,14 @@ def _probe(model: str, task: str, seed: int, length: int, signals: Sequence[str]
 
 
 def _as_the_model_is(workload: Workload, config: Any) -> Workload:
-    """The workload, with what it leaves open read from the model's config: its dtype, whether it drops out."""
+    """The workload; dtype and dropout come from the model's config where the workload does not give them."""
     own = {"frozen_dtype": storage_dtype(config.dtype), "dropout": has_dropout(config)}
     open_ = {key: value for key, value in own.items() if key not in workload.model_fields_set}
     return Workload.model_validate({**workload.model_dump(), **open_})
 
 
 def inspect_model(model: str, *, task: str | None = None) -> Anatomy:
-    """Where the model at `model` keeps its parts, from its config alone."""
+    """The anatomy of the model at `model`, from its config alone; `task` decides the head."""
     return anatomy_of(model, load_task(task) if task else None)
 
 
@@ -124,30 +136,37 @@ def evaluate_target(
     task: str | None = None,
     *,
     options: TaskOptions | None = None,
-    batch_size: int | None = None,
+    per_device_eval_batch_size: int | None = None,
     max_length: int | None = None,
     generate_rows: int | None = None,
     max_new_tokens: int | None = None,
     decoding: Decoding | None = None,
-    precision: str | None = None,
+    bf16: bool | None = None,
     seed: int | None = None,
 ) -> Evaluation:
-    """Score a run's trained model (or a checkpoint's), or a pretrained one, on a task's evaluation split.
+    """Evaluate a run's model (or a checkpoint's), or a pretrained one, on a task's evaluation split.
 
-    What is not given is as the run had it, or else as `RunConfig` has it; how rows are read belongs to the
-    run's own task. Raises `UserError` when the target is neither, or the task is not one that the model was
-    trained for.
+    Settings that are not given are the run's own, or else the defaults of `RunConfig`.
+
+    Args:
+        target: a run's folder, a checkpoint's folder, a hub id or a model's folder.
+        task: the task; by default the run's own.
+        options: how rows are read; by default as the run did, if the task is its own.
+        per_device_eval_batch_size, max_length, generate_rows, max_new_tokens, bf16, seed: as in `RunConfig`.
+        decoding: how texts are generated.
+
+    Raises `UserError` where the target is neither a run nor a model, or was trained for another kind of task.
     """
     folder = Path(target)
     config = _settings(
         folder,
         task,
         data=options,
-        eval_batch_size=batch_size,
+        per_device_eval_batch_size=per_device_eval_batch_size,
         max_length=max_length,
         generate_rows=generate_rows,
         generation=decoding,
-        precision=precision,
+        bf16=bf16,
         seed=seed,
     )
     generation = config.generation
@@ -158,24 +177,24 @@ def evaluate_target(
         model = load(folder)
         if (loaded.kind is TaskKind.CLASSIFICATION) == model.can_generate():
             raise ConfigError(
-                f"{target} is a {type(model).__name__}, and task '{loaded.name}' is one of {loaded.kind}: it was "
-                "trained for another kind of task"
+                f"{target} is a {type(model).__name__}, which was not trained for {loaded.kind} tasks such as "
+                f"'{loaded.name}': use a task of the kind that it was trained for"
             )
         if loaded.kind is TaskKind.CLASSIFICATION and model.config.num_labels != len(loaded.labels):
             raise ConfigError(
-                f"{target} tells {model.config.num_labels} labels apart, and task '{loaded.name}' has "
-                f"{len(loaded.labels)}"
+                f"{target} has {model.config.num_labels} labels, and task '{loaded.name}' has {len(loaded.labels)}: "
+                "use a task with the labels that it was trained on"
             )
     else:
         model = load_model(target, loaded, seed=config.seed)
     check_length(config.max_length, model.config, target)
     tokenizer = prepare_tokenizer(load_tokenizer(target), model)
-    with autocast(config.precision):
+    with autocast(config.bf16):
         return evaluate(
             model.to(device()),
             tokenizer,
             loaded,
-            batch_size=config.eval_batch_size,
+            batch_size=config.per_device_eval_batch_size,
             max_length=config.max_length,
             generate_rows=config.generate_rows,
             max_new_tokens=config.max_new_tokens,
@@ -184,7 +203,7 @@ def evaluate_target(
 
 
 def _settings(folder: Path, task: str | None, **given: Any) -> RunConfig:
-    """The config of the run (of the checkpoint) in `folder` with what is given over it; for a model, a new one."""
+    """The config of the run (or checkpoint) in `folder`, with what is given in its place; a new one for a model."""
     own: dict[str, Any] = {"model": str(folder)}
     for place in (folder, folder.parent):
         if is_run(folder) and (place / RECORD_FILE).is_file():
@@ -192,24 +211,29 @@ def _settings(folder: Path, task: str | None, **given: Any) -> RunConfig:
             break
     task = task or own.get("task")
     if task is None:
-        raise ConfigError(f"{folder} is no run, so say what to evaluate it on: --task")
+        raise ConfigError(f"{folder} is not a run, so it has no task of its own: use --task")
     if task != own.get("task"):
         own = {key: value for key, value in own.items() if key not in ("data", "generate_rows")}
         data = given.get("data") or TaskOptions()
         if Path(task).is_file() and not data.model_fields_set & {"eval", "eval_share"}:
-            # A file that is named to be scored is scored whole, unless a share of it is asked for.
+            # A file that is named here is evaluated as a whole, unless a share of it is asked for.
             given["data"] = data.model_copy(update={"eval": task})
     return read_config(None, **{**own, "task": task, **{k: v for k, v in given.items() if v is not None}})
 
 
 def generate_target(target: str, prompts: Sequence[str], *, max_new_tokens: int = 64, **decoding: Any) -> list[str]:
-    """What a run's trained model (or a checkpoint's), or a pretrained one, writes after each prompt.
+    """What a run's model (or a checkpoint's), or a pretrained one, writes after each prompt; greedy by default.
 
-    Greedy by default; `decoding` are keywords of transformers' `generate`, and `seed`. Raises `UserError` for a
-    model that writes no text, and for an empty prompt.
+    Args:
+        target: a run's folder, a checkpoint's folder, a hub id or a model's folder.
+        prompts: the texts to continue.
+        max_new_tokens: the most tokens to generate.
+        decoding: keywords of transformers' `generate`, and `seed`.
+
+    Raises `UnsupportedModel` for a model that writes no text, and `DataError` for an empty prompt.
     """
     if "" in prompts:
-        raise DataError("an empty prompt gives the model nothing to go on from: give some text")
+        raise DataError("--prompt: an empty prompt gives the model nothing to continue: use some text")
     folder = Path(target)
     if is_run(folder):
         model = load(folder)
@@ -217,7 +241,7 @@ def generate_target(target: str, prompts: Sequence[str], *, max_new_tokens: int 
         config = load_config(target)
         model = load_weights(target, class_for(config, TaskKind.GENERATION), config)
     if not model.can_generate():
-        raise UnsupportedModel(f"{target} is a {type(model).__name__}, which writes no text: give a language model")
+        raise UnsupportedModel(f"{target} is a {type(model).__name__}, which writes no text: use a language model")
     transformers.set_seed(decoding.pop("seed", 42))
     tokenizer = prepare_tokenizer(load_tokenizer(target), model)
     return generate_texts(

@@ -9,7 +9,7 @@ from typing import Any
 from frostline.anatomy import Anatomy
 from frostline.core.labels import IGNORED
 from frostline.cost import Workload, has_dropout, storage_dtype
-from frostline.engine import Flora, GroupedByLength
+from frostline.engine import GroupedByLength
 from frostline.run._config import RunConfig
 from frostline.run._device import uses_bfloat16
 from frostline.tasks import Encoded, Task
@@ -26,13 +26,15 @@ class Data:
 
     def mean_length(self, config: RunConfig) -> float:
         """Tokens of a training batch, padding included, divided by its rows."""
-        lengths, size = self.rows.lengths, config.batch_size
+        lengths, size = self.rows.lengths, config.per_device_train_batch_size
         if config.pad_to_max_length:
             return config.max_length
-        if config.batching == "packed":
+        if config.packing:
             return sum(lengths) / len(lengths)
-        if config.batching == "grouped":
-            order = list(GroupedByLength(size * config.gradient_accumulation, lengths, config.seed))
+        if config.train_sampling_strategy != "random":
+            order: list[int] = list(range(len(lengths)))
+            if config.train_sampling_strategy == "group_by_length":
+                order = list(GroupedByLength(size * config.gradient_accumulation_steps, lengths, config.seed))
             longest = [max(lengths[row] for row in order[i : i + size]) for i in range(0, len(order), size)]
             return sum(longest) / len(longest)
         return _expected_longest(lengths, size)
@@ -44,32 +46,27 @@ def workload_of(config: RunConfig, data: Data, anatomy: Anatomy, model_config: A
     `model_config` and `dtype` are those of the model before a plan is applied.
     """
     rows = len(data.rows)
-    passes = config.steps * config.batch_size * config.gradient_accumulation / rows if config.steps else config.epochs
+    per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps
     length = round(data.mean_length(config))
     attention = "eager" if model_config._attn_implementation == "eager" else "sdpa"
     return Workload(
         rows=rows,
         length=length,
-        batch=config.batch_size,
-        accumulation=config.gradient_accumulation,
-        epochs=passes,
-        dtype="bfloat16" if uses_bfloat16(config.precision) else "float32",
-        optimizer=config.optimizer,
-        optimizer_options=config.optimizer_options,
+        per_device_train_batch_size=config.per_device_train_batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        num_train_epochs=config.max_steps * per_step / rows if config.max_steps else config.num_train_epochs,
+        bf16=uses_bfloat16(config.bf16),
+        optim=config.optim,
+        optim_args=config.optim_args,
         optimizer_in_backward=config.optimizer_in_backward,
         attention=attention,
-        checkpointing=config.checkpointing,
+        activation_checkpointing=config.activation_checkpointing,
         dropout=has_dropout(model_config),
         label_tokens=_target_length(data) if anatomy.encoder_decoder else None,
         frozen_dtype=storage_dtype(dtype),
         frozen_bits=config.frozen_bits,
         label_share=1.0 if anatomy.encoder_decoder else _label_share(data, length),
     )
-
-
-def optimizer_of(chosen: RunConfig | Workload, seed: int) -> tuple[type[Flora], dict[str, Any]] | None:
-    """The optimizer's class and arguments as a trainer takes them; None for those that transformers knows by name."""
-    return (Flora, {"options": chosen.optimizer_options, "seed": seed}) if chosen.optimizer == "flora" else None
 
 
 def _expected_longest(lengths: Sequence[int], count: int) -> float:

@@ -1,4 +1,4 @@
-"""What training may take: memory, time and disk, each absolute or as a share of full fine-tuning's."""
+"""What training may use of memory, time and disk: an amount, or a share of what full fine-tuning needs."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from frostline.core.sizes import parse_duration, parse_size
 
 
 class Budget(Options):
-    """What training may take; None is no limit.
+    """What training may use; None is no limit.
 
     Attributes:
-        memory: peak memory of a device, as a size (`8GB`) or as a share of full fine-tuning's (`0.5`).
-        time: of the whole run, as a duration (`90s`, `20min`, `2h`: wants a calibrated machine) or as a share of
-            full fine-tuning's.
-        disk: what the activation cache may take, as a size.
+        memory: peak memory of a device, as a size (`8GB`) or as a share of what full fine-tuning needs (`0.5`).
+        time: time of the whole run, as a duration (`90s`, `20min`, `2h`; needs a calibrated machine) or as a share of
+            what full fine-tuning needs.
+        disk: size of the activation cache.
     """
 
     memory: str | float | None = None
@@ -51,7 +51,10 @@ class Budget(Options):
         if value is not None:
             parse_size(value, "disk")
             if value[-1:].isdigit() and not value.isdigit():
-                raise ValueError(f"'{value}' has no unit: give a size such as 20GB (full fine-tuning takes no store)")
+                raise ValueError(
+                    f"'{value}' has no unit: use a size such as 20GB (there is no share of it, since full "
+                    "fine-tuning has no activation cache)"
+                )
         return value
 
     @property
@@ -61,12 +64,14 @@ class Budget(Options):
 
     @classmethod
     def parse(cls, text: str) -> Budget:
-        """A budget such as ``memory=8GB,time=0.4,disk=20GB``. Raises `UserError` with the part at fault."""
+        """A budget such as ``memory=8GB,time=0.4,disk=20GB``. Raises `ConfigError` with the part that is wrong."""
         parts: dict[str, str] = {}
         for part in filter(None, text.split(",")):
             key, equals, value = part.strip().partition("=")
             if not equals or key in parts:
-                raise ConfigError(f"--budget: '{part}': write it like memory=8GB,time=0.5,disk=20GB")
+                raise ConfigError(
+                    f"--budget: '{part}' is not key=value, or its key comes twice: use memory=8GB,time=0.5,disk=20GB"
+                )
             parts[key] = value
         try:
             return cls.model_validate(parts)
@@ -76,5 +81,7 @@ class Budget(Options):
 
 def _share(value: str | float | None) -> str | float | None:
     if isinstance(value, float) and not 0 < value <= 1:
-        raise ValueError(f"{value:g} is no share of full fine-tuning: give one above 0 and at most 1, or a unit")
+        raise ValueError(
+            f"{value:g} is no share of full fine-tuning: use a number above 0 and at most 1, or add a unit"
+        )
     return value

@@ -1,4 +1,4 @@
-"""What the planner may choose from: candidates, what each is worth, and what it takes."""
+"""What the planner may choose from: candidates, what each is worth, and what it needs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, product
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import Field, field_validator
 
@@ -22,7 +22,8 @@ from frostline.strategies._situation import Situation
 from frostline.strategies._strategy import NoOptions
 
 LORA_RATE = 10.0
-Setting = Literal["batch", "checkpointing", "activation_cache"]
+Setting = Literal["per_device_train_batch_size", "activation_checkpointing", "activation_cache"]
+SETTINGS: tuple[Setting, ...] = get_args(Setting)
 
 
 class Freedom(Options):
@@ -30,14 +31,15 @@ class Freedom(Options):
 
     Attributes:
         modes: how the blocks may train: `full`, `lora`.
-        choose: settings of the run that the planner sets: `batch` (with the accumulation that keeps the rows of an
-            optimizer step), `checkpointing`, `activation_cache`. Others stay as the run has them.
+        choose: settings of the run that the planner sets: `per_device_train_batch_size` (and with it
+            `gradient_accumulation_steps`, so that the rows of an optimizer step stay the same),
+            `activation_checkpointing`, `activation_cache`. All other settings stay as the run has them.
         lora: the low-rank update, by default at ten times the run's learning rate [inferred].
-        lora_worth: what LoRA on a block gains of what training it in full does [inferred].
+        lora_worth: the gain of LoRA on a block, as a share of the gain of training the block in full [inferred].
     """
 
     modes: tuple[Literal["full", "lora"], ...] = Field(("full", "lora"), min_length=1)
-    choose: tuple[Setting, ...] = ("batch", "checkpointing", "activation_cache")
+    choose: tuple[Setting, ...] = SETTINGS
     lora: Lora = Lora(lr_scale=LORA_RATE)
     lora_worth: float = Field(0.3, gt=0, le=1)
 
@@ -48,11 +50,11 @@ class Freedom(Options):
 
 
 @dataclass(frozen=True)
-class Way:
-    """How a candidate trains, up to its boundary and its batch."""
+class Setup:
+    """How a candidate trains, without its boundary and its batch."""
 
     mode: Mode
-    checkpointing: bool
+    activation_checkpointing: bool
     activation_cache: bool
 
 
@@ -60,38 +62,40 @@ class Way:
 class Candidate:
     """One plan with the settings that belong to it."""
 
-    way: Way
+    setup: Setup
     boundary: int
-    batch: int
+    per_device_train_batch_size: int
 
 
 class Candidates:
-    """All that may be chosen in a situation. What a candidate takes is counted when it is first asked for."""
+    """All that may be chosen in a situation. What a candidate needs is predicted when it is first asked for."""
 
     def __init__(self, situation: Situation, worths: Sequence[float], freedom: Freedom) -> None:
         self._situation, self._worths, self._freedom = situation, worths, freedom
         self._asked = situation.workload
         self._stores = self._with_or_without_store()
         self._batches = self._divisors()
-        self.ways = tuple(dict.fromkeys(self._ways()))
+        self.setups = tuple(dict.fromkeys(self._setups()))
         self._plans: dict[tuple[Mode, int], Plan] = {}
         self._uses: dict[tuple[Resource, Candidate], float] = {}
 
-    def ladders(self, way: Way) -> Iterator[list[Candidate]]:
-        """The candidates of a way, in lists that go up the blocks with one batch: gain, memory and time fall, and the
-        states stored stay the same."""
-        for batch, boundaries in product(self._batches, self._stretches(way)):
-            yield [Candidate(way, boundary, batch) for boundary in boundaries]
+    def ladders(self, setup: Setup) -> Iterator[list[Candidate]]:
+        """The candidates of a setup, in lists of one batch size that go up the blocks.
+
+        Along a list gain, memory and time fall, and the stored states stay the same.
+        """
+        for batch, boundaries in product(self._batches, self._stretches(setup)):
+            yield [Candidate(setup, boundary, batch) for boundary in boundaries]
 
     def gain(self, candidate: Candidate) -> float:
-        """The expected gain: 1 for every block that is worth it in full."""
+        """The expected gain: 1 for training every block in full."""
         above = sum(self._worths[candidate.boundary :])
         if above == 0:
             return 0.0
-        return above / sum(self._worths) * (self._freedom.lora_worth if candidate.way.mode == "lora" else 1.0)
+        return above / sum(self._worths) * (self._freedom.lora_worth if candidate.setup.mode == "lora" else 1.0)
 
     def use(self, resource: Resource, candidate: Candidate) -> float:
-        """What a candidate takes: peak bytes of a device, the run's seconds (operations without a speed), bytes."""
+        """What a candidate needs: peak bytes of a device, seconds (operations without a speed), bytes on disk."""
         key = resource, self._as_counted(resource, candidate)
         if key not in self._uses:
             self._uses[key] = self._count(*key)
@@ -99,62 +103,66 @@ class Candidates:
 
     def rank(self, candidate: Candidate) -> tuple[float, ...]:
         """Sorts the better first: by gain, then by time, then by how little is changed of what was asked."""
-        way, ratio = candidate.way, candidate.batch / self._asked.batch
-        settings = abs(math.log(ratio)), way.checkpointing, way.activation_cache, -ratio
+        setup, ratio = candidate.setup, candidate.per_device_train_batch_size / self._asked.per_device_train_batch_size
+        settings = abs(math.log(ratio)), setup.activation_checkpointing, setup.activation_cache, -ratio
         return (-self.gain(candidate), self.use("time", candidate), *settings)
 
     def plan(self, candidate: Candidate) -> Plan:
         """The plan of a candidate."""
-        key = candidate.way.mode, candidate.boundary
+        key = candidate.setup.mode, candidate.boundary
         if key not in self._plans:
             self._plans[key] = _plan(self._situation, *key, self._freedom.lora)
         return self._plans[key]
 
     def workload(self, candidate: Candidate) -> Workload:
         """The work as a candidate does it."""
-        asked, way = self._asked, candidate.way
+        setup, batch = candidate.setup, candidate.per_device_train_batch_size
         chosen = {
-            "batch": candidate.batch,
-            "accumulation": asked.batch * asked.accumulation // candidate.batch,
-            "checkpointing": way.checkpointing,
-            "activation_cache": way.activation_cache,
+            "per_device_train_batch_size": batch,
+            "gradient_accumulation_steps": self._rows // batch,
+            "activation_checkpointing": setup.activation_checkpointing,
+            "activation_cache": setup.activation_cache,
         }
-        return asked.model_copy(update=chosen)
+        return self._asked.model_copy(update=chosen)
 
-    def _ways(self) -> Iterator[Way]:
-        """The ways to train; the head alone has no activations to recompute."""
-        chosen = "checkpointing" in self._freedom.choose
-        checkpointing = (False, True) if chosen else (self._asked.checkpointing,)
+    @property
+    def _rows(self) -> int:
+        """The rows of an optimizer step on one device, which the planner keeps."""
+        return self._asked.per_device_train_batch_size * self._asked.gradient_accumulation_steps
+
+    def _setups(self) -> Iterator[Setup]:
+        """All setups; the head alone has no activations to recompute."""
+        chosen = "activation_checkpointing" in self._freedom.choose
+        checkpointing = (False, True) if chosen else (self._asked.activation_checkpointing,)
         for mode, recomputes, stored in product(self._freedom.modes, checkpointing, self._stores):
-            yield Way(mode, recomputes, stored)
-        yield from (Way("head", False, stored) for stored in self._stores)
+            yield Setup(mode, recomputes, stored)
+        yield from (Setup("head", False, stored) for stored in self._stores)
 
     def _with_or_without_store(self) -> tuple[bool, ...]:
-        """No store where its pass takes rows that training never reaches, nor with rounded frozen blocks."""
+        """No activation cache with quantized blocks, nor where training never reaches all of its rows."""
         if "activation_cache" not in self._freedom.choose:
             return (self._asked.activation_cache,)
-        may_pay = self._asked.epochs >= 1 - self._asked.stored_share and self._asked.frozen_bits is None
+        may_pay = self._asked.num_train_epochs >= 1 - self._asked.stored_share and self._asked.frozen_bits is None
         return (False, True) if may_pay else (False,)
 
     def _divisors(self) -> list[int]:
-        """Batches that an optimizer step can be cut into, smallest first; only memory wants another than asked."""
+        """Batch sizes that divide the rows of an optimizer step, smallest first; with no memory limit the run's own."""
         asked = self._asked
-        chosen = "batch" in self._freedom.choose and self._situation.budget.memory is not None
+        chosen = "per_device_train_batch_size" in self._freedom.choose and self._situation.budget.memory is not None
         if not chosen or asked.optimizer_in_backward:
-            return [asked.batch]
-        rows = asked.batch * asked.accumulation
-        return [batch for batch in range(1, rows + 1) if rows % batch == 0]
+            return [asked.per_device_train_batch_size]
+        return [batch for batch in range(1, self._rows + 1) if self._rows % batch == 0]
 
-    def _stretches(self, way: Way) -> list[list[int]]:
-        """Boundaries, lowest first, with the same stacks below them, whose states a store holds.
+    def _stretches(self, setup: Setup) -> list[list[int]]:
+        """Boundaries, lowest first, in lists with the same stacks below them, whose states an activation cache holds.
 
-        A block worth nothing is trained only above one that is worth something. With no block below it a store
-        changes nothing.
+        A block worth nothing is trained only above one that is worth something. Where no block is below the boundary,
+        an activation cache changes nothing.
         """
-        if way.mode == "head":
+        if setup.mode == "head":
             return [[self._situation.blocks]]
         boundaries = [index for index, worth in enumerate(self._worths) if worth > 0]
-        if not way.activation_cache:
+        if not setup.activation_cache:
             return [boundaries] if boundaries else []
         stretches = groupby(boundaries, self._stacks_below)
         return [list(stretch) for stacks, stretch in stretches if stacks]
@@ -163,11 +171,14 @@ class Candidates:
         return frozenset(block.stack for block in self._situation.anatomy.blocks[:boundary])
 
     def _as_counted(self, resource: Resource, candidate: Candidate) -> Candidate:
-        """One candidate for all that take as much: states and operations are the rows', in whatever batches."""
+        """One candidate for all that need as much: stored states and operations do not depend on the batch size."""
         if resource == "memory" or (resource == "time" and self._situation.speed is not None):
             return candidate
-        way = replace(candidate.way, checkpointing=False) if resource == "disk" else candidate.way
-        return replace(candidate, way=way, batch=self._asked.batch)
+        setup = candidate.setup
+        if resource == "disk":
+            setup = replace(setup, activation_checkpointing=False)
+        asked = self._asked.per_device_train_batch_size
+        return replace(candidate, setup=setup, per_device_train_batch_size=asked)
 
     def _count(self, resource: Resource, candidate: Candidate) -> float:
         plan, workload = self.plan(candidate), self.workload(candidate)
@@ -175,7 +186,7 @@ class Candidates:
         if resource == "memory":
             return memory(plan, anatomy, workload).peak
         if resource == "disk":
-            return predict(plan, anatomy, workload).disk_bytes if candidate.way.activation_cache else 0.0
+            return predict(plan, anatomy, workload).disk_bytes if candidate.setup.activation_cache else 0.0
         return run_flops(plan, anatomy, workload) if speed is None else run_seconds(plan, anatomy, workload, speed)
 
 

@@ -15,13 +15,16 @@ Mode = Literal["full", "lora", "head"]
 
 @dataclass(frozen=True)
 class Option:
-    """One way to spend a budget.
+    """One plan with its settings, and what it is predicted to cost.
 
     Attributes:
-        mode: how the blocks from the plan's boundary on train; `head` where none does.
-        workload: the work as this way does it: batch, accumulation, checkpointing and activation cache are chosen.
-        expected_gain: of training every block that is worth it in full, which gains 1.
-        memory_share, time_share: of full fine-tuning of the workload as it was asked for.
+        mode: what training does to the blocks from the plan's boundary on; `head` where none of them trains.
+        plan: what trains.
+        workload: the work with the chosen batch, accumulation, activation checkpointing and activation cache.
+        expected_gain: a share of the gain of training every block in full, which is 1.
+        prediction: the predicted cost.
+        memory_share: peak memory, as a share of full fine-tuning of the workload as it was asked for.
+        time_share: time, as a share of the same.
     """
 
     mode: Mode
@@ -34,35 +37,37 @@ class Option:
 
     @property
     def what(self) -> str:
-        """What trains, and how, in words."""
+        """What trains, and how, as text."""
         work, last = self.workload, len(self.plan.blocks) - 1
         boundary = self.plan.boundary
         blocks = f"block {last}" if boundary == last else f"blocks {boundary}-{last}"
         parts = ["the head alone" if self.mode == "head" else f"{blocks} {_HOW[self.mode]}"]
-        parts.append(f"batches of {work.batch}" + (f" x {work.accumulation}" if work.accumulation > 1 else ""))
-        parts += ["checkpointing"] * work.checkpointing + ["an activation cache"] * work.activation_cache
+        accumulated = f" x {work.gradient_accumulation_steps}" if work.gradient_accumulation_steps > 1 else ""
+        parts.append(f"batches of {work.per_device_train_batch_size}{accumulated}")
+        parts += ["activation checkpointing"] * work.activation_checkpointing
+        parts += ["activation cache"] * work.activation_cache
         return ", ".join(parts)
 
     @property
     def line(self) -> str:
-        """What trains, what it is expected to gain, and what it takes."""
+        """What trains, what it is expected to gain, and what it needs, as text."""
         found = self.prediction
-        takes = [
-            f"{size_text(found.peak_memory_bytes)} ({self.memory_share:.2f} of full fine-tuning's)",
+        needs = [
+            f"{size_text(found.peak_memory_bytes)} ({self.memory_share:.2f} of full fine-tuning)",
             f"{self.time_share:.2f} of its time",
             *([f"{size_text(found.disk_bytes)} on disk"] if found.disk_bytes else []),
         ]
-        return f"{self.what}: gain {self.expected_gain:.2f}, {', '.join(takes)}"
+        return f"{self.what}: gain {self.expected_gain:.2f}, {', '.join(needs)}"
 
     def document(self) -> dict[str, Any]:
-        """Plain data: the settings and what they are predicted to take."""
+        """Plain data: the settings and their predicted cost."""
         work = self.workload
         return {
             "boundary": self.plan.boundary,
             "mode": self.mode,
-            "batch": work.batch,
-            "accumulation": work.accumulation,
-            "checkpointing": work.checkpointing,
+            "per_device_train_batch_size": work.per_device_train_batch_size,
+            "gradient_accumulation_steps": work.gradient_accumulation_steps,
+            "activation_checkpointing": work.activation_checkpointing,
             "activation_cache": work.activation_cache,
             "expected_gain": round(self.expected_gain, 6),
             "memory_share": round(self.memory_share, 6),
@@ -73,9 +78,13 @@ class Option:
 
 @dataclass(frozen=True)
 class ConstraintCost:
-    """What one limit cost: the gain that the best plan without it, `instead`, has over the chosen one.
+    """What one limit of the budget costs in gain.
 
-    `used` is what the chosen plan takes, in the limit's own unit.
+    Attributes:
+        limit: the limit.
+        used: what the chosen plan needs of the resource, in bytes, seconds or operations.
+        gain: how much more the best plan without this limit gains.
+        instead: that plan.
     """
 
     limit: Limit
@@ -85,14 +94,14 @@ class ConstraintCost:
 
     @property
     def line(self) -> str:
-        """The cost in words."""
-        took = f"{self.limit}: takes {self.limit.text(self.used)}"
+        """The cost as text."""
+        used = f"{self.limit}: the plan uses {self.limit.text(self.used)}"
         if self.gain <= 0:
-            return f"{took}, costs nothing"
-        return f"{took}, costs {self.gain:.2f} of the gain: without it {self.instead.what}"
+            return f"{used}; a larger limit would not change it"
+        return f"{used}; without this limit the gain would be {self.gain:.2f} higher: {self.instead.what}"
 
     def document(self) -> dict[str, Any]:
-        """Plain data; `limit` and `used` are bytes, and seconds (operations without a speed)."""
+        """Plain data; `limit` and `used` are in bytes, or in seconds (operations without a speed)."""
         return {
             "constraint": self.limit.resource,
             "asked": self.limit.asked,
@@ -107,16 +116,18 @@ class ConstraintCost:
 class Choice(Option):
     """The option with the largest expected gain within a budget.
 
-    `runner_up` is the best that differs in mode, checkpointing or activation cache; None where no such one fits.
-    `constraints` tells what each limit of the budget cost.
+    Attributes:
+        runner_up: the best option with another mode, activation checkpointing or activation cache; None where none
+            fits.
+        constraints: what each limit of the budget costs.
     """
 
     runner_up: Option | None = None
     constraints: tuple[ConstraintCost, ...] = ()
 
     def lines(self) -> list[tuple[str, str]]:
-        """The choice for people: a label and a line each."""
-        runner_up = "no other way fits" if self.runner_up is None else self.runner_up.line
+        """The choice as text: pairs of a label and a line."""
+        runner_up = "no other mode or setting fits" if self.runner_up is None else self.runner_up.line
         costs = [("constraint", cost.line) for cost in self.constraints]
         return [("chosen", self.line), ("runner-up", runner_up), *costs]
 

@@ -17,7 +17,7 @@ Resource = Literal["memory", "time", "disk"]
 
 @dataclass(frozen=True)
 class Yardstick:
-    """What full fine-tuning takes, of the workload as it was asked for: peak bytes of a device, and the run's seconds
+    """What full fine-tuning needs for the workload as it was asked for: peak bytes of a device, and seconds of the run
     (operations without a speed)."""
 
     memory: float
@@ -33,9 +33,9 @@ class Yardstick:
 
 @dataclass(frozen=True)
 class Limit:
-    """The most that a plan may take of one resource: `amount`, written as `asked`.
+    """The most that a plan may use of one resource: `amount`, written as `asked`.
 
-    `whole` is what full fine-tuning takes where the limit is a share of that, else None.
+    `whole` is what full fine-tuning needs, where the limit is a share of that; else None.
     """
 
     resource: Resource
@@ -47,7 +47,7 @@ class Limit:
         return f"{self.resource}={self.asked}"
 
     def text(self, amount: float, *, enough: bool = False) -> str:
-        """An amount in three figures, as one writes a limit: a share, a size, a duration. Rounded up to be `enough`."""
+        """An amount in three figures, written as a limit is: a share, a size, a duration; `enough` rounds it up."""
         rounded = _up if enough else _nearest
         if self.whole is not None:
             return f"{rounded(amount / self.whole):g}"
@@ -56,9 +56,9 @@ class Limit:
 
 
 def limits(situation: Situation, whole: Yardstick) -> tuple[Limit, ...]:
-    """The budget's limits, those first that are counted fastest.
+    """The budget's limits; those that are predicted fastest come first.
 
-    Raises `UserError` for a duration on a machine that is not calibrated.
+    Raises `ConfigError` for a duration on a machine that is not calibrated.
     """
     return tuple(_limits(situation, whole))
 
@@ -74,8 +74,8 @@ def _limits(situation: Situation, whole: Yardstick) -> Iterator[Limit]:
     elif budget.time is not None:
         if situation.speed is None:
             raise ConfigError(
-                f"budget: time={budget.time} wants a calibrated machine: --calibrate, or give a share of full "
-                "fine-tuning's time, such as time=0.4"
+                f"budget: time={budget.time} needs the speed of this machine: use --calibrate (calibrate=true), or "
+                "give a share of full fine-tuning's time, such as time=0.4"
             )
         yield Limit("time", budget.time, parse_duration(budget.time, "time"))
     if budget.disk is not None:

@@ -1,15 +1,16 @@
 """The planner: of all plans that a budget allows, the one with the largest expected gain.
 
-A candidate trains the blocks from its boundary to the top, in full or with LoRA, in batches that together are an
-optimizer step of the workload's, with or without checkpointing and an activation cache. Its expected gain is
+A candidate trains the blocks from its boundary to the top, in full or with LoRA. Its batches are those of the workload,
+or smaller ones with more accumulation; it trains with or without activation checkpointing and an activation cache. Its
+expected gain is
 
     share of the blocks' worth above the boundary  x  worth of the mode (full: 1, LoRA: less)
 
-Why: docs/decisions/0014-what-a-plan-is-worth.md. Of equal gains the one that takes less time is taken. The head
-alone gains 0: it is the last resort.
+The reasons are in docs/decisions/0014-what-a-plan-is-worth.md. Of equal gains, the candidate that needs less time is
+chosen. The head alone gains 0: it is the last resort.
 
-Memory and time fall as the boundary rises, as long as the same states are stored, so that for each way of training the
-lowest boundary that fits is found by bisection. What is chosen was itself counted, and fits.
+Memory and time fall as the boundary rises, as long as the same states are stored. So bisection finds the lowest
+boundary that fits, for each setup. The cost of the chosen candidate itself was predicted, and fits.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from collections.abc import Callable, Sequence
 
 from frostline.core.errors import PlanError
 from frostline.cost import predict
-from frostline.strategies._candidates import Candidate, Candidates, Freedom, Way
+from frostline.strategies._candidates import Candidate, Candidates, Freedom, Setup
 from frostline.strategies._choice import Choice, ConstraintCost, Option
 from frostline.strategies._limits import Limit, Yardstick, limits
 from frostline.strategies._selection import Selection, fixed
@@ -30,11 +31,15 @@ from frostline.strategies._situation import Situation
 def search(situation: Situation, worths: Sequence[float], freedom: Freedom | None = None) -> Choice:
     """The plan, and the settings with it, of the largest expected gain within `situation.budget`.
 
-    `worths` has a number of 0 or more for each block: what training it is worth beside the others. Raises
-    `UserError` when nothing fits, with the limit that is short and the least that would do.
+    Args:
+        situation: the model, the budget and the workload.
+        worths: a number of 0 or more for each block: what training it is worth, compared with the others.
+        freedom: what the planner may choose.
+
+    Raises `PlanError` when nothing fits: it names the limit that is too small and the smallest one that would do.
     """
     if len(worths) != situation.blocks or min(worths) < 0:
-        raise ValueError(f"{situation.blocks} blocks want a worth of 0 or more each, not {list(worths)}")
+        raise ValueError(f"{situation.blocks} blocks need a worth of 0 or more each (given: {list(worths)})")
     freedom = freedom or Freedom()
     free = tuple(setting for setting in freedom.choose if setting not in situation.decided)
     candidates = Candidates(situation, worths, freedom.model_copy(update={"choose": free}))
@@ -59,7 +64,7 @@ class _Planner:
         self.limits = limits(situation, self.whole)
 
     def choice(self) -> Choice:
-        found = (self._best([way], self.limits) for way in self.candidates.ways)
+        found = (self._best([setup], self.limits) for setup in self.candidates.setups)
         ranked = sorted((one for one in found if one is not None), key=self.candidates.rank)
         if not ranked:
             raise PlanError(self._refusal())
@@ -70,10 +75,12 @@ class _Planner:
             constraints=tuple(self._cost(limit, chosen) for limit in self.limits),
         )
 
-    def _best(self, ways: Sequence[Way], within: Sequence[Limit], best: Candidate | None = None) -> Candidate | None:
-        """The best candidate of some ways that fits, if it is better than `best`; else that."""
+    def _best(
+        self, setups: Sequence[Setup], within: Sequence[Limit], best: Candidate | None = None
+    ) -> Candidate | None:
+        """The best candidate of some setups that fits, if it is better than `best`; else `best`."""
         gain, rank = self.candidates.gain, self.candidates.rank
-        for ladder in (ladder for way in ways for ladder in self.candidates.ladders(way)):
+        for ladder in (ladder for setup in setups for ladder in self.candidates.ladders(setup)):
             worthwhile = [one for one in ladder if best is None or gain(one) >= gain(best)]
             if worthwhile and self._fits(worthwhile[-1], within):
                 lowest = _lowest(worthwhile, lambda one: self._fits(one, within))
@@ -86,7 +93,7 @@ class _Planner:
     def _option(self, candidate: Candidate) -> Option:
         plan, workload = self.candidates.plan(candidate), self.candidates.workload(candidate)
         return Option(
-            mode=candidate.way.mode,
+            mode=candidate.setup.mode,
             plan=plan,
             workload=workload,
             expected_gain=self.candidates.gain(candidate),
@@ -96,7 +103,7 @@ class _Planner:
         )
 
     def _cost(self, limit: Limit, chosen: Candidate) -> ConstraintCost:
-        instead = self._best(self.candidates.ways, self._without(limit), chosen) or chosen
+        instead = self._best(self.candidates.setups, self._without(limit), chosen) or chosen
         gain = self.candidates.gain(instead) - self.candidates.gain(chosen)
         return ConstraintCost(limit, self.candidates.use(limit.resource, chosen), gain, self._option(instead))
 
@@ -104,9 +111,9 @@ class _Planner:
         return [other for other in self.limits if other is not limit]
 
     def _refusal(self) -> str:
-        """Which limit is short, and the least that would do: of several the one that is short by the least.
+        """Which limit is too small, and the smallest one that would do; of several the one that lacks least.
 
-        Where no single one is to blame, each that no candidate keeps to.
+        Where no single limit is the reason: each limit that no candidate keeps.
         """
         single = [(limit, found) for limit in self.limits if (found := self._least(limit, self._without(limit)))]
         if single:
@@ -116,7 +123,7 @@ class _Planner:
         alone = [(limit, found) for limit in self.limits if (found := self._least(limit, ()))]
         short = [self._short(limit, found) for limit, found in alone if not self._fits(found, [limit])]
         if not short:  # of three, any two exclude each other
-            return f"no plan fits {', '.join(map(str, self.limits))}, nor any two of them: give more of two"
+            return f"no plan fits {', '.join(map(str, self.limits))}, nor any two of them: raise two of these limits"
         return f"no plan fits {'; nor '.join(short)}"
 
     def _excess(self, limit: Limit, found: Candidate) -> float:
@@ -125,18 +132,22 @@ class _Planner:
     def _short(self, limit: Limit, found: Candidate, within: str = "") -> str:
         use = self.candidates.use(limit.resource, found)
         needs, more = limit.text(use, enough=True), limit.text(use - limit.amount)
-        return f"{limit}{within}: it takes {limit.resource}={needs}, {more} more, for {self._option(found).what}"
+        return f"{limit}{within}: use {limit.resource}={needs} ({more} more), for {self._option(found).what}"
 
     def _least(self, limit: Limit, within: Sequence[Limit]) -> Candidate | None:
-        """The candidate that takes least of a resource, of the highest boundary on each ladder."""
-        tops = [ladder[-1] for way in self.candidates.ways for ladder in self.candidates.ladders(way)]
-        fitting = [one for one in tops if self._fits(one, within)]
+        """The candidate that needs least of a resource, of the highest boundary on each ladder.
+
+        One that needs more than full fine-tuning is left out where the limit is a share of that: no share allows it.
+        """
         use, rank = self.candidates.use, self.candidates.rank
+        most = math.inf if limit.whole is None else limit.whole
+        tops = [ladder[-1] for setup in self.candidates.setups for ladder in self.candidates.ladders(setup)]
+        fitting = [one for one in tops if self._fits(one, within) and use(limit.resource, one) <= most]
         return min(fitting, key=lambda one: (use(limit.resource, one), *rank(one)), default=None)
 
 
 def _lowest(ladder: Sequence[Candidate], fits: Callable[[Candidate], bool]) -> Candidate:
-    """The first that fits, where the last does, and each behind one that does; quickest if it is near the end."""
+    """The first candidate that fits, if the last one does, and each one after one that does; fastest near the end."""
     high, step = len(ladder) - 1, 1
     while step <= high and fits(ladder[high - step]):
         high, step = high - step, 2 * step

@@ -1,4 +1,4 @@
-"""What a user writes for a study."""
+"""The settings of a study."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from frostline.core.settings import Options, first_error, lay_over, read_mapping
 
 
 class StudyStrategy(BaseModel):
-    """One strategy of a study. Every further key is a setting of its runs, over the study's `config`.
+    """One strategy of a study. Every further key is a setting of its runs, in place of the study's `config`.
 
-    `label` names its row and folder; by default it is the strategy's name, or that of its plan file.
+    `label` is the name of its row and folder; by default the strategy's name, or the name of its plan file.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -41,11 +41,11 @@ class StudyConfig(Options):
 
     Attributes:
         models: hub ids or folders.
-        tasks: as a run's `task`.
+        tasks: tasks, as in a run's `task`.
         strategies: names, plan files, or mappings with `name`, `label` and settings of their own.
-        seeds: each cell is run once with each.
+        seeds: every model, task and strategy is run once with each seed.
         config: settings that all runs share, as in a run's config.
-        baseline: the strategy (its label) that the others' cost is a ratio to; null for none.
+        baseline: the label of the strategy that the others are compared with; null: none.
     """
 
     models: tuple[str, ...] = Field(min_length=1)
@@ -71,17 +71,17 @@ class StudyConfig(Options):
     @model_validator(mode="after")
     def _rows_are_told_apart(self) -> StudyConfig:
         rows = [strategy.row for strategy in self.strategies]
-        _refuse_twins(rows, "strategies: ", "; give each a label of its own")
+        _refuse_twins(rows, "strategies: ", "; use a different label for each")
         if self.baseline is not None and self.baseline not in rows:
             raise ValueError(
-                f"baseline '{self.baseline}' is not among the strategies ({', '.join(rows)}): add it, name one of "
-                "them, or write baseline: null"
+                f"baseline '{self.baseline}' is not among the strategies ({', '.join(rows)}): add it, use one of them, "
+                "or use baseline: null"
             )
         return self
 
     @classmethod
     def read(cls, document: Any, where: str = "study") -> StudyConfig:
-        """A study from a parsed document. Raises `UserError` with the key at fault."""
+        """A study from a parsed document. Raises `ConfigError` with the key that is wrong."""
         if not isinstance(document, dict):
             raise ConfigError(f"{where}: a study is a mapping with the keys models, tasks and strategies")
         try:
@@ -95,9 +95,9 @@ class StudyConfig(Options):
 
 
 def read_study(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
-    """The study in a YAML file, over it each `key=value` (`seeds=[42]`, `config.steps=10`).
+    """The study in a YAML file, with each `key=value` in place of its own (`seeds=[42]`, `config.max_steps=10`).
 
-    Raises `UserError` with the file and the key or line at fault.
+    Raises `ConfigError` with the file and the key or line that is wrong.
     """
     document = read_mapping(path, "study", "the keys models, tasks and strategies")
     lay_over(document, overrides)

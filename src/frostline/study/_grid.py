@@ -36,8 +36,8 @@ class Cell:
 def cells(study: StudyConfig, out: Path) -> list[Cell]:
     """Every run of the study, with its folder `<out>/<model>/<task>/<label>/seed<seed>`.
 
-    All strategies of one seed come before the next seed, so that a study cut short still compares like with
-    like. Raises `UserError` for an unknown strategy or setting.
+    All strategies of one seed come before the next seed, so that an interrupted study still compares runs of the same
+    seeds. Raises `UserError` for an unknown strategy or setting.
     """
     for strategy in study.strategies:
         _check_strategy(strategy.name)
@@ -71,12 +71,12 @@ def _settings(study: StudyConfig, strategy: StudyStrategy) -> dict[str, Any]:
     for where, given in (("config", study.config), (f"strategy '{strategy.row}'", strategy.settings)):
         for key in SET_BY_THE_GRID:
             if key in given:
-                raise ConfigError(f"study: {where}: '{key}' is set by the grid, leave it out")
+                raise ConfigError(f"study: {where}: the study itself sets '{key}' for each run: leave it out")
     return _over(study.config, strategy.settings)
 
 
 def _over(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
-    """`upper` laid over `lower`, group by group."""
+    """`lower` with the settings of `upper` in place of its own, group by group."""
     merged = dict(lower)
     for key, value in upper.items():
         below = merged.get(key)
@@ -85,15 +85,15 @@ def _over(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _folder_names(names: Sequence[str]) -> dict[str, str]:
-    """A folder's name for each: its last path component, or all of it where two share that.
+    """A folder's name for each: the last component of its path, or the whole path where two share that.
 
-    Raises `UserError` when two cannot be told apart even so.
+    Raises `ConfigError` when two names are still the same.
     """
     shared = {last for last, count in Counter(map(_last, names)).items() if count > 1}
     chosen = {name: name if _last(name) in shared else _last(name) for name in names}
     folders = {name: re.sub(r"[^\w.-]+", "-", text).strip("-.") for name, text in chosen.items()}
     if len(set(folders.values())) < len(names):
-        raise ConfigError(f"study: {', '.join(names)} would share a folder: rename one")
+        raise ConfigError(f"study: {', '.join(names)} would share a folder: rename one of them")
     return folders
 
 

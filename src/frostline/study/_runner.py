@@ -1,4 +1,4 @@
-"""Run a study: skip what is recorded, resume what was cut short, go on when a run fails."""
+"""Run a study: skip finished runs, resume interrupted ones, and continue when a run fails."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MAY_DIFFER = ("out", "threads")
 
 @dataclass(frozen=True)
 class Result:
-    """What became of one run: its record, or why there is none."""
+    """The result of one run: its record, or why there is none."""
 
     cell: Cell
     record: RunRecord | None
@@ -34,13 +34,18 @@ class Result:
 
 
 def run_study(study: StudyConfig, out: Path, console: Console | None = None) -> list[Result]:
-    """Run the study's cells one after another, each in a fresh process, and give what became of each.
+    """Run the study's runs one after another, each in a new process, and return the result of each.
 
-    A recorded cell is skipped; one that was cut short goes on from its last checkpoint; one that fails does not
-    stop the others. Killed at any point and called again, it goes on where it was. Progress goes to `console`.
+    A finished run is skipped, and an interrupted one is resumed from its last checkpoint. One that fails does not stop
+    the others. A study that was killed at any point continues when it is called again.
 
-    Raises `UserError` before anything runs: for an unknown strategy or setting, and when `out` holds a run of
-    one of the cells that was set up differently.
+    Args:
+        study: the study.
+        out: the folder that holds its runs.
+        console: where progress is shown; None: nowhere.
+
+    Raises `UserError` before anything runs: for an unknown strategy or setting, and where `out` holds one of the runs
+    with other settings.
     """
     console = console or Console(stderr=True, quiet=True)
     grid = cells(study, out)
@@ -63,7 +68,7 @@ def _settle(cell: Cell, record: RunRecord | None, position: str, console: Consol
     if record is not None and record.status == "finished":
         say("already recorded")
         return Result(cell, record)
-    say("training" if record is None else "going on with a run that was cut short")
+    say("training" if record is None else "resuming a run that was interrupted")
     config = cell.config.model_dump(mode="json", exclude_unset=True)
     write_text(cell.folder / CONFIG_FILE, yaml.safe_dump(config, sort_keys=False))
     error = Child(_command(cell.folder / CONFIG_FILE, resume=record is not None)).wait()
@@ -74,12 +79,12 @@ def _settle(cell: Cell, record: RunRecord | None, position: str, console: Consol
 
 
 def _command(config: Path, *, resume: bool) -> Sequence[str]:
-    # -P: modules that happen to lie in the working folder are not imported.
+    # -P: modules that happen to be in the working folder are not imported.
     return [sys.executable, "-P", "-m", "frostline", "train", str(config), *(["--resume"] if resume else [])]
 
 
 def _recorded(cell: Cell) -> RunRecord | None:
-    """The cell's record, if there is one. Raises `UserError` when it is of a run that was set up differently."""
+    """The run's record, if there is one. Raises `CheckpointError` when it has other settings."""
     if not (cell.folder / RECORD_FILE).is_file():
         return None
     record = read_record(cell.folder)
@@ -91,7 +96,7 @@ def _recorded(cell: Cell) -> RunRecord | None:
     for key, value in wanted.items():
         if key not in MAY_DIFFER and found.get(key) != value:
             raise CheckpointError(
-                f"{cell.folder} holds a {record.status} run with {key} {found.get(key)!r}, and the study wants "
-                f"{value!r}: remove that folder, or give the study another --out"
+                f"{cell.folder} holds a {record.status} run with {key}={found.get(key)!r}, and the study asks for "
+                f"{value!r}: remove that folder, or use another --out"
             )
     return record

@@ -1,7 +1,7 @@
-"""The tie between a study and the run it waits for: a socket of which each holds an end.
+"""The connection between a study and the run that it waits for: a socket with an end in each process.
 
-When the study dies, however it dies, its end closes and the run ends too, so that a study started again never
-meets a run that is still writing. And a run that fails sends its one-line error up before it ends.
+When the study dies, for whatever reason, its end closes and the run ends too. So a study that is started again never
+meets a run that is still writing. A run that fails sends its error, one line, before it ends.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ LONGEST_LINE = 65536
 
 
 class Child:
-    """A process that ends when this one does. Its standard output is dropped, its standard error passes."""
+    """A process that ends when this one does. Its standard output is dropped; its standard error is shown."""
 
     def __init__(self, command: Sequence[str]) -> None:
         self._socket, theirs = socket.socketpair()
@@ -32,9 +32,9 @@ class Child:
             )
 
     def wait(self) -> str | None:
-        """Wait for its end. None when all went well, else why not, in one line.
+        """Wait for its end, and return None if it succeeded, else the reason as one line.
 
-        A `KeyboardInterrupt` meanwhile ends the process first.
+        A `KeyboardInterrupt` ends the process first.
         """
         with self._socket:
             try:
@@ -49,7 +49,7 @@ class Child:
             return self._last_words() or f"ended with exit status {status}"
 
     def _end(self) -> None:
-        # The terminal sends Ctrl-C to both: give it the time to leave the terminal as it was.
+        # The terminal sends Ctrl-C to both processes: give the child the time to restore the terminal.
         for patience, then in ((2, self._socket.close), (10, self._process.kill)):
             try:
                 self._process.wait(patience)

@@ -8,7 +8,7 @@ from typing import Any
 from frostline.run.demo.task import LABELS, rows, write
 
 MODEL_DIR = Path(__file__).parent / "storyteller"
-"""The folder of the pretrained decoder, as `from_pretrained` wants it; its README.md is the model card."""
+"""The folder of the pretrained decoder, for `from_pretrained`; its README.md is the model card."""
 
 STUDY: dict[str, Any] = {
     "strategies": [
@@ -19,12 +19,12 @@ STUDY: dict[str, Any] = {
     ],
     "baseline": "all",
     "config": {
-        "steps": 100,
-        "batch_size": 16,
+        "max_steps": 100,
+        "per_device_train_batch_size": 16,
         "max_length": 32,
-        "lr_schedule": "linear",
+        "lr_scheduler_type": "linear",
         "warmup_steps": 10,
-        "precision": "float32",
+        "bf16": False,
         "frozen_dtype": "float32",
         "threads": 1,
     },
