@@ -19,6 +19,7 @@ from frostline.bottom import Amount, CacheReport, CacheSession, Load, Mode, Proc
 from frostline.checkpoints import load_delta
 from frostline.core.errors import TrainingError
 from frostline.cost import Estimate, Workload, cache_estimate
+from frostline.engine._accumulation import Part, PartsTrainer
 from frostline.engine._collator import AnnouncingCollator
 from frostline.engine._flora import Flora, check_flora
 from frostline.engine._in_backward import check_in_backward, step_in_backward
@@ -26,14 +27,14 @@ from frostline.engine._observe import Observer
 from frostline.engine._optimizer import regroup
 from frostline.engine._ranks import ShareRanks
 from frostline.engine._sampler import GroupedByLength
-from frostline.engine._saving import PlanChange, SavingTrainer
+from frostline.engine._saving import PlanChange
 from frostline.engine._start import non_reentrant, start_schedule, streaming
 from frostline.loss_positions import LossPositions, use_loss_positions
 from frostline.plan import Plan, Schedule
 from frostline.surgery import change, check_loss_is_the_models
 
 
-class Trainer(SavingTrainer):
+class Trainer(PartsTrainer):
     """A `transformers.Trainer` that trains what a plan (or a schedule of plans) says.
 
     Callbacks, logging, mixed precision and accelerate work as in `transformers.Trainer`. A checkpoint holds the delta,
@@ -123,8 +124,8 @@ class Trainer(SavingTrainer):
     def notices(self) -> tuple[str, ...]:
         """What runs as it would without frostline and why, one line each."""
         positions = () if self.positions is None else self.positions.notices
-        cache = self.session.report.notice
-        return positions if cache is None else (*positions, cache)
+        others = (self.session.report.notice, self.parts_notice)
+        return (*positions, *(notice for notice in others if notice is not None))
 
     @property
     def last_loss(self) -> float:
@@ -152,22 +153,29 @@ class Trainer(SavingTrainer):
 
     def _begin_plan(self) -> None:
         self.session.begin()
-        self.positions = self._find_positions()
+        narrow = self.loss_positions and not self._loss_is_custom() and not self.applied.plan.forward.layered
+        if hasattr(self.train_dataset, "__len__") and (narrow or (self._share is None and self._has_parts())):
+            few = self._few()
+            self._find_share(few)
+            self.positions = self._find_positions(few) if narrow and not self.is_fsdp_enabled else None
+
+    def _few(self) -> Part:
+        """A few rows as one batch, to try on them what training may do."""
+        rows: Any = self.train_dataset
+        few = [rows[index] for index in range(min(3, len(rows)))]
+        return Part(few, dict(self._prepare_inputs(self._collate()(few))))
+
+    def _holding(self, part: Part) -> AbstractContextManager[None]:
+        return self.session.holding(part.rows, part.batch)
 
     def _end_plan(self) -> None:
         if self.positions is not None:
             self.positions.remove()
         self.session.end()
 
-    def _find_positions(self) -> LossPositions | None:
-        rows: Any = self.train_dataset
-        whole = self._loss_is_custom() or self.applied.plan.forward.layered
-        if not self.loss_positions or whole or not hasattr(rows, "__len__") or self.is_fsdp_enabled:
-            return None
-        few = [rows[index] for index in range(min(3, len(rows)))]
-        batch = dict(self._collate()(few))
-        with self.session.holding(few, batch), self.accelerator.autocast():
-            return use_loss_positions(self.model, self.applied.anatomy, self._prepare_inputs(batch), exact=False)
+    def _find_positions(self, few: Part) -> LossPositions:
+        with self._holding(few), self.accelerator.autocast():
+            return use_loss_positions(self.model, self.applied.anatomy, few.batch, exact=False)
 
     def _loss_is_custom(self) -> bool:
         return self.label_smoother is not None or self.compute_loss_func is not None
@@ -274,11 +282,11 @@ class Trainer(SavingTrainer):
 
     # One step.
 
-    def training_step(self, model: nn.Module, *inputs: Any, **options: Any) -> torch.Tensor:
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         if self.state.global_step != self._step:
             self._begin_step(self.state.global_step)
         with self._stepping() as self._gradient_norms, self._accumulating():
-            loss: torch.Tensor = super().training_step(model, *inputs, **options)
+            loss = super().training_step(model, inputs, num_items_in_batch)
         self._loss = self._loss + loss.detach()  # stays on the device: it is read once a step
         return loss
 

@@ -86,6 +86,9 @@ class LossPositions:
             for what in ("block", "head"):
                 self._runs_at_every_position(what, f"the model returns more than a loss ({asked})")
             return
+        if batch.get("labels") is None:
+            self._runs_at_every_position("block", "the loss has no labels for a row or a token")
+            return
         try:
             self._narrow_block(block, batch, exact)
             self._chunk_head(anatomy, batch, chunk)
@@ -163,7 +166,7 @@ class LossPositions:
 
     def _chunk_head(self, anatomy: Anatomy, batch: Mapping[str, Any], chunk: int) -> None:
         if not self.rule.by_label:
-            if one_label_a_token(batch["labels"]):
+            if one_label_a_token(batch.get("labels")):
                 self._runs_at_every_position("head", "the loss reads other positions than the labelled ones")
             return  # A classifier's head is small.
         try:

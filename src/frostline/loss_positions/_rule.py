@@ -26,7 +26,10 @@ def find_rule(model: Any, block: nn.Module, inputs: Mapping[str, Any]) -> LossRu
         inputs: a small batch, best with rows of different lengths.
     """
     inputs = dict(inputs)
-    by_label = one_label_a_token(inputs.get("labels"))
+    labels, ids = inputs.get("labels"), inputs.get("input_ids")
+    if labels is None or ids is None or ids.dim() != 2:
+        return LossRule.ALL  # answers in a text, choices between texts: heads of which the rules know nothing
+    by_label = one_label_a_token(labels)
     pad_token_id = model.config.get_text_config().pad_token_id
     if not by_label:
         inputs["input_ids"] = _ending_in_padding(inputs, pad_token_id)

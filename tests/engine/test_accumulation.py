@@ -1,0 +1,132 @@
+"""A step in several batches is the step of one batch of all their rows, for every head; or a notice says that not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cache_cases import arguments
+from frostline.checkpoints import trained_tensors
+from frostline.engine import Trainer
+from frostline.plan import Full, Plan
+from frostline.run import make_plan
+from heads import collate, model_of, rows_of
+
+CASES = [
+    *[(name, head) for name in ("bert", "modernbert") for head in ("classes", "token classes", "masked")],
+    *[(name, head) for name in ("bert", "distilbert") for head in ("answers", "several labels", "a number")],
+    *[(name, head) for name in ("llama", "gpt2") for head in ("classes", "causal", "token classes")],
+    ("t5", "seq2seq"),
+    ("bart", "seq2seq"),
+    ("bert", "choices"),
+]
+SPLITS = [(1, 8), (4, 2), (8, 1), (3, 3)]
+RATE = 0.1
+# A step of SGD is the rate times the gradient, whose sums come in another order: some 1e-6 of it.
+CLOSE = {"atol": 1e-6, "rtol": 1e-4}
+
+
+def plain_step(model: Any, rows: list[Any], trained: Any) -> dict[str, Tensor]:
+    """One step of SGD on all rows as one batch, in a plain loop."""
+    model.train()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in trained)
+    model(**collate(rows)).loss.backward()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter -= RATE * parameter.grad
+    return dict(model.named_parameters())
+
+
+def trainer_of(folder: Path, model: Any, batch: int, parts: int, **options: Any) -> Trainer:
+    own = {key: options.pop(key) for key in ("plan", "compute_loss_func", "activation_cache") if key in options}
+    head = options.pop("head")
+    args = arguments(
+        folder,
+        max_steps=1,
+        optim="sgd",
+        learning_rate=RATE,
+        lr_scheduler_type="constant",
+        max_grad_norm=0.0,
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=parts,
+        train_sampling_strategy="sequential",
+        **options,
+    )
+    own = {"plan": Plan(blocks=(Full(),) * 4, embeddings=Full()), "activation_cache": "off", **own}
+    return Trainer(model, args, train_dataset=rows_of(head), data_collator=collate, **own)
+
+
+@pytest.mark.parametrize(("batch", "parts"), SPLITS)
+@pytest.mark.parametrize(("name", "head"), CASES)
+def test_the_step_of_one_batch(tmp_path: Path, name: str, head: str, batch: int, parts: int) -> None:
+    model = model_of(name, head)
+    trainer = trainer_of(tmp_path, model, batch, parts, head=head, plan=make_plan(model, "all"))
+    trainer.train()
+    got = trained_tensors(trainer.model)
+    expected = plain_step(model_of(name, head), rows_of(head), got)
+    for key, tensor in got.items():
+        torch.testing.assert_close(tensor, expected[key].detach(), **CLOSE, msg=lambda text, key=key: f"{key}: {text}")
+    assert not trainer.notices or "gradient_accumulation_steps" not in " ".join(trainer.notices)
+
+
+def smoothed(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
+    """A user's own loss, a mean over rows, which knows nothing of the step's size."""
+    return torch.nn.functional.cross_entropy(outputs.logits, labels, label_smoothing=0.2)
+
+
+@pytest.mark.parametrize(("batch", "parts"), [(4, 2), (3, 3)])
+def test_a_loss_function_of_the_user(tmp_path: Path, batch: int, parts: int) -> None:
+    trainers = [
+        trainer_of(tmp_path, model_of("bert", "classes"), *split, head="classes", compute_loss_func=smoothed)
+        for split in ((8, 1), (batch, parts))
+    ]
+    for trainer in trainers:
+        trainer.train()
+    whole, in_parts = (trained_tensors(trainer.model) for trainer in trainers)
+    for key, tensor in whole.items():
+        torch.testing.assert_close(in_parts[key], tensor, **CLOSE, msg=key)
+
+
+@pytest.mark.parametrize("head", ["classes", "causal"])
+def test_smoothed_labels(tmp_path: Path, head: str) -> None:
+    name = "bert" if head == "classes" else "llama"
+    trainers = [
+        trainer_of(tmp_path, model_of(name, head), *split, head=head, label_smoothing_factor=0.1)
+        for split in ((8, 1), (3, 3))
+    ]
+    for trainer in trainers:
+        trainer.train()
+    whole, in_parts = (trained_tensors(trainer.model) for trainer in trainers)
+    for key, tensor in whole.items():
+        torch.testing.assert_close(in_parts[key], tensor, **CLOSE, msg=key)
+
+
+def contrast(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
+    """In-batch negatives: a row's loss hangs on the rows beside it."""
+    scores = outputs.logits @ outputs.logits.T
+    return torch.nn.functional.cross_entropy(scores, torch.arange(len(scores)))
+
+
+def test_a_loss_that_hangs_on_the_rows_beside_is_the_mean_over_parts(tmp_path: Path) -> None:
+    model = model_of("bert", "classes")
+    trainer = trainer_of(tmp_path, model, 4, 2, head="classes", compute_loss_func=contrast)
+    trainer.train()
+    assert "a step is the mean over its 2 batches" in " ".join(trainer.notices)
+    plain = model_of("bert", "classes").train()
+    got = trained_tensors(trainer.model)
+    rows = rows_of("classes")
+    losses = []
+    for part in (rows[:4], rows[4:]):
+        batch = collate(part)
+        labels = batch.pop("labels")
+        losses.append(contrast(plain(**batch), labels))
+    torch.stack(losses).mean().backward()
+    for key, parameter in plain.named_parameters():
+        if key in got and parameter.grad is not None:
+            torch.testing.assert_close(got[key], parameter.detach() - RATE * parameter.grad, **CLOSE, msg=key)
