@@ -113,7 +113,7 @@ def test_a_budget_that_nothing_fits_is_one_line_and_leaves_nothing(tmp_path: Pat
     assert not (tmp_path / "run").exists()
     with pytest.raises(UserError, match="strategy 'bot50' cannot plan for a budget: use auto"):
         train(config(tmp_path, strategy="bot50", budget={"time": 0.5}))
-    with pytest.raises(UserError, match="wants a calibrated machine"):
+    with pytest.raises(UserError, match="needs the speed of this machine"):
         train(config(tmp_path, budget={"time": "20s"}, strategy_options={"cut": 0}))
 
 

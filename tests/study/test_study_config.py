@@ -69,7 +69,7 @@ def test_a_wrong_cell_is_an_error_before_anything_runs(tmp_path: Path, changes: 
         ({"seeds": []}, "seeds"),
         ({"seeds": [1, 1]}, "seeds: '1' is given twice"),
         ({"tasks": ["rte", "rte"]}, "tasks: 'rte' is given twice"),
-        ({"strategies": ["all", "lora", {"name": "lora"}]}, "'lora' is given twice; give each a label"),
+        ({"strategies": ["all", "lora", {"name": "lora"}]}, "'lora' is given twice; use a different label for each"),
         ({"strategies": ["lora"]}, "baseline 'all' is not among the strategies"),
         ({"strategies": ["all", {"name": "lora", "label": "a/b"}]}, "label"),
         ({"strategys": ["all"]}, "strategys"),
