@@ -54,7 +54,7 @@ def test_a_split_run_is_recorded_evaluated_and_begun_again(tmp_path: Path) -> No
         ("optimizer=flora", "optimizer: strategy 'splitlora' goes with adamw or sgd, not with flora"),
         ("strategy_options.cut=8", "strategy 'splitlora': cut: 8 of 8 blocks leaves none to the server"),
         ("strategy_options.clients=100", "clients: 36 training rows are too few for 100 clients"),
-        ("activation_cache=on", "cached"),
+        ("activation_cache=on", "activation_cache: on, but nothing is frozen"),
     ],
 )
 def test_what_a_split_run_refuses_in_one_line(tmp_path: Path, given: str, message: str) -> None:
