@@ -18,6 +18,7 @@ from frostline.adapters import HybridConfig
 from frostline.core.errors import UserError
 from frostline.plan import Frozen, Full, Lora, Peft, Plan, Prefix
 from hybrids import FAMILIES, GATED_LORA, HYBRID, PARALLEL, PLAIN_LORA, PREFIX, added, hybrid, inputs, logits, new, stir
+from tolerances import outputs, rounding
 
 OTHER = [
     {"index": 3, **PLAIN_LORA},
@@ -147,7 +148,9 @@ def test_two_low_rank_updates_in_use_at_once_add_up() -> None:
     layer = both.get_submodule("base_model.model.model.layers.1.mlp.down_proj")
     tokens = torch.randn(2, layer.in_features)
     updates = sum(part.update(layer.base_layer) for part in layer.hybrid_parts.values())
-    torch.testing.assert_close(layer(tokens), tokens @ (layer.base_layer.weight + updates).T, atol=1e-5, rtol=1e-5)
+    expected = tokens @ (layer.base_layer.weight + updates).T
+    near = rounding(layer.in_features + 6, expected)
+    torch.testing.assert_close(layer(tokens), expected, atol=near, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
@@ -156,12 +159,12 @@ def test_merged_and_unmerged_in_place(name: str) -> None:
     stir(adapted, 0.1)
     base, trained = logits(new(name)), logits(adapted)
     adapted.merge_adapter()
-    torch.testing.assert_close(logits(adapted), trained, atol=1e-5, rtol=0)
+    torch.testing.assert_close(logits(adapted), trained, atol=outputs(trained), rtol=0)
     adapted.unmerge_adapter()
-    torch.testing.assert_close(logits(adapted), trained, atol=1e-5, rtol=0)
+    torch.testing.assert_close(logits(adapted), trained, atol=outputs(trained), rtol=0)
     adapted.merge_adapter(safe_merge=True)
     with adapted.disable_adapter():
-        torch.testing.assert_close(logits(adapted), base, atol=1e-5, rtol=0)
+        torch.testing.assert_close(logits(adapted), base, atol=outputs(base), rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -188,7 +191,8 @@ def test_what_is_no_change_of_weights_is_not_merged_and_nothing_changes(mode: An
         adapted.merge_adapter(adapter_names=["default"])
     assert all(torch.equal(value, weights[key]) for key, value in adapted.state_dict().items())
     trained = logits(adapted)
-    torch.testing.assert_close(logits(adapted.merge_and_unload()), trained, atol=1e-4, rtol=0)
+    near = 50 * outputs(trained)  # so stirred, the scores reach 48, and softmax makes their errors relative ones
+    torch.testing.assert_close(logits(adapted.merge_and_unload()), trained, atol=near, rtol=0)
 
 
 @pytest.mark.parametrize("bf16", [False, True])

@@ -291,7 +291,7 @@ def test_the_same_bottom_is_found_again(tmp_path: Path) -> None:
     others = [
         llama(tmp_path, seed=2, learning_rate=5e-5, per_device_train_batch_size=3),
         llama(tmp_path, plan=bottom_plan(model, 2, Lora(r=2))),
-        llama(tmp_path, rows=rows_for(model)[5:], optim="sgd", gradient_accumulation_steps=2),
+        llama(tmp_path, rows=rows_for(model)[5:], optim="adamw_torch", gradient_accumulation_steps=2),
     ]
     for other in others:
         assert other.cache_report.rows == 0

@@ -18,6 +18,7 @@ from transformers import TrainerCallback
 
 from architectures import AUTO_CLASSES, batch_for, tiny
 from cache_cases import (
+    StopAt,
     arguments,
     assert_same_training,
     bottom_plan,
@@ -35,6 +36,7 @@ from frostline.core.cache import default_root
 from frostline.core.errors import ConfigError
 from frostline.engine import Trainer
 from frostline.plan import Frozen, Lora
+from tolerances import LOSS, after_sgd
 
 TESTS = Path(__file__).resolve().parents[1]
 
@@ -139,9 +141,13 @@ def test_a_boundary_in_the_decoder_of_t5(tmp_path: Path, boundary: int) -> None:
 
 def test_token_types(tmp_path: Path) -> None:
     rows = [row | {"token_type_ids": [0, 0] + [1] * (len(row["input_ids"]) - 2)} for row in rows_for(tiny("bert"))]
-    with_it, without = both(tmp_path, lambda: tiny("bert"), rows=rows)
+
+    def bert() -> Any:
+        return tiny("bert", initializer_range=0.1)  # weights so large that the types matter
+
+    with_it, without = both(tmp_path, bert, rows=rows)
     assert_same_training(with_it, without)
-    plain = train(tmp_path, tiny("bert"), "on")
+    plain = train(tmp_path, bert(), "on")
     assert plain.cache_report.found == 0
     assert losses(plain) != pytest.approx(losses(with_it), abs=1e-4)
 
@@ -189,14 +195,6 @@ def test_other_rows_are_evaluated_while_training(tmp_path: Path, name: str) -> N
     assert seen["on"] == pytest.approx(seen["off"], abs=1e-4)
 
 
-class StopAt(TrainerCallback):
-    """Ends training in the middle of a step, as a kill would."""
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step == 6:
-            raise KeyboardInterrupt
-
-
 @pytest.mark.parametrize("name", ["llama", "bert", "t5"])
 def test_killed_and_resumed_is_never_killed(tmp_path: Path, name: str) -> None:
     def made(folder: str) -> Trainer:
@@ -206,7 +204,7 @@ def test_killed_and_resumed_is_never_killed(tmp_path: Path, name: str) -> None:
     whole = made("whole")
     whole.train()
     killed = made("killed")
-    killed.add_callback(StopAt())
+    killed.add_callback(StopAt(7))
     with pytest.raises(KeyboardInterrupt):
         killed.train()
     assert not killed.session.active
@@ -247,7 +245,7 @@ def test_a_delta_saved_while_training_fits_the_base(tmp_path: Path, top: Any) ->
     load_delta(other.model, tmp_path / "checkpoint-9")
     got = trained_tensors(other.model)
     assert all(torch.equal(tensor, got[key]) for key, tensor in trained_tensors(model).items())
-    assert other.evaluate()["eval_loss"] == pytest.approx(trainer.evaluate()["eval_loss"], abs=1e-6)
+    assert other.evaluate()["eval_loss"] == pytest.approx(trainer.evaluate()["eval_loss"], rel=LOSS)
 
 
 TWO_PROCESSES = """
@@ -290,7 +288,8 @@ def test_two_processes_share_the_pass(tmp_path: Path) -> None:
         assert own["on"]["used"] and own["on"]["rows"] == 12 and not own["off"]["used"]
         assert len(own["written"]) == 6
         for key, weight in own["off"]["weights"].items():
-            torch.testing.assert_close(torch.tensor(own["on"]["weights"][key]), torch.tensor(weight), atol=2e-4, rtol=0)
+            found_weight, near = torch.tensor(own["on"]["weights"][key]), after_sgd(0.1, 9)
+            torch.testing.assert_close(found_weight, torch.tensor(weight), atol=near, rtol=0)
     assert len({*found[0]["written"], *found[1]["written"]}) == 12
     assert found[0]["on"]["weights"] == found[1]["on"]["weights"]
     assert found[0]["on"]["losses"] == pytest.approx(found[0]["off"]["losses"], abs=1e-4)

@@ -30,10 +30,12 @@ LONG = (
 SHORT = [name for name in ARCHITECTURES if name not in LONG]
 
 
-@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize(("optim", "bf16"), [("sgd", False), ("adamw_torch", False), ("adamw_torch", True)])
 @pytest.mark.parametrize("name", LONG)
-def test_fifty_steps_are_the_same(tmp_path: Path, name: str, bf16: bool) -> None:
-    options: dict[str, Any] = {"max_steps": 50, "bf16": bf16}
+def test_fifty_steps_are_the_same(tmp_path: Path, name: str, optim: str, bf16: bool) -> None:
+    """The losses; after SGD, the weights too."""
+    rate = 0.1 if optim == "sgd" else 1e-3
+    options: dict[str, Any] = {"max_steps": 50, "optim": optim, "learning_rate": rate, "bf16": bf16}
     with_it, without = (trained(tmp_path, name, mode, **options) for mode in ("on", "off"))
     assert len(losses(with_it)) == 50
     assert_same_training(with_it, without, bf16)

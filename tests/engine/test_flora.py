@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 from test_changing_plan import Steps
-from test_trainer import StopAt, arguments, rows
+from test_trainer import arguments, rows
 from torch import Tensor, nn
 
 import frostline.engine._flora as flora
 from architectures import batch_for, tiny
+from cache_cases import StopAt
 from frostline.anatomy import find_anatomy
 from frostline.checkpoints import trained_tensors
 from frostline.core.errors import ConfigError

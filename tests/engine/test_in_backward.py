@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from test_trainer import StopAt, arguments, rows
+from test_trainer import arguments, rows
 from transformers import TrainerCallback
 
 from allocator import live_bytes_at_peak
 from architectures import tiny
+from cache_cases import StopAt
 from frostline.checkpoints import trained_tensors
 from frostline.core.errors import ConfigError, TrainingError
 from frostline.engine import Trainer

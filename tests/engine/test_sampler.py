@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_trainer import StopAt, arguments
+from test_trainer import arguments
 
 from architectures import tiny
+from cache_cases import StopAt
 from frostline.checkpoints import trained_tensors
 from frostline.engine import GroupedByLength, Trainer
 from frostline.run import make_plan

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,10 @@ from frostline.plan import Frozen, Full, Lora, Plan, save_plan
 from frostline.records import RunRecord, read_record
 from frostline.run import RunConfig, read_config, train
 from tiny_files import WORDS, write_model, write_task
+from tolerances import after_sgd
+
+SGD = "optimizer=sgd", "learning_rate=0.1"
+"""After which weights can be compared (see `tolerances`)."""
 
 STREAMED = {
     "llama": ("lines", "bot50"),
@@ -62,18 +68,29 @@ def delta(run: RunConfig) -> dict[str, torch.Tensor]:
     return load_file(run.folder / "delta.safetensors")
 
 
+def losses(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The metrics, the perplexity as the loss that it is the exponential of: 1e-4 of a loss is 2e-2 of 200."""
+    return {name: math.log(value) if name == "perplexity" else value for name, value in metrics.items()}
+
+
+def near(record: RunRecord) -> float:
+    """How far weights may lie apart after the run; gradients are clipped to a norm of 1."""
+    assert record.measured is not None
+    return after_sgd(0.1, record.measured.steps)
+
+
 def assumes(record: RunRecord) -> tuple[bool, float]:
     assumed = record.predicted["assumes"]
     return assumed["activation_cache"], assumed["stored_share"]
 
 
 def test_a_run_fills_the_store_and_the_next_one_finds_it(tmp_path: Path) -> None:
-    off = train(config(tmp_path, "activation_cache=off", out="off"))
+    off = train(config(tmp_path, "activation_cache=off", *SGD, out="off"))
     assert off.measured is not None
     assert (off.measured.caching_seconds, off.measured.caching_peak_memory_bytes) == (0.0, None)
     assert not any("cached" in notice for notice in off.notices) and assumes(off) == (False, 0.0)
 
-    first = train(config(tmp_path, out="first"))
+    first = train(config(tmp_path, *SGD, out="first"))
     assert first.measured is not None
     assert 0 < first.measured.caching_seconds < first.measured.train_seconds
     assert first.measured.caching_peak_memory_bytes is not None
@@ -86,7 +103,8 @@ def test_a_run_fills_the_store_and_the_next_one_finds_it(tmp_path: Path) -> None
     assert first.metrics.before == off.metrics.before
     assert first.metrics.after == pytest.approx(off.metrics.after, abs=1e-4)
     theirs = delta(config(tmp_path, out="first"))
-    assert all(torch.allclose(t, theirs[n], atol=1e-5) for n, t in delta(config(tmp_path, out="off")).items())
+    for name, tensor in delta(config(tmp_path, out="off")).items():
+        torch.testing.assert_close(theirs[name], tensor, atol=near(off), rtol=0, msg=name)
 
     second = train(config(tmp_path, "learning_rate=1e-3", "seed=7", "max_steps=3", out="second"))
     assert "16 rows, 0 of them passed" in second.notices[-1]
@@ -143,7 +161,7 @@ def test_a_streaming_run_is_the_same_run(tmp_path: Path, monkeypatch: pytest.Mon
     if strategy == "top-lora":
         strategy = str(tmp_path / "plan.yaml")
         save_plan(Plan(blocks=(Frozen(), Frozen(), Lora(r=2), Full())), Path(strategy))
-    settings = [f"strategy={strategy}", "generate_rows=0"]
+    settings = [f"strategy={strategy}", "generate_rows=0", *SGD]
     plain = config(tmp_path, *settings, kind=kind, model=name, out="plain")
     ordinary = train(plain)
 
@@ -156,20 +174,23 @@ def test_a_streaming_run_is_the_same_run(tmp_path: Path, monkeypatch: pytest.Mon
     assert parts and all(part < whole for part in parts)
 
     assert ordinary.metrics is not None and record.metrics is not None
-    assert record.metrics.before == pytest.approx(ordinary.metrics.before, abs=1e-4)
-    assert record.metrics.after == pytest.approx(ordinary.metrics.after, abs=1e-4)
+    assert losses(record.metrics.before) == pytest.approx(losses(ordinary.metrics.before), abs=1e-4)
+    assert losses(record.metrics.after) == pytest.approx(losses(ordinary.metrics.after), abs=1e-4)
     assert assumes(record)[0]
     card, other = read_card(streamed.folder), read_card(plain.folder)
     assert (card.base_tensors, card.base_fingerprint) == (other.base_tensors, other.base_fingerprint)
     model, same = load(streamed.folder), load(plain.folder)
     for path, tensor in same.named_parameters():
-        assert torch.allclose(model.get_parameter(path), tensor, atol=1e-5), path
+        torch.testing.assert_close(model.get_parameter(path), tensor, atol=near(ordinary), rtol=0, msg=path)
     merged = [
         load_file(merge(run.folder, tmp_path / f"{run.folder.name}-merged") / "model.safetensors")
         for run in (plain, streamed)
     ]
     assert merged[0].keys() == merged[1].keys()
-    assert all(torch.allclose(tensor, merged[1][key], atol=1e-5) for key, tensor in merged[0].items())
+    # LoRA adds alpha / r times a sum of r products, whose factors are below 1/2: alpha times as far apart.
+    most = near(ordinary) * (Lora().alpha if case == "llama-lora" else 1)
+    for key, tensor in merged[0].items():
+        torch.testing.assert_close(merged[1][key], tensor, atol=most, rtol=0, msg=key)
 
 
 def _noting(parts: list[set[str]]) -> Any:

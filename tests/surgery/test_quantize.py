@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from test_trainer import StopAt, arguments, rows
 from transformers.pytorch_utils import Conv1D
 
 from architectures import batch_for, tiny
+from cache_cases import StopAt, arguments, collate, rows_for
 from frostline.checkpoints import load, trained_tensors
 from frostline.core.errors import ConfigError, UserError
 from frostline.engine import Trainer
@@ -115,8 +115,14 @@ def test_killed_and_resumed_is_never_killed(tmp_path: Path) -> None:
     def made(folder: str) -> Trainer:
         model = tiny("llama", dropout=0.1)
         plan = Plan(blocks=(Frozen(), Lora(), Lora(), Full()))
+        options = {"optim": "adamw_torch", "learning_rate": 1e-3, "save_strategy": "steps", "save_steps": 3}
         trainer = Trainer(
-            model, arguments(tmp_path / folder), plan=plan, train_dataset=rows(model), activation_cache="off"
+            model,
+            arguments(tmp_path / folder, **options),
+            plan=plan,
+            train_dataset=rows_for(model),
+            data_collator=collate,
+            activation_cache="off",
         )
         quantize_frozen(model, trainer.applied.anatomy, 4)
         return trainer
