@@ -22,16 +22,12 @@ from frostline.cli.commands import root
 from frostline.cli.main import main
 from frostline.plan import from_text
 from frostline.records import write_record
-from frostline.run import RunConfig, demo, make_plan, read_config
+from frostline.run import demo, make_plan, read_config
 from frostline.strategies import parse_name
 
 DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
 PAGES = [page for page in DOCS if page.name != "LOG.md"]
 """What is held to the present; the log keeps the commands of its day."""
-
-renamed = pytest.mark.skipif(
-    "max_steps" not in RunConfig.model_fields, reason="the settings do not have the names of TrainingArguments yet"
-)
 
 
 def name_of(page: Path) -> str:
@@ -105,7 +101,6 @@ def test_readme_s_python_runs(place: Path) -> None:
     assert (place / "learned" / "delta.safetensors").is_file()
 
 
-@renamed
 @pytest.mark.filterwarnings("ignore:.*pin_memory")
 def test_train_prints_what_readme_shows_and_merge_gives_what_its_python_reads(place: Path) -> None:
     arguments, shown = outputs()["train"]
@@ -121,7 +116,6 @@ def test_train_prints_what_readme_shows_and_merge_gives_what_its_python_reads(pl
     assert set(answer) == {"label", "score"}
 
 
-@renamed
 def test_plan_prints_what_readme_shows(place: Path) -> None:
     arguments, shown = outputs()["plan"]
     assert {"boundary", "chosen", "runner-up"} <= set(labels(shown)) <= set(labels(frostline(*arguments)))
@@ -152,7 +146,6 @@ def test_commands_parse(page: Path) -> None:
             parse_name(given["strategy"])
 
 
-@renamed
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_settings_of_train_are_there(page: Path) -> None:
     for name, *rest in commands(page):

@@ -200,7 +200,9 @@ def test_one_client_learns_what_an_ordinary_loop_learns(tmp_path: Path, name: st
     options = {"lr": 1.0} if optim == "sgd" else {"lr": 0.1, "eps": EPSILON, "weight_decay": 0.0}
     optimizer = (torch.optim.SGD if optim == "sgd" else torch.optim.AdamW)(parameters, **options)
     schedule, largest = get_scheduler("cosine", optimizer, 0, ROUNDS), 0.0
-    batches = ClientRows(0, [rows[i] for i in share_rows(7, 1, trainer.args.seed)[0]], collate, 2).batches(trainer.args.seed)
+    batches = ClientRows(0, [rows[i] for i in share_rows(7, 1, trainer.args.seed)[0]], collate, 2).batches(
+        trainer.args.seed
+    )
     for loss in losses:
         optimizer.zero_grad()
         expected = model.train()(**next(batches)).loss
