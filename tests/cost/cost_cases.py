@@ -80,8 +80,9 @@ def whole_batch(model: PreTrainedModel, batch: int, length: int) -> dict[str, to
 
 
 def remove_bottom(model: PreTrainedModel, anatomy: Anatomy, count: int) -> None:
-    """Take its first `count` blocks out of a model (not of an encoder-decoder)."""
+    """Take its first `count` blocks out of a model (not of an encoder-decoder), and its hook."""
     if count:
+        model._forward_pre_hooks.clear()
         where, _, _ = anatomy.blocks[0].name.rpartition(".")
         del model.get_submodule(where)[:count]
 

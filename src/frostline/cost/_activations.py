@@ -55,6 +55,7 @@ from dataclasses import dataclass
 from frostline.anatomy import Tensor, sides
 from frostline.cost import _prefix
 from frostline.cost._flow import AttentionFlow, BlockFlow, BlockLoss, Flow, Matrix
+from frostline.cost._kept import inputs_kept, norm_kept, weights_kept
 from frostline.cost._loss_positions import block_positions, chunked, head_positions, logit_positions
 from frostline.cost._structure import Norm
 from frostline.cost._workload import FLOAT, Workload, state_bytes
@@ -121,7 +122,7 @@ class _Block:
         # on the number of tokens.
         per_token = self._norms() + self._feed_forward() + self._experts() + self._dropout()
         per_token += sum(map(self._attention, self.block.attentions))
-        weights = sum(_weights(matrix, self.w, self.workload) for matrix in self.block.matrices)
+        weights = sum(weights_kept(matrix, self.w, self.workload) for matrix in self.block.matrices)
         n = self.workload.step_tokens(self.block.stack, self.anatomy)
         read = block_positions(self.block, self.step, self.workload)
         if read == n:
@@ -142,7 +143,7 @@ class _Block:
         makers = [m for m in flow.inputs if set(sides(m.linear) or "qkv") & set("kv")]
         of_queries = [m for m in flow.inputs if "q" in (sides(m.linear) or "qkv")]
         norms = sum(
-            _norm(norm, "k" in flow.made, self.block.norms_train, self.w)
+            norm_kept(norm, "k" in flow.made, self.block.norms_train, self.w)
             for norm in self.shape.norms
             if norm.side == "k"
         )
@@ -172,10 +173,10 @@ class _Block:
         if not self.shape.normed_first:
             return 0.0
         first = next(norm for norm in self.shape.norms if not norm.side)
-        return _norm(first, self.block.enters, self.block.norms_train, self.w)
+        return norm_kept(first, self.block.enters, self.block.norms_train, self.w)
 
     def _inputs(self, matrices: Sequence[Matrix], width: float, held: int, kept_already: bool = False) -> float:
-        return _inputs(matrices, width, held, self.c, self.workload, kept_already)
+        return inputs_kept(matrices, width, held, self.c, self.workload, kept_already)
 
     def _norms(self) -> float:
         total = 0.0
@@ -188,13 +189,13 @@ class _Block:
         if around and self.shape.normed_first:
             carried[0] = self.block.enters
         for position, (norm, carries) in enumerate(zip(around, carried, strict=True)):
-            kept = _norm(norm, carries, self.block.norms_train, self.w)
+            kept = norm_kept(norm, carries, self.block.norms_train, self.w)
             # In parallel blocks all norms read one and the same input.
             total += kept - (self.w * norm.width if kept and position and self.shape.family.parallel else 0)
         for norm in self.shape.norms:
             if norm.side:
                 attention = self.block.attentions[0]
-                total += _norm(norm, norm.side in attention.made, self.block.norms_train, self.w)
+                total += norm_kept(norm, norm.side in attention.made, self.block.norms_train, self.w)
         return total
 
     def _attention(self, flow: AttentionFlow) -> float:
@@ -303,9 +304,9 @@ class _Block:
 def _embeddings(step: Flow, workload: Workload) -> Saved:
     if not step.embeddings_train:
         return Saved()  # token ids alone are needed, and they are not counted
-    per_token = sum(_norm(norm, True, True, FLOAT) for norm in _norms_among(step.anatomy.embeddings))
+    per_token = sum(norm_kept(norm, True, True, FLOAT) for norm in _norms_among(step.anatomy.embeddings))
     per_token += workload.dropout * FLOAT * step.anatomy.hidden_size
-    weights = sum(_weights(matrix, FLOAT, workload) for matrix in step.embeddings)
+    weights = sum(weights_kept(matrix, FLOAT, workload) for matrix in step.embeddings)
     return Saved(workload.step_tokens("encoder", step.anatomy) * per_token, weights)
 
 
@@ -313,7 +314,7 @@ def _head(block_loss: BlockLoss, step: Flow, workload: Workload) -> Saved:
     n = workload.step_tokens("decoder", step.anatomy)
     carries, trains = block_loss.carries, step.final_norm_trains
     norms = _norms_among(step.anatomy.final_norm)
-    total = n * sum(_norm(norm, carries, trains, state_bytes(trains, workload)) for norm in norms)
+    total = n * sum(norm_kept(norm, carries, trains, state_bytes(trains, workload)) for norm in norms)
     weights = 0.0
     chunks = chunked(step, workload)
     for position, item in enumerate(block_loss.matrices):
@@ -321,10 +322,10 @@ def _head(block_loss: BlockLoss, step: Flow, workload: Workload) -> Saved:
         # Without autocast a pooled token is a view that keeps the states of all tokens.
         whole = not item.pooled or (position == 0 and not workload.bf16)
         c = 2 if workload.bf16 else w
-        per_token = _inputs([item.matrix], item.matrix.linear.in_features, w, c, workload)
+        per_token = inputs_kept([item.matrix], item.matrix.linear.in_features, w, c, workload)
         if not chunks:
             total += (n if whole else workload.per_device_train_batch_size) * per_token
-        weights += _weights(item.matrix, w, workload)
+        weights += weights_kept(item.matrix, w, workload)
     if chunks:
         # The final norm's output everywhere, and at label positions a copy of it and that copy's gradient.
         read = head_positions(block_loss.matrices[-1], step, workload)
@@ -341,71 +342,6 @@ def _logits(block_loss: BlockLoss, step: Flow, workload: Workload) -> float:
     narrow = 2 if workload.bf16 else state_bytes(last.trained, workload)
     per_logit = FLOAT + narrow * step.blocks[-1].structure.family.softcap
     return logit_positions(step, workload) * per_logit * last.linear.out_features
-
-
-def _norm(norm: Norm, carries: bool, trains: bool, w: int) -> float:
-    """A norm's bytes per token: LayerNorm keeps its input, mean and factor; RMSNorm works in float32, and keeps the
-    normed numbers too if its weight trains."""
-    if norm.centres:
-        return (carries or trains) * (w * norm.width + 2 * FLOAT * norm.groups)
-    return carries * FLOAT * (norm.width + norm.groups) + trains * w * norm.width
-
-
-def _inputs(
-    matrices: Sequence[Matrix], width: float, held: int, c: int, workload: Workload, kept_already: bool = False
-) -> float:
-    """What matrices that read one tensor keep of it, in bytes per token.
-
-    Args:
-        matrices: they all read the same tensor.
-        width: numbers of that tensor per token.
-        held: its bytes per number.
-        c: bytes per number in matrix products.
-        workload: the work.
-        kept_already: another operation keeps the tensor in type `c`.
-    """
-    trained = sum(matrix.trained for matrix in matrices)
-    lora_c = 2 if workload.bf16 else FLOAT
-    total = 0.0
-    plain = 0  # branches that read the tensor itself
-    rows = 1  # a mixture's experts read each token several times
-    for matrix in matrices:
-        branch = matrix.branch
-        if branch is None:
-            continue
-        rows = branch.rows
-        total += lora_c * rows * branch.kept
-        plain += branch.gated
-        if branch.drops:
-            total += rows * branch.reads * (lora_c + FLOAT * matrix.branch_carries)
-        elif branch.after:
-            total += lora_c * branch.reads
-        else:
-            plain += 1
-    if workload.bf16 or held != FLOAT:  # PEFT makes a float32 copy, autocast a narrow one
-        total += rows * plain * lora_c * width
-        plain = 0
-    # A trained matrix keeps its input. If the tensor has the type of the product, all of them keep the same tensor;
-    # else autocast makes a copy for each.
-    readers = trained + plain
-    if held == c:
-        readers = int(readers > 0 and not kept_already)
-    return total + rows * readers * c * width
-
-
-def _weights(matrix: Matrix, w: int, workload: Workload) -> float:
-    """Bytes of copies of the matrix and of its branch."""
-    linear = matrix.linear
-    # A quantized matrix is made whole again in the backward pass, and keeps no copy.
-    quantized = workload.frozen_bits is not None and matrix.roundable
-    copied = workload.bf16 and w != 2 and linear.copies == 1 and not quantized
-    total = 0.0
-    if matrix.carries and (copied or matrix.partly):
-        total += (2 if workload.bf16 else w) * linear.copies * linear.in_features * linear.out_features
-    if workload.bf16 and matrix.branch:
-        each = max(1, matrix.branch.experts)
-        total += 2 * each * (matrix.branch.down * matrix.branch_carries + matrix.branch.up)
-    return total
 
 
 def _norms_among(tensors: Sequence[Tensor]) -> list[Norm]:
