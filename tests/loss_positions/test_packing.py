@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, BloomConfig
 
 from architectures import decoder_names, tiny
 from frostline.core.errors import UnsupportedModel
+from frostline.hooks import packed_lengths
 from frostline.loss_positions import pack_rows
-from frostline.loss_positions._packing import row_lengths
 from frostline.plan import BlockMode, Frozen, Full, Lora, Plan
 from frostline.surgery import apply
 from frostline.tasks import PackingCollator
@@ -90,10 +90,11 @@ def test_under_a_plan_with_checkpointing_and_autocast(mode: BlockMode) -> None:
 
 def test_only_packed_batches_are_split() -> None:
     ids = torch.tensor([[0, 1, 0, 1, 2]])
-    assert row_lengths({"position_ids": ids}) == [2, 3]
-    assert row_lengths({"position_ids": ids, "attention_mask": torch.ones_like(ids)}) == []
-    assert row_lengths({"position_ids": torch.arange(5)[None]}) == row_lengths({"position_ids": ids[:, 1:2]}) == []
-    assert row_lengths({"position_ids": ids.expand(2, -1)}) == row_lengths({"input_ids": ids}) == []
+    assert packed_lengths({"position_ids": ids}) == [2, 3]
+    assert packed_lengths({"position_ids": ids, "attention_mask": torch.ones_like(ids)}) == []
+    assert packed_lengths({"position_ids": torch.arange(5)[None]}) == []
+    assert packed_lengths({"position_ids": ids[:, 1:2]}) == []
+    assert packed_lengths({"position_ids": ids.expand(2, -1)}) == packed_lengths({"input_ids": ids}) == []
 
 
 def test_attention_costs_no_more_than_that_of_the_rows_one_by_one() -> None:

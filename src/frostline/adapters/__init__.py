@@ -5,7 +5,7 @@ from frostline.adapters._added import Added, Branch, Shape
 from frostline.adapters._hybrid import HybridConfig, HybridModel
 from frostline.adapters._kind import AdapterKind, BesideMatrices, LossTerm
 from frostline.adapters._kinds import KINDS, adapters_in, added_parameters, added_to, kind_of
-from frostline.adapters._layer import Part, adapter_names, check_mergeable
+from frostline.adapters._layer import AdapterPart, adapter_names, check_mergeable
 from frostline.adapters._ranks import begin_ranks, load_ranks_state, ranks_state, step_ranks
 from frostline.adapters._routers import mixtures, router_statistics
 from frostline.adapters._targets import adaptable
@@ -13,13 +13,13 @@ from frostline.adapters._targets import adaptable
 __all__ = [
     "KINDS",
     "AdapterKind",
+    "AdapterPart",
     "Added",
     "BesideMatrices",
     "Branch",
     "HybridConfig",
     "HybridModel",
     "LossTerm",
-    "Part",
     "Shape",
     "adaptable",
     "adapter_names",

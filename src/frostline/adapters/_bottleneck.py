@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from frostline.adapters._added import Branch
 from frostline.adapters._kind import BesideMatrices
-from frostline.adapters._layer import Part, Run
+from frostline.adapters._layer import AdapterPart, Run
 from frostline.anatomy import Linear
 from frostline.plan import Bottleneck, Targets
 
@@ -38,7 +38,7 @@ class BottleneckKind(BesideMatrices[Bottleneck]):
             return self.mode.targets
         return "qkv" if self.mode.kind == "parallel" else "outputs"
 
-    def part(self, linear: Linear) -> Part:
+    def part(self, linear: Linear) -> AdapterPart:
         return BottleneckPart(linear.in_features, linear.out_features, self.mode)
 
     def branch(self, linear: Linear) -> Branch:
@@ -54,7 +54,7 @@ class BottleneckKind(BesideMatrices[Bottleneck]):
         )
 
 
-class BottleneckPart(Part):
+class BottleneckPart(AdapterPart):
     """W x + s Up(f(Down(x))) (parallel), or y + s Up(f(Down(y))) with y = W x (series). Up starts at 0."""
 
     def __init__(self, in_features: int, out_features: int, options: Bottleneck) -> None:

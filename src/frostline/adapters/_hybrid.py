@@ -22,7 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from frostline.adapters._kinds import adapters_in, kind_of
-from frostline.adapters._layer import PARTS, HybridLayer, Part, check_mergeable, submodule
+from frostline.adapters._layer import PARTS, AdapterPart, HybridLayer, check_mergeable, submodule
 from frostline.anatomy import Anatomy, find_anatomy
 from frostline.core.errors import FrostlineError, PlanError
 from frostline.core.settings import first_error
@@ -176,7 +176,7 @@ class HybridModel(BaseTuner):
         return key.replace(f".{PARTS}.{adapter_name}.", f".{PARTS}.").replace(".base_layer.", ".")
 
 
-def _wrap(model: nn.Module, path: str, adapter_name: str, part: Part) -> None:
+def _wrap(model: nn.Module, path: str, adapter_name: str, part: AdapterPart) -> None:
     above, _, name = path.rpartition(".")
     parent = submodule(model, above)
     layer = getattr(parent, name)

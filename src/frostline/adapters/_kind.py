@@ -10,7 +10,7 @@ from peft import PeftConfig, PeftModel
 from torch import nn
 
 from frostline.adapters._added import Added, Branch, Shape
-from frostline.adapters._layer import Part
+from frostline.adapters._layer import AdapterPart
 from frostline.adapters._targets import matrices
 from frostline.anatomy import Anatomy, Block, Linear
 from frostline.plan import Adding, Targeted, Targets
@@ -62,7 +62,7 @@ class AdapterKind(Generic[M]):
         """What it adds to `block`, as sizes. Raises `PlanError` or `UnsupportedModel` when it does not fit."""
         raise NotImplementedError
 
-    def parts(self, model: nn.Module, block: Block, anatomy: Anatomy) -> Iterator[tuple[str, Part]]:
+    def parts(self, model: nn.Module, block: Block, anatomy: Anatomy) -> Iterator[tuple[str, AdapterPart]]:
         """(Path, part) for each module that gets a part. Paths are those of the model without adapters.
 
         Raises `PlanError` or `UnsupportedModel` when it does not fit the block or the model.
@@ -102,7 +102,7 @@ class AdapterKind(Generic[M]):
 class BesideMatrices(AdapterKind[T]):
     """A kind that puts one part around each matrix of a block that the mode's `targets` name."""
 
-    def part(self, linear: Linear) -> Part:
+    def part(self, linear: Linear) -> AdapterPart:
         """The part that goes around a matrix."""
         raise NotImplementedError
 
@@ -128,5 +128,5 @@ class BesideMatrices(AdapterKind[T]):
         shapes = tuple(shape for linear in linears for shape in self.shapes(linear))
         return Added(shapes, {linear.name: self.branch(linear) for linear in linears})
 
-    def parts(self, model: nn.Module, block: Block, anatomy: Anatomy) -> Iterator[tuple[str, Part]]:
+    def parts(self, model: nn.Module, block: Block, anatomy: Anatomy) -> Iterator[tuple[str, AdapterPart]]:
         return ((linear.name, self.part(linear)) for linear in self.linears(block, anatomy))

@@ -18,7 +18,7 @@ Run = Callable[..., Any]
 PARTS = "hybrid_parts"
 
 
-class Part(nn.Module):
+class AdapterPart(nn.Module):
     """What one adapter adds around one module of the model.
 
     Its parameters are float32. Their first values leave the model's output as it was. A part that can be merged has
@@ -68,7 +68,7 @@ class HybridLayer(nn.Module, BaseTunerLayer):
         with without_call_hooks(self.base_layer):
             return run(*args, **kwargs)
 
-    def put(self, name: str, part: Part) -> None:
+    def put(self, name: str, part: AdapterPart) -> None:
         """Put `part`, of the adapter called `name`, around the module."""
         part.put_around(self.base_layer)
         self.hybrid_parts[name] = part
@@ -142,7 +142,7 @@ def check_mergeable(model: nn.Module, adapter_names: Sequence[str] | None = None
             raise PlanError(f"{path} cannot be merged: it has no bias to add BEFT's to: use the model with its adapter")
         if isinstance(layer, HybridLayer):
             for part in layer.called(adapter_names):
-                reason = part.why_not_merged() if isinstance(part, Part) else None
+                reason = part.why_not_merged() if isinstance(part, AdapterPart) else None
                 if reason is not None:
                     raise PlanError(
                         f"{path} cannot be merged: {reason}: use the model with its adapter (nothing was merged)"

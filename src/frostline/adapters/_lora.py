@@ -22,7 +22,7 @@ from transformers.pytorch_utils import Conv1D
 from frostline.adapters._added import Branch
 from frostline.adapters._gate import Gate
 from frostline.adapters._kind import BesideMatrices, PeftAdapter
-from frostline.adapters._layer import Part, Run
+from frostline.adapters._layer import AdapterPart, Run
 from frostline.adapters._targets import transposed
 from frostline.anatomy import Anatomy, Block, Linear
 from frostline.plan import Lora
@@ -33,7 +33,7 @@ T = TypeVar("T")
 class LoraKind(BesideMatrices[Lora]):
     """W x + g (alpha / r) B A x, with A [r, in], B [out, r]. The gate g is 1 where the mode has none."""
 
-    def part(self, linear: Linear) -> Part:
+    def part(self, linear: Linear) -> AdapterPart:
         return LowRank(linear.in_features, linear.out_features, self.mode)
 
     def branch(self, linear: Linear) -> Branch:
@@ -63,7 +63,7 @@ class LoraKind(BesideMatrices[Lora]):
         return [PeftAdapter(config, tuple(options), seeded="lora", finish=partial(_set_dropouts, dropouts))]
 
 
-class LowRank(Part):
+class LowRank(AdapterPart):
     """g (alpha / r) B A x beside W x, with g = sigmoid(gate(x)), or 1 without a gate. B starts at 0."""
 
     def __init__(self, in_features: int, out_features: int, options: Lora) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from frostline.core.errors import FrostlineError
+from frostline.core.labels import IGNORED
 
 
 def arguments(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -48,4 +49,4 @@ def _share_of_step(model: nn.Module, inputs: Mapping[str, Any]) -> Any:
     if labels is None:
         shifts = getattr(model, "loss_type", None) == "ForCausalLM"
         labels = inputs["labels"][..., 1:] if shifts else inputs["labels"]
-    return labels.ne(-100).sum() / items
+    return labels.ne(IGNORED).sum() / items

@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from frostline.adapters._added import Added, Branch
 from frostline.adapters._kind import AdapterKind, LossTerm
-from frostline.adapters._layer import Part, Run, submodule
+from frostline.adapters._layer import AdapterPart, Run, submodule
 from frostline.adapters._lora import LoraKind
 from frostline.adapters._routers import Router, watch_routers
 from frostline.anatomy import Anatomy, Block, Linear, Role
@@ -48,7 +48,7 @@ class MixtureKind(AdapterKind[Mixture]):
         drops = mode.dropout > 0
         return Branch(*sizes, mode.r, drops=drops, rows=mode.top_k, matrix_rows=rows, experts=mode.experts)
 
-    def parts(self, model: nn.Module, block: Block, anatomy: Anatomy) -> Iterator[tuple[str, Part]]:
+    def parts(self, model: nn.Module, block: Block, anatomy: Anatomy) -> Iterator[tuple[str, AdapterPart]]:
         mode = self.mode
         if mode.attention:
             yield from self._lora.parts(model, block, anatomy)
@@ -123,7 +123,7 @@ class MixturePart(Router):
         return "the choice of experts depends on the input"
 
 
-class ExpertsPart(Part):
+class ExpertsPart(AdapterPart):
     """Around a matrix of the feed-forward: W x + (alpha / r) B_e A_e x, where x is a row of expert e.
 
     A is [N, r, in]. B is [N, out, r] and starts at 0.

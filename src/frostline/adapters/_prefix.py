@@ -31,7 +31,7 @@ from torch.nn import functional
 from frostline.adapters._added import Added, Shape
 from frostline.adapters._gate import Gate
 from frostline.adapters._kind import AdapterKind
-from frostline.adapters._layer import Part, Run, without_adapters
+from frostline.adapters._layer import AdapterPart, Run, without_adapters
 from frostline.anatomy import Anatomy, Block, attentions, sides
 from frostline.core.errors import UnsupportedModel
 from frostline.hooks import attention_call, attention_implementation, hidden_given, hookable, open_attention
@@ -50,11 +50,11 @@ class PrefixKind(AdapterKind[Prefix]):
         gate: tuple[Shape, ...] = () if self.mode.gate == "none" else ((1, anatomy.hidden_size), (1,))
         return Added(((self.mode.length, keys), (self.mode.length, values), *gate), prefix=self.mode)
 
-    def parts(self, model: nn.Module, block: Block, anatomy: Anatomy) -> Iterator[tuple[str, Part]]:
+    def parts(self, model: nn.Module, block: Block, anatomy: Anatomy) -> Iterator[tuple[str, AdapterPart]]:
         yield _attention(model, block), PrefixPart(*_widths(block), anatomy.hidden_size, self.mode)
 
 
-class PrefixPart(Part):
+class PrefixPart(AdapterPart):
     """Keys [l, G h] and values [l, G v] of the prefix, around an attention module."""
 
     def __init__(self, keys: int, values: int, hidden: int, options: Prefix) -> None:

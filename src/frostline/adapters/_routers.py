@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from frostline.adapters._layer import HybridLayer, Part, without_adapters
+from frostline.adapters._layer import AdapterPart, HybridLayer, without_adapters
 from frostline.adapters._losses import add_to_loss, arguments
 from frostline.core.errors import FrostlineError
 
@@ -31,7 +31,7 @@ class Routing:
     chosen: Tensor
 
 
-class Router(Part):
+class Router(AdapterPart):
     """A part that chooses experts, with a matrix [N, d] without bias.
 
     `balance` is the weight of the balance loss. `mask` is the name of the forward's argument that marks padding. While

@@ -24,9 +24,10 @@ import torch
 from torch import Tensor
 
 from frostline.bottom._cache import ActivationCache
-from frostline.bottom._rows import Features, find_spans, packed_starts, place, row_key
+from frostline.bottom._rows import Features, find_spans, place, row_key
 from frostline.core.errors import DataError
 from frostline.core.labels import IGNORED
+from frostline.hooks import packed_starts
 
 MOST_EXPECTED = 8
 """How many announced batches may wait. Older ones are dropped: their data loader was abandoned."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from frostline.core.errors import DataError
+from frostline.hooks import packed_starts
 
 Features = Mapping[str, Any]
 
@@ -104,15 +105,6 @@ def trimmed(batch: Mapping[str, Any], spans: Tensor, name: str) -> dict[str, Any
         if isinstance(value, Tensor) and value.shape == shape and (key == "labels") == (name == "labels")
     }
     return {**batch, **along}
-
-
-def packed_starts(batch: Mapping[str, Any]) -> list[int] | None:
-    """The first token of each row of a packed batch: where its positions [1, T] are 0. None for padded rows."""
-    positions = batch.get("position_ids")
-    if positions is None or positions.shape[0] != 1 or batch.get("attention_mask") is not None:
-        return None
-    starts = (positions[0] == 0).nonzero().flatten().tolist()
-    return starts if len(starts) > 1 else None
 
 
 def place(states: Sequence[Tensor], spans: Tensor, shape: tuple[int, int]) -> Tensor:

@@ -33,7 +33,7 @@ from frostline.bottom._weights import OffloadedWeights
 from frostline.core.cache import default_root
 from frostline.core.errors import ConfigError, FrostlineError
 
-Mode = Literal["auto", "on", "off"]
+CacheMode = Literal["auto", "on", "off"]
 _log = logging.getLogger(__name__)
 
 _BRINGS_STATES = ("past_key_values", "inputs_embeds", "encoder_outputs")
@@ -119,7 +119,7 @@ class CacheSession:
     def __init__(
         self,
         training: Callable[[], Training],
-        mode: Mode = "auto",
+        mode: CacheMode = "auto",
         *,
         limit: int | None = None,
         streaming: Streaming | None = None,

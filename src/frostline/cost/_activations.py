@@ -54,7 +54,7 @@ from dataclasses import dataclass
 
 from frostline.anatomy import Tensor, sides
 from frostline.cost import _prefix
-from frostline.cost._flow import AttentionFlow, BlockFlow, BlockLoss, Flow, Matrix
+from frostline.cost._flow import AttentionFlow, BlockFlow, BlockLoss, Flow, MatrixFlow
 from frostline.cost._kept import inputs_kept, norm_kept, weights_kept
 from frostline.cost._loss_positions import block_positions, chunked, head_positions, logit_positions
 from frostline.cost._structure import Norm
@@ -175,7 +175,7 @@ class _Block:
         first = next(norm for norm in self.shape.norms if not norm.side)
         return norm_kept(first, self.block.enters, self.block.norms_train, self.w)
 
-    def _inputs(self, matrices: Sequence[Matrix], width: float, held: int, kept_already: bool = False) -> float:
+    def _inputs(self, matrices: Sequence[MatrixFlow], width: float, held: int, kept_already: bool = False) -> float:
         return inputs_kept(matrices, width, held, self.c, self.workload, kept_already)
 
     def _norms(self) -> float:
@@ -240,7 +240,7 @@ class _Block:
         causal = self.block.stack == "decoder"
         return causal * self.c * (self._attended(flow) + flow.length) / self.workload.per_device_train_batch_size
 
-    def _sources(self, matrices: Sequence[Matrix]) -> float:
+    def _sources(self, matrices: Sequence[MatrixFlow]) -> float:
         """The inputs of the matrices that make queries, keys and values: hidden states, or latent vectors."""
         together = [matrix for matrix in matrices if matrix.linear.in_features == self.hidden]
         latent = [matrix for matrix in matrices if matrix.linear.in_features != self.hidden]

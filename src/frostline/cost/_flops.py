@@ -44,7 +44,7 @@ from dataclasses import dataclass
 
 from frostline.anatomy import Anatomy, sides
 from frostline.cost._bottom import embeddings_run, replaced
-from frostline.cost._flow import AttentionFlow, BlockFlow, Flow, Matrix, flow
+from frostline.cost._flow import AttentionFlow, BlockFlow, Flow, MatrixFlow, flow
 from frostline.cost._loss_positions import block_positions, head_positions
 from frostline.cost._parameters import full_plan
 from frostline.cost._workload import Workload
@@ -165,7 +165,7 @@ def _block(block: BlockFlow, step: Flow, workload: Workload) -> Flops:
     return done + Flops(forward=done.forward - spared)
 
 
-def _positions(matrix: Matrix, n: float, read: float) -> float:
+def _positions(matrix: MatrixFlow, n: float, read: float) -> float:
     """Where a matrix that makes queries, keys or values runs, when queries are wanted at `read` of `n` positions."""
     made = sides(matrix.linear) or "qkv"
     if read == n or "q" not in made:
@@ -173,7 +173,7 @@ def _positions(matrix: Matrix, n: float, read: float) -> float:
     return read if made == "q" else n + read
 
 
-def _matrix(matrix: Matrix, n: float) -> Flops:
+def _matrix(matrix: MatrixFlow, n: float) -> Flops:
     linear = matrix.linear
     branch = matrix.branch
     base = 2.0 * n * linear.active * linear.copies * linear.in_features * linear.out_features

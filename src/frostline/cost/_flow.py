@@ -19,7 +19,7 @@ from frostline.plan import BlockMode, Plan, Prefix
 
 
 @dataclass(frozen=True)
-class Matrix:
+class MatrixFlow:
     """One weight matrix in a step. `carries`: its input carries a gradient; `trained`: it trains, `partly`:
     only some of its rows; `biased`: its bias trains; `branch`: what an adapter adds to what it gives."""
 
@@ -62,8 +62,8 @@ class AttentionFlow:
     attention: Attention
     heads: int
     carries: bool
-    inputs: tuple[Matrix, ...]
-    output: Matrix
+    inputs: tuple[MatrixFlow, ...]
+    output: MatrixFlow
     made: frozenset[str]
     prefix: Prefix | None = None
 
@@ -94,7 +94,7 @@ class AttentionFlow:
         return self.heads * self.length if self.gated else 0
 
     @property
-    def from_encoder(self) -> tuple[Matrix, ...]:
+    def from_encoder(self) -> tuple[MatrixFlow, ...]:
         """The matrices that multiply the encoder's states."""
         crosses = self.attention.cross
         return tuple(m for m in self.inputs if crosses and "q" not in sides(m.linear))
@@ -129,11 +129,11 @@ class BlockFlow:
     reads: bool
     leaves: bool
     attentions: tuple[AttentionFlow, ...]
-    entering: tuple[Matrix, ...]
-    leaving: tuple[Matrix, ...]
+    entering: tuple[MatrixFlow, ...]
+    leaving: tuple[MatrixFlow, ...]
 
     @property
-    def matrices(self) -> Iterable[Matrix]:
+    def matrices(self) -> Iterable[MatrixFlow]:
         for attention in self.attentions:
             yield from (*attention.inputs, attention.output)
         yield from (*self.entering, *self.leaving)
@@ -152,7 +152,7 @@ class BlockFlow:
 class HeadMatrix:
     """A matrix after the blocks. `pooled`: it multiplies one token of each row, not all."""
 
-    matrix: Matrix
+    matrix: MatrixFlow
     pooled: bool
 
 
@@ -177,7 +177,7 @@ class Flow:
 
     anatomy: Anatomy
     embeddings_train: bool
-    embeddings: tuple[Matrix, ...]
+    embeddings: tuple[MatrixFlow, ...]
     blocks: tuple[BlockFlow, ...]
     final_norm_trains: bool
     block_losses: tuple[BlockLoss, ...]
@@ -218,9 +218,9 @@ def flow(plan: Plan, anatomy: Anatomy) -> Flow:
     beside = {name: branch for block in added for name, branch in block.branches.items()}
     anatomy = as_trained(plan, anatomy)
 
-    def matrix(linear: Linear, carries: bool) -> Matrix:
+    def matrix(linear: Linear, carries: bool) -> MatrixFlow:
         weight, bias = linear.weight, f"{linear.name}.bias"
-        return Matrix(
+        return MatrixFlow(
             linear, carries, weight in trained, trained.get(weight, False), bias in trained, beside.get(linear.name)
         )
 
@@ -241,7 +241,7 @@ def flow(plan: Plan, anatomy: Anatomy) -> Flow:
 
     def block_loss(block: BlockFlow) -> BlockLoss:
         if block.index not in losses:
-            untrained = (Matrix(linear, carries=False, trained=False) for linear in anatomy.head_linears)
+            untrained = (MatrixFlow(linear, carries=False, trained=False) for linear in anatomy.head_linears)
             return BlockLoss(False, tuple(HeadMatrix(m, _pooled(m.linear, anatomy.model_class)) for m in untrained))
         head: list[HeadMatrix] = []
         carries = block.leaves or final_norm_trains
@@ -261,7 +261,7 @@ def flow(plan: Plan, anatomy: Anatomy) -> Flow:
     )
 
 
-MakeMatrix = Callable[[Linear, bool], Matrix]
+MakeMatrix = Callable[[Linear, bool], MatrixFlow]
 
 
 def _block(
@@ -319,7 +319,7 @@ def _attention(
     heads: int,
     prefix: Prefix | None,
 ) -> AttentionFlow:
-    inputs: list[Matrix] = []
+    inputs: list[MatrixFlow] = []
     for linear in attention.inputs:
         made_of = sides(linear)
         if linear.in_features != structure.hidden:  # from a latent vector

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from frostline.cost._flow import Matrix
+from frostline.cost._flow import MatrixFlow
 from frostline.cost._structure import Norm
 from frostline.cost._workload import FLOAT, Workload
 
@@ -21,7 +21,7 @@ def norm_kept(norm: Norm, carries: bool, trains: bool, w: int) -> float:
 
 
 def inputs_kept(
-    matrices: Sequence[Matrix], width: float, held: int, c: int, workload: Workload, kept_already: bool = False
+    matrices: Sequence[MatrixFlow], width: float, held: int, c: int, workload: Workload, kept_already: bool = False
 ) -> float:
     """What matrices that read one tensor keep of it, in bytes per token.
 
@@ -62,7 +62,7 @@ def inputs_kept(
     return total + rows * readers * c * width
 
 
-def weights_kept(matrix: Matrix, w: int, workload: Workload) -> float:
+def weights_kept(matrix: MatrixFlow, w: int, workload: Workload) -> float:
     """Bytes of copies of the matrix and of its branch."""
     linear = matrix.linear
     # A quantized matrix is made whole again in the backward pass, and keeps no copy.

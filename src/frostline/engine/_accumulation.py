@@ -31,12 +31,12 @@ from frostline.engine._saving import SavingTrainer
 from frostline.hooks import FEWER_BITS, OTHER_BATCH, compare_training, computes_in_fewer_bits
 
 Batch = dict[str, Any]
-LossOf = Callable[["Part", Tensor | None], Tensor]
+LossOf = Callable[["FewRows", Tensor | None], Tensor]
 """The loss of a part, given the number of labels in the whole step (None: a mean over the part itself)."""
 
 
 @dataclass(frozen=True)
-class Part:
+class FewRows:
     """Rows of a step, and the batch made of them, on the model's device."""
 
     rows: Sequence[Any]
@@ -66,7 +66,7 @@ class PartsTrainer(SavingTrainer):
     _share: Share | None = None
     _weights: Iterator[float] = iter(())
 
-    def _find_share(self, few: Part) -> None:
+    def _find_share(self, few: FewRows) -> None:
         """Decide how the batches of a step are weighed, if a step has several of them. `few` are rows to try it on."""
         if self._share is not None or not self._has_parts():
             return
@@ -88,7 +88,7 @@ class PartsTrainer(SavingTrainer):
             )
         self._share = found or _countable(few.batch, self._loss_shifts_labels)
 
-    def _holding(self, part: Part) -> AbstractContextManager[None]:
+    def _holding(self, part: FewRows) -> AbstractContextManager[None]:
         """Inside this context, passes of the part's batch are right even where a cache knows its rows by content."""
         return nullcontext()
 
@@ -97,7 +97,7 @@ class PartsTrainer(SavingTrainer):
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         return args.gradient_accumulation_steps * args.world_size > 1 and args.n_gpu <= 1 and not sharded
 
-    def _loss_of(self, part: Part, labels: Tensor | None) -> Tensor:
+    def _loss_of(self, part: FewRows, labels: Tensor | None) -> Tensor:
         with self._holding(part), self.compute_loss_context_manager():
             loss: Tensor = self.compute_loss(self.model, dict(part.batch), num_items_in_batch=labels)
         return loss
@@ -105,7 +105,7 @@ class PartsTrainer(SavingTrainer):
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
         batches, labels = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self._share is None and self._has_parts() and batches:  # a stream, whose rows cannot be had beforehand
-            self._find_share(Part([], dict(self._prepare_inputs(batches[0]))))
+            self._find_share(FewRows([], dict(self._prepare_inputs(batches[0]))))
         self._weights = iter(self._weights_of(batches))
         return batches, labels
 
@@ -137,7 +137,7 @@ class PartsTrainer(SavingTrainer):
         return loss
 
 
-def find_share(model: nn.Module, loss_of: LossOf, few: Part, *, next_labels: bool) -> Share | None:
+def find_share(model: nn.Module, loss_of: LossOf, few: FewRows, *, next_labels: bool) -> Share | None:
     """The share by which a step in parts is the step of one batch, tried on a few rows without dropout.
 
     Args:
@@ -170,7 +170,7 @@ def find_share(model: nn.Module, loss_of: LossOf, few: Part, *, next_labels: boo
     return next(filter(exact, [*([] if total is None else [Share.LIBRARY]), *possible]), None)
 
 
-def _in_parts(few: Part) -> tuple[Part, list[Part]]:
+def _in_parts(few: FewRows) -> tuple[FewRows, list[FewRows]]:
     """A batch and its parts: all rows but the last, and the last.
 
     Labels of tokens are changed so that the parts have unequal numbers of them: then only one share is exact. A batch
@@ -184,8 +184,8 @@ def _in_parts(few: Part) -> tuple[Part, list[Part]]:
     if isinstance(labels, Tensor) and labels.dim() > 1 and not labels.is_floating_point():
         batch = batch | {"labels": _unequal(labels)}
     slices = (slice(-1), slice(-1, None))
-    cut = [Part(few.rows[some], {name: value[some] for name, value in batch.items()}) for some in slices]
-    return Part(few.rows, batch), cut
+    cut = [FewRows(few.rows[some], {name: value[some] for name, value in batch.items()}) for some in slices]
+    return FewRows(few.rows, batch), cut
 
 
 def _unequal(labels: Tensor) -> Tensor:

@@ -15,11 +15,11 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import get_last_checkpoint
 
-from frostline.bottom import Amount, CacheReport, CacheSession, Load, Mode, Processes, Training
+from frostline.bottom import Amount, CacheMode, CacheReport, CacheSession, Load, Processes, Training
 from frostline.checkpoints import load_delta
 from frostline.core.errors import TrainingError
 from frostline.cost import Estimate, Workload, cache_estimate
-from frostline.engine._accumulation import Part, PartsTrainer
+from frostline.engine._accumulation import FewRows, PartsTrainer
 from frostline.engine._collator import AnnouncingCollator
 from frostline.engine._flora import Flora, check_flora
 from frostline.engine._in_backward import check_in_backward, step_in_backward
@@ -77,7 +77,7 @@ class Trainer(PartsTrainer):
         plan: Plan | None = None,
         schedule: Schedule | None = None,
         optimizer_in_backward: bool = False,
-        activation_cache: Mode = "auto",
+        activation_cache: CacheMode = "auto",
         activation_cache_limit: int | None = None,
         load_bottom: Load | None = None,
         loss_positions: bool = True,
@@ -159,13 +159,13 @@ class Trainer(PartsTrainer):
             self._find_share(few)
             self.positions = self._find_positions(few) if narrow and not self.is_fsdp_enabled else None
 
-    def _few(self) -> Part:
+    def _few(self) -> FewRows:
         """A few rows as one batch, to try on them what training may do."""
         rows: Any = self.train_dataset
         few = [rows[index] for index in range(min(3, len(rows)))]
-        return Part(few, dict(self._prepare_inputs(self._collate()(few))))
+        return FewRows(few, dict(self._prepare_inputs(self._collate()(few))))
 
-    def _holding(self, part: Part) -> AbstractContextManager[None]:
+    def _holding(self, part: FewRows) -> AbstractContextManager[None]:
         return self.session.holding(part.rows, part.batch)
 
     def _end_plan(self) -> None:
@@ -173,7 +173,7 @@ class Trainer(PartsTrainer):
             self.positions.remove()
         self.session.end()
 
-    def _find_positions(self, few: Part) -> LossPositions:
+    def _find_positions(self, few: FewRows) -> LossPositions:
         with self._holding(few), self.accelerator.autocast():
             return use_loss_positions(self.model, self.applied.anatomy, few.batch, exact=False)
 

@@ -23,6 +23,7 @@ from frostline.hooks._compare import (
     computes_in_fewer_bits,
 )
 from frostline.hooks._override import CALL, FORWARD, Override, attribute_set, is_overridden, overridden
+from frostline.hooks._packed import packed_lengths, packed_starts
 from frostline.hooks._states import device_of, hidden_given, hidden_of, with_hidden
 from frostline.hooks._stop import Stop, capture, observe, run_until, stoppable
 from frostline.hooks._undisturbed import Generators, all_trained, evaluation_mode, generators_kept, undisturbed
@@ -61,6 +62,8 @@ __all__ = [
     "observe",
     "open_attention",
     "overridden",
+    "packed_lengths",
+    "packed_starts",
     "run_until",
     "stoppable",
     "undisturbed",

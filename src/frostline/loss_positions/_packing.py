@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -27,6 +26,7 @@ from frostline.hooks import (
     computes_in_fewer_bits,
     device_of,
     hook_attention,
+    packed_lengths,
     uses_attention_function,
 )
 
@@ -73,7 +73,7 @@ class SplitAttention:
             handle.remove()
 
     def _read_lengths(self, _model: nn.Module, args: Any, inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        self._lengths = row_lengths(inputs)
+        self._lengths = packed_lengths(inputs)
         # With a cache of keys and values, models treat a packed batch as one row.
         return args, {**inputs, "use_cache": False} if self._lengths else inputs
 
@@ -99,15 +99,6 @@ class SplitAttention:
             outputs.append(attend(module, *row, mask, **options)[0])
             start = end
         return torch.cat(outputs, dim=1), None  # [1, T, H, h]
-
-
-def row_lengths(inputs: Mapping[str, Any]) -> list[int]:
-    """The lengths of the rows packed in a batch with `position_ids` [1, T] and no mask; empty for any other."""
-    positions: Tensor | None = inputs.get("position_ids")
-    if positions is None or positions.shape[0] != 1 or inputs.get("attention_mask") is not None:
-        return []
-    starts = [0, *(positions[0, 1:] == 0).nonzero().flatten().add(1).tolist(), positions.shape[1]]
-    return [end - start for start, end in pairwise(starts)] if len(starts) > 2 else []
 
 
 def _a_few(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

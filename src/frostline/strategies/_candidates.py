@@ -14,7 +14,7 @@ from frostline.core.settings import Options
 from frostline.cost import Workload, memory, predict, run_flops, run_seconds
 from frostline.plan import Lora, Plan
 from frostline.strategies._adapted import adapted_plan
-from frostline.strategies._choice import Mode
+from frostline.strategies._choice import AboveMode
 from frostline.strategies._limits import Resource
 from frostline.strategies._plans import freeze_blocks
 from frostline.strategies._presets import head_only
@@ -53,7 +53,7 @@ class Freedom(Options):
 class Setup:
     """How a candidate trains, without its boundary and its batch."""
 
-    mode: Mode
+    mode: AboveMode
     activation_checkpointing: bool
     activation_cache: bool
 
@@ -76,7 +76,7 @@ class Candidates:
         self._stores = self._with_or_without_store()
         self._batches = self._divisors()
         self.setups = tuple(dict.fromkeys(self._setups()))
-        self._plans: dict[tuple[Mode, int], Plan] = {}
+        self._plans: dict[tuple[AboveMode, int], Plan] = {}
         self._uses: dict[tuple[Resource, Candidate], float] = {}
 
     def ladders(self, setup: Setup) -> Iterator[list[Candidate]]:
@@ -190,7 +190,7 @@ class Candidates:
         return run_flops(plan, anatomy, workload) if speed is None else run_seconds(plan, anatomy, workload, speed)
 
 
-def _plan(situation: Situation, mode: Mode, boundary: int, lora: Lora) -> Plan:
+def _plan(situation: Situation, mode: AboveMode, boundary: int, lora: Lora) -> Plan:
     if mode == "head":
         plan = head_only(situation, NoOptions()).schedule.first
     else:

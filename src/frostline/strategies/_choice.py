@@ -10,7 +10,7 @@ from frostline.cost import Prediction, Workload
 from frostline.plan import Plan
 from frostline.strategies._limits import Limit
 
-Mode = Literal["full", "lora", "head"]
+AboveMode = Literal["full", "lora", "head"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Option:
         time_share: time, as a share of the same.
     """
 
-    mode: Mode
+    mode: AboveMode
     plan: Plan
     workload: Workload
     expected_gain: float

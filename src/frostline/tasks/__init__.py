@@ -7,7 +7,7 @@ from frostline.tasks._catalog import TASKS
 from frostline.tasks._collate import Collator, pad_rows
 from frostline.tasks._decoding import Decoding
 from frostline.tasks._encode import Encoded, encode
-from frostline.tasks._evaluate import Evaluation, Prediction, evaluate, generation_examples
+from frostline.tasks._evaluate import Evaluation, ModelAnswer, evaluate, generation_examples
 from frostline.tasks._generate import generate_texts
 from frostline.tasks._load import load_task
 from frostline.tasks._metrics import accuracy, bleu, exact_match, macro_f1, perplexity, rouge, text_scores
@@ -25,9 +25,9 @@ __all__ = [
     "Evaluation",
     "Example",
     "Message",
+    "ModelAnswer",
     "ModelKind",
     "PackingCollator",
-    "Prediction",
     "Scores",
     "Task",
     "TaskKind",

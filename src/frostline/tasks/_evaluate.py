@@ -26,7 +26,7 @@ GREEDY = Decoding()
 
 
 @dataclass(frozen=True)
-class Prediction:
+class ModelAnswer:
     """A model's answer to one example, as text, and the right answers.
 
     Attributes:
@@ -51,7 +51,7 @@ class Evaluation:
     task: str
     rows: int
     metrics: dict[str, float]
-    predictions: tuple[Prediction, ...]
+    predictions: tuple[ModelAnswer, ...]
 
     def json_lines(self) -> str:
         """The answers as JSON, one line for each."""
@@ -124,7 +124,7 @@ def evaluate(
     scores = task.score(examples, texts)
     marks: Sequence[Mapping[str, Any]] = scores.marks or [{}] * len(texts)
     predictions = tuple(
-        Prediction(example.id, text, example.references, example.text, mark)
+        ModelAnswer(example.id, text, example.references, example.text, mark)
         for example, text, mark in zip(examples, texts, marks, strict=True)
     )
     return Evaluation(task.name, len(task.split(split)), metrics | scores.metrics, predictions)
@@ -184,7 +184,7 @@ def _classify(model: Any, task: Task, split: Split, batches: Iterator[dict[str, 
         "loss": total / len(examples),
     }
     predictions = (
-        Prediction(example.id, task.labels[answer], (task.labels[label],))
+        ModelAnswer(example.id, task.labels[answer], (task.labels[label],))
         for example, answer, label in zip(examples, answers, truth, strict=True)
     )
     return Evaluation(task.name, len(task.split(split)), metrics, tuple(predictions))
