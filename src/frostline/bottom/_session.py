@@ -32,6 +32,7 @@ from frostline.bottom._streaming import Streaming
 from frostline.bottom._weights import OffloadedWeights
 from frostline.core.cache import default_root
 from frostline.core.errors import ConfigError, FrostlineError
+from frostline.hooks import state_kept
 
 CacheMode = Literal["auto", "on", "off"]
 _log = logging.getLogger(__name__)
@@ -163,8 +164,9 @@ class CacheSession:
         """
         if self.mode != "off" and not self._decided and not self.active:
             self._decided, self.report = True, CacheReport()
-            with self._trying():
-                self._prepare()
+            training = self._training()
+            with self._trying(training):
+                self._prepare(training)
         return self.report
 
     def begin(self) -> None:
@@ -172,7 +174,7 @@ class CacheSession:
         self.decide()
         if self._contents is None or self.active:
             return
-        with self._trying():
+        with self._trying(self._contents.training):
             self._start_using(self._contents)
         _log.info("activation cache: %s", self.report.reason)
 
@@ -218,11 +220,15 @@ class CacheSession:
     # What `decide` and `begin` do.
 
     @contextmanager
-    def _trying(self) -> Iterator[None]:
-        """Inside this context, an error that rules the cache out becomes a report, or an error where it is required."""
+    def _trying(self, training: Training) -> Iterator[None]:
+        """Inside this context, an error that rules the cache out becomes a report, or an error where it is required.
+
+        Generators, the collator and the data sets are left as they were: training draws the same as without a cache.
+        """
         begun = time.perf_counter()
         try:
-            yield
+            with state_kept(training.collate, *training.datasets, device=training.device):
+                yield
         except (Declined, CannotCut, AlteredRow) as error:
             self._contents = None
             off = "off, because " if isinstance(error, _CheckFailed) else ""
@@ -234,11 +240,11 @@ class CacheSession:
         finally:
             self.report = replace(self.report, seconds=self.report.seconds + time.perf_counter() - begun)
 
-    def _prepare(self) -> None:
+    def _prepare(self, training: Training) -> None:
         """Find what there is to cache, and whether it saves time and fits the disk."""
         if self._streaming is not None and self._processes.count > 1:
             raise Declined("several processes cannot share a bottom that is read block by block")
-        contents = self._contents = Contents(self._training(), self._streaming, self._root)
+        contents = self._contents = Contents(training, self._streaming, self._root)
         missing = contents.cache.missing(contents.rows)
         chosen_here = self.mode == "auto" and self._streaming is None
         if contents.training.estimate is not None:

@@ -29,6 +29,7 @@ from frostline.engine._ranks import ShareRanks
 from frostline.engine._sampler import GroupedByLength
 from frostline.engine._saving import PlanChange
 from frostline.engine._start import non_reentrant, start_schedule, streaming
+from frostline.hooks import state_kept
 from frostline.loss_positions import LossPositions, use_loss_positions
 from frostline.plan import Plan, Schedule
 from frostline.surgery import change, check_loss_is_the_models
@@ -162,8 +163,9 @@ class Trainer(PartsTrainer):
     def _few(self) -> FewRows:
         """A few rows as one batch, to try on them what training may do."""
         rows: Any = self.train_dataset
-        few = [rows[index] for index in range(min(3, len(rows)))]
-        return FewRows(few, dict(self._prepare_inputs(self._collate()(few))))
+        with state_kept(rows, self.data_collator, device=self.args.device):
+            few = [rows[index] for index in range(min(3, len(rows)))]
+            return FewRows(few, dict(self._prepare_inputs(self._collate()(few))))
 
     def _holding(self, part: FewRows) -> AbstractContextManager[None]:
         return self.session.holding(part.rows, part.batch)

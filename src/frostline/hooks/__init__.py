@@ -23,6 +23,7 @@ from frostline.hooks._compare import (
     computes_in_fewer_bits,
 )
 from frostline.hooks._override import CALL, FORWARD, Override, attribute_set, is_overridden, overridden
+from frostline.hooks._own_state import state_kept
 from frostline.hooks._packed import packed_lengths, packed_starts
 from frostline.hooks._states import device_of, hidden_given, hidden_of, with_hidden
 from frostline.hooks._stop import Stop, capture, observe, run_until, stoppable
@@ -65,6 +66,7 @@ __all__ = [
     "packed_lengths",
     "packed_starts",
     "run_until",
+    "state_kept",
     "stoppable",
     "undisturbed",
     "uses_attention_function",
