@@ -13,8 +13,9 @@ from frostline.bottom._contents import Amount, Contents, Declined, Training
 from frostline.bottom._cut import CannotCut, Cut, cut_boundary, find_cut, last_blocks
 from frostline.bottom._feed import ReadAhead, RowsInBatch, rows_in_batch, rows_of, stored_states
 from frostline.bottom._identity import buffers_below, hashes_of, identity, names_below
+from frostline.bottom._report import CacheReport, Processes
 from frostline.bottom._rows import AlteredRow, find_spans, row_key, row_length
-from frostline.bottom._session import CacheMode, CacheReport, CacheSession, Processes
+from frostline.bottom._session import CacheMode, CacheSession
 from frostline.bottom._shards import Stream, row_bytes
 from frostline.bottom._standins import StandIns
 from frostline.bottom._streaming import Load, Streaming, drop_tensors, names_above, put_tensors

@@ -12,19 +12,22 @@ cache are not those of this model. A separate check makes sure that the states o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from frostline.bottom._caching_pass import pass_rows, same_states
+from frostline.bottom._caching_pass import Passage, pass_rows, same_states
 from frostline.bottom._contents import Contents
 from frostline.bottom._cut import last_blocks
 from frostline.bottom._feed import rows_in_batch, stored_states
 from frostline.bottom._standins import StandIns
-from frostline.hooks import OTHER_BATCH, STORED_IN_FEWER_BITS, Tolerance, compare_training, observe
+from frostline.hooks import OTHER_BATCH, STORED_IN_FEWER_BITS, Tolerance, compare_training, observe, state_kept
 
+Without = Callable[[], AbstractContextManager[None]]
+Holding = Callable[[Any, Any], AbstractContextManager[None]]
 CROSSING = Tolerance(1e-4, 1e-4, 1e-2, "the same products of the same states")
 
 
@@ -90,7 +93,37 @@ def mismatch(contents: Contents, rows: Mapping[str, Any]) -> str | None:
     if found is not None:
         return f"something other than the hidden states crosses the boundary: without the bottom {found}"
     stored = stored_states(contents.cache, rows_in_batch(keys, batch, features, passage.names))
-    in_float32 = all(dtype == torch.float32 for dtype in passage.dtypes.values())
-    tolerance = OTHER_BATCH if in_float32 else STORED_IN_FEWER_BITS
-    found = compare_training(model, loss, lambda: fed(stored), tolerance, training=True)
+    found = compare_training(model, loss, lambda: fed(stored), _tolerance(passage), training=True)
     return None if found is None else f"the states in the cache are not those of this model: with them {found}"
+
+
+def difference_in_use(contents: Contents, without: Without, holding: Holding) -> str | None:
+    """Say in one line how training on check rows differs now that it reads the cache; None when it does not.
+
+    Args:
+        contents: what is cached, and for which training.
+        without: a context in which the bottom runs.
+        holding: a context in which passes get the states of given rows (rows, batch).
+    """
+    training, passage = contents.training, contents.passage
+    rows = list(contents.check_rows().values())[: training.batch_size]
+    with state_kept(training.collate):
+        batch = passage.batch(rows)
+
+    def loss(context: AbstractContextManager[None]) -> Tensor:
+        with context, passage.context():
+            return training.loss(training.model, dict(batch))
+
+    found = compare_training(
+        training.model,
+        lambda: loss(without()),
+        lambda: loss(holding(rows, batch)),
+        _tolerance(passage),
+        training=True,
+    )
+    return None if found is None else f"training with the cache and without it has grown apart: with it {found}"
+
+
+def _tolerance(passage: Passage) -> Tolerance:
+    in_float32 = all(dtype == torch.float32 for dtype in passage.dtypes.values())
+    return OTHER_BATCH if in_float32 else STORED_IN_FEWER_BITS

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 
 from frostline.anatomy import Anatomy
@@ -22,6 +22,7 @@ from frostline.bottom._rows import Features, find_spans, row_key, row_length
 from frostline.bottom._shards import Stream, row_bytes
 from frostline.bottom._streaming import Streaming
 from frostline.core.errors import FrostlineError
+from frostline.hooks import foreign_hook
 from frostline.plan import Plan
 
 _NOT_READ_BELOW = frozenset(
@@ -125,6 +126,8 @@ class Contents:
             stream: "labels" if stream == "decoder" and len(self.cut.streams) > 1 else "input_ids"
             for stream in self.cut.streams
         }
+        if (hook := hook_below(training.model, self.cut)) is not None:
+            raise Declined(hook)
         self.rows = self._rows()
         self._check_collator()
 
@@ -225,7 +228,18 @@ class Contents:
         features = list(self.check_rows().values())
         batch = self.passage.batch(features)
         for name in set(self.names.values()):
+            if name not in batch:
+                raise Declined(f"the collator gives batches without {name}")
             find_spans(batch, features, name)
+
+
+def hook_below(model: nn.Module, cut: Cut) -> str | None:
+    """Say in one line that a user's hook is on a module below the boundary, where it would not run; None if none is."""
+    below = tuple(name for stack in cut.stacks for name in (*stack.blocks, *stack.embeddings))
+    inside = tuple(f"{name}." for name in below)
+    named = model.named_modules()
+    found = foreign_hook((name, module) for name, module in named if name in below or name.startswith(inside))
+    return None if found is None else f"a forward hook is on {found}, below the boundary, where it would not run"
 
 
 def _boundary(training: Training) -> int:

@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,10 +22,11 @@ from torch.utils.data import get_worker_info
 
 from frostline.bottom._cache import ActivationCache, check_room
 from frostline.bottom._caching_pass import caching_pass
-from frostline.bottom._check import mismatch, padding_difference
-from frostline.bottom._contents import Contents, Declined, Training
+from frostline.bottom._check import difference_in_use, mismatch, padding_difference
+from frostline.bottom._contents import Contents, Declined, Training, hook_below
 from frostline.bottom._cut import CannotCut, Cut, last_blocks
 from frostline.bottom._feed import ReadAhead, States, rows_in_batch, stored_states
+from frostline.bottom._report import CacheReport, Processes
 from frostline.bottom._rows import AlteredRow, Features
 from frostline.bottom._standins import StandIns
 from frostline.bottom._streaming import Streaming
@@ -41,58 +42,6 @@ _BRINGS_STATES = ("past_key_values", "inputs_embeds", "encoder_outputs")
 """Arguments of a call that replace token ids: the rows cannot be recognized."""
 _ASKS_BELOW = ("output_hidden_states", "output_attentions", "use_cache")
 """Arguments of a call that ask for outputs of the blocks below the boundary."""
-
-
-@dataclass(frozen=True)
-class CacheReport:
-    """What the activation cache did in a training.
-
-    Attributes:
-        used: whether it was used.
-        reason: why it was used or not, in one line.
-        estimate: what it was expected to save, in one line.
-        rows: rows that went through the frozen bottom in this training.
-        found: rows that were in the cache before.
-        bytes: size of the rows on disk.
-        seconds: time until the first step could begin.
-        freed_bytes: size of the weights that were taken out of memory.
-        computed: training batches that ran the bottom, because some of their rows were not in the cache.
-    """
-
-    used: bool = False
-    reason: str = "activation_cache: off"
-    estimate: str = ""
-    rows: int = 0
-    found: int = 0
-    bytes: int = 0
-    seconds: float = 0.0
-    freed_bytes: int = 0
-    computed: int = 0
-
-    @property
-    def notice(self) -> str | None:
-        """One line on the training batches that did not use the cache; None where all did."""
-        if not self.computed:
-            return None
-        return (
-            f"{self.computed:,} training batches held rows that are not in the activation cache: the frozen bottom ran "
-            "for them"
-        )
-
-
-@dataclass(frozen=True)
-class Processes:
-    """The processes that train together.
-
-    Attributes:
-        rank: of this process.
-        count: how many there are.
-        wait: waits until all of them have called it.
-    """
-
-    rank: int = 0
-    count: int = 1
-    wait: Callable[[], None] = lambda: None
 
 
 class _CheckFailed(Declined):
@@ -216,6 +165,30 @@ class CacheSession:
         finally:
             self._held = False
             self._standins.clear()
+
+    def recheck(self) -> str | None:
+        """Compare training with the cache and without it again, on the check rows.
+
+        Returns in one line how they differ, or None. A bottom that is read block by block cannot be compared.
+        """
+        if self._contents is None or self._standins is None or self._streaming is not None:
+            return None
+        hook = hook_below(self._contents.training.model, self._contents.cut)
+        return hook or difference_in_use(self._contents, self._without, self.holding)
+
+    def give_up(self, reason: str) -> None:
+        """Go back to the bottom itself for the rest of the training. `reason` is reported."""
+        self.end()
+        self._decided, self.report = True, replace(self.report, given_up=reason)
+
+    @contextmanager
+    def _without(self) -> Iterator[None]:
+        """Inside this context, the bottom runs for every pass."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
 
     # What `decide` and `begin` do.
 

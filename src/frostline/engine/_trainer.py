@@ -15,11 +15,10 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import get_last_checkpoint
 
-from frostline.bottom import Amount, CacheMode, CacheReport, CacheSession, Load, Processes, Training
+from frostline.bottom import Amount, CacheMode, CacheSession, Load, Processes, Training
 from frostline.checkpoints import load_delta
 from frostline.core.errors import TrainingError
 from frostline.cost import Estimate, Workload, cache_estimate
-from frostline.engine._accumulation import FewRows, PartsTrainer
 from frostline.engine._collator import AnnouncingCollator
 from frostline.engine._flora import Flora, check_flora
 from frostline.engine._in_backward import check_in_backward, step_in_backward
@@ -28,14 +27,13 @@ from frostline.engine._optimizer import regroup
 from frostline.engine._ranks import ShareRanks
 from frostline.engine._sampler import GroupedByLength
 from frostline.engine._saving import PlanChange
+from frostline.engine._shortcuts import ShortcutsTrainer
 from frostline.engine._start import non_reentrant, start_schedule, streaming
-from frostline.hooks import state_kept
-from frostline.loss_positions import LossPositions, use_loss_positions
 from frostline.plan import Plan, Schedule
 from frostline.surgery import change, check_loss_is_the_models
 
 
-class Trainer(PartsTrainer):
+class Trainer(ShortcutsTrainer):
     """A `transformers.Trainer` that trains what a plan (or a schedule of plans) says.
 
     Callbacks, logging, mixed precision and accelerate work as in `transformers.Trainer`. A checkpoint holds the delta,
@@ -97,7 +95,6 @@ class Trainer(PartsTrainer):
         if args is not None and args.activation_checkpointing:
             args.activation_checkpointing_kwargs = non_reentrant(args.activation_checkpointing_kwargs)
         self.loss_positions = loss_positions
-        self.positions: LossPositions | None = None
         self._loss: torch.Tensor | float = math.nan
         self._step = -1
         self._made_optimizer = False
@@ -115,18 +112,6 @@ class Trainer(PartsTrainer):
             streaming=self._streaming,
             processes=processes,
         )
-
-    @property
-    def cache_report(self) -> CacheReport:
-        """What the activation cache did."""
-        return self.session.report
-
-    @property
-    def notices(self) -> tuple[str, ...]:
-        """What runs as it would without frostline and why, one line each."""
-        positions = () if self.positions is None else self.positions.notices
-        others = (self.session.report.notice, self.parts_notice)
-        return (*positions, *(notice for notice in others if notice is not None))
 
     @property
     def last_loss(self) -> float:
@@ -151,33 +136,6 @@ class Trainer(PartsTrainer):
         finally:
             self._loaded = ""
             self._end_plan()
-
-    def _begin_plan(self) -> None:
-        self.session.begin()
-        narrow = self.loss_positions and not self._loss_is_custom() and not self.applied.plan.forward.layered
-        if hasattr(self.train_dataset, "__len__") and (narrow or (self._share is None and self._has_parts())):
-            few = self._few()
-            self._find_share(few)
-            self.positions = self._find_positions(few) if narrow and not self.is_fsdp_enabled else None
-
-    def _few(self) -> FewRows:
-        """A few rows as one batch, to try on them what training may do."""
-        rows: Any = self.train_dataset
-        with state_kept(rows, self.data_collator, device=self.args.device):
-            few = [rows[index] for index in range(min(3, len(rows)))]
-            return FewRows(few, dict(self._prepare_inputs(self._collate()(few))))
-
-    def _holding(self, part: FewRows) -> AbstractContextManager[None]:
-        return self.session.holding(part.rows, part.batch)
-
-    def _end_plan(self) -> None:
-        if self.positions is not None:
-            self.positions.remove()
-        self.session.end()
-
-    def _find_positions(self, few: FewRows) -> LossPositions:
-        with self._holding(few), self.accelerator.autocast():
-            return use_loss_positions(self.model, self.applied.anatomy, few.batch, exact=False)
 
     def _loss_is_custom(self) -> bool:
         return self.label_smoother is not None or self.compute_loss_func is not None
@@ -214,10 +172,6 @@ class Trainer(PartsTrainer):
             refusal=refusal,
             label_names=self.label_names,
         )
-
-    def _collate(self) -> Any:
-        """The collator, without the columns that the model does not read."""
-        return self._get_collator_with_removed_columns(self.data_collator)
 
     @property
     def _autocast_dtype(self) -> torch.dtype | None:
@@ -310,6 +264,9 @@ class Trainer(PartsTrainer):
             self.check_loss(loss.item())
         return loss
 
+    def _loss_is_overridden(self) -> bool:
+        return "compute_loss" in vars(self) or type(self).compute_loss is not Trainer.compute_loss
+
     def check_loss(self, loss: float) -> None:
         """Raises `TrainingError` when the loss is not a finite number."""
         if not math.isfinite(loss):
@@ -335,6 +292,7 @@ class Trainer(PartsTrainer):
         if self._step < 0:
             self._first_step = begun
         self._step, self._loss = step, 0.0
+        self._check_again(step)
         if step == 0 or self._settled():
             return
         plan = self.schedule.next(step, self.observer)

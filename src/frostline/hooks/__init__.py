@@ -22,6 +22,7 @@ from frostline.hooks._compare import (
     compare_training,
     computes_in_fewer_bits,
 )
+from frostline.hooks._foreign import foreign_hook, hooks_on
 from frostline.hooks._override import CALL, FORWARD, Override, attribute_set, is_overridden, overridden
 from frostline.hooks._own_state import state_kept
 from frostline.hooks._packed import packed_lengths, packed_starts
@@ -54,11 +55,13 @@ __all__ = [
     "computes_in_fewer_bits",
     "device_of",
     "evaluation_mode",
+    "foreign_hook",
     "generators_kept",
     "hidden_given",
     "hidden_of",
     "hook_attention",
     "hookable",
+    "hooks_on",
     "is_overridden",
     "observe",
     "open_attention",

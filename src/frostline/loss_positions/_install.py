@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from frostline.hooks import (
     compare_training,
     computes_in_fewer_bits,
     device_of,
+    foreign_hook,
     is_overridden,
 )
 from frostline.loss_positions._head import ChunkedHead, HeadNotChunkable, default_chunk, find_head
@@ -59,6 +61,9 @@ def use_loss_positions(
     return LossPositions(model, anatomy, dict(batch), chunk or default_chunk(anatomy.vocab_size), exact)
 
 
+_HOOK = "a forward hook on {} may look at every position"
+
+
 class LossPositions:
     """What `use_loss_positions` did to a model.
 
@@ -82,9 +87,11 @@ class LossPositions:
         self._patch = Override(model, self._forward)
         self._own = self._patch.own
         asked = next((name for name in _NEEDS_MORE_OUTPUT if self._asks_for(name, batch)), None)
-        if asked is not None:
-            for what in ("block", "head"):
-                self._runs_at_every_position(what, f"the model returns more than a loss ({asked})")
+        others = tuple(f"{other.name}." for other in anatomy.blocks[:-1])
+        self._watched = [pair for pair in model.named_modules() if not f"{pair[0]}.".startswith(others)]
+        if asked is not None or (hook := foreign_hook(self._watched)) is not None:
+            reason = f"the model returns more than a loss ({asked})" if asked else _HOOK.format(hook)
+            self._run_at_every_position(reason)
             return
         if batch.get("labels") is None:
             self._runs_at_every_position("block", "the loss has no labels for a row or a token")
@@ -104,6 +111,28 @@ class LossPositions:
     @property
     def chunked_head(self) -> bool:
         return self._head is not None
+
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Inside this context, the model computes at every position."""
+        before, self._off = self._off, True
+        try:
+            yield
+        finally:
+            self._off = before
+
+    def recheck(self, batch: Mapping[str, Any]) -> str | None:
+        """Compare again, on a batch. Returns in one line how the loss positions alone differ, or None."""
+        if not (self.last_block or self.chunked_head):
+            return None
+        hook = foreign_hook(self._watched)
+        return self._disagreement(batch) if hook is None else _HOOK.format(hook)
+
+    def give_up(self, reason: str) -> None:
+        """Compute at every position for the rest of the training. `reason` becomes a notice."""
+        self._drop_block()
+        self._head = None
+        self._run_at_every_position(reason)
 
     def remove(self) -> None:
         """Let the model compute at every position again. An override that was added later stays."""
@@ -212,6 +241,10 @@ class LossPositions:
         if self._block is not None:
             self._block.remove()
             self._block = None
+
+    def _run_at_every_position(self, reason: str) -> None:
+        for what in ("block", "head"):
+            self._runs_at_every_position(what, reason)
 
     def _runs_at_every_position(self, what: str, reason: str) -> None:
         where = "the last block" if what == "block" else "the head"

@@ -1,0 +1,62 @@
+"""What the activation cache did in a training, and the processes that used it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class CacheReport:
+    """What the activation cache did in a training.
+
+    Attributes:
+        used: whether it was used.
+        reason: why it was used or not, in one line.
+        estimate: what it was expected to save, in one line.
+        rows: rows that went through the frozen bottom in this training.
+        found: rows that were in the cache before.
+        bytes: size of the rows on disk.
+        seconds: time until the first step could begin.
+        freed_bytes: size of the weights that were taken out of memory.
+        computed: training batches that ran the bottom, because some of their rows were not in the cache.
+        given_up: why training went back to the bottom itself before its end, in one line; empty where it did not.
+    """
+
+    used: bool = False
+    reason: str = "activation_cache: off"
+    estimate: str = ""
+    rows: int = 0
+    found: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+    freed_bytes: int = 0
+    computed: int = 0
+    given_up: str = ""
+
+    @property
+    def notice(self) -> str | None:
+        """One line on the training batches that did not use the cache; None where all did."""
+        if self.given_up:
+            return f"activation cache: {self.given_up}"
+        if not self.computed:
+            return None
+        return (
+            f"{self.computed:,} training batches held rows that are not in the activation cache: the frozen bottom ran "
+            "for them"
+        )
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes that train together.
+
+    Attributes:
+        rank: of this process.
+        count: how many there are.
+        wait: waits until all of them have called it.
+    """
+
+    rank: int = 0
+    count: int = 1
+    wait: Callable[[], None] = lambda: None

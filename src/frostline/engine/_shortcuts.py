@@ -1,0 +1,115 @@
+"""The shortcuts of a trainer: stored states for the frozen bottom, head and last block at the loss positions alone.
+
+They begin with a plan and end with it. They are used only where training stays the same, which is compared before the
+first step and again while training runs.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from frostline.bottom import CacheReport, CacheSession
+from frostline.engine._accumulation import FewRows, PartsTrainer
+from frostline.engine._rechecks import Rechecks
+from frostline.hooks import state_kept
+from frostline.loss_positions import LossPositions, use_loss_positions
+
+
+class ShortcutsTrainer(PartsTrainer):
+    """A `transformers.Trainer` that begins, checks and ends the shortcuts of the current plan."""
+
+    session: CacheSession
+    loss_positions: bool
+    positions: LossPositions | None = None
+    train_dataset: Any
+    data_collator: Any
+    _positions_notices: tuple[str, ...] = ()
+    _rechecks: Rechecks | None = None
+    _first_step: float = math.nan
+
+    def _collate(self) -> Any:
+        """The collator, without the columns that the model does not read."""
+        return self._get_collator_with_removed_columns(self.data_collator)
+
+    @property
+    def cache_report(self) -> CacheReport:
+        """What the activation cache did."""
+        return self.session.report
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What runs as it would without frostline and why, one line each."""
+        positions = self._positions_notices if self.positions is None else self.positions.notices
+        others = (self.session.report.notice, self.parts_notice)
+        return (*positions, *(notice for notice in others if notice is not None))
+
+    def _begin_plan(self) -> None:
+        self.session.begin()
+        refusal = self._positions_refusal()
+        self._positions_notices = () if refusal is None else (f"loss positions are off: {refusal}",)
+        narrow = self.loss_positions and refusal is None
+        if hasattr(self.train_dataset, "__len__") and (narrow or (self._share is None and self._has_parts())):
+            few = self._few()
+            self._find_share(few)
+            self.positions = self._find_positions(few) if narrow else None
+        self._rechecks = Rechecks(self.model, self.state.global_step)
+
+    def _positions_refusal(self) -> str | None:
+        """Why head and last block run at every position whatever the model; None where the model decides."""
+        if not self.loss_positions:
+            return None
+        if self.label_smoother is not None:
+            return "label_smoothing_factor reads all logits"
+        if self.compute_loss_func is not None or self._loss_is_overridden():
+            return "a loss of your own (compute_loss) may read all logits"
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return "the model's weights are sharded"
+        if self.applied.plan.forward.layered:
+            return "a layered loss reads the output of every block"
+        return None if hasattr(self.train_dataset, "__len__") else "the rows come as a stream"
+
+    def _loss_is_overridden(self) -> bool:
+        """Whether a subclass has a `compute_loss` of its own, which may read all logits."""
+        return False
+
+    def _check_again(self, step: int) -> None:
+        """Compare the shortcuts with plain training again, where that is due; give up what is no longer the same."""
+        if self._rechecks is None or not self._rechecks.due(step, time.perf_counter() - self._first_step):
+            return
+        since = (
+            f"off since step {step}: {{}}. Results since step {self._rechecks.passed} may differ from plain training"
+        )
+        with self._rechecks.timed():
+            with self.positions.suspended() if self.positions is not None else nullcontext():
+                found = self.session.recheck()
+            if found is not None:
+                self.session.give_up(since.format(found))
+            if self.positions is not None:
+                few = self._few()
+                with self._holding(few), self.accelerator.autocast():
+                    found = self.positions.recheck(few.batch)
+                if found is not None:
+                    self.positions.give_up(since.format(found))
+        self._rechecks.passed = step
+
+    def _few(self) -> FewRows:
+        """A few rows as one batch, to try on them what training may do."""
+        rows: Any = self.train_dataset
+        with state_kept(rows, self.data_collator, device=self.args.device):
+            few = [rows[index] for index in range(min(3, len(rows)))]
+            return FewRows(few, dict(self._prepare_inputs(self._collate()(few))))
+
+    def _holding(self, part: FewRows) -> AbstractContextManager[None]:
+        return self.session.holding(part.rows, part.batch)
+
+    def _end_plan(self) -> None:
+        if self.positions is not None:
+            self.positions.remove()
+        self.session.end()
+
+    def _find_positions(self, few: FewRows) -> LossPositions:
+        with self._holding(few), self.accelerator.autocast():
+            return use_loss_positions(self.model, self.applied.anatomy, few.batch, exact=False)
