@@ -128,7 +128,10 @@ def _view(planned: PlannedModel, out: Path | None) -> list[RenderableType]:
         f"{ratio_text(predicted['run_flops_ratio'])} for the whole run",
     )
     workload = Workload.model_validate(assumed)
-    facts.add_row("activation cache", str(cache_estimate(planned.plan, planned.anatomy, workload)))
+    cache = str(cache_estimate(planned.plan, planned.anatomy, workload))
+    if not workload.activation_cache:
+        cache += " (not counted in the other lines: they are with activation_cache=false)"
+    facts.add_row("activation cache", cache)
     if predicted["run_seconds"] is not None:
         facts.add_row(
             "time",

@@ -15,7 +15,7 @@ from frostline.core.errors import ConfigError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from frostline.records import Metrics, RunRecord
+    from frostline.records import DataFacts, Metrics, RunRecord
 
 
 def _list(asked: bool) -> None:
@@ -137,18 +137,19 @@ def _view(record: RunRecord, folder: Path) -> list[RenderableType]:
     trained = f"{count_text(record.trainable_parameters)} of {count_text(record.total_parameters)} parameters"
     parts: list[RenderableType] = [strip(Plan.read(record.plan)), Text(f"trained {trained} ({share})"), Text()]
     if record.metrics is not None:
-        parts += [_quality(record.metrics.before, record.metrics.after, record.data.majority_share), Text()]
+        parts += [_quality(record.metrics.before, record.metrics.after, record.data), Text()]
     return [*parts, cost, Text(), Text(f"recorded in {folder}")]
 
 
-def _quality(before: Metrics, after: Metrics, majority_share: float | None) -> RenderableType:
+def _quality(before: Metrics, after: Metrics, data: DataFacts) -> RenderableType:
     from rich.table import Table
 
-    from frostline.report import mean_text
+    from frostline.report import count_text, mean_text
 
     table = Table("quality", "before", "after", box=None, pad_edge=False)
     for name, value in after.items():
         table.add_row(name, mean_text(before.get(name)), mean_text(value))
-    if majority_share is not None:
-        table.add_row("majority class alone", mean_text(majority_share), "")
+    if data.majority_share is not None:
+        table.add_row("majority class alone", mean_text(data.majority_share), "")
+    table.add_row("rows evaluated", "", count_text(data.eval_rows))
     return table

@@ -45,7 +45,10 @@ def unknown_key(key: str, known: Iterable[str], how_to_list: str = "") -> str:
 
 
 def described(options: type[BaseModel]) -> list[tuple[str, str, str]]:
-    """Every setting of a class as its docstring's `Attributes` describe it: name, default, description."""
+    """Every setting of a class as its docstring's `Attributes` describe it: name, default, description.
+
+    Settings that have settings of their own are followed by these: `data`, `data.kind` and so on.
+    """
     found: dict[str, str] = {}
     last = ""
     for line in (options.__doc__ or "").partition("Attributes:\n")[2].splitlines():
@@ -54,14 +57,13 @@ def described(options: type[BaseModel]) -> list[tuple[str, str, str]]:
             found[last] = text
         elif last and line.startswith(" " * 12):
             found[last] += f" {line.strip()}"
-    return [
-        (
-            name,
-            "(required)" if field.is_required() else _default(field.get_default(call_default_factory=True)),
-            found.get(name, ""),
-        )
-        for name, field in options.model_fields.items()
-    ]
+    lines: list[tuple[str, str, str]] = []
+    for name, field in options.model_fields.items():
+        default = "(required)" if field.is_required() else _default(field.get_default(call_default_factory=True))
+        lines.append((name, default, found.get(name, "")))
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            lines += [(f"{name}.{inner}", value, text) for inner, value, text in described(field.annotation)]
+    return lines
 
 
 def _default(value: Any) -> str:

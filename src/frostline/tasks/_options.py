@@ -13,7 +13,17 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class Columns(Options):
-    """Role -> column. A role that is not given uses the column with the role's name."""
+    """Role -> column. A role that is not given uses the column with the role's name.
+
+    Attributes:
+        text: the column of a text that is classified.
+        pair: the column of a second text beside it.
+        label: the column of the class.
+        prompt: the column of a prompt.
+        completion: the column of the text that should follow the prompt.
+        references: the column of all texts that are right for a prompt.
+        messages: the column of a chat's messages.
+    """
 
     text: str | None = None
     pair: str | None = None
