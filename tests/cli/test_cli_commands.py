@@ -240,7 +240,7 @@ def test_demo_is_a_study_whose_table_report_shows_again(tmp_path: Path, monkeypa
             ["plan", "MODEL", "per_device_train_batch=8"],
             "did you mean 'per_device_train_batch_size'? see: frostline plan",
         ),
-        (["train", "batch_size=8"], "see: frostline train --settings"),
+        (["train", "max_step=8"], "did you mean 'max_steps'? see: frostline train --settings"),
         (["plan", "MODEL"], "strategy 'auto' measures the model on rows of a task: give --task"),
         (["plan", "MODEL", "--budget", "memory=8XB"], "memory '8XB': a size is a number and a unit"),
         (["plan", "MODEL", "--budget", "time=2"], "2 is no share of full fine-tuning"),

@@ -30,7 +30,28 @@ def test_overrides_are_read_as_yaml() -> None:
 @pytest.mark.parametrize(
     ("text", "overrides", "message"),
     [
-        ("model: a\ntask: b\nlr: 3\n", [], "unknown key 'lr'"),
+        ("model: a\ntask: b\nlr: 3\n", [], "unknown key 'lr': use learning_rate"),
+        ("model: a\ntask: b\n", ["batch_size=3"], "unknown key 'batch_size': use per_device_train_batch_size"),
+        ("model: a\ntask: b\n", ["adam_beta2=0.9"], "unknown key 'adam_beta2': use training.adam_beta2"),
+        ("model: a\ntask: b\n", ["eval_strategy=steps"], "unknown key 'eval_strategy': use eval_steps, which alone"),
+        ("model: a\ntask: b\n", ["cold_store=x"], "unknown key 'cold_store': see: frostline train --settings"),
+        ("model: a\ntask: b\n", ["training.adam_beta2=7"], "adam_beta2: it should be less than 1 (given: 7)"),
+        ("model: a\ntask: b\n", ["training.dataloader_num_workers=-1"], "it should be greater than or equal to 0"),
+        (
+            "model: a\ntask: b\n",
+            ["optim=sgd", "optim_args=momentum=fast"],
+            "optim_args: momentum: it should be a number (given: 'fast')",
+        ),
+        (
+            "model: a\ntask: b\n",
+            ["lr_scheduler_type=polynomial", "training.lr_scheduler_kwargs.end=1"],
+            "lr_scheduler_kwargs.end: lr_scheduler_type=polynomial does not read it: use lr_end, power",
+        ),
+        (
+            "model: a\ntask: b\n",
+            ["training.load_best_model_at_end=true", "eval_steps=1"],
+            "training.load_best_model_at_end needs a checkpoint at each evaluation",
+        ),
         ("task: b\n", [], "model: this key is missing"),
         ("model: a\ntask: b\nmax_steps: 0\n", [], "max_steps: it should be greater than 0"),
         ("model: a\ntask: b\nbf16: half\n", [], "bf16: it should be a valid boolean"),

@@ -202,7 +202,7 @@ def test_what_a_run_refuses(tmp_path: Path) -> None:
         train(config(tmp_path, "max_length=1", task=str(tmp_path / "plain.jsonl")))
     assert not (tmp_path / "run").exists(), "nothing is written before the input is known to be right"
     train(config(tmp_path, "max_steps=1"))
-    with pytest.raises(UserError, match="already holds a finished run"):
+    with pytest.raises(UserError, match=r"already holds a finished run: use another out$"):
         train(config(tmp_path, "max_steps=1"))
     with pytest.raises(UserError, match="is finished"):
         train(config(tmp_path, "max_steps=1"), resume=True)

@@ -172,7 +172,7 @@ def test_wrong_settings_are_one_line(settings: list[str], message: str) -> None:
 
 
 def test_what_transformers_refuses_is_one_line(tmp_path: Path) -> None:
-    wanted = config(tmp_path, eval_steps=5, training={"load_best_model_at_end": True})
+    wanted = config(tmp_path).model_copy(update={"eval_steps": 5, "training": {"load_best_model_at_end": True}})
     with pytest.raises(ConfigError, match=r"^transformers.TrainingArguments: --load_best_model_at_end requires"):
         _arguments(wanted)
 

@@ -340,8 +340,8 @@ def test_a_limit_in_bytes_is_the_share_that_it_is() -> None:
 
 def test_a_time_in_seconds_wants_a_speed() -> None:
     line = (
-        "budget: time=20min needs the speed of this machine: use --calibrate (calibrate=true), or give a share of full "
-        "fine-tuning's time, such as time=0.4"
+        "budget: time=20min needs the speed of this machine: use calibrate=true (frostline plan: "
+        "--calibrate), or give a share of full fine-tuning's time, such as time=0.4"
     )
     with pytest.raises(UserError, match=f"^{re.escape(line)}$"):
         search(situation("time=20min"), (1,) * 12)

@@ -199,3 +199,8 @@ def test_lora_blocks_beside_full_ones() -> None:
     assert {n.split(".")[2] for n in trained if "lora_" in n} == {"1", "2"}
     assert {n.split(".")[2] for n in trained if "lora_" not in n} == {"3"}
     assert model.model.layers[2].self_attn.q_proj.lora_A["default"].weight.shape == (4, 32)
+
+
+def test_a_plan_that_is_no_plan_is_refused() -> None:
+    with pytest.raises(PlanError, match=r"it should be a frostline\.Plan, not str: use frostline.make_plan"):
+        apply("bot50", tiny("llama"))  # type: ignore[arg-type]

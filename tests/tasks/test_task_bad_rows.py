@@ -126,7 +126,7 @@ def test_missing_file_and_unknown_format(write: Write, tmp_path: Path) -> None:
 
 def test_one_row_cannot_be_split(write: Write) -> None:
     message = _error(write("a.jsonl", GOOD))
-    assert message == ": too few rows (1) to hold out a share of 0.1 for evaluation: give an evaluation file (eval)"
+    assert message == ": too few rows (1) to hold out a share of 0.1 for evaluation: use data.eval=FILE"
 
 
 def test_mapped_column_that_is_not_there(write: Write) -> None:

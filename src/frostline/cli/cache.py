@@ -62,7 +62,7 @@ def prune(
     """Remove activation caches. One that a running process is filling is kept."""
     if (bool(names), everything, bool(older_than or max_size)).count(True) != 1:
         raise ConfigError(
-            "frostline cache prune needs to know what to remove: use names (see: frostline cache list), or --all, or "
+            "frostline cache prune: say in one way what to remove: names (see: frostline cache list), or --all, or "
             "--older-than 30d and --max-size 20GB"
         )
     age = parse_duration(older_than, "--older-than") if older_than else None

@@ -53,19 +53,20 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigError:
+def unknown_name(kind: str, name: str, known: Iterable[str], likeness: float = 0.5) -> ConfigError:
     """The `ConfigError` for an unknown name, with the closest known name.
 
     Args:
         kind: what the name is of: "task", "strategy", ...
         name: the unknown name.
         known: the known names.
+        likeness: how similar, from 0 to 1, the closest one has to be.
 
     >>> print(unknown_name("task", "rta", ["rte", "cb"]))
     unknown task 'rta': did you mean 'rte'? known: cb, rte
     """
     names = sorted(known)
     lowered = {known.lower(): known for known in names}
-    close = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=likeness)
     hint = f"did you mean '{lowered[close[0]]}'? " if close else ""
     return ConfigError(f"unknown {kind} {name!r}: {hint}known: {', '.join(names)}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,11 +22,15 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     how_to_list: ClassVar[str] = ""
     """The command that lists all keys, where they are too many for an error message."""
+    other_names: ClassVar[Mapping[str, str]] = {}
+    """What to use in place of names that other tools have, where the spelling does not show it."""
 
     @model_validator(mode="before")
     @classmethod
     def _known_keys(cls, value: Any) -> Any:
         for key in value if isinstance(value, dict) else ():
+            if key not in cls.model_fields and key in cls.other_names:
+                raise ValueError(f"unknown key '{key}': use {cls.other_names[key]}")
             if key not in cls.model_fields:
                 raise ValueError(unknown_key(str(key), cls.model_fields, cls.how_to_list))
         return value
@@ -40,7 +44,7 @@ def unknown_key(key: str, known: Iterable[str], how_to_list: str = "") -> str:
         known: the keys that there are.
         how_to_list: the command that lists them; without one the message does.
     """
-    message = str(unknown_name("key", key, known))
+    message = str(unknown_name("key", key, known, 0.6 if how_to_list else 0.5))
     return f"{message.partition('known: ')[0]}see: {how_to_list}" if how_to_list else message
 
 
@@ -137,7 +141,8 @@ def first_error(error: ValidationError) -> str:
             context = {**context, "discriminator": context["discriminator"].strip("'")}
         message = _MESSAGES[first["type"]].format_map(context)
     given = first.get("input")
-    shown = f" (given: {given!r})" if isinstance(given, (str, int, float, bool)) else ""
+    named = not isinstance(given, (str, int, float, bool)) or "(given: " in message
+    shown = "" if named else f" (given: {given!r})"
     line = f"{place}: {message}{shown}" if place else message
     return " ".join(line.split())
 

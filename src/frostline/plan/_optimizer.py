@@ -18,7 +18,7 @@ class FloraOptions(Options):
             not compressed.
         side: which side of a matrix is projected; `larger` keeps least, and is the noisier for it.
         kappa: steps until the momentum is carried over to another projection.
-        beta1: share of the momentum that stays at each step; 0 goes without momentum and its state.
+        beta1: share of the momentum that stays at each step; 0: no momentum, and no state for it.
         second_moment: `factored` divides by row and column means of the squared gradient, `none` by nothing.
         decay_rate: step t takes the share t ** -decay_rate of the new squares into those means.
         clip_threshold: the largest root mean square of an update before the learning rate.

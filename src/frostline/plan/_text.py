@@ -52,13 +52,14 @@ def from_text(text: str, where: str = "plan") -> Plan:
     return Plan.read(parse_yaml(text, where, PlanError), where)
 
 
-def load_plan(path: Path) -> Plan:
+def load_plan(path: str | Path) -> Plan:
     """Read a plan from a .yaml or .json file. Raises `PlanError` when the file is missing or malformed."""
-    return from_text(read_text(path, "plan file", PlanError), str(path))
+    return from_text(read_text(Path(path), "plan file", PlanError), str(path))
 
 
-def save_plan(plan: Plan, path: Path) -> None:
+def save_plan(plan: Plan, path: str | Path) -> None:
     """Write a plan to a file: as JSON where the path ends in .json, else as YAML."""
+    path = Path(path)
     write_text(path, to_json(plan) if path.suffix == ".json" else to_yaml(plan))
 
 

@@ -87,7 +87,7 @@ def calibrate(config: Any, model_class: Any, workload: Workload, *, root: Path |
         try:
             return Speed.model_validate(read_json(path, "speed"))
         except (UserError, ValueError) as error:
-            log.warning("%s: measured anew", error)
+            log.warning("%s: measured again", error)
     speed = measure(config, model_class, workload).speed()
     write_json(path, speed.model_dump())
     return speed
@@ -145,6 +145,8 @@ def _one_batch(workload: Workload) -> Workload:
 
 def _with_few_blocks(config: Any) -> Any:
     config = copy.deepcopy(config)
+    if getattr(text := config.get_text_config(), "pad_token_id", None) is None:
+        text.pad_token_id = 0  # a classifier needs one for batches
     for name in ("num_hidden_layers", "num_decoder_layers", "decoder_layers"):
         if hasattr(config, name):
             setattr(config, name, BLOCKS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -21,7 +21,7 @@ from frostline.core.settings import Options, first_error, lay_over, read_mapping
 from frostline.core.sizes import parse_size
 from frostline.plan import OptimArgs, read_optim_args
 from frostline.run._optim import check_optim, check_optim_args, check_schedule
-from frostline.run._training_arguments import check_needs, read_training
+from frostline.run._training_arguments import check_needs, read_training, top_level_names
 from frostline.strategies import Budget
 from frostline.tasks import Decoding, TaskOptions
 
@@ -97,6 +97,18 @@ class RunConfig(Options):
     """
 
     how_to_list: ClassVar[str] = "frostline train --settings"
+    other_names: ClassVar[Mapping[str, str]] = top_level_names() | {
+        "batch_size": "per_device_train_batch_size",
+        "cache": "activation_cache",
+        "epochs": "num_train_epochs",
+        "log_every": "logging_steps",
+        "lr": "learning_rate",
+        "momentum": "optim_args, as in optim=sgd optim_args=momentum=0.9",
+        "precision": "bf16",
+        "quantize": "frozen_bits",
+        "scheduler": "lr_scheduler_type",
+        "warmup_ratio": "warmup_steps, with a share of all steps such as 0.1",
+    }
 
     model: str
     task: str

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib.util import find_spec
+from inspect import signature
 from typing import Any
 
+from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 from transformers.trainer_utils import SchedulerType
 
 from frostline.core.errors import ConfigError
@@ -54,12 +56,14 @@ _ARGS: Mapping[str, tuple[str, ...]] = {
 }
 """The arguments that transformers reads from `optim_args`, by optimizer; it ignores all others in silence."""
 
+_NUMBERS = ("momentum", "dampening", "lr_decay", "eps", "alpha", "beta1", "beta2", "beta3", "t_alpha", "t_beta3")
 _ADAM_FIELDS = ("adam_beta1", "adam_beta2", "adam_epsilon")
 _NEEDED_KWARGS: Mapping[str, tuple[str, ...]] = {
     "cosine_with_min_lr": ("min_lr", "min_lr_rate"),
     "cosine_warmup_with_min_lr": ("min_lr", "min_lr_rate"),
     "warmup_stable_decay": ("num_decay_steps",),
 }
+_BY_TRAINER = ("optimizer", "num_warmup_steps", "num_training_steps", "last_epoch")
 _FOLLOW_LOSS = ("reduce_lr_on_plateau", "greedy")
 
 
@@ -83,6 +87,8 @@ def check_optim_args(optim: str, given: OptimArgs | None, training: Mapping[str,
             if name not in known:
                 right = f"it reads {', '.join(known)}" if known else "it reads none, leave optim_args out"
                 raise ValueError(f"optim_args: {optim} does not read '{name}': {right}")
+            if name in _NUMBERS and not _is_number(given[name]):
+                raise ValueError(f"optim_args: {name}: it should be a number (given: {given[name]!r})")
     if "adam" not in optim and "lion" not in optim:
         for name in _ADAM_FIELDS:
             if name in training:
@@ -108,6 +114,13 @@ def check_schedule(name: str, training: Mapping[str, Any]) -> None:
         )
     if given and name in ("constant", "constant_with_warmup"):
         raise ValueError(f"training.lr_scheduler_kwargs: lr_scheduler_type={name} reads none: leave them out")
+    read = [
+        key for key in signature(TYPE_TO_SCHEDULER_FUNCTION[SchedulerType(name)]).parameters if key not in _BY_TRAINER
+    ]
+    for key in given:
+        if key not in read:
+            right = f"use {', '.join(read)}" if read else "leave it out"
+            raise ValueError(f"training.lr_scheduler_kwargs.{key}: lr_scheduler_type={name} does not read it: {right}")
 
 
 def optim_arguments(optim: str, given: OptimArgs | None) -> dict[str, Any]:
@@ -131,6 +144,13 @@ def check_workload(workload: Workload) -> None:
         check_optim_args(workload.optim, workload.optim_args, {})
     except ValueError as error:
         raise ConfigError(f"optim: {error}") from None
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return float(value) is not None
+    except (TypeError, ValueError):
+        return False
 
 
 def _why_not(optim: str) -> str | None:

@@ -171,9 +171,8 @@ def _check_folder(folder: Path, config: RunConfig, resume: bool) -> str | None:
         return None
     record = read_record(folder)
     if not resume:
-        raise CheckpointError(
-            f"{folder} already holds a {record.status} run: use another out, or --resume to continue that run"
-        )
+        goes_on = "" if record.status == "finished" else ", or --resume to continue that run"
+        raise CheckpointError(f"{folder} already holds a {record.status} run: use another out{goes_on}")
     if record.status == "finished":
         raise CheckpointError(
             f"the run in {folder} is finished, so there is nothing to resume: use another out for a new run"

@@ -22,13 +22,13 @@ from frostline.core.settings import first_error
 _SHARDED = "sharded training is not supported yet: use one process, or DDP (torchrun)"
 _HUB = "frostline uploads nothing: use frostline merge, then upload that folder"
 _NO_METRICS = "it has no effect here, since evaluation while training computes the loss alone: use frostline evaluate"
-_COMPILED = "a compiled model does not follow when frostline removes and replaces blocks"
+_COMPILED = "frostline removes and replaces blocks, which a compiled model does not allow: leave it out"
 _MODES = "frostline train always trains, and evaluates before and after: leave it out"
 
 REFUSED: Mapping[str, str] = {
     "output_dir": "use out",
-    "optim_target_modules": "the plan decides what trains, and the optimizers that read it are not supported",
-    "fp16": "use bf16=true; float16 needs loss scaling, which frostline's checks of sameness do not cover",
+    "optim_target_modules": "the plan decides what trains: leave it out",
+    "fp16": "use bf16=true: float16 needs loss scaling, which frostline does not support",
     "bf16_full_eval": "it has no effect here: evaluations run in the precision of training, use bf16",
     "fp16_full_eval": "it has no effect here: evaluations run in the precision of training, use bf16",
     "gradient_checkpointing": "use activation_checkpointing",
@@ -39,13 +39,13 @@ REFUSED: Mapping[str, str] = {
     "use_liger_kernel": "it replaces forward passes that frostline has checked: leave it out",
     "liger_kernel_config": "it replaces forward passes that frostline has checked: leave it out",
     "use_cache": "keys and values of earlier tokens are of no use in training: leave it out",
-    "neftune_noise_alpha": "it would not act: frozen embeddings are in eval mode, and cached states hold no noise",
+    "neftune_noise_alpha": "it has no effect on frozen embeddings and on cached states: leave it out",
     "auto_find_batch_size": "predicted cost and record need a fixed batch: use per_device_train_batch_size",
     "logging_strategy": "use logging_steps",
     "logging_nan_inf_filter": "it has no effect here: a loss that is not a number ends the training",
-    "log_level": "frostline keeps libraries quiet while it trains",
-    "log_level_replica": "frostline keeps libraries quiet while it trains",
-    "disable_tqdm": "frostline shows its own progress, on standard error",
+    "log_level": "frostline keeps libraries quiet while it trains: leave it out",
+    "log_level_replica": "frostline keeps libraries quiet while it trains: leave it out",
+    "disable_tqdm": "frostline shows its own progress, on standard error: leave it out",
     "eval_strategy": "use eval_steps, which alone switches evaluation on",
     "prediction_loss_only": _NO_METRICS,
     "eval_do_concat_batches": _NO_METRICS,
@@ -55,7 +55,7 @@ REFUSED: Mapping[str, str] = {
     "batch_eval_metrics": _NO_METRICS,
     "save_only_model": "a checkpoint without the optimizer's state cannot be resumed: leave it out",
     "save_strategy": "use save_steps, which alone switches checkpoints on",
-    "enable_jit_checkpoint": "a run that is told to stop ends at once, and --resume goes on: use save_steps",
+    "enable_jit_checkpoint": "a run that is told to stop ends at once, and --resume continues it: use save_steps",
     "push_to_hub": _HUB,
     "hub_token": _HUB,
     "hub_private_repo": _HUB,
@@ -75,8 +75,8 @@ REFUSED: Mapping[str, str] = {
     "fsdp": _SHARDED,
     "fsdp_config": _SHARDED,
     "deepspeed": _SHARDED,
-    "debug": "its hooks on every module would read a model whose frozen blocks have left memory",
-    "skip_memory_metrics": "peak memory is always measured: it is in the record",
+    "debug": "it reads every module, and frozen blocks may not be in memory: leave it out",
+    "skip_memory_metrics": "peak memory is always measured, and is in the record: leave it out",
     "do_train": _MODES,
     "do_eval": _MODES,
     "do_predict": _MODES,
@@ -98,11 +98,28 @@ NEEDS: Mapping[str, str] = {
 }
 """Fields that act only beside another setting."""
 
+AT_LEAST: Mapping[str, float] = {
+    "adam_beta1": 0,
+    "adam_beta2": 0,
+    "adam_epsilon": 0,
+    "dataloader_num_workers": 0,
+    "label_smoothing_factor": 0,
+}
+BELOW: Mapping[str, float] = {"adam_beta1": 1, "adam_beta2": 1, "label_smoothing_factor": 1}
+"""Bounds that torch checks late, or transformers not at all."""
+
 
 @cache
 def fields() -> tuple[str, ...]:
     """The fields of `TrainingArguments` in the installed version."""
     return tuple(field.name for field in dataclasses.fields(TrainingArguments) if field.init)
+
+
+def top_level_names() -> dict[str, str]:
+    """What to use for a field of `TrainingArguments` that is given outside `training`."""
+    return {name: f"training.{name}" for name in fields() if name not in REFUSED} | {
+        name: reason.removeprefix("use ") for name, reason in REFUSED.items() if reason.startswith("use ")
+    }
 
 
 def read_training(given: Mapping[str, Any], own: Iterable[str]) -> dict[str, Any]:
@@ -131,6 +148,11 @@ def _read(name: str, value: Any, own: set[str]) -> Any:
         _adapter(name).validate_python(value)
     except ValidationError as error:
         raise ValueError(f"{name}: {first_error(error)}") from None
+    low, high = AT_LEAST.get(name), BELOW.get(name)
+    if isinstance(value, int | float) and low is not None and value < low:
+        raise ValueError(f"{name}: it should be greater than or equal to {low} (given: {value})")
+    if isinstance(value, int | float) and high is not None and value >= high:
+        raise ValueError(f"{name}: it should be less than {high} (given: {value})")
     return value
 
 
@@ -152,5 +174,9 @@ def check_needs(training: Mapping[str, Any], config: Any) -> None:
     best = training.get("metric_for_best_model", "loss")
     if best not in ("loss", "eval_loss"):
         raise ValueError(
-            f"training.metric_for_best_model: evaluation while training knows loss alone (given: {best!r})"
+            f"training.metric_for_best_model: evaluation while training computes only the loss (given: {best!r})"
+        )
+    if training.get("load_best_model_at_end") and config.save_steps != config.eval_steps:
+        raise ValueError(
+            "training.load_best_model_at_end needs a checkpoint at each evaluation: set save_steps to eval_steps"
         )

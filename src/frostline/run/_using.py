@@ -211,6 +211,8 @@ def _settings(folder: Path, task: str | None, **given: Any) -> RunConfig:
             break
     task = task or own.get("task")
     if task is None:
+        if not folder.exists():
+            raise ConfigError(f"no such folder: {folder}: use the folder of a run, or --task for a hub id")
         raise ConfigError(f"{folder} is not a run, so it has no task of its own: use --task")
     if task != own.get("task"):
         own = {key: value for key, value in own.items() if key not in ("data", "generate_rows")}

@@ -74,8 +74,8 @@ def _limits(situation: Situation, whole: Yardstick) -> Iterator[Limit]:
     elif budget.time is not None:
         if situation.speed is None:
             raise ConfigError(
-                f"budget: time={budget.time} needs the speed of this machine: use --calibrate (calibrate=true), or "
-                "give a share of full fine-tuning's time, such as time=0.4"
+                f"budget: time={budget.time} needs the speed of this machine: use calibrate=true (frostline "
+                "plan: --calibrate), or give a share of full fine-tuning's time, such as time=0.4"
             )
         yield Limit("time", budget.time, parse_duration(budget.time, "time"))
     if budget.disk is not None:

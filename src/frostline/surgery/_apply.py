@@ -75,6 +75,8 @@ def apply(plan: Plan, model: Any, *, seed: int = 0) -> Applied:
 
     Raises `PlanError` when the plan does not fit the model, or the model already has a plan.
     """
+    if not isinstance(plan, Plan):
+        raise PlanError(f"plan: it should be a frostline.Plan, not {type(plan).__name__}: use frostline.make_plan")
     carried = applied_to(model)
     if carried is not None:
         raise PlanError(

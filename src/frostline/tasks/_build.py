@@ -88,8 +88,7 @@ def hold_out(rows: Sequence[T], share: float, seed: int, origin: str) -> tuple[l
     count = max(1, round(share * len(rows)))
     if count >= len(rows):
         raise DataError(
-            f"{origin}: too few rows ({len(rows)}) to hold out a share of {share:g} for evaluation: "
-            "give an evaluation file (eval)"
+            f"{origin}: too few rows ({len(rows)}) to hold out a share of {share:g} for evaluation: use data.eval=FILE"
         )
     held = set(random.Random(derive_seed(seed, "held out")).sample(range(len(rows)), count))
     return [row for i, row in enumerate(rows) if i not in held], [row for i, row in enumerate(rows) if i in held]
