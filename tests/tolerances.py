@@ -14,6 +14,8 @@ how far that reaches follows from the arithmetic, not from the CPU at hand:
   strongly, relative to what it moves.
 
 The same operations in the same order in one process give the same bits on every CPU: there `torch.equal` is right.
+(Memory has to begin alike too: MKL sums one token's product in another order where a weight that is mapped from a file
+begins at 8 bytes and not at 16.)
 """
 
 from __future__ import annotations

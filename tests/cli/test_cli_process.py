@@ -17,6 +17,9 @@ from frostline.records import write_record
 from made_records import run
 from tiny_files import write_model, write_task
 
+MADE_OF = "import pydantic, rich.console, typer, typer.rich_utils"
+"""What help is made of. Beside it, being quick means the same on any CPU: help takes 1.7 times as long."""
+
 HEAVY = ("torch", "transformers", "peft", "datasets", "numpy", "frostline.run")
 
 
@@ -28,12 +31,15 @@ def test_help_and_report_are_quick_and_import_nothing_heavy(tmp_path: Path) -> N
     write_record(run().record, tmp_path / "run")
     code = f"""
 import sys, time
+begun = time.process_time()
+{MADE_OF}
+most = 3 * (time.process_time() - begun)
 from frostline.cli.main import main
 for name in (None, *{NAMES!r}):
     begun = time.process_time()
     assert main([name, "--help"] if name else ["--help"]) == 0
     print(f"{{name}} {{time.process_time() - begun:.2f}} s", file=sys.stderr)
-    assert time.process_time() - begun < 0.5
+    assert time.process_time() - begun < most
 assert main(["--version"]) == 0
 assert main(["report", {str(tmp_path)!r}]) == 0
 loaded = [module for module in {HEAVY!r} if module in sys.modules]
@@ -45,13 +51,18 @@ assert not loaded, loaded
         assert f"frostline {name} " in done.stdout
 
 
-def test_help_of_a_fresh_process_takes_under_half_a_second() -> None:
-    command = [sys.executable, "-m", "frostline", "train", "--help"]
+def processor_seconds(command: list[str]) -> float:
+    """Processor time, so that a test says the same on a busy machine."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(command, capture_output=True, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    # Processor time, so that the test says the same on a busy machine.
-    assert (after.ru_utime - before.ru_utime) + (after.ru_stime - before.ru_stime) < 0.5
+    return (after.ru_utime - before.ru_utime) + (after.ru_stime - before.ru_stime)
+
+
+def test_help_of_a_fresh_process_is_quick() -> None:
+    processor_seconds(python(MADE_OF))  # what is read from disk once is in memory now
+    help_seconds = processor_seconds([sys.executable, "-m", "frostline", "train", "--help"])
+    assert help_seconds < 3 * processor_seconds(python(MADE_OF))
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["report", "DIR", "--json"]])

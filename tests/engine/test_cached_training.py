@@ -30,7 +30,7 @@ LONG = (
 SHORT = [name for name in ARCHITECTURES if name not in LONG]
 
 
-@pytest.mark.parametrize(("optim", "bf16"), [("sgd", False), ("adamw_torch", False), ("adamw_torch", True)])
+@pytest.mark.parametrize(("optim", "bf16"), [("sgd", False), ("adamw_torch_fused", False), ("adamw_torch_fused", True)])
 @pytest.mark.parametrize("name", LONG)
 def test_fifty_steps_are_the_same(tmp_path: Path, name: str, optim: str, bf16: bool) -> None:
     """The losses; after SGD, the weights too."""

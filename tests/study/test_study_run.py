@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from rich.console import Console
@@ -46,9 +47,11 @@ def test_killed_and_called_again_it_goes_on_where_it_was(tmp_path: Path) -> None
     while not (cell / "checkpoint-2").exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     assert process.poll() is None, "the study ended before it could be killed"
+    runs = psutil.Process(process.pid).children(recursive=True)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    time.sleep(0.5)  # the run notices, and is gone
+    _, left = psutil.wait_procs(runs, timeout=30)
+    assert runs and not left, "the run notices, and is gone"
     assert json.loads((cell / "run.json").read_text())["status"] == "running"
     measured_before_the_kill = (cell / "before.json").stat().st_mtime_ns
 

@@ -115,7 +115,7 @@ def test_killed_and_resumed_is_never_killed(tmp_path: Path) -> None:
     def made(folder: str) -> Trainer:
         model = tiny("llama", dropout=0.1)
         plan = Plan(blocks=(Frozen(), Lora(), Lora(), Full()))
-        options = {"optim": "adamw_torch", "learning_rate": 1e-3, "save_strategy": "steps", "save_steps": 3}
+        options = {"optim": "adamw_torch_fused", "learning_rate": 1e-3, "save_strategy": "steps", "save_steps": 3}
         trainer = Trainer(
             model,
             arguments(tmp_path / folder, **options),
