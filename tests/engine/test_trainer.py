@@ -174,6 +174,7 @@ def test_a_checkpoint_holds_no_pickle_and_only_what_changed(tmp_path: Path) -> N
     made.train()
     files = sorted(path.name for path in (tmp_path / "checkpoint-6").iterdir())
     assert files == [
+        "README.md",
         "config.json",
         "delta.json",
         "delta.safetensors",

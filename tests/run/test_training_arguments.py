@@ -58,6 +58,7 @@ PASSED: dict[str, Any] = {
     "ddp_broadcast_buffers": False,
     "ddp_static_graph": False,
     "ddp_timeout": 60,
+    "neftune_noise_alpha": 5.0,
 }
 """A value for every field that is passed on."""
 

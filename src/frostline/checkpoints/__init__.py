@@ -20,6 +20,9 @@ from frostline.checkpoints._models import (
     quiet_libraries,
 )
 from frostline.checkpoints._state import (
+    OPTIMIZER_FILE,
+    OPTIMIZER_TENSORS,
+    SCHEDULER_FILE,
     load_optimizer,
     load_scheduler,
     random_state,
@@ -31,6 +34,9 @@ from frostline.checkpoints._tensors import read_tensors
 
 __all__ = [
     "CARD_FILE",
+    "OPTIMIZER_FILE",
+    "OPTIMIZER_TENSORS",
+    "SCHEDULER_FILE",
     "DeltaCard",
     "class_called",
     "load",

@@ -18,7 +18,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from frostline.anatomy import find_anatomy, fingerprint, tensor_hashes
 from frostline.checkpoints._tensors import read_tensors
 from frostline.core.errors import CheckpointError, PlanError
-from frostline.core.files import atomic_file, read_json, write_json
+from frostline.core.files import atomic_file, read_json, write_json, write_text
 from frostline.core.settings import first_error
 from frostline.plan import Plan, document
 from frostline.surgery import Applied, applied_to, apply, change, remember
@@ -55,6 +55,16 @@ class DeltaCard(BaseModel):
     first_plan: dict[str, Any] | None = None
 
 
+README_FILE = "README.md"
+_README = """\
+This folder holds a *delta*: only the tensors that training changed, and the fingerprint of the model that they belong
+to ({base}). It is not a whole checkpoint, so `from_pretrained` of transformers cannot open it.
+
+- In Python: `frostline.load("{folder}")` gives the trained model.
+- As an ordinary checkpoint: `frostline merge {folder} --out merged`, or `trainer.save_model("merged", whole=True)`.
+"""
+
+
 def trained_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """All tensors that have trained so far, by name, on the CPU. Raises `PlanError` when the model has no plan."""
     return {name: p.detach().cpu().contiguous() for name, p in _applied(model).changed.items()}
@@ -77,6 +87,8 @@ def save_delta(model: Any, folder: Path) -> None:
     with atomic_file(folder / TENSORS_FILE) as path:
         save_file(trained_tensors(model), path, metadata={"format": "pt"})
     applied.config.save_pretrained(folder)
+    if not (folder / README_FILE).exists():  # a user's own stays
+        write_text(folder / README_FILE, _README.format(base=card.base_name or "the base model", folder=folder.name))
     write_json(folder / CARD_FILE, card.model_dump(mode="json"))
 
 

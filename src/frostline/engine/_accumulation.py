@@ -94,8 +94,7 @@ class PartsTrainer(SavingTrainer):
 
     def _has_parts(self) -> bool:
         args = self.args
-        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        return args.gradient_accumulation_steps * args.world_size > 1 and args.n_gpu <= 1 and not sharded
+        return bool(args.gradient_accumulation_steps * args.world_size > 1 and args.n_gpu <= 1)
 
     def _loss_of(self, part: FewRows, labels: Tensor | None) -> Tensor:
         with self._holding(part), self.compute_loss_context_manager():

@@ -5,6 +5,7 @@ A checkpoint is written to a temporary folder next to its place and then moved t
 
 from __future__ import annotations
 
+import copy
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ from torch import nn
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
 from frostline.checkpoints import (
+    OPTIMIZER_FILE,
+    OPTIMIZER_TENSORS,
+    SCHEDULER_FILE,
     load_delta,
     load_optimizer,
     load_scheduler,
@@ -26,11 +30,12 @@ from frostline.checkpoints import (
     save_scheduler,
     set_random_state,
 )
+from frostline.core.errors import CheckpointError
 from frostline.core.files import atomic_folder, disk_errors, read_json, write_json
 from frostline.engine._observe import Observer
 from frostline.engine._ranks import load_ranks, save_ranks
 from frostline.plan import Plan, Schedule, document
-from frostline.surgery import Applied, applied_to
+from frostline.surgery import Applied, applied_to, to_plain
 
 SCHEDULE_FILE = "schedule.json"
 STAGING = ".saving-"
@@ -64,6 +69,7 @@ class SavingTrainer(transformers.Trainer):
     """A `transformers.Trainer` whose checkpoints hold what the plan trains, and from which it resumes exactly."""
 
     optimizer: Any
+    data_collator: Any
     schedule: Schedule
     changes: list[PlanChange]
     observer: Observer
@@ -108,14 +114,34 @@ class SavingTrainer(transformers.Trainer):
             self.state.best_model_checkpoint = str(run_folder / f"checkpoint-{self.state.best_global_step}")
             self.state.save_to_json(str(staged / "trainer_state.json"))
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False, *, whole: bool = False) -> None:
+        """Save the delta; with `whole`, an ordinary checkpoint, which any tool for transformers models loads.
+
+        Args:
+            output_dir: the folder; by default that of `args`.
+            whole: write every tensor, with LoRA merged. The model is copied in memory for this.
+
+        Raises `PlanError` with `whole` when adapters depend on the input, so that they cannot be merged.
+        """
+        if not whole:
+            super().save_model(output_dir, _internal_call)
+        elif self.args.should_save:
+            folder = output_dir or self.args.output_dir
+            to_plain(copy.deepcopy(self.model)).save_pretrained(folder)
+            self._save_tokenizer(folder)
+
+    def _save_tokenizer(self, folder: str | Path) -> None:
+        tokenizer = self.processing_class or getattr(self.data_collator, "tokenizer", None)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
         save_delta(self.model, folder)
         changes = [change.document() for change in self.changes]
         write_json(folder / SCHEDULE_FILE, {"state": self.schedule.state_dict(), "changes": changes})
         self.observer.save(folder)
-        if self.processing_class is not None:
-            self.processing_class.save_pretrained(folder)
+        self._save_tokenizer(folder)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         save_optimizer(self._bare_optimizer(), self._names(), Path(output_dir))
@@ -129,6 +155,7 @@ class SavingTrainer(transformers.Trainer):
         if resume_from_checkpoint == self._loaded:
             return
         folder = Path(resume_from_checkpoint)
+        self._check_complete(folder)
         for left in folder.parent.glob(f"{STAGING}*"):  # by a process that was killed while saving
             shutil.rmtree(left, ignore_errors=True)
         load_delta(self.model if model is None else model, folder)
@@ -139,14 +166,37 @@ class SavingTrainer(transformers.Trainer):
         self.observer.load(folder)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None and (Path(checkpoint) / "optimizer.json").is_file():
+        if checkpoint is not None:
             load_optimizer(self._bare_optimizer(), self._names(), Path(checkpoint))
             load_scheduler(self.lr_scheduler, Path(checkpoint))
             load_ranks(self.applied.peft_models, Path(checkpoint))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        if checkpoint is not None and (Path(checkpoint) / self._rng_file()).is_file():
+        if checkpoint is not None:
             set_random_state(read_json(Path(checkpoint) / self._rng_file(), "generator state"))
+
+    def _check_complete(self, folder: Path) -> None:
+        """Raises `CheckpointError` when a part is missing without which training would go on with other numbers."""
+        parts = (
+            "trainer_state.json",
+            SCHEDULE_FILE,
+            OPTIMIZER_FILE,
+            OPTIMIZER_TENSORS,
+            SCHEDULER_FILE,
+            self._rng_file(),
+        )
+        missing = [name for name in parts if folder.is_dir() and not (folder / name).is_file()]
+        if missing:
+            saved = len(list(folder.glob("rng_*.json")))
+            why = ""
+            if OPTIMIZER_FILE in missing:
+                why = " (save_only_model=true leaves it out)"
+            elif missing == [self._rng_file()] and saved:
+                why = f" (it was saved by {saved} processes, and these are {self.args.world_size})"
+            raise CheckpointError(
+                f"{folder}: it has no {missing[0]}{why}, so training cannot go on as if it had never stopped: use a "
+                "complete checkpoint, or begin a new training with frostline.load"
+            )
 
     def _rng_file(self) -> str:
         return f"rng_{self.args.process_index}.json"

@@ -15,7 +15,7 @@ from frostline.bottom import CacheReport, CacheSession
 from frostline.engine._accumulation import FewRows, PartsTrainer
 from frostline.engine._rechecks import Rechecks
 from frostline.hooks import state_kept
-from frostline.loss_positions import LossPositions, use_loss_positions
+from frostline.loss_positions import LossPositions, hook_above, use_loss_positions
 
 
 class ShortcutsTrainer(PartsTrainer):
@@ -65,11 +65,11 @@ class ShortcutsTrainer(PartsTrainer):
             return "label_smoothing_factor reads all logits"
         if self.compute_loss_func is not None or self._loss_is_overridden():
             return "a loss of your own (compute_loss) may read all logits"
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            return "the model's weights are sharded"
         if self.applied.plan.forward.layered:
             return "a layered loss reads the output of every block"
-        return None if hasattr(self.train_dataset, "__len__") else "the rows come as a stream"
+        if not hasattr(self.train_dataset, "__len__"):
+            return "the rows come as a stream"
+        return hook_above(self.model, self.applied.anatomy)
 
     def _loss_is_overridden(self) -> bool:
         """Whether a subclass has a `compute_loss` of its own, which may read all logits."""
@@ -87,10 +87,11 @@ class ShortcutsTrainer(PartsTrainer):
                 found = self.session.recheck()
             if found is not None:
                 self.session.give_up(since.format(found))
-            if self.positions is not None:
+            if self.positions is not None and (self.positions.last_block or self.positions.chunked_head):
                 few = self._few()
                 with self._holding(few), self.accelerator.autocast():
-                    found = self.positions.recheck(few.batch)
+                    hook = hook_above(self.model, self.applied.anatomy)
+                    found = hook or self.positions.recheck(few.batch)
                 if found is not None:
                     self.positions.give_up(since.format(found))
         self._rechecks.passed = step

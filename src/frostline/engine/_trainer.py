@@ -17,7 +17,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from frostline.bottom import Amount, CacheMode, CacheSession, Load, Processes, Training
 from frostline.checkpoints import load_delta
-from frostline.core.errors import TrainingError
+from frostline.core.errors import ConfigError, TrainingError
 from frostline.cost import Estimate, Workload, cache_estimate
 from frostline.engine._collator import AnnouncingCollator
 from frostline.engine._flora import Flora, check_flora
@@ -120,6 +120,11 @@ class Trainer(ShortcutsTrainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *positional: Any, **options: Any) -> Any:
         """Train as `transformers.Trainer.train` does, with the activation cache where `activation_cache` says so."""
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ConfigError(
+                "fsdp, deepspeed: weights in shards are not supported yet, because their delta would hold the weights "
+                "from before training: leave both out"
+            )
         if resume_from_checkpoint is True:
             resume_from_checkpoint = get_last_checkpoint(str(self.args.output_dir))
         try:
@@ -152,8 +157,8 @@ class Trainer(ShortcutsTrainer):
         refusal = None
         if not self.schedule.settled:
             refusal = "the schedule may still change which blocks train"
-        elif self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            refusal = "the model's weights are sharded"
+        elif self.args.neftune_noise_alpha is not None:
+            refusal = "NEFTune adds noise to the embeddings in every pass"
         evaluates = args.eval_strategy != "no" or self._streaming is not None
         given = self.eval_dataset if evaluates else None
         others = list(given.values()) if isinstance(given, Mapping) else [] if given is None else [given]

@@ -61,7 +61,11 @@ def use_loss_positions(
     return LossPositions(model, anatomy, dict(batch), chunk or default_chunk(anatomy.vocab_size), exact)
 
 
-_HOOK = "a forward hook on {} may look at every position"
+def hook_above(model: Any, anatomy: Anatomy) -> str | None:
+    """Say in one line that a user's hook is on the last block or above, where it may look at every position."""
+    others = tuple(f"{block.name}." for block in anatomy.blocks[:-1])
+    found = foreign_hook(pair for pair in model.named_modules() if not f"{pair[0]}.".startswith(others))
+    return None if found is None else f"a forward hook on {found} may look at every position"
 
 
 class LossPositions:
@@ -87,11 +91,8 @@ class LossPositions:
         self._patch = Override(model, self._forward)
         self._own = self._patch.own
         asked = next((name for name in _NEEDS_MORE_OUTPUT if self._asks_for(name, batch)), None)
-        others = tuple(f"{other.name}." for other in anatomy.blocks[:-1])
-        self._watched = [pair for pair in model.named_modules() if not f"{pair[0]}.".startswith(others)]
-        if asked is not None or (hook := foreign_hook(self._watched)) is not None:
-            reason = f"the model returns more than a loss ({asked})" if asked else _HOOK.format(hook)
-            self._run_at_every_position(reason)
+        if asked is not None:
+            self._run_at_every_position(f"the model returns more than a loss ({asked})")
             return
         if batch.get("labels") is None:
             self._runs_at_every_position("block", "the loss has no labels for a row or a token")
@@ -123,10 +124,8 @@ class LossPositions:
 
     def recheck(self, batch: Mapping[str, Any]) -> str | None:
         """Compare again, on a batch. Returns in one line how the loss positions alone differ, or None."""
-        if not (self.last_block or self.chunked_head):
-            return None
-        hook = foreign_hook(self._watched)
-        return self._disagreement(batch) if hook is None else _HOOK.format(hook)
+        used = self.last_block or self.chunked_head
+        return self._disagreement(batch) if used else None
 
     def give_up(self, reason: str) -> None:
         """Compute at every position for the rest of the training. `reason` becomes a notice."""

@@ -39,7 +39,6 @@ REFUSED: Mapping[str, str] = {
     "use_liger_kernel": "it replaces forward passes that frostline has checked: leave it out",
     "liger_kernel_config": "it replaces forward passes that frostline has checked: leave it out",
     "use_cache": "keys and values of earlier tokens are of no use in training: leave it out",
-    "neftune_noise_alpha": "it has no effect on frozen embeddings and on cached states: leave it out",
     "auto_find_batch_size": "predicted cost and record need a fixed batch: use per_device_train_batch_size",
     "logging_strategy": "use logging_steps",
     "logging_nan_inf_filter": "it has no effect here: a loss that is not a number ends the training",

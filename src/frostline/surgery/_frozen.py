@@ -29,7 +29,9 @@ def keep_frozen_out(model: nn.Module, plan: Plan, anatomy: Anatomy) -> Removable
     def before_forward(module: Any, _inputs: Any) -> None:
         if module.training:
             for path in frozen:  # by path, because a copy of the model has other modules
-                module.get_submodule(path).eval()
+                part = module.get_submodule(path)
+                if not hasattr(part, "neftune_noise_alpha"):  # noise that a user wants acts in train mode alone
+                    part.eval()
         if plan.boundary > 0 and getattr(module, "_require_grads_hooks", None):
             module.disable_input_require_grads()
 
