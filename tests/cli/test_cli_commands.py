@@ -208,6 +208,9 @@ def test_report(place: Path, trained: Ended) -> None:
         "no line breaks"
     )
     assert "macro_f1" in frostline("report", place, "--metric", "macro_f1").out
+    for option, unknown in (("--metric", "acuracy"), ("--baseline", "bot5")):
+        ended = frostline("report", place, option, unknown)
+        assert ended.status == 2 and f"unknown {option[2:]} '{unknown}': did you mean" in ended.error
 
 
 def test_demo_is_a_study_whose_table_report_shows_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

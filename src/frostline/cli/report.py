@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from frostline.cli.answer import Answer, Json
+from frostline.core.errors import unknown_name
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -30,7 +31,15 @@ def command(
     """Show the table of the runs in a folder, from their records alone."""
     from frostline.report import collect, document, study_baseline, tabulate
 
-    table = tabulate(collect(folder), baseline or study_baseline(folder))
+    runs = collect(folder)
+    table = tabulate(runs, baseline or study_baseline(folder))
+    if baseline and table.groups and not any(group.baseline for group in table.groups):
+        labels = dict.fromkeys(row.strategy for group in table.groups for row in group.rows)
+        raise unknown_name("baseline", baseline, labels)
+    known = {name: None for run in runs if run.record.metrics is not None for name in run.record.metrics.after}
+    for name in metric or ():
+        if name not in known:
+            raise unknown_name("metric", name, known)
     return Answer({"out": str(folder), **document(table)}, lambda: _view(table, metric or [], markdown), as_json)
 
 

@@ -44,8 +44,8 @@ def _cut(situation: Situation, options: AutoOptions) -> int:
         return 0
     if situation.measure is None:
         raise ConfigError(
-            "strategy 'auto' measures the model on rows of a task: give --task (in Python: data=...), or set "
-            "strategy_options.cut to the number of low blocks that need no training"
+            "strategy 'auto' measures the model on rows of a task: give --task (in Python: data=...), or the "
+            "number of low blocks that need no training: --set cut=2 (in Python: options={'cut': 2})"
         )
     probe = situation.probe(None if options.deviation is None else (options.deviation,), options.rows)
     return probe.cut(options.gain, options.deviation)
