@@ -489,9 +489,13 @@ class TestAuto:
 
     def test_without_a_task_it_says_what_it_wants(self) -> None:
         with pytest.raises(
-            UserError, match=r"^strategy 'auto' measures the model on rows of a task: give --task .*, or set .*cut to "
+            UserError, match=r"^strategy 'auto' measures the model on rows of a task: give --task .* --set cut=2"
         ):
             auto(Situation(plain(4)), AutoOptions())
+
+    def test_what_it_may_choose_needs_a_budget(self) -> None:
+        with pytest.raises(UserError, match=r"^strategy_options.modes: .* none is given: use --budget"):
+            auto(Situation(plain(4)), AutoOptions(cut=1, modes=("lora",)))
 
     def test_a_cut_that_leaves_nothing_is_refused(self) -> None:
         line = r"^strategy_options.cut: 4 of 4 blocks leave none to train: use at most 3$"

@@ -26,6 +26,12 @@ class AutoOptions(Deviation, Freedom):
 def auto(situation: Situation, options: AutoOptions) -> Selection:
     """Train the blocks above the semantic cut. With a budget, the planner chooses what the budget allows."""
     cut = _cut(situation, options)
+    given = options.model_fields_set & set(Freedom.model_fields)
+    if not situation.budget.limits and given:
+        raise ConfigError(
+            f"strategy_options.{min(given)}: it says how to plan for a budget, and none is given: use --budget, or leave "
+            "it out"
+        )
     if not situation.budget.limits:
         return fixed(freeze_blocks(situation, set(range(cut)), "auto"))
     worths = [float(index >= cut) for index in range(situation.blocks)]

@@ -132,7 +132,7 @@ def make_selection(name: str, situation: Situation, options: Mapping[str, Any] |
     if addition and strategy.options is automatic.AutoOptions:
         raise ConfigError(
             f"strategy '{name}': auto decides itself where to use LoRA: use strategy 'auto' with "
-            "--set modes=[lora] for LoRA only"
+            "--budget and --set modes=[lora] for LoRA only"
         )
     _check_budget(name, situation, plans=strategy.plans and not addition)
     mode = ADDITIONS[addition].read(given.pop(addition, {}), f"strategy_options.{addition}") if addition else None
