@@ -494,7 +494,7 @@ class TestAuto:
             auto(Situation(plain(4)), AutoOptions())
 
     def test_what_it_may_choose_needs_a_budget(self) -> None:
-        with pytest.raises(UserError, match=r"^strategy_options.modes: .* none is given: use --budget"):
+        with pytest.raises(UserError, match=r"^strategy_options.modes: .* there is none: use --budget"):
             auto(Situation(plain(4)), AutoOptions(cut=1, modes=("lora",)))
 
     def test_a_cut_that_leaves_nothing_is_refused(self) -> None:

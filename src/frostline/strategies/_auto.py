@@ -29,8 +29,8 @@ def auto(situation: Situation, options: AutoOptions) -> Selection:
     given = options.model_fields_set & set(Freedom.model_fields)
     if not situation.budget.limits and given:
         raise ConfigError(
-            f"strategy_options.{min(given)}: it says how to plan for a budget, and none is given: use --budget, or leave "
-            "it out"
+            f"strategy_options.{min(given)}: it says how to plan for a budget, and there is none: use --budget, or "
+            "leave it out"
         )
     if not situation.budget.limits:
         return fixed(freeze_blocks(situation, set(range(cut)), "auto"))
