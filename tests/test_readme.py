@@ -17,7 +17,6 @@ from transformers import TrainingArguments
 
 import made_records
 from architectures import tiny
-from conftest import ROOT
 from frostline.cli.commands import root
 from frostline.cli.main import main
 from frostline.plan import from_text
@@ -25,6 +24,7 @@ from frostline.records import write_record
 from frostline.run import demo, make_plan, read_config
 from frostline.strategies import parse_name
 
+ROOT = Path(__file__).resolve().parents[1]
 DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
 PAGES = [page for page in DOCS if page.name != "LOG.md"]
 """What is held to the present; the log keeps the commands of its day."""

@@ -21,7 +21,7 @@ from frostline.run import RunConfig, read_config, train
 from tiny_files import WORDS, write_model, write_task
 from tolerances import after_sgd
 
-SGD = "optimizer=sgd", "learning_rate=0.1"
+SGD = "optim=sgd", "learning_rate=0.1"
 """After which weights can be compared (see `tolerances`)."""
 
 STREAMED = {

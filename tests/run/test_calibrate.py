@@ -134,7 +134,7 @@ def test_a_damaged_file_is_measured_anew(
         file.write_text(damage)
         assert ask() == Speed.model_validate_json(file.read_text())
     assert len(measured) == 3
-    assert caplog.text.count("measured anew") == 2
+    assert caplog.text.count("measured again") == 2
 
 
 class Steps(TrainerCallback):

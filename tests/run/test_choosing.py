@@ -143,7 +143,7 @@ def test_residual_interaction_from_training_to_use(tmp_path: Path) -> None:
     record = train(wanted)
     assert record.plan["forward"] == {"loss_weights": [0.5, 0.0, 0.0, 1.0], "residual": {"alpha": 0.2, "span": 1}}
     assert read_record(wanted.folder).status == "finished"
-    with pytest.raises(UserError, match="its model adds earlier states"):
+    with pytest.raises(UserError, match="its blocks add earlier states"):
         merge(wanted.folder, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
     if record.data.kind != "classification":

@@ -217,6 +217,8 @@ class Contents:
                 row = dataset[index]
                 if not isinstance(row, Mapping) or "input_ids" not in row:
                     raise Declined("the rows have no input_ids")
+                if any(_holds_several(row.get(name)) for name in self.names.values()):
+                    raise Declined("a row holds several texts, as for multiple choice")
                 rows[self.key(row)] = row
             if len(dataset) and self.key(dataset[0]) not in rows:
                 raise Declined("the rows change every time they are read")
@@ -231,6 +233,11 @@ class Contents:
             if name not in batch:
                 raise Declined(f"the collator gives batches without {name}")
             find_spans(batch, features, name)
+
+
+def _holds_several(tokens: Any) -> bool:
+    first = tokens[0] if isinstance(tokens, Sequence | Tensor) and len(tokens) else 0
+    return isinstance(first, Sequence) or (isinstance(first, Tensor) and first.dim() > 0)
 
 
 def hook_below(model: nn.Module, cut: Cut) -> str | None:
