@@ -34,7 +34,7 @@ def test_overrides_are_read_as_yaml() -> None:
         ("model: a\ntask: b\n", ["batch_size=3"], "unknown key 'batch_size': use per_device_train_batch_size"),
         ("model: a\ntask: b\n", ["adam_beta2=0.9"], "unknown key 'adam_beta2': use training.adam_beta2"),
         ("model: a\ntask: b\n", ["eval_strategy=steps"], "unknown key 'eval_strategy': use eval_steps, which alone"),
-        ("model: a\ntask: b\n", ["cold_store=x"], "unknown key 'cold_store': see: frostline train --settings"),
+        ("model: a\ntask: b\n", ["nonsense=x"], "unknown key 'nonsense': see: frostline train --settings"),
         ("model: a\ntask: b\n", ["training.adam_beta2=7"], "adam_beta2: it should be less than 1 (given: 7)"),
         ("model: a\ntask: b\n", ["training.dataloader_num_workers=-1"], "it should be greater than or equal to 0"),
         (
