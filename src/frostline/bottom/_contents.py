@@ -39,7 +39,7 @@ class Declined(FrostlineError):
     """The activation cache is not used; the message says why, in one line."""
 
 
-class Estimate(Protocol):
+class ExpectedSaving(Protocol):
     """What a cache is expected to save in a training; `str` says it in one line."""
 
     @property
@@ -101,7 +101,7 @@ class Training:
     autocast: torch.dtype | None = None
     trained: Iterable[str] = field(default=(), repr=False)
     loss: Callable[[Any, dict[str, Any]], Tensor] = field(default=_model_loss, repr=False)
-    estimate: Callable[[Amount], Estimate] | None = field(default=None, repr=False)
+    estimate: Callable[[Amount], ExpectedSaving] | None = field(default=None, repr=False)
     refusal: str | None = None
     label_names: Iterable[str] = ()
 
