@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -130,3 +134,41 @@ def test_a_loss_that_hangs_on_the_rows_beside_is_the_mean_over_parts(tmp_path: P
     for key, parameter in plain.named_parameters():
         if key in got and parameter.grad is not None:
             torch.testing.assert_close(got[key], parameter.detach() - RATE * parameter.grad, **CLOSE, msg=key)
+
+
+TWO_PROCESSES = """
+    import sys
+    from pathlib import Path
+    import torch
+    from frostline.checkpoints import trained_tensors
+    from frostline.run import make_plan
+    from heads import model_of
+    from test_accumulation import trainer_of
+
+    torch.set_num_threads(1)
+    folder = Path(sys.argv[1])
+    for name, head in (("bert", "classes"), ("llama", "causal"), ("gpt2", "token classes")):
+        model = model_of(name, head)
+        trainer = trainer_of(folder, model, 2, 2, head=head, plan=make_plan(model, "all"))
+        trainer.train()
+        assert not trainer.notices or "mean over" not in " ".join(trainer.notices)
+        if trainer.args.process_index == 0:
+            torch.save(trained_tensors(trainer.model), folder / f"{name}.pt")
+    torch.distributed.destroy_process_group()
+"""
+
+
+def test_two_processes_make_the_step_of_one_batch(tmp_path: Path) -> None:
+    script, tests = tmp_path / "train.py", Path(__file__).resolve().parents[1]
+    script.write_text(textwrap.dedent(TWO_PROCESSES))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "PYTHONPATH": f"{tests}{os.pathsep}{tests / 'engine'}", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, str(script), str(tmp_path)], env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    for name, head in (("bert", "classes"), ("llama", "causal"), ("gpt2", "token classes")):
+        got = torch.load(tmp_path / f"{name}.pt")
+        expected = plain_step(model_of(name, head), rows_of(head), got)
+        for key, tensor in got.items():
+            torch.testing.assert_close(tensor, expected[key].detach(), **CLOSE, msg=f"{name}: {key}")
