@@ -129,7 +129,12 @@ def test_the_record_holds_the_routers_statistics(
     rows = tmp_path / "moods.jsonl"
     rows.write_text("".join(f'{{"text": "Tom saw {i} dogs", "label": "{i % 2}"}}\n' for i in range(20)))
     settings = {"model": "stories260K", "task": str(rows), "out": str(tmp_path / "run"), "strategy": "mixlora"}
-    given = ["steps=3", "batch_size=4", "precision=float32", "threads=1", "strategy_options={experts: 3, r: 2}"]
+    given = [
+        "max_steps=3",
+        "per_device_train_batch_size=4",
+        "threads=1",
+        "strategy_options={experts: 3, r: 2}",
+    ]
     train(read_config(None, given, **settings))
     routers = read_record(tmp_path / "run").routers
     assert routers is not None

@@ -141,7 +141,13 @@ def test_killed_and_resumed_is_never_killed(tmp_path: Path) -> None:
 
 def config(folder: Path, models_dir: Path, *settings: str) -> RunConfig:
     (folder / "rows.jsonl").write_text("".join(f'{{"text": "Tom saw {i} dogs"}}\n' for i in range(40)))
-    given = ["steps=4", "batch_size=4", "precision=float32", "threads=1", "learning_rate=1e-3", *settings]
+    given = [
+        "max_steps=4",
+        "per_device_train_batch_size=4",
+        "threads=1",
+        "learning_rate=1e-3",
+        *settings,
+    ]
     places = {"task": str(folder / "rows.jsonl"), "out": str(folder / "run")}
     return read_config(None, given, model=str(models_dir / "stories260K"), **places)
 
@@ -160,6 +166,6 @@ def test_a_run_says_so_and_its_delta_belongs_to_the_base_that_is_not_quantized(
 
 def test_quantized_blocks_and_an_activation_cache_do_not_go_together(tmp_path: Path, models_dir: Path) -> None:
     for other in ("activation_cache=on", "streaming=true"):
-        with pytest.raises(UserError, match="frozen_bits: rounded blocks stay in memory"):
+        with pytest.raises(UserError, match="frozen_bits: quantized blocks stay in memory"):
             train(config(tmp_path, models_dir, "frozen_bits=8", other))
     assert not (tmp_path / "run").exists()
