@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import TrainerCallback
 
 import frostline.bottom._shards as shards
 import frostline.bottom._weights as weights
@@ -169,6 +170,36 @@ def test_a_damaged_shard_is_made_anew(tmp_path: Path, damage: str, caplog: pytes
     assert losses(after) == losses(before)
     assert "removed the shard" in caplog.text
     assert shard.read_bytes() != content
+
+
+class Damage(TrainerCallback):
+    """Before step 2, the stored states are changed in place."""
+
+    def __init__(self, folder: Path, cut: bool) -> None:
+        self.folder, self.cut = folder, cut
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == 1:
+            (shard,) = stored(self.folder)
+            size = shard.stat().st_size
+            with shard.open("r+b") as file:
+                file.truncate(size // 2 if self.cut else size)
+                file.seek(size // 2)
+                file.write(b"" if self.cut else bytes(size // 2))
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_shard_that_is_damaged_while_a_run_trains_from_it(
+    tmp_path: Path, cut: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = cache_trainer(tmp_path, tiny("llama"), "on")
+    trainer.add_callback(Damage(tmp_path, cut))
+    trainer.train()
+    assert_same_training(trainer, llama(tmp_path, "off"))
+    assert "overwritten or cut off while it was in use" in caplog.text
+    assert trainer.cache_report.used and 3 <= trainer.cache_report.computed < 9
+    after = llama(tmp_path)
+    assert (after.cache_report.rows, after.cache_report.found) == (12, 0), "the damaged shard is not used again"
 
 
 def test_one_damaged_shard_among_sound_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

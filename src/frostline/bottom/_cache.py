@@ -11,14 +11,18 @@ from typing import Any
 
 from torch import Tensor
 
-from frostline.bottom._shards import Rows, Shard, Stream, open_shard, write_shard
+from frostline.bottom._shards import Rows, Shard, Stream, write_shard
 from frostline.core import cache
-from frostline.core.errors import ConfigError
+from frostline.core.errors import ConfigError, FrostlineError
 from frostline.core.sizes import size_text
 
-FORMAT = 1
+FORMAT = 2
 
 log = logging.getLogger(__name__)
+
+
+class DamagedRow(FrostlineError):
+    """The stored states of a row are no longer those that were written."""
 
 
 class ActivationCache:
@@ -49,6 +53,7 @@ class ActivationCache:
         self.folder = cache.store_folder(root, self._description)
         self._added: set[str] = set()
         self._rows: dict[str, tuple[Shard, int]] = {}
+        self._damaged: set[Path] = set()
 
     @classmethod
     def open(
@@ -111,12 +116,21 @@ class ActivationCache:
             self._add(write_shard(self.folder, self._streams, rows))
 
     def read(self, key: str) -> dict[str, Tensor]:
-        """The states of a row, stream -> [n, width]: views of the mapped file. Writing to them never changes the file.
+        """The states of a row, stream -> [n, width]. They are compared with their checksum as they are read.
 
-        Raises `KeyError` when the row is missing.
+        Raises `KeyError` when the row is missing, `DamagedRow` when its states were damaged since they were verified.
+        Such a row is missing from then on, with a warning in the log.
         """
         shard, index = self._rows[key]
-        return shard.row(index)
+        states = shard.row(index)
+        if states is None:
+            del self._rows[key]
+            damage = f"{shard.path} was overwritten or cut off while it was in use"
+            if shard.path not in self._damaged:
+                self._damaged.add(shard.path)
+                log.warning("activation cache: %s: the bottom runs again for its damaged rows", damage)
+            raise DamagedRow(f"activation cache: {damage}: train again, and its rows are computed anew")
+        return states
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -134,7 +148,7 @@ class ActivationCache:
         return cache.bytes_on_disk(self.folder)
 
     def _add(self, verified: Path) -> None:
-        shard = open_shard(verified, self._streams)
+        shard = Shard(verified, self._streams)
         self._added.add(verified.name)
         self._rows.update((key, (shard, index)) for index, key in enumerate(shard.keys))
 

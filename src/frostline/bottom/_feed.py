@@ -17,13 +17,14 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from frostline.bottom._cache import ActivationCache
+from frostline.bottom._cache import ActivationCache, DamagedRow
 from frostline.bottom._rows import Features, find_spans, place, row_key
 from frostline.core.errors import DataError
 from frostline.core.labels import IGNORED
@@ -116,6 +117,11 @@ class ReadAhead:
 
     def take(self, batch: Mapping[str, Any]) -> States | None:
         """The states of a batch that the model is called with; None when one of its rows is not in the cache."""
+        with suppress(DamagedRow):
+            return self._take(batch)
+        return None
+
+    def _take(self, batch: Mapping[str, Any]) -> States | None:
         coming = self._expected.pop(digest(batch, self.inputs), None)
         if coming is not None:
             return coming.result()

@@ -12,7 +12,7 @@ import inspect
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 from torch.utils.data import get_worker_info
 
-from frostline.bottom._cache import ActivationCache, check_room
+from frostline.bottom._cache import ActivationCache, DamagedRow, check_room
 from frostline.bottom._caching_pass import caching_pass
 from frostline.bottom._check import difference_in_use, mismatch, padding_difference
 from frostline.bottom._contents import Contents, Declined, Training, hook_below
@@ -158,7 +158,8 @@ class CacheSession:
             return
         contents = self._contents
         keys = [contents.key(row) for row in rows]
-        self._feed(stored_states(contents.cache, rows_in_batch(keys, batch, rows, contents.names)))
+        with suppress(DamagedRow, KeyError):  # damaged now or before: nothing is fed, so the bottom runs
+            self._feed(stored_states(contents.cache, rows_in_batch(keys, batch, rows, contents.names)))
         self._held = True
         try:
             yield
@@ -319,8 +320,8 @@ class CacheSession:
         asks = any(batch.get(name) for name in _ASKS_BELOW)
         if any(isinstance(value, torch.Tensor) and value.is_meta for value in batch.values()):
             raise FrostlineError(
-                "the batch lies on the meta device. The first weights of a streamed model do so too, and model.device "
-                "names it: use the trainer's device for batches (trainer.args.device)"
+                "the batch lies on the meta device, as the first weights of a streamed model do: use the trainer's "
+                "device for batches (trainer.args.device)"
             )
         known = not asks and all(batch.get(name) is None for name in _BRINGS_STATES)
         states = self._reader.take(batch) if known else None
@@ -345,7 +346,8 @@ class CacheSession:
         if self._streaming is not None:
             raise FrostlineError(
                 "the bottom of this model is read block by block and is never in memory, so only rows in the "
-                "activation cache can run: evaluate other rows with frostline.load, or use streaming=false"
+                "activation cache, and sound there, can run: evaluate other rows with frostline.load, or use "
+                "streaming=false"
             )
         assert self._weights is not None and self._contents is not None
         if self._contents.training.device.type != "cpu":

@@ -29,7 +29,7 @@ IDENTITY = "identity.json"
 LABEL = "label"
 """The entry of a description that is for people. It is not part of the cache's identity."""
 HEADER = "rows"
-"""The entry of a shard's metadata that names its cache, and its rows with their lengths."""
+"""The entry of a shard's metadata that names its cache, and its rows with their lengths and checksums."""
 SHARDS = "*.safetensors"
 UNFINISHED = ".unfinished."
 """Prefix of the names of a shard that is being written, and of a cache that is being removed."""
@@ -151,7 +151,7 @@ def lock(folder: Path) -> Iterator[None]:
 def remove(folder: Path) -> bool:
     """Remove a cache, unless a process holds its lock. Returns whether it was removed.
 
-    A process that has its shards mapped can still read them.
+    A process that has opened its shards can still read them.
     """
     file = _lock(folder, wait=False)
     if file is None:
