@@ -66,7 +66,7 @@ def collate_on_the_left(rows: Sequence[Row]) -> dict[str, torch.Tensor]:
     return collate(rows, on_the_left=True)
 
 
-def arguments(folder: Path, **options: Any) -> TrainingArguments:
+def arguments(folder: Path, kind: type[TrainingArguments] = TrainingArguments, **options: Any) -> TrainingArguments:
     """Nine steps of SGD, after which weights can be compared (see `tolerances`)."""
     given: dict[str, Any] = {
         "num_train_epochs": 3,
@@ -80,7 +80,7 @@ def arguments(folder: Path, **options: Any) -> TrainingArguments:
         "disable_tqdm": True,
         "dataloader_pin_memory": False,
     }
-    return TrainingArguments(output_dir=str(folder), **given | options)
+    return kind(output_dir=str(folder), **given | options)
 
 
 class StopAt(TrainerCallback):

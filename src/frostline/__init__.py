@@ -21,9 +21,8 @@ if TYPE_CHECKING:
         UnsupportedModel,
         UserError,
     )
-    from frostline.engine import Trainer
     from frostline.plan import Plan, load_plan, save_plan
-    from frostline.run import RunConfig, make_plan, make_schedule, train
+    from frostline.run import RunConfig, Trainer, make_plan, make_schedule, train
     from frostline.strategies import Budget
     from frostline.surgery import apply
 
@@ -37,7 +36,7 @@ _PLACES = {
     "Plan": "frostline.plan",
     "PlanError": "frostline.core.errors",
     "RunConfig": "frostline.run",
-    "Trainer": "frostline.engine",
+    "Trainer": "frostline.run",
     "TrainingError": "frostline.core.errors",
     "UnsupportedModel": "frostline.core.errors",
     "UserError": "frostline.core.errors",

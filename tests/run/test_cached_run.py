@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from frostline.checkpoints import load, merge, read_card
-from frostline.core.errors import UserError
+from frostline.core.errors import ConfigError, UserError
 from frostline.engine import Trainer
 from frostline.plan import Frozen, Full, Lora, Plan, save_plan
 from frostline.records import RunRecord, read_record
@@ -111,6 +111,23 @@ def test_a_run_fills_the_store_and_the_next_one_finds_it(tmp_path: Path) -> None
     assert assumes(second) == (True, 1.0)
 
 
+def test_dropout_that_acts_in_the_bottom_declines_the_cache_with_a_notice(tmp_path: Path) -> None:
+    place = Path(config(tmp_path).model) / "config.json"
+    place.write_text(json.dumps(json.loads(place.read_text()) | {"attention_dropout": 0.1}))
+    given = ("max_steps=6",)
+    without = train(config(tmp_path, *given, out="without"))
+    assert any("rows, " in notice and "passed the frozen bottom" in notice for notice in without.notices)
+    keeping = train(config(tmp_path, *given, "frozen_dropout=true", out="keeping"))
+    (notice,) = (notice for notice in keeping.notices if "activation cache" in notice)
+    assert (
+        notice.startswith("no activation cache: dropout acts below the boundary (") and keeping.plan["frozen_dropout"]
+    )
+    again = train(config(tmp_path, *given, f"strategy={tmp_path / 'keeping' / 'plan.yaml'}", out="again"))
+    assert again.plan == keeping.plan
+    with pytest.raises(ConfigError, match="dropout acts below"):
+        train(config(tmp_path, *given, "frozen_dropout=true", "activation_cache=on", out="on"))
+
+
 def test_one_epoch_does_not_pay_and_says_so(tmp_path: Path) -> None:
     record = train(config(tmp_path, "num_train_epochs=1"))
     assert (
@@ -126,7 +143,7 @@ def test_a_store_that_would_change_training_is_off_and_not_predicted(
 ) -> None:
     monkeypatch.setattr("frostline.bottom._session.mismatch", lambda *_: "the loss differs")
     record = train(config(tmp_path))
-    assert record.notices[-1] == "activation cache off, because the loss differs"
+    assert record.notices[-1] == "no activation cache: the loss differs"
     assert assumes(record) == (False, 0.0)
     assert record.measured is not None and record.measured.caching_seconds > 0
 

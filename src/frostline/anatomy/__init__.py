@@ -1,6 +1,6 @@
 """The anatomy of a transformers text model: where it keeps its embeddings, ordered blocks, final norm and head."""
 
-from frostline.anatomy._find import find_anatomy, get_block
+from frostline.anatomy._find import find_anatomy, get_block, text_model
 from frostline.anatomy._hashes import fingerprint, tensor_hash, tensor_hashes
 from frostline.anatomy._heads import Attention, attentions, sides
 from frostline.anatomy._model import Anatomy, Block, Linear, Part, Role, Tensor
@@ -27,6 +27,7 @@ __all__ = [
     "skeleton",
     "tensor_hash",
     "tensor_hashes",
+    "text_model",
     "untie",
     "untied",
 ]

@@ -16,30 +16,34 @@ from frostline.anatomy._stacks import Stack, find_stacks
 from frostline.core.errors import UnsupportedModel
 
 
-def find_anatomy(model: nn.Module) -> Anatomy:
+def find_anatomy(model: nn.Module, *, adapted: bool = False) -> Anatomy:
     """Where `model` keeps its embeddings, ordered blocks, final norm and head.
 
     Embeddings are the embedding tables and everything else that runs before the first block. The final norm is every
     later norm of the trunk (`model.base_model`) outside the blocks. The head is the rest. Weights may be on any device,
     also on the meta device; they are neither read nor changed.
 
+    Args:
+        model: a transformers model.
+        adapted: accept PEFT adapters, whose tensors then count to the block that they are in.
+
     Raises `UnsupportedModel` when `model` is not a transformers text model of attention blocks, when its blocks share
     weights, or when it already has PEFT adapters.
     """
-    text_model = _text_model(model)
-    stacks = find_stacks(text_model)
-    where = places(text_model, stacks)
-    tensors = list(_tensors(text_model, where))
-    linears = list(_linears(text_model, where))
-    config = text_model.config.get_text_config()
-    embedding, output = text_model.get_input_embeddings(), text_model.get_output_embeddings()
+    text = _checked(model, adapted)
+    stacks = find_stacks(text)
+    where = places(text, stacks)
+    tensors = list(_tensors(text, where))
+    linears = list(_linears(text, where))
+    config = text.config.get_text_config()
+    embedding, output = text.get_input_embeddings(), text.get_output_embeddings()
     return Anatomy(
-        model_class=type(text_model).__name__,
-        model_type=text_model.config.model_type,
+        model_class=type(text).__name__,
+        model_type=text.config.model_type,
         hidden_size=config.hidden_size,
         vocab_size=embedding.num_embeddings,
         num_heads=getattr(config, "num_attention_heads", 1),
-        blocks=_blocks(text_model, stacks, tensors, linears),
+        blocks=_blocks(text, stacks, tensors, linears),
         embeddings=tuple(tensor for tensor in tensors if tensor.part is Part.EMBEDDINGS),
         final_norm=tuple(tensor for tensor in tensors if tensor.part is Part.FINAL_NORM),
         head=tuple(tensor for tensor in tensors if tensor.part is Part.HEAD),
@@ -55,10 +59,26 @@ def get_block(model: nn.Module, anatomy: Anatomy, index: int) -> nn.Module:
     return model.get_submodule(anatomy.blocks[index].name)
 
 
-def _text_model(model: nn.Module) -> Any:
+def text_model(model: nn.Module) -> nn.Module:
+    """The transformers model in `model`: itself, or the only one inside (a PEFT model, a sentence-transformer).
+
+    Where there is none or more than one, `model` itself.
+    """
+    found: list[nn.Module] = []
+    inside: set[nn.Module] = set()
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel) and module not in inside:
+            found.append(module)
+            inside.update(module.modules())
+    return found[0] if len(found) == 1 else model
+
+
+def _checked(model: nn.Module, adapted: bool) -> Any:
     name = type(model).__name__
-    if any(type(module).__module__.startswith("peft.") for module in model.modules()):
-        raise UnsupportedModel(f"{name} already has PEFT adapters: use the model without them")
+    if not adapted and any(type(module).__module__.startswith("peft.") for module in model.modules()):
+        raise UnsupportedModel(
+            f"{name} already has PEFT adapters: train it as it is, without a plan, or use the model without them"
+        )
     if not isinstance(model, PreTrainedModel):
         raise UnsupportedModel(f"{name} is not a transformers model: use a text model that transformers loads")
     try:

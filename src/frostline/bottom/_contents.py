@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from frostline.anatomy import Anatomy
+from frostline.bottom._below import acts_below, hook_below
 from frostline.bottom._cache import ActivationCache
 from frostline.bottom._caching_pass import Passage
 from frostline.bottom._cut import Cut, cut_boundary, find_cut
@@ -22,7 +23,6 @@ from frostline.bottom._rows import Features, find_spans, row_key, row_length
 from frostline.bottom._shards import Stream, row_bytes
 from frostline.bottom._streaming import Streaming
 from frostline.core.errors import FrostlineError
-from frostline.hooks import foreign_hook
 from frostline.plan import Plan
 
 _NOT_READ_BELOW = frozenset(
@@ -37,6 +37,10 @@ _NOT_READ_BELOW = frozenset(
 
 class Declined(FrostlineError):
     """The activation cache is not used; the message says why, in one line."""
+
+
+class NotNeeded(Declined):
+    """It would save nothing."""
 
 
 class ExpectedSaving(Protocol):
@@ -126,8 +130,9 @@ class Contents:
             stream: "labels" if stream == "decoder" and len(self.cut.streams) > 1 else "input_ids"
             for stream in self.cut.streams
         }
-        if (hook := hook_below(training.model, self.cut)) is not None:
-            raise Declined(hook)
+        for reason in (hook_below(training.model, self.cut), acts_below(training.model, self.cut, training.plan)):
+            if reason is not None:
+                raise Declined(reason)
         self.rows = self._rows()
         self._check_collator()
 
@@ -240,19 +245,10 @@ def _holds_several(tokens: Any) -> bool:
     return isinstance(first, Sequence) or (isinstance(first, Tensor) and first.dim() > 0)
 
 
-def hook_below(model: nn.Module, cut: Cut) -> str | None:
-    """Say in one line that a user's hook is on a module below the boundary, where it would not run; None if none is."""
-    below = tuple(name for stack in cut.stacks for name in (*stack.blocks, *stack.embeddings))
-    inside = tuple(f"{name}." for name in below)
-    named = model.named_modules()
-    found = foreign_hook((name, module) for name, module in named if name in below or name.startswith(inside))
-    return None if found is None else f"a forward hook is on {found}, below the boundary, where it would not run"
-
-
 def _boundary(training: Training) -> int:
     plan, anatomy, config = training.plan, training.anatomy, training.model.config
     if plan.boundary == 0:
-        raise Declined("nothing is frozen below the lowest trained block")
+        raise NotNeeded("nothing is frozen below the lowest trained block")
     if training.refusal is not None:
         raise Declined(training.refusal)
     for name in ("output_hidden_states", "output_attentions"):

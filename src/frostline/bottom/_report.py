@@ -20,6 +20,7 @@ class CacheReport:
         seconds: time until the first step could begin.
         freed_bytes: size of the weights that were taken out of memory.
         computed: training batches that ran the bottom, because some of their rows were not in the cache.
+        declined: whether it was asked for or would save time, and is not used.
         given_up: why training went back to the bottom itself before its end, in one line; empty where it did not.
     """
 
@@ -32,11 +33,14 @@ class CacheReport:
     seconds: float = 0.0
     freed_bytes: int = 0
     computed: int = 0
+    declined: bool = False
     given_up: str = ""
 
     @property
     def notice(self) -> str | None:
-        """One line on the training batches that did not use the cache; None where all did."""
+        """One line on what did not use the cache, and why; None where everything did that could save time by it."""
+        if self.declined:
+            return f"no activation cache: {self.reason}"
         if self.given_up:
             return f"activation cache: {self.given_up}"
         if not self.computed:

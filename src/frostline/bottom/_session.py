@@ -20,10 +20,11 @@ from typing import Any, Literal
 import torch
 from torch.utils.data import get_worker_info
 
+from frostline.bottom._below import hook_below
 from frostline.bottom._cache import ActivationCache, DamagedRow, check_room
 from frostline.bottom._caching_pass import caching_pass
 from frostline.bottom._check import difference_in_use, mismatch, padding_difference
-from frostline.bottom._contents import Contents, Declined, Training, hook_below
+from frostline.bottom._contents import Contents, Declined, NotNeeded, Training
 from frostline.bottom._cut import CannotCut, Cut, last_blocks
 from frostline.bottom._feed import ReadAhead, States, rows_in_batch, stored_states
 from frostline.bottom._report import CacheReport, Processes
@@ -205,8 +206,8 @@ class CacheSession:
                 yield
         except (Declined, CannotCut, AlteredRow) as error:
             self._contents = None
-            off = "off, because " if isinstance(error, _CheckFailed) else ""
-            self.report = replace(self.report, used=False, reason=f"{off}{error}")
+            declined = not isinstance(error, NotNeeded)
+            self.report = replace(self.report, used=False, reason=str(error), declined=declined)
             if self._streaming is not None:
                 raise ConfigError(f"streaming needs the activation cache, but {error}: use streaming=false") from None
             if self.mode == "on" and not isinstance(error, _CheckFailed):
@@ -225,7 +226,7 @@ class CacheSession:
             estimate = contents.training.estimate(contents.amount(len(missing)))
             self.report = replace(self.report, estimate=str(estimate))
             if chosen_here and not estimate.pays:
-                raise Declined(estimate.reason)
+                raise NotNeeded(estimate.reason)
         if self._processes.rank == 0:
             levels = 1 if self._streaming is None else 2
             try:
@@ -254,6 +255,7 @@ class CacheSession:
             self.report,
             used=True,
             reason=f"on: {len(sizes):,} rows, {what}",
+            declined=False,
             rows=missing,
             found=len(sizes) - missing,
             bytes=sum(sizes.values()),

@@ -4,6 +4,17 @@ from frostline.engine._flora import Flora
 from frostline.engine._meter import MemoryMeter, StepMeter
 from frostline.engine._progress import ProgressBar, pass_bar
 from frostline.engine._sampler import GroupedByLength
+from frostline.engine._start import PlanFor, ScheduleFor
 from frostline.engine._trainer import Trainer
 
-__all__ = ["Flora", "GroupedByLength", "MemoryMeter", "ProgressBar", "StepMeter", "Trainer", "pass_bar"]
+__all__ = [
+    "Flora",
+    "GroupedByLength",
+    "MemoryMeter",
+    "PlanFor",
+    "ProgressBar",
+    "ScheduleFor",
+    "StepMeter",
+    "Trainer",
+    "pass_bar",
+]

@@ -17,6 +17,7 @@ import transformers
 from torch import nn
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
+from frostline.anatomy import text_model
 from frostline.checkpoints import (
     OPTIMIZER_FILE,
     OPTIMIZER_TENSORS,
@@ -35,7 +36,7 @@ from frostline.core.files import atomic_folder, disk_errors, read_json, write_js
 from frostline.engine._observe import Observer
 from frostline.engine._ranks import load_ranks, save_ranks
 from frostline.plan import Plan, Schedule, document
-from frostline.surgery import Applied, applied_to, to_plain
+from frostline.surgery import AS_GIVEN, Applied, applied_to, to_plain
 
 SCHEDULE_FILE = "schedule.json"
 STAGING = ".saving-"
@@ -74,12 +75,20 @@ class SavingTrainer(transformers.Trainer):
     changes: list[PlanChange]
     observer: Observer
     _staging: str | None = None
-    _loaded = ""
 
     @property
     def applied(self) -> Applied:
         """What the current plan does to the model."""
         return cast(Applied, applied_to(cast(nn.Module, self.model)))
+
+    @property
+    def text_model(self) -> Any:
+        """The transformers model in `model`, which the plan is about: itself, or the one inside a PEFT model."""
+        return text_model(self.model)
+
+    @property
+    def _as_given(self) -> bool:
+        return self.applied.plan.strategy == AS_GIVEN
 
     def _get_output_dir(self, trial: Any) -> str:
         return self._staging or cast(str, super()._get_output_dir(trial))
@@ -127,7 +136,8 @@ class SavingTrainer(transformers.Trainer):
             super().save_model(output_dir, _internal_call)
         elif self.args.should_save:
             folder = output_dir or self.args.output_dir
-            to_plain(copy.deepcopy(self.model)).save_pretrained(folder)
+            plain = self.model if self._as_given else to_plain(copy.deepcopy(self.model))
+            plain.save_pretrained(folder)
             self._save_tokenizer(folder)
 
     def _save_tokenizer(self, folder: str | Path) -> None:
@@ -137,7 +147,10 @@ class SavingTrainer(transformers.Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
-        save_delta(self.model, folder)
+        if self._as_given:
+            super()._save(str(folder), state_dict)
+        else:
+            save_delta(self.model, folder)
         changes = [change.document() for change in self.changes]
         write_json(folder / SCHEDULE_FILE, {"state": self.schedule.state_dict(), "changes": changes})
         self.observer.save(folder)
@@ -152,13 +165,14 @@ class SavingTrainer(transformers.Trainer):
         write_json(Path(output_dir) / self._rng_file(), random_state())
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if resume_from_checkpoint == self._loaded:
-            return
         folder = Path(resume_from_checkpoint)
         self._check_complete(folder)
         for left in folder.parent.glob(f"{STAGING}*"):  # by a process that was killed while saving
             shutil.rmtree(left, ignore_errors=True)
-        load_delta(self.model if model is None else model, folder)
+        if self._as_given:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            load_delta(self.model if model is None else model, folder)
         saved = read_json(folder / SCHEDULE_FILE, "schedule state")
         self.schedule.load_state_dict(saved["state"])
         self.changes = [PlanChange.read(entry) for entry in saved["changes"]]

@@ -28,6 +28,7 @@ class ShortcutsTrainer(PartsTrainer):
     data_collator: Any
     _positions_notices: tuple[str, ...] = ()
     _rechecks: Rechecks | None = None
+    _begun = False
     _first_step: float = math.nan
 
     def _collate(self) -> Any:
@@ -47,6 +48,7 @@ class ShortcutsTrainer(PartsTrainer):
         return (*positions, *(notice for notice in others if notice is not None))
 
     def _begin_plan(self) -> None:
+        self._begun = True
         self.session.begin()
         refusal = self._positions_refusal()
         self._positions_notices = () if refusal is None else (f"loss positions are off: {refusal}",)
@@ -55,7 +57,7 @@ class ShortcutsTrainer(PartsTrainer):
             few = self._few()
             self._find_share(few)
             self.positions = self._find_positions(few) if narrow else None
-        self._rechecks = Rechecks(self.model, self.state.global_step)
+        self._rechecks = Rechecks(self.text_model, self.state.global_step)
 
     def _positions_refusal(self) -> str | None:
         """Why head and last block run at every position whatever the model; None where the model decides."""
@@ -69,7 +71,7 @@ class ShortcutsTrainer(PartsTrainer):
             return "a layered loss reads the output of every block"
         if not hasattr(self.train_dataset, "__len__"):
             return "the rows come as a stream"
-        return hook_above(self.model, self.applied.anatomy)
+        return hook_above(self.text_model, self.applied.anatomy)
 
     def _loss_is_overridden(self) -> bool:
         """Whether a subclass has a `compute_loss` of its own, which may read all logits."""
@@ -90,7 +92,7 @@ class ShortcutsTrainer(PartsTrainer):
             if self.positions is not None and (self.positions.last_block or self.positions.chunked_head):
                 few = self._few()
                 with self._holding(few), self.accelerator.autocast():
-                    hook = hook_above(self.model, self.applied.anatomy)
+                    hook = hook_above(self.text_model, self.applied.anatomy)
                     found = hook or self.positions.recheck(few.batch)
                 if found is not None:
                     self.positions.give_up(since.format(found))
@@ -107,10 +109,11 @@ class ShortcutsTrainer(PartsTrainer):
         return self.session.holding(part.rows, part.batch)
 
     def _end_plan(self) -> None:
+        self._begun = False
         if self.positions is not None:
             self.positions.remove()
         self.session.end()
 
     def _find_positions(self, few: FewRows) -> LossPositions:
         with self._holding(few), self.accelerator.autocast():
-            return use_loss_positions(self.model, self.applied.anatomy, few.batch, exact=False)
+            return use_loss_positions(self.text_model, self.applied.anatomy, few.batch, exact=False)

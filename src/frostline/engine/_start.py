@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 from torch import nn
@@ -10,36 +11,44 @@ from transformers import TrainingArguments
 from frostline.bottom import Load, Streaming
 from frostline.core.errors import ConfigError
 from frostline.plan import FixedSchedule, Plan, Schedule
-from frostline.surgery import Applied, applied_to, apply
+from frostline.surgery import Applied, applied_to, apply, as_given
+
+PlanFor = Plan | Callable[[Any], Plan]
+"""A plan, or what makes one for a model."""
+ScheduleFor = Schedule | Callable[[Any], Schedule]
+"""A schedule, or what makes one for a model."""
 
 
 def start_schedule(
-    model: Any, plan: Plan | None, schedule: Schedule | None, args: TrainingArguments | None
+    model: Any, plan: PlanFor | None, schedule: ScheduleFor | None, args: TrainingArguments | None
 ) -> Schedule:
     """Apply the plan that training starts with, and give the schedule.
 
     Args:
         model: the model itself.
-        plan: a fixed plan; may be left out when one was applied to the model before.
-        schedule: instead of a plan.
+        plan: a fixed plan. Without plan and schedule the model trains as it is: under the plan that was applied to it
+            before, or with the parameters that require gradients.
+        schedule: instead of a plan. Its own state does not change where it is used for a second model.
         args: of the training, for the seed and the number of processes.
 
-    Raises `ConfigError` when plan and schedule are both given or both missing, `PlanError` when the plan does not fit.
+    Raises `ConfigError` when plan and schedule are both given, or neither and nothing is frozen, `PlanError` when the
+    plan does not fit.
     """
     if not isinstance(model, nn.Module):
         raise ConfigError(
-            "frostline.Trainer applies the plan to the model, so it needs the model itself: use model=..."
+            "frostline.Trainer applies the plan to the model, so it needs the model itself: use model=... or "
+            "model_init=..."
         )
-    already = applied_to(model)
     if plan is not None and schedule is not None:
         raise ConfigError("plan and schedule are both given: use plan=... for a fixed plan, or schedule=..., not both")
     if plan is None and schedule is None:
-        if already is None:
-            raise ConfigError(
-                "no plan is given: use plan=... or schedule=..., for example frostline.make_plan(model, 'bot50')"
-            )
-        return FixedSchedule(already.plan)
-    chosen = schedule or FixedSchedule(cast(Plan, plan))
+        return FixedSchedule(as_given(model).plan)
+    already = applied_to(model)
+    chosen: Schedule
+    if schedule is not None:
+        chosen = schedule(model) if callable(schedule) else schedule
+    else:
+        chosen = FixedSchedule(plan if isinstance(plan, Plan) else cast(Callable[[Any], Plan], plan)(model))
     if not chosen.settled and args is not None and args.world_size > 1:
         raise ConfigError(
             "schedule: a plan that changes during training needs one process, and several train: use one process, or a "

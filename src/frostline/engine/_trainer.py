@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,7 +29,7 @@ from frostline.engine._ranks import ShareRanks
 from frostline.engine._sampler import GroupedByLength
 from frostline.engine._saving import PlanChange
 from frostline.engine._shortcuts import ShortcutsTrainer
-from frostline.engine._start import non_reentrant, start_schedule, streaming
+from frostline.engine._start import PlanFor, ScheduleFor, non_reentrant, start_schedule, streaming
 from frostline.plan import Plan, Schedule
 from frostline.surgery import change, check_loss_is_the_models
 
@@ -48,9 +49,11 @@ class Trainer(ShortcutsTrainer):
         last_loss: the loss of the last optimizer step, over all its batches.
 
     Args:
-        model: the model itself.
+        model: the model itself; None with `model_init`.
         args: as for `transformers.Trainer`.
-        plan: which blocks train. It may be left out when `frostline.apply` was called on the model before.
+        plan: which blocks train, or a function that makes a plan for a model. Without plan and schedule the model
+            trains as it is: as `frostline.apply` or PEFT's `get_peft_model` left it, or by `requires_grad`. Then
+            its checkpoints are those of transformers and PEFT.
         schedule: instead of a plan; it may change the plan during training.
         optimizer_in_backward: step each parameter as soon as the backward pass has its gradient, and free the gradient.
             The weights are the same. Gradient clipping, accumulation and several processes are not possible with it.
@@ -73,8 +76,8 @@ class Trainer(ShortcutsTrainer):
         model: Any = None,
         args: TrainingArguments | None = None,
         *positional: Any,
-        plan: Plan | None = None,
-        schedule: Schedule | None = None,
+        plan: PlanFor | None = None,
+        schedule: ScheduleFor | None = None,
         optimizer_in_backward: bool = False,
         activation_cache: CacheMode = "auto",
         activation_cache_limit: int | None = None,
@@ -88,7 +91,13 @@ class Trainer(ShortcutsTrainer):
             check_flora(args)
         self.optimizer_in_backward = optimizer_in_backward
         self._gradient_norms: list[torch.Tensor] = []
-        self.schedule = start_schedule(model, plan, schedule, args)
+        self._start: Callable[[Any], Schedule] = partial(start_schedule, plan=plan, schedule=schedule, args=args)
+        if options.get("model_init") is None:
+            self.schedule = self._start(model)
+        elif load_bottom is not None:
+            raise ConfigError(
+                "load_bottom and model_init are both given: use model=... where it is read block by block"
+            )
         self.changes: list[PlanChange] = []
         self.seconds_until_settled = 0.0
         self._first_step = math.nan
@@ -101,9 +110,9 @@ class Trainer(ShortcutsTrainer):
         super().__init__(model, args, *positional, **options)
         self.add_callback(ShareRanks())
         self.add_callback(_CheckLoss(self))
-        self.observer = Observer(model, self.schedule.observes)
+        self.observer = Observer(self.model, self.schedule.observes)
         check_loss_is_the_models(self.applied.plan, self._loss_is_custom())
-        self._streaming = streaming(model, self.applied, load_bottom)
+        self._streaming = streaming(self.model, self.applied, load_bottom)
         processes = Processes(self.args.process_index, self.args.world_size, self.accelerator.wait_for_everyone)
         self.session = CacheSession(
             self._training,
@@ -128,19 +137,27 @@ class Trainer(ShortcutsTrainer):
         if resume_from_checkpoint is True:
             resume_from_checkpoint = get_last_checkpoint(str(self.args.output_dir))
         try:
-            if resume_from_checkpoint:  # before the bottom leaves memory: it may have trained under an earlier plan
-                begun_with = self.applied.plan
-                self._load_from_checkpoint(str(resume_from_checkpoint))
-                if self.applied.plan != begun_with:
-                    self.session.end()  # its decision was for that plan
-                self._loaded = str(resume_from_checkpoint)
-                if self._made_optimizer:  # for parameters that another plan may have trained
-                    self.optimizer = None
-            self._begin_plan()
             return super().train(resume_from_checkpoint, *positional, **options)
         finally:
-            self._loaded = ""
             self._end_plan()
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        """A new model from `model_init`, under the plan that training starts with."""
+        model: nn.Module = super().call_model_init(trial)
+        self.schedule = self._start(model)
+        if hasattr(self, "session"):
+            self._end_plan()
+            self.changes, self.observer = [], Observer(model, self.schedule.observes)
+        return model
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        # The bottom has to be in memory: it may have trained under an earlier plan.
+        begun_with = self.applied.plan
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.applied.plan != begun_with:
+            self.session.end()  # its decision was for that plan
+        if self._made_optimizer:  # for parameters that another plan may have trained
+            self.optimizer = None
 
     def _loss_is_custom(self) -> bool:
         return self.label_smoother is not None or self.compute_loss_func is not None
@@ -163,7 +180,7 @@ class Trainer(ShortcutsTrainer):
         given = self.eval_dataset if evaluates else None
         others = list(given.values()) if isinstance(given, Mapping) else [] if given is None else [given]
         return Training(
-            model=self.model,
+            model=self.text_model,
             plan=applied.plan,
             anatomy=applied.anatomy,
             datasets=[self.train_dataset, *others],
@@ -172,7 +189,7 @@ class Trainer(ShortcutsTrainer):
             batch_size=args.train_batch_size,
             autocast=self._autocast_dtype,
             trained=applied.lr_scales,
-            loss=lambda model, batch: self.compute_loss(model, batch),
+            loss=lambda _, batch: self.compute_loss(self.model, batch),
             estimate=self._estimate,
             refusal=refusal,
             label_names=self.label_names,
@@ -322,12 +339,18 @@ class Trainer(ShortcutsTrainer):
     def _init_training_state(self, max_steps: int, steps_per_epoch: int, epochs: int, *rest: Any) -> tuple[int, int]:
         self._step = -1
         trained: tuple[int, int] = super()._init_training_state(max_steps, steps_per_epoch, epochs, *rest)
+        if self._begun:  # a first try with a larger batch failed
+            self._end_plan()
+        self._begin_plan()
         # transformers would make one step more when the last checkpoint lies in the middle of an epoch.
         return (epochs, 0) if self.state.global_step >= max_steps else trained
 
     def _load_best_model(self) -> None:
         self._end_plan()  # the best model may have another plan
-        load_delta(self.model, Path(cast(str, self.state.best_model_checkpoint)))
+        if self._as_given:
+            super()._load_best_model()
+        else:
+            load_delta(self.model, Path(cast(str, self.state.best_model_checkpoint)))
 
 
 class _CheckLoss(TrainerCallback):

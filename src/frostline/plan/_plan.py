@@ -24,6 +24,8 @@ class Plan(Options):
         final_norm: mode of the final norm, `frozen` or `full`.
         head: mode of the head, `frozen` or `full`.
         untie: give a tied head its own copy of the embedding, so that it can train while the embeddings stay frozen.
+        frozen_dropout: let dropout act in frozen blocks and embeddings, as freezing by `requires_grad` alone does. By
+            default they are in eval mode. Where dropout acts below the boundary, no activation cache is possible.
         forward: changes of the forward pass and of the loss.
     """
 
@@ -34,6 +36,7 @@ class Plan(Options):
     final_norm: PartMode = Full()
     head: PartMode = Full()
     untie: bool = False
+    frozen_dropout: bool = False
     forward: Forward = Forward()
 
     @field_validator("embeddings", "final_norm", "head", mode="before")

@@ -64,3 +64,40 @@ class FixedSchedule:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         if state:
             raise ValueError(f"a fixed schedule has no state (given: {sorted(state)})")
+
+
+class KeepingDropout:
+    """The plans of another schedule, each with `frozen_dropout`.
+
+    Args:
+        schedule: the other one. State and observations are its own.
+    """
+
+    def __init__(self, schedule: Schedule) -> None:
+        self._schedule = schedule
+
+    @property
+    def first(self) -> Plan:
+        return _keeping(self._schedule.first)
+
+    @property
+    def observes(self) -> frozenset[str]:
+        return self._schedule.observes
+
+    @property
+    def settled(self) -> bool:
+        return self._schedule.settled
+
+    def next(self, step: int, observations: Observations) -> Plan | None:
+        plan = self._schedule.next(step, observations)
+        return None if plan is None else _keeping(plan)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._schedule.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._schedule.load_state_dict(state)
+
+
+def _keeping(plan: Plan) -> Plan:
+    return plan.model_copy(update={"frozen_dropout": True})

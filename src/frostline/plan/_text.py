@@ -42,6 +42,8 @@ def to_yaml(plan: Plan) -> str:
     lines += [f"final_norm: {_flow(_short(plan.final_norm))}", f"head: {_flow(_short(plan.head))}"]
     if plan.untie:
         lines.append("untie: true")
+    if plan.frozen_dropout:
+        lines.append("frozen_dropout: true")
     if forward := plan.forward.model_dump(mode="json", exclude_defaults=True):
         lines.append(f"forward: {_flow(forward)}")
     return "\n".join(lines) + "\n"

@@ -77,6 +77,8 @@ class RunConfig(Options):
         frozen_dtype: what frozen tensors are kept in; `auto` keeps the checkpoint's. Trained tensors are float32.
         frozen_bits: quantize the frozen matrices of the blocks to 8 or 4 bits while training (QLoRA). There is no
             activation cache then.
+        frozen_dropout: let dropout act in frozen blocks too, as freezing by `requires_grad` alone does. By default they
+            are in eval mode. Where dropout acts below the boundary, no activation cache is possible.
         activation_cache: run the frozen blocks below the lowest trained one once, and train from their stored states;
             `auto`: where that is right and saves work.
         activation_cache_limit: the most that all activation caches may use on disk, such as 20GB.
@@ -137,6 +139,7 @@ class RunConfig(Options):
     bf16: bool | None = None
     frozen_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     frozen_bits: Literal[4, 8] | None = None
+    frozen_dropout: bool = False
     activation_cache: Literal["auto", "on", "off"] = "auto"
     activation_cache_limit: str | None = None
     streaming: bool = False

@@ -133,7 +133,7 @@ def _run(
 def _what_became(prepared: Prepared, record: RunRecord, console: Console) -> RunRecord:
     """The record with the notices of training, and with the cost of the plan that it ended with."""
     trainer = prepared.trainer
-    notices = list(trainer.notices)
+    notices = [notice for notice in trainer.notices if notice not in record.notices]
     if trainer.changes:
         notices.append(f"from step {trainer.changes[-1].step} on: activation cache {trainer.cache_report.reason}")
         record = record.model_copy(update={"predicted": predicted_cost(prepared)})
@@ -153,7 +153,7 @@ def _caching_pass(prepared: Prepared, record: RunRecord, console: Console) -> Ru
     with quiet_libraries(), pass_bar(console, "caching pass") as session.progress:
         session.begin()
     freed = f", {size_text(session.report.freed_bytes)} of weights left memory" if session.report.freed_bytes else ""
-    notice = f"activation cache {session.report.reason}{freed}"
+    notice = session.report.notice or f"activation cache {session.report.reason}{freed}"
     console.print(f"note: {notice}")
     # The prediction changes where the activation cache is not used after all, since a check of it failed.
     return record.model_copy(

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from frostline.adapters import adapters_in, add_adapters, check_mergeable, merge_adapters
-from frostline.anatomy import Anatomy, Tensor, Trained, find_anatomy, notices, select, tensor_hashes, untie
+from frostline.anatomy import Anatomy, Tensor, Trained, find_anatomy, notices, select, tensor_hashes, text_model, untie
 from frostline.core.errors import PlanError
 from frostline.plan import Plan
 from frostline.surgery._forward import check_forward, install_forward
@@ -112,7 +112,7 @@ def apply(plan: Plan, model: Any, *, seed: int = 0) -> Applied:
         peft_models=peft_models,
         hooks=hooks,
     )
-    setattr(model, _ATTRIBUTE, applied)
+    note(applied, model)
     return applied
 
 
@@ -149,7 +149,7 @@ def change(plan: Plan, model: Any, *, keep_originals: bool = False) -> Applied:
     changed = replace(
         applied, plan=plan, lr_scales=lr_scales, changed=so_far, hooks=hooks, originals={**applied.originals, **kept}
     )
-    setattr(model, _ATTRIBUTE, changed)
+    note(changed, model)
     return changed
 
 
@@ -163,14 +163,19 @@ def remember(names: Iterable[str], model: Any) -> Applied:
         _remove_hooks(applied)
         hooks = _hooks(model, applied.plan, applied.anatomy)
         applied = replace(applied, changed={**applied.changed, **_parameters(model, past)}, hooks=hooks)
-        setattr(model, _ATTRIBUTE, applied)
+        note(applied, model)
     return applied
 
 
 def applied_to(model: nn.Module) -> Applied | None:
     """What `apply` did to `model`, or None."""
-    found: Applied | None = getattr(model, _ATTRIBUTE, None)
+    found: Applied | None = getattr(model, _ATTRIBUTE, None) or getattr(text_model(model), _ATTRIBUTE, None)
     return found
+
+
+def note(applied: Applied, model: nn.Module) -> None:
+    """Remember with `model` what was done to it."""
+    setattr(model, _ATTRIBUTE, applied)
 
 
 def to_plain(model: Any) -> Any:
@@ -222,7 +227,7 @@ def _check_change(first: Plan, plan: Plan) -> None:
             f"the plan '{plan.strategy}' has {len(plan.blocks)} blocks, the model {len(first.blocks)}: use a plan for "
             "this model"
         )
-    for what in ("untie", "forward"):
+    for what in ("untie", "frozen_dropout", "forward"):
         if getattr(plan, what) != getattr(first, what):
             raise PlanError(f"a plan cannot change {what} during training: use it in the first plan")
     for index, (made, mode) in enumerate(zip(first.blocks, plan.blocks, strict=True)):

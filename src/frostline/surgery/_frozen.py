@@ -15,7 +15,8 @@ def keep_frozen_out(model: nn.Module, plan: Plan, anatomy: Anatomy) -> Removable
     """Before every forward pass of `model`, put frozen blocks in eval mode and remove the input-gradient hook.
 
     Eval mode: with dropout, two passes through a frozen bottom would differ, so it could not be computed once; and in a
-    block that does not train, dropout is only noise. Blocks in eval mode are not checkpointed either.
+    block that does not train, dropout is only noise. Blocks in eval mode are not checkpointed either. A plan with
+    `frozen_dropout` leaves them in train mode.
 
     Input gradients: with activation checkpointing, transformers and PEFT make the output of the embeddings require
     gradients. The backward pass would then run through every frozen block. Only re-entrant checkpointing needs that.
@@ -24,7 +25,7 @@ def keep_frozen_out(model: nn.Module, plan: Plan, anatomy: Anatomy) -> Removable
     later.
     """
     paths = {module: path for path, module in model.named_modules()}
-    frozen = [paths[module] for module in _frozen_modules(model, plan, anatomy)]
+    frozen = [] if plan.frozen_dropout else [paths[module] for module in _frozen_modules(model, plan, anatomy)]
 
     def before_forward(module: Any, _inputs: Any) -> None:
         if module.training:
