@@ -21,8 +21,9 @@ if TYPE_CHECKING:
         UnsupportedModel,
         UserError,
     )
+    from frostline.engine import activation_cache
     from frostline.plan import Plan, load_plan, save_plan
-    from frostline.run import RunConfig, Trainer, make_plan, make_schedule, train
+    from frostline.run import RunConfig, Trainer, attach, make_plan, make_schedule, train
     from frostline.strategies import Budget
     from frostline.surgery import apply
 
@@ -40,7 +41,9 @@ _PLACES = {
     "TrainingError": "frostline.core.errors",
     "UnsupportedModel": "frostline.core.errors",
     "UserError": "frostline.core.errors",
+    "activation_cache": "frostline.engine",
     "apply": "frostline.surgery",
+    "attach": "frostline.run",
     "load": "frostline.checkpoints",
     "load_plan": "frostline.plan",
     "make_plan": "frostline.run",
@@ -64,7 +67,9 @@ __all__ = [
     "TrainingError",
     "UnsupportedModel",
     "UserError",
+    "activation_cache",
     "apply",
+    "attach",
     "load",
     "load_plan",
     "make_plan",

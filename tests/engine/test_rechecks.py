@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 
 from cache_cases import arguments
 from frostline.engine import Trainer
-from frostline.engine._rechecks import Rechecks
+from frostline.hooks import Rechecks
 from frostline.run import make_plan
 from heads import collate, model_of, rows_of
 

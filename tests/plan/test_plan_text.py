@@ -44,6 +44,7 @@ EXAMPLE = Plan(
     ),
     head=Full(lr_scale=2),
     untie=True,
+    frozen_dropout=True,
 )
 YAML = """\
 version: 1
@@ -58,6 +59,7 @@ blocks:
 final_norm: full
 head: {mode: full, lr_scale: 2.0}
 untie: true
+frozen_dropout: true
 """
 JSON = {
     "version": 1,
@@ -83,6 +85,7 @@ JSON = {
     "final_norm": {"mode": "full", "lr_scale": 1.0},
     "head": {"mode": "full", "lr_scale": 2.0},
     "untie": True,
+    "frozen_dropout": True,
 }
 
 

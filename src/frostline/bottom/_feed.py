@@ -33,6 +33,11 @@ from frostline.hooks import packed_starts
 MOST_EXPECTED = 8
 """How many announced batches may wait. Older ones are dropped: their data loader was abandoned."""
 
+BRINGS_STATES = ("past_key_values", "inputs_embeds", "encoder_outputs")
+"""Arguments of a call that replace token ids: the rows cannot be recognized."""
+ASKS_BELOW = ("output_hidden_states", "output_attentions", "use_cache")
+"""Arguments of a call that ask for outputs of the blocks below the boundary."""
+
 States = dict[str, Tensor]
 """Stream -> [B, T, d] on the CPU."""
 

@@ -21,12 +21,13 @@ import torch
 from torch.utils.data import get_worker_info
 
 from frostline.bottom._below import hook_below
+from frostline.bottom._bottom import Declined, NotNeeded, Training
 from frostline.bottom._cache import ActivationCache, DamagedRow, check_room
 from frostline.bottom._caching_pass import caching_pass
 from frostline.bottom._check import difference_in_use, mismatch, padding_difference
-from frostline.bottom._contents import Contents, Declined, NotNeeded, Training
+from frostline.bottom._contents import Contents
 from frostline.bottom._cut import CannotCut, Cut, last_blocks
-from frostline.bottom._feed import ReadAhead, States, rows_in_batch, stored_states
+from frostline.bottom._feed import ASKS_BELOW, BRINGS_STATES, ReadAhead, States, rows_in_batch, stored_states
 from frostline.bottom._report import CacheReport, Processes
 from frostline.bottom._rows import AlteredRow, Features
 from frostline.bottom._standins import StandIns
@@ -38,11 +39,6 @@ from frostline.hooks import state_kept
 
 CacheMode = Literal["auto", "on", "off"]
 _log = logging.getLogger(__name__)
-
-_BRINGS_STATES = ("past_key_values", "inputs_embeds", "encoder_outputs")
-"""Arguments of a call that replace token ids: the rows cannot be recognized."""
-_ASKS_BELOW = ("output_hidden_states", "output_attentions", "use_cache")
-"""Arguments of a call that ask for outputs of the blocks below the boundary."""
 
 
 class _CheckFailed(Declined):
@@ -319,13 +315,13 @@ class CacheSession:
         if self._held or self._standins is None or self._reader is None:
             return
         batch = dict(zip(self._arguments, args, strict=False)) | dict(kwargs)
-        asks = any(batch.get(name) for name in _ASKS_BELOW)
+        asks = any(batch.get(name) for name in ASKS_BELOW)
         if any(isinstance(value, torch.Tensor) and value.is_meta for value in batch.values()):
             raise FrostlineError(
                 "the batch lies on the meta device, as the first weights of a streamed model do: use the trainer's "
                 "device for batches (trainer.args.device)"
             )
-        known = not asks and all(batch.get(name) is None for name in _BRINGS_STATES)
+        known = not asks and all(batch.get(name) is None for name in BRINGS_STATES)
         states = self._reader.take(batch) if known else None
         if states is not None:
             self._feed(states)

@@ -13,8 +13,7 @@ from typing import Any
 
 from frostline.bottom import CacheReport, CacheSession
 from frostline.engine._accumulation import FewRows, PartsTrainer
-from frostline.engine._rechecks import Rechecks
-from frostline.hooks import state_kept
+from frostline.hooks import Rechecks, state_kept
 from frostline.loss_positions import LossPositions, hook_above, use_loss_positions
 
 

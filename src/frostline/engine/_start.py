@@ -8,6 +8,7 @@ from typing import Any, cast
 from torch import nn
 from transformers import TrainingArguments
 
+from frostline.anatomy import text_model
 from frostline.bottom import Load, Streaming
 from frostline.core.errors import ConfigError
 from frostline.plan import FixedSchedule, Plan, Schedule
@@ -46,16 +47,16 @@ def start_schedule(
     already = applied_to(model)
     chosen: Schedule
     if schedule is not None:
-        chosen = schedule(model) if callable(schedule) else schedule
+        chosen = schedule(text_model(model)) if callable(schedule) else schedule
     else:
-        chosen = FixedSchedule(plan if isinstance(plan, Plan) else cast(Callable[[Any], Plan], plan)(model))
+        chosen = FixedSchedule(plan if isinstance(plan, Plan) else cast(Callable[[Any], Plan], plan)(text_model(model)))
     if not chosen.settled and args is not None and args.world_size > 1:
         raise ConfigError(
             "schedule: a plan that changes during training needs one process, and several train: use one process, or a "
             "fixed plan"
         )
     if already is None or already.plan != chosen.first:
-        apply(chosen.first, model, seed=args.seed if args else 0)
+        apply(chosen.first, text_model(model), seed=args.seed if args else 0)
     return chosen
 
 

@@ -24,7 +24,7 @@ from frostline.engine._collator import AnnouncingCollator
 from frostline.engine._flora import Flora, check_flora
 from frostline.engine._in_backward import check_in_backward, step_in_backward
 from frostline.engine._observe import Observer
-from frostline.engine._optimizer import regroup
+from frostline.engine._optimizer import parameter_groups, regroup
 from frostline.engine._ranks import ShareRanks
 from frostline.engine._sampler import GroupedByLength
 from frostline.engine._saving import PlanChange
@@ -227,20 +227,7 @@ class Trainer(ShortcutsTrainer):
         return cast(torch.optim.Optimizer, self.optimizer)
 
     def _parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
-        decayed = set(self.get_decay_parameter_names(model))
-        groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                scale = self.applied.lr_scales.get(name, 1.0)
-                groups.setdefault((name in decayed, scale), []).append(parameter)
-        return [
-            {
-                "params": parameters,
-                "weight_decay": self.args.weight_decay if decays else 0.0,
-                "lr": self.args.learning_rate * scale,
-            }
-            for (decays, scale), parameters in groups.items()
-        ]
+        return parameter_groups(self, model, self.applied.lr_scales)
 
     # Batches.
 

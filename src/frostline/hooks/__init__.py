@@ -25,7 +25,8 @@ from frostline.hooks._compare import (
 from frostline.hooks._foreign import foreign_hook, hooks_on
 from frostline.hooks._override import CALL, FORWARD, Override, attribute_set, is_overridden, overridden
 from frostline.hooks._own_state import state_kept
-from frostline.hooks._packed import packed_lengths, packed_starts
+from frostline.hooks._packed import packed_lengths, packed_starts, says_how_packed
+from frostline.hooks._rechecks import Rechecks
 from frostline.hooks._states import device_of, hidden_given, hidden_of, with_hidden
 from frostline.hooks._stop import Stop, capture, observe, run_until, stoppable
 from frostline.hooks._undisturbed import Generators, all_trained, evaluation_mode, generators_kept, undisturbed
@@ -44,6 +45,7 @@ __all__ = [
     "Loss",
     "NotHookable",
     "Override",
+    "Rechecks",
     "Stop",
     "Tolerance",
     "all_trained",
@@ -69,6 +71,7 @@ __all__ = [
     "packed_lengths",
     "packed_starts",
     "run_until",
+    "says_how_packed",
     "state_kept",
     "stoppable",
     "undisturbed",

@@ -213,7 +213,7 @@ def _parameters(model: nn.Module, names: Collection[str]) -> dict[str, nn.Parame
 
 def _hooks(model: Any, plan: Plan, anatomy: Anatomy) -> tuple[RemovableHandle, ...]:
     aligned, changed = align_dtypes(model, anatomy), install_forward(model, plan, anatomy)
-    return (*aligned, *changed, keep_frozen_out(model, plan, anatomy))
+    return (*aligned, *changed, *keep_frozen_out(model, plan, anatomy))
 
 
 def _remove_hooks(applied: Applied) -> None:

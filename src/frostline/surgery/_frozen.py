@@ -11,8 +11,8 @@ from frostline.anatomy import Anatomy
 from frostline.plan import Plan
 
 
-def keep_frozen_out(model: nn.Module, plan: Plan, anatomy: Anatomy) -> RemovableHandle:
-    """Before every forward pass of `model`, put frozen blocks in eval mode and remove the input-gradient hook.
+def keep_frozen_out(model: nn.Module, plan: Plan, anatomy: Anatomy) -> list[RemovableHandle]:
+    """Put frozen blocks and embeddings in eval mode before they run, and keep input gradients off.
 
     Eval mode: with dropout, two passes through a frozen bottom would differ, so it could not be computed once; and in a
     block that does not train, dropout is only noise. Blocks in eval mode are not checkpointed either. A plan with
@@ -21,22 +21,26 @@ def keep_frozen_out(model: nn.Module, plan: Plan, anatomy: Anatomy) -> Removable
     Input gradients: with activation checkpointing, transformers and PEFT make the output of the embeddings require
     gradients. The backward pass would then run through every frozen block. Only re-entrant checkpointing needs that.
 
-    This is a hook, not one call, because training loops call `model.train()` again and may switch checkpointing on
-    later.
+    These are hooks, not one call, because training loops call `model.train()` again and may switch checkpointing on
+    later. Those of the frozen modules are on these modules, because some loops call the model's `forward` itself.
     """
-    paths = {module: path for path, module in model.named_modules()}
-    frozen = [] if plan.frozen_dropout else [paths[module] for module in _frozen_modules(model, plan, anatomy)]
 
-    def before_forward(module: Any, _inputs: Any) -> None:
-        if module.training:
-            for path in frozen:  # by path, because a copy of the model has other modules
-                part = module.get_submodule(path)
-                if not hasattr(part, "neftune_noise_alpha"):  # noise that a user wants acts in train mode alone
-                    part.eval()
+    def without_input_gradients(module: Any, _inputs: Any) -> None:
         if plan.boundary > 0 and getattr(module, "_require_grads_hooks", None):
             module.disable_input_require_grads()
 
-    return model.register_forward_pre_hook(before_forward)
+    frozen = [] if plan.frozen_dropout else _frozen_modules(model, plan, anatomy)
+    return [
+        model.register_forward_pre_hook(without_input_gradients),
+        *(module.register_forward_pre_hook(_in_eval_mode) for module in frozen),
+    ]
+
+
+def _in_eval_mode(module: nn.Module, _inputs: Any) -> None:
+    if module.training and not hasattr(
+        module, "neftune_noise_alpha"
+    ):  # noise that a user wants acts in train mode alone
+        module.eval()
 
 
 def _frozen_modules(model: nn.Module, plan: Plan, anatomy: Anatomy) -> list[nn.Module]:

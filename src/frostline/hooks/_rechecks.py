@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from frostline.hooks import hooks_on
+from frostline.hooks._foreign import hooks_on
 
 ALWAYS = 4
 """Up to this step, checks are made whatever their time."""
