@@ -14,11 +14,10 @@ import torch
 from torch import nn
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import get_last_checkpoint
 
 from frostline.bottom import Amount, CacheMode, CacheSession, Load, Processes, Training
 from frostline.checkpoints import load_delta
-from frostline.core.errors import ConfigError, TrainingError
+from frostline.core.errors import CheckpointError, ConfigError, TrainingError
 from frostline.cost import Estimate, Workload, cache_estimate
 from frostline.engine._collator import AnnouncingCollator
 from frostline.engine._flora import Flora, check_flora
@@ -135,7 +134,12 @@ class Trainer(ShortcutsTrainer):
                 "from before training: leave both out"
             )
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = get_last_checkpoint(str(self.args.output_dir))
+            resume_from_checkpoint = self._last_checkpoint()
+            if resume_from_checkpoint is None:
+                raise CheckpointError(
+                    f"No valid checkpoint found in output directory ({self.args.output_dir}): use the folder of the "
+                    "training to resume, or train() for a new one"
+                )
         try:
             return super().train(resume_from_checkpoint, *positional, **options)
         finally:
