@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import TrainerCallback, TrainingArguments
+from transformers import TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from frostline.bottom import Amount, CacheMode, CacheSession, Load, Processes, Training
@@ -107,8 +107,8 @@ class Trainer(ShortcutsTrainer):
         self._step = -1
         self._made_optimizer = False
         super().__init__(model, args, *positional, **options)
-        self.add_callback(ShareRanks())
-        self.add_callback(_CheckLoss(self))
+        if self.applied.peft_models or not self.schedule.settled:
+            self.add_callback(ShareRanks())
         self.observer = Observer(self.model, self.schedule.observes)
         check_loss_is_the_models(self.applied.plan, self._loss_is_custom())
         self._streaming = streaming(self.model, self.applied, load_bottom)
@@ -306,6 +306,7 @@ class Trainer(ShortcutsTrainer):
         return super()._clip_grad_norm(model) if summing is None else summing.clip_norm(self.args.max_grad_norm)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        self.check_loss(self.last_loss)  # here, because it runs once a step, just before the optimizer
         if self._gradient_norms:
             grad_norm = torch.linalg.vector_norm(torch.stack(self._gradient_norms))
         if grad_norm is None and (summing := self._summing_optimizer()) is not None:
@@ -355,13 +356,3 @@ class Trainer(ShortcutsTrainer):
             super()._load_best_model()
         else:
             load_delta(self.model, Path(cast(str, self.state.best_model_checkpoint)))
-
-
-class _CheckLoss(TrainerCallback):
-    """Ends training before a step when the loss is not a number."""
-
-    def __init__(self, trainer: Trainer) -> None:
-        self._trainer = trainer
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._trainer.check_loss(self._trainer.last_loss)
