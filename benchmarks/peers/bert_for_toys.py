@@ -1,14 +1,15 @@
 """A pytest plugin: transformers' own Trainer tests, on a BERT of two blocks, of which one is frozen.
 
-The tests train `y = a x + b`. A plan needs blocks, so here the model is `y = a x + b + BERT(x)`: the two scalars that
-the tests look at stay, and below them is a BERT that reads the digits of x as tokens. Its head starts at zero, so before
-training the model is exactly the one that the tests expect. Tests that bring a model of their own with two or more
-blocks (a tiny GPT-2 or Llama) keep it. Tests whose model has no blocks are skipped.
+The tests train `y = a x + b`. A plan needs blocks, so here the model is `y = a x + b + BERT(x)`. The two scalars that
+the tests look at stay, and beside them is a BERT that reads the digits of x as tokens. Its head starts at zero, so
+before training the model is exactly the one that the tests expect. Tests that bring a model of their own with two or
+more blocks (a tiny GPT-2 or Llama) keep it. Tests whose model has no blocks are skipped.
 
 The name `Trainer` means, by the variable `PEER_TRAINER`:
 
 - `plain`: `transformers.Trainer`, with the tensors that bot50 freezes frozen by `requires_grad`;
-- `frostline`: `frostline.Trainer` with bot50 and the activation cache on.
+- `frostline`: `frostline.Trainer` with bot50 and the activation cache on. A checkpoint is a delta by design, so the
+  tests' own checks of a checkpoint look for the files of a delta, and `model.safetensors` is read from the delta.
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import transformers
 from torch import nn
 from transformers import BertConfig, BertModel, PreTrainedModel
 
 import frostline as fl
+from frostline.checkpoints import load_delta
 from frostline.core.errors import PlanError, UnsupportedModel
 
 BASE, DIGITS = 16, 8
@@ -86,7 +89,7 @@ class Toy(PreTrainedModel):
 
     def predict(self, input_ids: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
         """y for numbers [batch, numbers] given as tokens, or y [batch] where each row is one number."""
-        states = self.bert(input_ids.long()).last_hidden_state.unflatten(1, (-1, DIGITS))[:, :, 0]
+        states = self.bert(input_ids).last_hidden_state.unflatten(1, (-1, DIGITS))[:, :, 0]
         y = numbers(input_ids) * self.a + self.b + self.classifier(states).squeeze(-1)
         return y.reshape(labels.shape) if labels is not None else y.squeeze(-1)
 
@@ -139,8 +142,9 @@ def prepared(options: dict[str, Any]) -> dict[str, Any]:
     """Options of a trainer, where a `datasets.Dataset` with the column of x has the tokens of x instead."""
     rows = options.get("train_dataset")
     if "input_x" in getattr(rows, "column_names", ()):
-        rows = rows.map(lambda row: {"input_ids": tokens(row["input_x"])}, remove_columns="input_x")
-        options = {**options, "train_dataset": rows}
+        form = rows.format["type"]  # without the format's dtype, which is for numbers
+        rows = rows.with_format(None).map(lambda row: {"input_ids": tokens(row["input_x"])}, remove_columns="input_x")
+        options = {**options, "train_dataset": rows.with_format(form)}
     return options
 
 
@@ -175,18 +179,73 @@ def freeze(model: Any) -> Any:
 
 
 class FrostlineTrainer(fl.Trainer):
-    """`frostline.Trainer` with bot50 and the activation cache on."""
+    """`frostline.Trainer` with bot50 and the activation cache on.
 
-    def __init__(self, model: Any = None, *given: Any, **options: Any) -> None:
+    Where the cache cannot be used (rows that come as a stream, noise on the embeddings), `on` is an error by design, so
+    it is `auto` there.
+    """
+
+    def __init__(self, model: Any = None, args: Any = None, *given: Any, **options: Any) -> None:
         plan = None if model is None else bot50(model)
-        super().__init__(model, *given, plan=plan, activation_cache="on", **prepared(options))
+        rows = options.get("train_dataset")
+        streams = rows is not None and not hasattr(rows, "__len__")
+        cache = "auto" if streams or getattr(args, "neftune_noise_alpha", None) is not None else "on"
+        super().__init__(model, args, *given, plan=plan, activation_cache=cache, **prepared(options))
+
+    def train(self, *given: Any, **options: Any) -> Any:
+        try:
+            return super().train(*given, **options)
+        finally:
+            TRAININGS.append("used" if self.cache_report.used else self.cache_report.reason)
+
+
+class DeltaToy(Toy):
+    """A toy whose checkpoint may be a delta."""
+
+    @classmethod
+    def from_pretrained(cls, folder: Any, *given: Any, **options: Any) -> Any:
+        model = cls(cls.config_class.from_pretrained(folder))
+        load_delta(model, Path(folder))
+        return model
+
+
+def check_deltas(toys: Any) -> None:
+    """Let the tests' own checks of a checkpoint look for the files of a delta, and read the weights from it."""
+    read_file = safetensors.torch.load_file
+
+    def read(file: Any, *given: Any, **options: Any) -> Any:
+        folder = Path(file).parent
+        if Path(file).name == "model.safetensors" and (folder / "delta.json").is_file():
+            return DeltaToy.from_pretrained(folder).state_dict()
+        return read_file(file, *given, **options)
+
+    def check_saved(self: Any, output_dir: str, freq: int, total: int, *_: Any, **__: Any) -> None:
+        for step in range(freq, total, freq):
+            files = {file.name for file in (Path(output_dir) / f"checkpoint-{step}").iterdir()}
+            self.assertLessEqual(DELTA_FILES, files)
+
+    own = toys.TrainerIntegrationCommon.check_best_model_has_been_loaded
+
+    def check_best(self: Any, *given: Any, **options: Any) -> None:
+        own(self, *given, **{**options, "is_pretrained": True})
+
+    safetensors.torch.load_file = read
+    toys.TrainerIntegrationCommon.check_saved_checkpoints = check_saved
+    toys.TrainerIntegrationCommon.check_best_model_has_been_loaded = check_best
+    toys.RegressionPreTrainedModel = DeltaToy
 
 
 class Missing:
-    """In place of names that were in transformers when the tests were written."""
+    """In place of a name that is no longer in transformers."""
 
 
-TRAINERS = {"plain": PlainTrainer, "frostline": FrostlineTrainer}
+TRAININGS: list[str] = []
+"""For each training of a test with `frostline`: that the activation cache was used, or why not."""
+DELTA_FILES = {
+    *("delta.json", "delta.safetensors", "config.json", "trainer_state.json"),
+    *("optimizer.json", "optimizer.safetensors", "scheduler.json", "schedule.json", "rng_0.json"),
+}
+TRAINER = {"plain": PlainTrainer, "frostline": FrostlineTrainer}[os.environ["PEER_TRAINER"]]
 TOYS = {
     "RegressionModelConfig": ToyConfig,
     "RegressionPreTrainedModel": Toy,
@@ -203,10 +262,18 @@ def pytest_configure(config: pytest.Config) -> None:
     for name in ("GlueDataset", "GlueDataTrainingArguments"):
         if not hasattr(package, name):
             setattr(package, name, Missing)
-    package.Trainer = TRAINERS[os.environ["PEER_TRAINER"]]
+    package.Trainer = TRAINER
     sys.path.insert(0, str(Path.cwd()))
     toys = importlib.import_module("tests.trainer.trainer_test_utils")
     toys.RegressionDataset = of_tokens(toys.RegressionDataset)
     toys.DynamicShapesDataset = of_tokens(toys.DynamicShapesDataset)
     for name, toy in TOYS.items():
         setattr(toys, name, toy)
+    if TRAINER is FrostlineTrainer:
+        check_deltas(toys)
+
+
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """Write to the results what became of the activation cache in the trainings of a test."""
+    item.user_properties += [("cache", what) for what in TRAININGS]
+    TRAININGS.clear()
