@@ -127,7 +127,15 @@ class Trainer(ShortcutsTrainer):
         return float(self._loss)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *positional: Any, **options: Any) -> Any:
-        """Train as `transformers.Trainer.train` does, with the activation cache where `activation_cache` says so."""
+        """Train as `transformers.Trainer.train` does, with the activation cache where `activation_cache` says so.
+
+        Args:
+            resume_from_checkpoint: the folder of a checkpoint; True: the last one in the output folder.
+            positional: as for `transformers.Trainer.train`.
+            options: the same, by name.
+
+        Raises `CheckpointError` when there is no checkpoint to resume from, or it is not complete.
+        """
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ConfigError(
                 "fsdp, deepspeed: weights in shards are not supported yet, because their delta would hold the weights "
