@@ -186,11 +186,10 @@ class FrostlineTrainer(fl.Trainer):
     """
 
     def __init__(self, model: Any = None, args: Any = None, *given: Any, **options: Any) -> None:
-        plan = None if model is None else bot50(model)
         rows = options.get("train_dataset")
         streams = rows is not None and not hasattr(rows, "__len__")
         cache = "auto" if streams or getattr(args, "neftune_noise_alpha", None) is not None else "on"
-        super().__init__(model, args, *given, plan=plan, activation_cache=cache, **prepared(options))
+        super().__init__(model, args, *given, plan=bot50, activation_cache=cache, **prepared(options))
 
     def train(self, *given: Any, **options: Any) -> Any:
         try:

@@ -107,8 +107,8 @@ class Trainer(ShortcutsTrainer):
         self._step = -1
         self._made_optimizer = False
         super().__init__(model, args, *positional, **options)
-        if self.applied.peft_models or not self.schedule.settled:
-            self.add_callback(ShareRanks())
+        if self.applied.peft_models or self.model_init is not None or not self.schedule.settled:
+            self.add_callback(ShareRanks())  # a later plan may have ranks too
         self.observer = Observer(self.model, self.schedule.observes)
         check_loss_is_the_models(self.applied.plan, self._loss_is_custom())
         self._streaming = streaming(self.model, self.applied, load_bottom)
