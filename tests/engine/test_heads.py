@@ -161,6 +161,16 @@ def test_with_the_cache_it_is_plain_training(tmp_path: Path, name: str, head: st
     assert ours.cache_report.used == (head != "choices")
 
 
+@pytest.mark.parametrize(("name", "head"), [("bert", "classes"), ("bert", "masked"), ("t5", "seq2seq")])
+def test_a_model_that_returns_a_tuple_trains(tmp_path: Path, name: str, head: str) -> None:
+    ours, expected = made(tmp_path, name, head, 0.0, activation_cache="on"), plain(tmp_path, name, head)
+    for trainer in (ours, expected):
+        trainer.model.config.return_dict = False
+    assert losses(ours) == pytest.approx(losses(expected), abs=1e-4)
+    assert ours.cache_report.used
+    assert "the last block runs at every position: the model's output, a tuple, has no 'lo" in ours.notices[0]
+
+
 @pytest.mark.parametrize("accumulation", [1, 4])
 @pytest.mark.parametrize(("name", "head"), CASES)
 def test_with_dropout_above_it_draws_the_same(tmp_path: Path, name: str, head: str, accumulation: int) -> None:

@@ -84,6 +84,27 @@ def test_an_incomplete_checkpoint_is_refused(tmp_path: Path, missing: str, why: 
         trainer_of(tmp_path, "bot50").train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
 
+@pytest.mark.parametrize("given", [True, "checkpoint-2"])
+def test_resuming_needs_a_checkpoint(tmp_path: Path, given: Any) -> None:
+    trainer = trainer_of(tmp_path, "bot50")
+    with pytest.raises(CheckpointError, match="valid checkpoint"):
+        trainer.train(resume_from_checkpoint=given if given is True else str(tmp_path / given))
+    assert trainer.state.global_step == 0, "it does not begin anew"
+
+
+@pytest.mark.parametrize(("save_steps", "best"), [(1, "checkpoint-3"), (2, None), (3, "checkpoint-3")])
+def test_the_best_checkpoint_is_one_that_was_saved(tmp_path: Path, save_steps: int, best: str | None) -> None:
+    model, rows = model_of("bert", "classes"), rows_of("classes")
+    best_is_first = {"metric_for_best_model": "loss", "greater_is_better": True}  # because the loss falls
+    when = {"eval_strategy": "steps", "eval_steps": 3, "save_strategy": "steps", "save_steps": save_steps}
+    args = arguments(tmp_path, **{"max_steps": 6, **when, **best_is_first})
+    plan = make_plan(model, "bot50")
+    trainer = Trainer(model, args, plan=plan, train_dataset=rows, eval_dataset=rows, data_collator=collate)
+    trainer.train()
+    assert trainer.state.best_global_step == 3
+    assert trainer.state.best_model_checkpoint == (best and str(tmp_path / best))
+
+
 def test_sharded_weights_are_refused_before_training(tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, "bot50")
     trainer.is_fsdp_enabled = True

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainingArguments
 
@@ -236,6 +237,13 @@ def test_old_checkpoints_are_removed_and_the_best_is_found(tmp_path: Path) -> No
     assert Path(made.state.best_model_checkpoint).is_dir()
     best = min(entry["eval_loss"] for entry in made.state.log_history if "eval_loss" in entry)
     assert made.evaluate()["eval_loss"] == pytest.approx(best, rel=1e-5)
+
+
+def test_the_callbacks_are_those_of_transformers(tmp_path: Path) -> None:
+    ours = trainer(tmp_path, "bot50")
+    plain = transformers.Trainer(tiny("llama"), arguments(tmp_path))
+    kinds = [[type(callback) for callback in made.callback_handler.callbacks] for made in (ours, plain)]
+    assert kinds[0] == kinds[1]
 
 
 def test_a_loss_that_is_no_number_ends_training(tmp_path: Path) -> None:

@@ -119,8 +119,9 @@ class SavingTrainer(transformers.Trainer):
             )
 
     def _point_best_checkpoint_to(self, run_folder: Path, staged: Path) -> None:
-        if self.state.best_global_step:
-            self.state.best_model_checkpoint = str(run_folder / f"checkpoint-{self.state.best_global_step}")
+        name = f"checkpoint-{self.state.best_global_step}"
+        if name == staged.name or (run_folder / name).is_dir():  # a best step without a checkpoint has no folder
+            self.state.best_model_checkpoint = str(run_folder / name)
             self.state.save_to_json(str(staged / "trainer_state.json"))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False, *, whole: bool = False) -> None:
@@ -199,7 +200,9 @@ class SavingTrainer(transformers.Trainer):
             SCHEDULER_FILE,
             self._rng_file(),
         )
-        missing = [name for name in parts if folder.is_dir() and not (folder / name).is_file()]
+        if not folder.is_dir():
+            raise CheckpointError(f"Can't find a valid checkpoint at {folder}: use the folder of a checkpoint")
+        missing = [name for name in parts if not (folder / name).is_file()]
         if missing:
             saved = len(list(folder.glob("rng_*.json")))
             why = ""
@@ -221,6 +224,10 @@ class SavingTrainer(transformers.Trainer):
     def _names(self) -> dict[int, str]:
         return {id(parameter): name for name, parameter in self.model.named_parameters()}
 
+    def _last_checkpoint(self) -> str | None:
+        folder = str(self.args.output_dir)
+        return get_last_checkpoint(folder) if Path(folder).is_dir() else None
+
     def _last_checkpoint_hint(self) -> str:
-        last = get_last_checkpoint(self.args.output_dir) if Path(self.args.output_dir).is_dir() else None
+        last = self._last_checkpoint()
         return f"; the last checkpoint is {last}" if last else ""

@@ -12,13 +12,12 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import TrainerCallback, TrainingArguments
+from transformers import TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import get_last_checkpoint
 
 from frostline.bottom import Amount, CacheMode, CacheSession, Load, Processes, Training
 from frostline.checkpoints import load_delta
-from frostline.core.errors import ConfigError, TrainingError
+from frostline.core.errors import CheckpointError, ConfigError, TrainingError
 from frostline.cost import Estimate, Workload, cache_estimate
 from frostline.engine._collator import AnnouncingCollator
 from frostline.engine._flora import Flora, check_flora
@@ -108,8 +107,8 @@ class Trainer(ShortcutsTrainer):
         self._step = -1
         self._made_optimizer = False
         super().__init__(model, args, *positional, **options)
-        self.add_callback(ShareRanks())
-        self.add_callback(_CheckLoss(self))
+        if self.applied.peft_models or self.model_init is not None or not self.schedule.settled:
+            self.add_callback(ShareRanks())  # a later plan may have ranks too
         self.observer = Observer(self.model, self.schedule.observes)
         check_loss_is_the_models(self.applied.plan, self._loss_is_custom())
         self._streaming = streaming(self.model, self.applied, load_bottom)
@@ -128,14 +127,27 @@ class Trainer(ShortcutsTrainer):
         return float(self._loss)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *positional: Any, **options: Any) -> Any:
-        """Train as `transformers.Trainer.train` does, with the activation cache where `activation_cache` says so."""
+        """Train as `transformers.Trainer.train` does, with the activation cache where `activation_cache` says so.
+
+        Args:
+            resume_from_checkpoint: the folder of a checkpoint; True: the last one in the output folder.
+            positional: as for `transformers.Trainer.train`.
+            options: the same, by name.
+
+        Raises `CheckpointError` when there is no checkpoint to resume from, or it is not complete.
+        """
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ConfigError(
                 "fsdp, deepspeed: weights in shards are not supported yet, because their delta would hold the weights "
                 "from before training: leave both out"
             )
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = get_last_checkpoint(str(self.args.output_dir))
+            resume_from_checkpoint = self._last_checkpoint()
+            if resume_from_checkpoint is None:
+                raise CheckpointError(
+                    f"No valid checkpoint found in output directory ({self.args.output_dir}): use the folder of the "
+                    "training to resume, or train() for a new one"
+                )
         try:
             return super().train(resume_from_checkpoint, *positional, **options)
         finally:
@@ -289,6 +301,7 @@ class Trainer(ShortcutsTrainer):
         return super()._clip_grad_norm(model) if summing is None else summing.clip_norm(self.args.max_grad_norm)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        self.check_loss(self.last_loss)  # here, because it runs once a step, just before the optimizer
         if self._gradient_norms:
             grad_norm = torch.linalg.vector_norm(torch.stack(self._gradient_norms))
         if grad_norm is None and (summing := self._summing_optimizer()) is not None:
@@ -338,13 +351,3 @@ class Trainer(ShortcutsTrainer):
             super()._load_best_model()
         else:
             load_delta(self.model, Path(cast(str, self.state.best_model_checkpoint)))
-
-
-class _CheckLoss(TrainerCallback):
-    """Ends training before a step when the loss is not a number."""
-
-    def __init__(self, trainer: Trainer) -> None:
-        self._trainer = trainer
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._trainer.check_loss(self._trainer.last_loss)

@@ -27,7 +27,7 @@ from frostline.hooks import (
 from frostline.loss_positions._head import ChunkedHead, HeadNotChunkable, default_chunk, find_head
 from frostline.loss_positions._last_block import NarrowBlock, NotNarrowable, find_projections
 from frostline.loss_positions._positions import LossRule, one_label_a_token, positions_read
-from frostline.loss_positions._rule import draws_random_numbers, find_rule
+from frostline.loss_positions._rule import OutputWithoutNames, draws_random_numbers, find_rule
 
 # Arguments of a call that ask for more output than a loss, or bring keys and values of earlier tokens.
 _NEEDS_MORE_OUTPUT = (
@@ -87,9 +87,14 @@ class LossPositions:
         self._config = model.config.get_text_config()
         self._pad_token_id = self._config.pad_token_id
         block = get_block(model, anatomy, anatomy.blocks[-1].index)
-        self.rule = find_rule(model, block, batch)
+        self.rule = LossRule.ALL
         self._patch = Override(model, self._forward)
         self._own = self._patch.own
+        try:
+            self.rule = find_rule(model, block, batch)
+        except OutputWithoutNames as reason:
+            self._run_at_every_position(str(reason))
+            return
         asked = next((name for name in _NEEDS_MORE_OUTPUT if self._asks_for(name, batch)), None)
         if asked is not None:
             self._run_at_every_position(f"the model returns more than a loss ({asked})")

@@ -11,8 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from frostline.core.errors import FrostlineError
 from frostline.hooks import CALL, Generators, Override, device_of, hidden_of, undisturbed, with_hidden
 from frostline.loss_positions._positions import LossRule, one_label_a_token, positions_read
+
+
+class OutputWithoutNames(FrostlineError):
+    """The model's output has no loss or no logits by name (it may be a tuple); the message says so, in one clause."""
 
 
 def find_rule(model: Any, block: nn.Module, inputs: Mapping[str, Any]) -> LossRule:
@@ -24,6 +29,8 @@ def find_rule(model: Any, block: nn.Module, inputs: Mapping[str, Any]) -> LossRu
         model: a transformers model with a loss of its own.
         block: its last block.
         inputs: a small batch, best with rows of different lengths.
+
+    Raises `OutputWithoutNames` when the model's output has no loss or logits by name (`return_dict=False`).
     """
     inputs = dict(inputs)
     labels, ids = inputs.get("labels"), inputs.get("input_ids")
@@ -90,6 +97,9 @@ def _gradient(model: Any, block: nn.Module, inputs: Mapping[str, Any], by_label:
     try:
         with undisturbed(model):
             output = model(**inputs)
+            missing = [name for name in ("loss", "logits")[: 1 if by_label else 2] if not hasattr(output, name)]
+            if missing:
+                raise OutputWithoutNames(f"the model's output, a {type(output).__name__}, has no '{missing[0]}'")
             (gradient,) = torch.autograd.grad(
                 output.loss if by_label else (output.logits * torch.randn_like(output.logits)).sum(),
                 leaves[-1],
