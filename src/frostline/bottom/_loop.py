@@ -160,13 +160,14 @@ class LoopSession:
             return
         device = self._training.device
         self._computed_in = _autocast(device)
-        found = self._by_precision[self._computed_in] = self._open(device, collate)
-        bottom, cache = found.bottom, found.cache.cache
+        known = self._by_precision[self._computed_in] = self._open(device, collate)
+        bottom, cache = known.bottom, known.cache.cache
         every = {bottom.key(row): row for row in rows}
         missing = {key: every[key] for key in cache.missing(every)}
-        check_room(self._root, sum(bottom.bytes_of(row) for row in missing.values()), self._limit)
+        size = sum(bottom.bytes_of(row) for row in missing.values())
+        check_room(self._root, size, self._limit)
         with self.paused(), cache.lock():
-            missing = {key: missing[key] for key in cache.missing(missing)}
+            missing = {key: missing[key] for key in cache.missing(missing)}  # another process may have filled it
             blocks = last_blocks(bottom.cut)
             caching_pass(
                 self._training.model,
@@ -176,7 +177,9 @@ class LoopSession:
                 cache,
                 progress=lambda done: progress(done, len(missing)),
             )
-        self._report(rows=len(missing), found=len(every) - len(missing))
+        known.cache.written += len(missing)
+        known.cache.bytes += size
+        self._count()
 
     def end(self) -> None:
         """Stop, bring the bottom back to memory, and write what is not written yet."""

@@ -223,6 +223,7 @@ class _Attachment(TrainerCallback):
     # The savings, from the first step under a plan to the last.
 
     def _begin(self, step: int) -> None:
+        self._positions = self._found_positions()  # first: the sessions see calls before they do
         refusal = self._cache_refusal()
         if refusal is not None:
             if self._mode == "on" and self._schedule.settled:
@@ -232,20 +233,19 @@ class _Attachment(TrainerCallback):
             self._sessions = [self._session(model, step) for model in self._models()]
             for session in self._sessions:
                 session.begin()
-        self._positions = self._found_positions()
         self._rechecks = Rechecks(self._model, step)
         self._show()
 
     def _end(self) -> None:
-        if self._positions is not None:  # it was put on the model last
-            self._positions_notices = self._positions.notices
-            self._positions.remove()
-            self._positions = None
         for session in self._sessions:
             session.end()
         if self._sessions:
             self._report = self._sessions[0].report
         self._sessions = []
+        if self._positions is not None:
+            self._positions_notices = self._positions.notices
+            self._positions.remove()
+            self._positions = None
         self._show()
 
     def _cache_refusal(self) -> str | None:
