@@ -196,7 +196,8 @@ class LoopSession:
         self._returned, self._by_precision, self._checked = {}, {}, False
         for cache in self._caches.values():
             cache.flush()
-        self._count()
+        if self.report.used:
+            self._count()
 
     def give_up(self, reason: str) -> None:
         """Run the bottom itself from now on. `reason` is reported."""
@@ -387,10 +388,10 @@ class LoopSession:
     def _count(self) -> None:
         caches = self._caches.values()
         full = next((cache.full for cache in caches if cache.full is not None), None)
-        if full is not None and full not in self.report.reason:
-            self._report(reason=f"on, but no more rows are stored: {full}")
         written, size = sum(cache.written for cache in caches), sum(cache.bytes for cache in caches)
-        self.report = replace(self.report, rows=written, bytes=size)
+        room = "" if full is None else f"; no more are stored: {full}"
+        reason = f"on: {written:,} rows were stored, {self._fed:,} calls did not run the bottom{room}"
+        self.report = replace(self.report, rows=written, bytes=size, reason=reason)
 
     def _report(self, **changes: Any) -> None:
         self.report = replace(self.report, **changes)
