@@ -24,7 +24,15 @@ from frostline.bottom._contents import Contents
 from frostline.bottom._cut import last_blocks
 from frostline.bottom._feed import rows_in_batch, stored_states
 from frostline.bottom._standins import StandIns
-from frostline.hooks import OTHER_BATCH, STORED_IN_FEWER_BITS, Tolerance, compare_training, observe, state_kept
+from frostline.hooks import (
+    OTHER_BATCH,
+    STORED_IN_FEWER_BITS,
+    Tolerance,
+    compare_training,
+    compute_step,
+    observe,
+    state_kept,
+)
 
 Without = Callable[[], AbstractContextManager[None]]
 Holding = Callable[[Any, Any], AbstractContextManager[None]]
@@ -89,11 +97,12 @@ def mismatch(contents: Contents, rows: Mapping[str, Any]) -> str | None:
         pass_rows(model, last_blocks(cut), passage, {other_row: rows[other_row]})
         return fed(own_states)
 
-    found = compare_training(model, with_bottom, replayed, CROSSING, training=True)
+    plain = compute_step(model, with_bottom, training=True)
+    found = compare_training(model, plain, replayed, CROSSING, training=True)
     if found is not None:
         return f"something other than the hidden states crosses the boundary: without the bottom {found}"
     stored = stored_states(contents.cache, rows_in_batch(keys, batch, features, passage.names))
-    found = compare_training(model, loss, lambda: fed(stored), _tolerance(passage), training=True)
+    found = compare_training(model, plain, lambda: fed(stored), _tolerance(passage), training=True)
     return None if found is None else f"the states in the cache are not those of this model: with them {found}"
 
 

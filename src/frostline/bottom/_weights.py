@@ -59,7 +59,7 @@ class OffloadedWeights:
         for parameter, tensor in zip(self._parameters, mapped, strict=True):
             parameter.data = tensor
         self._pinned = [Override(module, _stay(module), "_apply") for module in self._modules]
-        give_back_free_memory()
+        give_back_free_memory(collect=False)
         return sum(parameter.nbytes for parameter in self._parameters)
 
     def restore(self) -> None:

@@ -18,8 +18,10 @@ from frostline.hooks._compare import (
     SAME_NUMBERS,
     STORED_IN_FEWER_BITS,
     Loss,
+    Step,
     Tolerance,
     compare_training,
+    compute_step,
     computes_in_fewer_bits,
 )
 from frostline.hooks._foreign import foreign_hook, hooks_on
@@ -46,6 +48,7 @@ __all__ = [
     "NotHookable",
     "Override",
     "Rechecks",
+    "Step",
     "Stop",
     "Tolerance",
     "all_trained",
@@ -54,6 +57,7 @@ __all__ = [
     "attribute_set",
     "capture",
     "compare_training",
+    "compute_step",
     "computes_in_fewer_bits",
     "device_of",
     "evaluation_mode",

@@ -58,8 +58,34 @@ def computes_in_fewer_bits(model: nn.Module, device: torch.device) -> bool:
     return torch.is_autocast_enabled(device.type) or any(torch.finfo(dtype).bits < 32 for dtype in dtypes)
 
 
+@dataclass(frozen=True)
+class Step:
+    """What one computation of a batch gave: its loss, and the gradients of the trained parameters in their order."""
+
+    loss: float
+    gradients: list[Tensor | None]
+
+
+def compute_step(model: nn.Module, compute: Loss, *, training: bool = False) -> Step:
+    """Compute a loss and its gradients, and leave the model as it was.
+
+    Args:
+        model: the gradients of its trained parameters are computed.
+        compute: the loss.
+        training: as for `compare_training`.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    with undisturbed(model, training=training):
+        loss = compute()
+        gradients = (
+            torch.autograd.grad(loss, trained, allow_unused=True) if loss.requires_grad else [None] * len(trained)
+        )
+        found = [None if gradient is None else gradient.detach().float() for gradient in gradients]
+        return Step(float(loss.detach()), found)
+
+
 def compare_training(
-    model: nn.Module, own: Loss, other: Loss, tolerance: Tolerance, *, training: bool = False
+    model: nn.Module, own: Loss | Step, other: Loss, tolerance: Tolerance, *, training: bool = False
 ) -> str | None:
     """Say in one line how two computations of a batch differ in loss or gradients; None when they agree.
 
@@ -68,21 +94,22 @@ def compare_training(
 
     Args:
         model: the gradients of its trained parameters are compared.
-        own: the plain computation.
+        own: the plain computation, or what it gave.
         other: the computation that may replace it.
         tolerance: how far the two may differ.
         training: run the model in train mode (frozen parts stay in eval mode); otherwise all of it in eval mode.
     """
-    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    loss, gradients = _step(model, own, list(trained.values()), training)
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    plain = own if isinstance(own, Step) else compute_step(model, own, training=training)
     try:
-        other_loss, other_gradients = _step(model, other, list(trained.values()), training)
+        replacing = compute_step(model, other, training=training)
     except Exception as error:
         return f"it fails ({first_line(error)})"
+    loss, other_loss, gradients = plain.loss, replacing.loss, plain.gradients
     if not abs(other_loss - loss) <= tolerance.loss * max(1.0, abs(loss)):
         return f"its loss is {other_loss:.6g}, not {loss:.6g}"
     largest = max((float(gradient.norm()) for gradient in gradients if gradient is not None), default=0.0)
-    for name, mine, its in zip(trained, gradients, other_gradients, strict=True):
+    for name, mine, its in zip(trained, gradients, replacing.gradients, strict=True):
         if mine is None and its is None:
             continue
         given = mine if mine is not None else its
@@ -93,14 +120,3 @@ def compare_training(
         if not away <= tolerance.gradient * scale:
             return f"its gradient of {name} " + (f"differs by {away / scale:.1%}" if scale else "is not zero")
     return None
-
-
-def _step(
-    model: nn.Module, compute: Loss, trained: list[nn.Parameter], training: bool
-) -> tuple[float, list[Tensor | None]]:
-    with undisturbed(model, training=training):
-        loss = compute()
-        gradients = (
-            torch.autograd.grad(loss, trained, allow_unused=True) if loss.requires_grad else [None] * len(trained)
-        )
-        return float(loss.detach()), [None if found is None else found.detach().float() for found in gradients]
