@@ -19,24 +19,26 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from frostline.bottom._below import hook_below
-from frostline.bottom._bottom import NOT_READ_BELOW, Bottom, Declined, NotNeeded, Training
+from frostline.bottom._bottom import Bottom, Declined, NotNeeded, Training
 from frostline.bottom._cache import check_room
 from frostline.bottom._caching_pass import caching_pass
+from frostline.bottom._calls import Call, autocast_dtype, recognized
 from frostline.bottom._cut import CannotCut, last_blocks
-from frostline.bottom._feed import ASKS_BELOW, BRINGS_STATES, RowsInBatch, States, rows_in_batch, rows_of
+from frostline.bottom._feed import States
 from frostline.bottom._filling import FillingCache
+from frostline.bottom._outputs import summed, watch_padding
 from frostline.bottom._report import CacheReport
 from frostline.bottom._rows import Features, cut_out
 from frostline.bottom._standins import StandIns
 from frostline.bottom._weights import OffloadedWeights
 from frostline.core.cache import default_root
-from frostline.core.errors import ConfigError, DataError
+from frostline.core.errors import ConfigError
 from frostline.hooks import (
     OTHER_BATCH,
     STORED_IN_FEWER_BITS,
@@ -44,7 +46,6 @@ from frostline.hooks import (
     Rechecks,
     compare_training,
     hidden_of,
-    says_how_packed,
 )
 
 Collate = Callable[[Sequence[Features]], Mapping[str, Any]]
@@ -52,15 +53,6 @@ Progress = Callable[[int, int], None]
 
 _FED_IN_A_ROW = 16
 """After so many calls in a row without the bottom, its weights leave memory."""
-
-
-@dataclass(frozen=True)
-class _Call:
-    """A call of the model whose rows are known by name: what was asked, and at which precision it was called."""
-
-    rows: RowsInBatch
-    real: Tensor | None
-    precision: torch.dtype | None
 
 
 @dataclass(frozen=True)
@@ -108,7 +100,7 @@ class LoopSession:
         self._hooks: list[Any] = []
         self._forward: Override | None = None
         self._by_precision: dict[torch.dtype | None, _Open] = {}
-        self._call: _Call | None = None
+        self._call: Call | None = None
         self._returned: dict[str, Tensor] = {}
         self._computed_in: torch.dtype | None = None
         self._held = self._checked = False
@@ -159,7 +151,7 @@ class LoopSession:
         if not self.active:
             return
         device = self._training.device
-        self._computed_in = _autocast(device)
+        self._computed_in = autocast_dtype(device)
         known = self._by_precision[self._computed_in] = self._open(device, collate)
         bottom, cache = known.bottom, known.cache.cache
         every = {bottom.key(row): row for row in rows}
@@ -233,7 +225,7 @@ class LoopSession:
         if self._reads_padding is not None:
             self.give_up(self._reads_padding)
             return
-        call = self._recognized(self._forward.by_name(args, kwargs))
+        call = recognized(self._bottom, self._forward.by_name(args, kwargs))
         if call is None:
             self._unknown(model)
             return
@@ -265,26 +257,6 @@ class LoopSession:
         if self._stores(self._by_precision.get(call.precision)) and shapes == dict(call.rows.shapes):
             self._remember(call)
 
-    def _recognized(self, batch: Mapping[str, Any]) -> _Call | None:
-        """The rows of a call; None where they cannot be told, or the call is not one of plain rows."""
-        if any(batch.get(name) for name in ASKS_BELOW) or any(batch.get(name) is not None for name in BRINGS_STATES):
-            return None
-        inputs = self._bottom.inputs
-        known = {*inputs, *NOT_READ_BELOW, *self._training.label_names}
-        others = {name: value for name, value in batch.items() if isinstance(value, Tensor) and name not in known}
-        if any(not says_how_packed(name, value, batch) for name, value in others.items()):
-            return None
-        try:
-            rows = rows_of(batch, inputs)
-            if not rows:
-                return None
-            found = rows_in_batch([self._bottom.key(row) for row in rows], batch, rows, self._bottom.names)
-        except (DataError, TypeError, ValueError, KeyError):
-            return None
-        ids, mask = batch["input_ids"], batch.get("attention_mask")
-        real = mask.bool() if isinstance(mask, Tensor) and mask.shape == ids.shape else None
-        return _Call(found, real, _autocast(ids.device))
-
     def _stores(self, known: _Open | None) -> bool:
         return self._store and (known is None or known.cache.full is None)
 
@@ -293,9 +265,9 @@ class LoopSession:
         if self._call is not None and not self._held:
             hidden = hidden_of(output).detach()
             self._returned[stream] = hidden
-            self._computed_in = _autocast(hidden.device)
+            self._computed_in = autocast_dtype(hidden.device)
 
-    def _remember(self, call: _Call) -> None:
+    def _remember(self, call: Call) -> None:
         returned, self._returned = self._returned, {}
         known = self._by_precision.get(call.precision)
         if known is None:
@@ -325,7 +297,7 @@ class LoopSession:
 
     # Checks.
 
-    def _same(self, call: _Call, states: States, args: Any, kwargs: Mapping[str, Any]) -> bool:
+    def _same(self, call: Call, states: States, args: Any, kwargs: Mapping[str, Any]) -> bool:
         """Whether this call may be fed. Gives the cache up where a comparison that is due shows a difference."""
         due = not self._checked or self._rechecks.due(self._fed, time.perf_counter() - self._begun)
         if due:
@@ -340,7 +312,7 @@ class LoopSession:
         self._fed += 1
         return True
 
-    def _difference(self, call: _Call, states: States, args: Any, kwargs: Mapping[str, Any]) -> str | None:
+    def _difference(self, call: Call, states: States, args: Any, kwargs: Mapping[str, Any]) -> str | None:
         """Say in one line how outputs or gradients of a call differ when stored states are fed; None if they do not."""
         model, standins, forward = self._training.model, self._standins, self._forward
         assert standins is not None and forward is not None
@@ -349,7 +321,7 @@ class LoopSession:
             if fed:
                 standins.feed(self._on_device(states))
             try:
-                return _summed(forward.own(*args, **kwargs), call.real)
+                return summed(forward.own(*args, **kwargs), call.real)
             finally:
                 standins.clear()
 
@@ -361,19 +333,14 @@ class LoopSession:
             )
         return None if found is None else f"a call with stored states is not the same as without: {found}"
 
-    def _watch_padding(self, output: Any, call: _Call) -> None:
+    def _watch_padding(self, output: Any, call: Call) -> None:
         """Learn from the backward pass whether the loss reads outputs at padding."""
-        if call.real is None or bool(call.real.all()):
-            return
-        padding = ~call.real
 
-        def look(gradient: Tensor) -> None:
-            if self._reads_padding is None and bool(gradient[padding.to(gradient.device)].any()):
-                self._reads_padding = "off: the loss reads outputs at padding, which depend on the rows of the batch"
+        def found() -> None:
+            self._reads_padding = "off: the loss reads outputs at padding, which depend on the rows of the batch"
 
-        for value in _tensors(output):
-            if value.requires_grad and value.shape[:2] == padding.shape:
-                cast(Any, value).register_hook(look)
+        if call.real is not None:
+            watch_padding(output, call.real, found)
 
     # What is reported.
 
@@ -396,38 +363,6 @@ class LoopSession:
     def _report(self, **changes: Any) -> None:
         self.report = replace(self.report, **changes)
         self._changed()
-
-
-def _autocast(device: torch.device) -> torch.dtype | None:
-    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """The floating-point tensors in the output of a model, in order."""
-    if isinstance(value, Tensor):
-        if value.is_floating_point():
-            yield value
-    elif isinstance(value, Mapping):
-        for inner in value.values():
-            yield from _tensors(inner)
-    elif isinstance(value, tuple | list):
-        for inner in value:
-            yield from _tensors(inner)
-
-
-def _summed(output: Any, real: Tensor | None) -> Tensor:
-    """One number that depends on all outputs of a call but those at padding, each with a weight of its own."""
-    total = torch.zeros(())
-    for value in _tensors(output):
-        found = value.float()
-        if real is not None and found.dim() >= 2 and found.shape[0] == real.shape[0]:
-            length = found.shape[1]
-            if real.shape[1] - 1 <= length <= real.shape[1]:  # log-probabilities have one position fewer
-                found = found[real[:, real.shape[1] - length :].to(found.device)]
-        generator = torch.Generator().manual_seed(found.numel())
-        weights = torch.randn(found.shape, generator=generator).to(found.device)
-        total = total.to(found.device) + (found * weights).sum() / max(1, found.numel()) ** 0.5
-    return total
 
 
 def _off() -> LoopSession:
