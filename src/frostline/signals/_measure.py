@@ -217,8 +217,8 @@ def _batches(model: nn.Module, rows: Rows, collate: Collate, kind: str = "cpu") 
 
 
 def _length(row: Mapping[str, Any]) -> int:
-    labels = row["labels"]
-    return max(len(row["input_ids"]), 0 if isinstance(labels, int) else len(labels))
+    labels = torch.as_tensor(row["labels"])  # of the row itself (a class, a number), or of its tokens
+    return max(len(row["input_ids"]), len(labels) if labels.dim() else 0)
 
 
 def _to(device: torch.device, batch: Mapping[str, Any]) -> dict[str, Any]:
