@@ -19,7 +19,7 @@ from frostline.bottom._cache import ActivationCache
 from frostline.bottom._caching_pass import Passage
 from frostline.bottom._cut import Cut, cut_boundary, find_cut
 from frostline.bottom._identity import buffers_below, hashes_of, identity, names_below
-from frostline.bottom._rows import Features, find_spans, row_key, row_length
+from frostline.bottom._rows import Features, find_spans, holds_tokens, row_key, row_length
 from frostline.bottom._shards import Stream, row_bytes
 from frostline.bottom._streaming import Streaming
 from frostline.core.errors import FrostlineError
@@ -224,6 +224,8 @@ class Contents:
                     raise Declined("the rows have no input_ids")
                 if any(_holds_several(row.get(name)) for name in self.names.values()):
                     raise Declined("a row holds several texts, as for multiple choice")
+                if "labels" in self.names.values() and not holds_tokens(row, "labels"):
+                    raise Declined("the labels are not the tokens that the decoder reads")
                 rows[self.key(row)] = row
             if len(dataset) and self.key(dataset[0]) not in rows:
                 raise Declined("the rows change every time they are read")
