@@ -43,6 +43,8 @@ _BRINGS_STATES = ("past_key_values", "inputs_embeds", "encoder_outputs")
 """Arguments of a call that replace token ids: the rows cannot be recognized."""
 _ASKS_BELOW = ("output_hidden_states", "output_attentions", "use_cache")
 """Arguments of a call that ask for outputs of the blocks below the boundary."""
+_CONFIG_ASKS_BELOW = ("output_hidden_states", "output_attentions")
+"""Those that a call without them takes from the model's config. (`use_cache` means nothing in training.)"""
 
 
 class _CheckFailed(Declined):
@@ -159,7 +161,7 @@ class CacheSession:
             return
         contents = self._contents
         keys = [contents.key(row) for row in rows]
-        with suppress(DamagedRow, KeyError):  # damaged now or before: nothing is fed, so the bottom runs
+        with suppress(DamagedRow, AlteredRow, KeyError):  # damaged, or not as cached: nothing is fed, the bottom runs
             self._feed(stored_states(contents.cache, rows_in_batch(keys, batch, rows, contents.names)))
         self._held = True
         try:
@@ -174,6 +176,8 @@ class CacheSession:
         Returns in one line how they differ, or None. A bottom that is read block by block cannot be compared.
         """
         if self._contents is None or self._standins is None or self._streaming is not None:
+            return None
+        if self._config_asks({}):  # every pass of training runs the bottom now
             return None
         hook = hook_below(self._contents.training.model, self._contents.cut)
         return hook or difference_in_use(self._contents, self._without, self.holding)
@@ -319,7 +323,7 @@ class CacheSession:
         if self._held or self._standins is None or self._reader is None:
             return
         batch = dict(zip(self._arguments, args, strict=False)) | dict(kwargs)
-        asks = any(batch.get(name) for name in _ASKS_BELOW)
+        asks = any(batch.get(name) for name in _ASKS_BELOW) or self._config_asks(batch)
         if any(isinstance(value, torch.Tensor) and value.is_meta for value in batch.values()):
             raise FrostlineError(
                 "the batch lies on the meta device, as the first weights of a streamed model do: use the trainer's "
@@ -331,6 +335,12 @@ class CacheSession:
             self._feed(states)
         elif model.training and torch.is_grad_enabled():
             self.report = replace(self.report, computed=self.report.computed + 1)
+
+    def _config_asks(self, batch: Mapping[str, Any]) -> bool:
+        """Whether the model's config asks for outputs below the boundary, which a callback may set at any time."""
+        assert self._contents is not None
+        config = self._contents.training.model.config
+        return any(batch.get(name) is None and getattr(config, name, False) for name in _CONFIG_ASKS_BELOW)
 
     def _after_pass(self, *_: Any) -> None:
         if not self._held and self._standins is not None:
