@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import DataCollatorWithFlattening
 
 from cache_cases import arguments
 from frostline.checkpoints import trained_tensors
@@ -134,6 +135,41 @@ def test_a_loss_that_hangs_on_the_rows_beside_is_the_mean_over_parts(tmp_path: P
     for key, parameter in plain.named_parameters():
         if key in got and parameter.grad is not None:
             torch.testing.assert_close(got[key], parameter.detach() - RATE * parameter.grad, **CLOSE, msg=key)
+
+
+@pytest.mark.parametrize("head", ["causal", "token classes"])
+@pytest.mark.parametrize(("batch", "parts"), [(4, 2), (2, 4)])
+def test_packed_rows(tmp_path: Path, head: str, batch: int, parts: int) -> None:
+    rows = [{name: row[name] for name in ("input_ids", "labels")} for row in rows_of(head)]
+    pack = DataCollatorWithFlattening(return_tensors="pt")
+
+    def step(batch: int, parts: int) -> Trainer:
+        trainer = trainer_of(tmp_path, model_of("llama", head), batch, parts, head=head)
+        trainer.train_dataset, trainer.data_collator = rows, pack
+        trainer.train()
+        return trainer
+
+    whole, in_parts = step(8, 1), step(batch, parts)
+    assert not [notice for notice in in_parts.notices if "gradient_accumulation_steps" in notice]
+    got = trained_tensors(in_parts.model)
+    for key, tensor in trained_tensors(whole.model).items():
+        torch.testing.assert_close(got[key], tensor, **CLOSE, msg=key)
+
+
+class Stream(torch.utils.data.IterableDataset[Any]):
+    def __iter__(self) -> Any:
+        return iter(rows_of("classes"))
+
+
+@pytest.mark.parametrize(("batch", "parts"), [(1, 8), (4, 2)])
+def test_a_stream(tmp_path: Path, batch: int, parts: int) -> None:
+    trainer = trainer_of(tmp_path, model_of("bert", "classes"), batch, parts, head="classes")
+    trainer.train_dataset = Stream()
+    trainer.train()
+    got = trained_tensors(trainer.model)
+    expected = plain_step(model_of("bert", "classes"), rows_of("classes"), got)
+    for key, tensor in got.items():
+        torch.testing.assert_close(tensor, expected[key].detach(), **CLOSE, msg=key)
 
 
 TWO_PROCESSES = """

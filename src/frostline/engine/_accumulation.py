@@ -153,10 +153,13 @@ def find_share(model: nn.Module, loss_of: LossOf, few: FewRows, *, next_labels: 
     counted = Share.NEXT_LABELS if next_labels else Share.LABELS
     labels = _count(whole.batch, counted)
     total = None if labels is None else torch.tensor(labels, device=device)
+    of_parts = (
+        None if labels is None else torch.tensor(sum(_count(p.batch, counted) or 0 for p in parts), device=device)
+    )
 
     def in_parts(share: Share) -> Tensor:
         if share is Share.LIBRARY:
-            return torch.stack([loss_of(part, total) for part in parts]).sum()
+            return torch.stack([loss_of(part, of_parts) for part in parts]).sum()
         weights = weights_of([_count(part.batch, share) or 0 for part in parts])
         losses = [weight * loss_of(part, None) for weight, part in zip(weights, parts, strict=True) if weight]
         return torch.stack(losses).sum()
@@ -173,12 +176,13 @@ def _in_parts(few: FewRows) -> tuple[FewRows, list[FewRows]]:
     """A batch and its parts: all rows but the last, and the last.
 
     Labels of tokens are changed so that the parts have unequal numbers of them: then only one share is exact. A batch
-    of which not everything has one entry for each row (packed rows) counts twice instead.
+    of which not everything has one entry for each row (packed rows) is both parts instead: twice the same rows have the
+    same mean.
     """
     batch, rows = few.batch, rows_in(few.batch)
     tensors = [value for value in batch.values() if isinstance(value, Tensor)]
     if rows < 2 or len(tensors) < len(batch) or any(not value.dim() or len(value) != rows for value in tensors):
-        return few, [few]
+        return few, [few, few]
     labels = batch.get("labels")
     if isinstance(labels, Tensor) and labels.dim() > 1 and not labels.is_floating_point():
         batch = batch | {"labels": _unequal(labels)}
