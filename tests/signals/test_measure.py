@@ -216,6 +216,13 @@ def test_weight_change_is_that_of_a_plain_loop_and_is_undone(name: str, dtype: t
         assert one.error is None
 
 
+def test_rows_of_several_texts_are_refused() -> None:
+    model = tiny("bert", "classification")
+    rows = [{"input_ids": [[5, 6, 7], [5, 6, 8]], "labels": 0}]
+    with pytest.raises(UserError, match="several texts"):
+        measure(model, rows, collate)
+
+
 def test_rows_whose_label_is_a_number() -> None:
     model = tiny("llama", "classification", num_labels=1)
     rows = [{**row, "labels": 0.5 * index} for index, row in enumerate(sample(model))]

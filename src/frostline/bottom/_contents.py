@@ -19,7 +19,7 @@ from frostline.bottom._cache import ActivationCache
 from frostline.bottom._caching_pass import Passage
 from frostline.bottom._cut import Cut, cut_boundary, find_cut
 from frostline.bottom._identity import buffers_below, hashes_of, identity, names_below
-from frostline.bottom._rows import Features, find_spans, holds_tokens, row_key, row_length
+from frostline.bottom._rows import Features, find_spans, holds_several, holds_tokens, row_key, row_length
 from frostline.bottom._shards import Stream, row_bytes
 from frostline.bottom._streaming import Streaming
 from frostline.core.errors import FrostlineError
@@ -222,7 +222,7 @@ class Contents:
                 row = dataset[index]
                 if not isinstance(row, Mapping) or "input_ids" not in row:
                     raise Declined("the rows have no input_ids")
-                if any(_holds_several(row.get(name)) for name in self.names.values()):
+                if any(holds_several(row.get(name)) for name in self.names.values()):
                     raise Declined("a row holds several texts, as for multiple choice")
                 if "labels" in self.names.values() and not holds_tokens(row, "labels"):
                     raise Declined("the labels are not the tokens that the decoder reads")
@@ -240,11 +240,6 @@ class Contents:
             if name not in batch:
                 raise Declined(f"the collator gives batches without {name}")
             find_spans(batch, features, name)
-
-
-def _holds_several(tokens: Any) -> bool:
-    first = tokens[0] if isinstance(tokens, Sequence | Tensor) and len(tokens) else 0
-    return isinstance(first, Sequence) or (isinstance(first, Tensor) and first.dim() > 0)
 
 
 def _boundary(training: Training) -> int:

@@ -56,6 +56,12 @@ def holds_tokens(features: Features, name: str) -> bool:
     return name in features and _integers(features[name]) is not None
 
 
+def holds_several(tokens: Any) -> bool:
+    """Whether the tokens of a row are those of several texts, as for multiple choice."""
+    first = tokens[0] if isinstance(tokens, Sequence | Tensor) and len(tokens) else 0
+    return isinstance(first, Sequence) or (isinstance(first, Tensor) and first.dim() > 0)
+
+
 def find_spans(batch: Mapping[str, Any], rows: Sequence[Features], name: str) -> Tensor:
     """The place of each row in the collated `batch`, [rows, 3]: (row of the batch, first token, number of tokens).
 
