@@ -57,7 +57,7 @@ def trainer_of(folder: Path, model: Any, batch: int, parts: int, **options: Any)
         optim="sgd",
         learning_rate=RATE,
         lr_scheduler_type="constant",
-        max_grad_norm=0.0,
+        max_grad_norm=options.pop("max_grad_norm", 0.0),
         per_device_train_batch_size=batch,
         gradient_accumulation_steps=parts,
         train_sampling_strategy="sequential",
@@ -157,19 +157,41 @@ def test_packed_rows(tmp_path: Path, head: str, batch: int, parts: int) -> None:
 
 
 class Stream(torch.utils.data.IterableDataset[Any]):
+    def __init__(self, head: str) -> None:
+        self.head = head
+
     def __iter__(self) -> Any:
-        return iter(rows_of("classes"))
+        return iter(rows_of(self.head))
 
 
 @pytest.mark.parametrize(("batch", "parts"), [(1, 8), (4, 2)])
 def test_a_stream(tmp_path: Path, batch: int, parts: int) -> None:
     trainer = trainer_of(tmp_path, model_of("bert", "classes"), batch, parts, head="classes")
-    trainer.train_dataset = Stream()
+    trainer.train_dataset = Stream("classes")
     trainer.train()
     got = trained_tensors(trainer.model)
     expected = plain_step(model_of("bert", "classes"), rows_of("classes"), got)
     for key, tensor in got.items():
         torch.testing.assert_close(tensor, expected[key].detach(), **CLOSE, msg=key)
+
+
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_the_end_of_a_stream_is_a_step(tmp_path: Path, name: str) -> None:
+    head = "classes" if name == "bert" else "causal"
+
+    def step(batch: int, parts: int) -> Trainer:
+        trainer = trainer_of(tmp_path, model_of(name, head), batch, parts, head=head, max_grad_norm=1.0)
+        trainer.args.max_steps = 4
+        trainer.train_dataset = Stream(head)
+        trainer.train()
+        return trainer
+
+    whole, in_parts = step(6, 1), step(2, 3)  # of 8 rows: 6 and 2, twice
+    logged = [[entry["loss"] for entry in t.state.log_history if "loss" in entry] for t in (whole, in_parts)]
+    assert logged[1] == pytest.approx(logged[0], rel=1e-5) and len(logged[0]) == 4
+    got = trained_tensors(in_parts.model)
+    for key, tensor in trained_tensors(whole.model).items():
+        torch.testing.assert_close(got[key], tensor, atol=1e-5, rtol=1e-4, msg=key)
 
 
 TWO_PROCESSES = """

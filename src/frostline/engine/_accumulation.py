@@ -64,7 +64,7 @@ class PartsTrainer(SavingTrainer):
     parts_notice: str | None = None
     """Why a step of several batches is not the step of one batch, if it is not."""
     _share: Share | None = None
-    _weights: Iterator[float] = iter(())
+    _weights: Iterator[float | None] = iter(())
 
     def _find_share(self, few: FewRows) -> None:
         """Decide how the batches of a step are weighed, if a step has several of them. `few` are rows to try it on."""
@@ -105,12 +105,15 @@ class PartsTrainer(SavingTrainer):
         batches, labels = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self._share is None and self._has_parts() and batches:  # a stream, whose rows cannot be had beforehand
             self._find_share(FewRows([], dict(self._prepare_inputs(batches[0]))))
-        self._weights = iter(self._weights_of(batches))
-        return batches, labels
+        # Nobody knows beforehand where a stream ends. transformers makes a step after `num_batches` batches only, and
+        # adds what is left to the first step of the next epoch. Batches that weigh nothing make the step complete.
+        absent = num_batches - len(batches) if batches and self._has_parts() else 0
+        self._weights = iter([*self._weights_of(batches), *[0.0] * absent])
+        return [*batches, *batches[-1:] * absent], labels
 
-    def _weights_of(self, batches: Sequence[Mapping[str, Any]]) -> list[float]:
+    def _weights_of(self, batches: Sequence[Mapping[str, Any]]) -> Sequence[float | None]:
         if self._share is None or self._share is Share.LIBRARY:
-            return []
+            return [None] * len(batches)  # as transformers has it
         counts = [_count(batch, self._share) or 0 for batch in batches]
         if self.args.world_size == 1:
             return weights_of(counts)
