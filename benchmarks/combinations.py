@@ -141,6 +141,8 @@ def _leave_out(drawn: dict[str, Any]) -> None:
     packed = drawn["collator"].startswith("packed")
     if packed and (drawn["architecture"] not in decoder_names or head not in ("causal", "token classes")):
         drawn["collator"], packed = "right", False  # one row of labels for each text, or no positions to tell texts by
+    if packed and (drawn["architecture"] == "opt" or drawn["look"].startswith("changes the input")):
+        drawn["accumulation"] = 1  # OPT's tokens see the row before; a changed token is that of one row in a batch
     if drawn["collator"] == "left" and head in ("answers", "choices", "seq2seq"):
         drawn["collator"] = "right"  # positions of answers count from the left
     if drawn["collator"] == "multiple of 8" and head in ("choices", "answers"):

@@ -125,7 +125,8 @@ class Look(TrainerCallback):
             output = model(**self.batch)
         model.train(training)
         self._note("loss", float(output.loss))
-        self._note("logits", norm(getattr(output, "logits", None) if "logits" in output else output.start_logits))
+        if "logits" in output:
+            self._note("logits", norm(output.logits[:, 0]))  # of no padding: with the cache, its states are zeros
 
     def _generates(self, model: Any) -> None:
         training = model.training

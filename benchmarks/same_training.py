@@ -264,6 +264,8 @@ def run(chosen: Combination, folder: Path, verbose: bool = False) -> Outcome:
 def difference(chosen: Combination, mine: Trained, its: Trained, since: int | None) -> str:
     """In one line how the trainings differ; empty where they do not. Steps from `since` on may, as a notice says."""
     near = NEAR[chosen.bf16] * max(1.0, *map(abs, its.losses))  # as the checks have it, of some row's loss
+    if chosen.look == "forward later":
+        near *= 2  # it adds numbers so small that they may lie just below what a check of a few rows can see
     if len(mine.losses) != len(its.losses):
         return f"{len(mine.losses)} losses, not {len(its.losses)}"
     for step, (a, b) in enumerate(zip(mine.losses[:since], its.losses[:since], strict=True)):
