@@ -175,6 +175,14 @@ def test_a_stream(tmp_path: Path, batch: int, parts: int) -> None:
         torch.testing.assert_close(tensor, expected[key].detach(), **CLOSE, msg=key)
 
 
+@pytest.mark.parametrize("head", ["several labels", "token classes"])
+def test_a_stream_in_bf16(tmp_path: Path, head: str) -> None:
+    trainer = trainer_of(tmp_path, model_of("bert", head), 3, 3, head=head, bf16=True)
+    trainer.train_dataset = Stream(head)
+    trainer.train()
+    assert not [notice for notice in trainer.notices if "gradient_accumulation_steps" in notice]
+
+
 @pytest.mark.parametrize("name", ["bert", "llama"])
 def test_the_end_of_a_stream_is_a_step(tmp_path: Path, name: str) -> None:
     head = "classes" if name == "bert" else "causal"

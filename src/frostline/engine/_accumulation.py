@@ -104,7 +104,8 @@ class PartsTrainer(SavingTrainer):
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
         batches, labels = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self._share is None and self._has_parts() and batches:  # a stream, whose rows cannot be had beforehand
-            self._find_share(FewRows([], dict(self._prepare_inputs(batches[0]))))
+            with self.accelerator.autocast():  # as in the forward, which accelerate has wrapped by now
+                self._find_share(FewRows([], dict(self._prepare_inputs(batches[0]))))
         # Nobody knows beforehand where a stream ends. transformers makes a step after `num_batches` batches only, and
         # adds what is left to the first step of the next epoch. Batches that weigh nothing make the step complete.
         absent = num_batches - len(batches) if batches and self._has_parts() else 0
