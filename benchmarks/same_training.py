@@ -53,13 +53,16 @@ as a loss, and its own norm is much smaller than the numbers that it is a differ
 
 @dataclass
 class Outcome:
-    """What came of a run. `wrong` says in one line what differs without a reason."""
+    """What came of a run. `wrong` says in one line what differs without a reason; `since` is the step from
+    which a notice says that results may differ."""
 
     wrong: str = ""
     refused: str = ""
     declined: list[str] = field(default_factory=list)
     used: set[str] = field(default_factory=set)
+    trained: bool = False
     compared: bool = True
+    since: int | None = None
 
 
 @dataclass
@@ -235,11 +238,12 @@ def run(chosen: Combination, folder: Path, verbose: bool = False) -> Outcome:
             if cache != "on" or "activation_cache: on" not in str(error):
                 return found
             cache = "auto"  # where it is not possible, training has to be the same without it
+    found.trained = True
     report, notices = ours.cache_report, ours.notices
     found.used |= {"cache"} if report.used else set()
     found.used |= {"loss positions"} if positions.used else set()
     found.used |= {"accumulation"} if chosen.accumulation > 1 else set()
-    found.declined = [*notices] if report.used or cache == "off" else [*notices, f"no cache: {report.reason}"]
+    found.declined = [*notices]
     if any("a step is the mean over" in notice for notice in notices):
         found.compared = False
         return found
@@ -257,6 +261,7 @@ def run(chosen: Combination, folder: Path, verbose: bool = False) -> Outcome:
         for what in ("losses", "evaluations", "seen"):
             print(what, getattr(mine, what)[-8:], getattr(its, what)[-8:], sep="\n    ")
         print("\n".join(found.declined), report, sep="\n")
+    found.since = since
     found.wrong = difference(chosen, mine, its, since)
     return found
 
@@ -353,10 +358,11 @@ def main() -> int:
         if found.wrong:
             counts["wrong"] += 1
             print(f"{number}: {found.wrong}\n    {chosen}\n    {'; '.join(found.declined)[:600]}", flush=True)
-        elif found.refused and not found.declined and not found.used:
+        elif not found.trained:
             counts["refused"] += 1
         else:
             counts["equal" if found.compared else "not compared, as a notice says"] += 1
+            counts["equal, up to the step from which a notice says that results may differ"] += found.since is not None
             for what in found.used if found.compared else ():
                 counts[f"equal, with {what}"] += 1
         declined.update({short(reason) for reason in found.declined})
