@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test check bench format clean
+.PHONY: install demo test check bench same format clean
 
 install: .venv/.installed
 
@@ -29,6 +29,9 @@ check: install
 
 bench: install
 	$(BIN)/python benchmarks/frozen_bottom.py --memory
+
+same: install
+	$(BIN)/python benchmarks/same_training.py
 
 format: install
 	$(BIN)/ruff check --fix .

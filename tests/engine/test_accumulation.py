@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import DataCollatorWithFlattening
 
 from cache_cases import arguments
 from frostline.checkpoints import trained_tensors
@@ -56,7 +57,7 @@ def trainer_of(folder: Path, model: Any, batch: int, parts: int, **options: Any)
         optim="sgd",
         learning_rate=RATE,
         lr_scheduler_type="constant",
-        max_grad_norm=0.0,
+        max_grad_norm=options.pop("max_grad_norm", 0.0),
         per_device_train_batch_size=batch,
         gradient_accumulation_steps=parts,
         train_sampling_strategy="sequential",
@@ -134,6 +135,71 @@ def test_a_loss_that_hangs_on_the_rows_beside_is_the_mean_over_parts(tmp_path: P
     for key, parameter in plain.named_parameters():
         if key in got and parameter.grad is not None:
             torch.testing.assert_close(got[key], parameter.detach() - RATE * parameter.grad, **CLOSE, msg=key)
+
+
+@pytest.mark.parametrize("head", ["causal", "token classes"])
+@pytest.mark.parametrize(("batch", "parts"), [(4, 2), (2, 4)])
+def test_packed_rows(tmp_path: Path, head: str, batch: int, parts: int) -> None:
+    rows = [{name: row[name] for name in ("input_ids", "labels")} for row in rows_of(head)]
+    pack = DataCollatorWithFlattening(return_tensors="pt")
+
+    def step(batch: int, parts: int) -> Trainer:
+        trainer = trainer_of(tmp_path, model_of("llama", head), batch, parts, head=head)
+        trainer.train_dataset, trainer.data_collator = rows, pack
+        trainer.train()
+        return trainer
+
+    whole, in_parts = step(8, 1), step(batch, parts)
+    assert not [notice for notice in in_parts.notices if "gradient_accumulation_steps" in notice]
+    got = trained_tensors(in_parts.model)
+    for key, tensor in trained_tensors(whole.model).items():
+        torch.testing.assert_close(got[key], tensor, **CLOSE, msg=key)
+
+
+class Stream(torch.utils.data.IterableDataset[Any]):
+    def __init__(self, head: str) -> None:
+        self.head = head
+
+    def __iter__(self) -> Any:
+        return iter(rows_of(self.head))
+
+
+@pytest.mark.parametrize(("batch", "parts"), [(1, 8), (4, 2)])
+def test_a_stream(tmp_path: Path, batch: int, parts: int) -> None:
+    trainer = trainer_of(tmp_path, model_of("bert", "classes"), batch, parts, head="classes")
+    trainer.train_dataset = Stream("classes")
+    trainer.train()
+    got = trained_tensors(trainer.model)
+    expected = plain_step(model_of("bert", "classes"), rows_of("classes"), got)
+    for key, tensor in got.items():
+        torch.testing.assert_close(tensor, expected[key].detach(), **CLOSE, msg=key)
+
+
+@pytest.mark.parametrize("head", ["several labels", "token classes"])
+def test_a_stream_in_bf16(tmp_path: Path, head: str) -> None:
+    trainer = trainer_of(tmp_path, model_of("bert", head), 3, 3, head=head, bf16=True)
+    trainer.train_dataset = Stream(head)
+    trainer.train()
+    assert not [notice for notice in trainer.notices if "gradient_accumulation_steps" in notice]
+
+
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_the_end_of_a_stream_is_a_step(tmp_path: Path, name: str) -> None:
+    head = "classes" if name == "bert" else "causal"
+
+    def step(batch: int, parts: int) -> Trainer:
+        trainer = trainer_of(tmp_path, model_of(name, head), batch, parts, head=head, max_grad_norm=1.0)
+        trainer.args.max_steps = 4
+        trainer.train_dataset = Stream(head)
+        trainer.train()
+        return trainer
+
+    whole, in_parts = step(6, 1), step(2, 3)  # of 8 rows: 6 and 2, twice
+    logged = [[entry["loss"] for entry in t.state.log_history if "loss" in entry] for t in (whole, in_parts)]
+    assert logged[1] == pytest.approx(logged[0], rel=1e-5) and len(logged[0]) == 4
+    got = trained_tensors(in_parts.model)
+    for key, tensor in trained_tensors(whole.model).items():
+        torch.testing.assert_close(got[key], tensor, atol=1e-5, rtol=1e-4, msg=key)
 
 
 TWO_PROCESSES = """

@@ -171,6 +171,33 @@ def test_a_model_that_returns_a_tuple_trains(tmp_path: Path, name: str, head: st
     assert "the last block runs at every position: the model's output, a tuple, has no 'lo" in ours.notices[0]
 
 
+def with_ends(architecture: str) -> list[Any]:
+    """Rows of classes that end as the architecture's classifier wants it."""
+    end = 1 if architecture == "t5" else 2
+    return [row | {"input_ids": [*row["input_ids"][:-1], end]} for row in rows_of("classes")]
+
+
+@pytest.mark.parametrize("plan", ["bot25", "bot50", "bot75"])
+@pytest.mark.parametrize("name", ["t5", "bart"])
+def test_a_classifier_that_reads_the_end_of_a_text(tmp_path: Path, name: str, plan: str) -> None:
+    rows = {"train_dataset": with_ends(name), "data_collator": collate}
+    args = arguments(tmp_path, max_steps=6, per_device_train_batch_size=2, gradient_accumulation_steps=2)
+    model = model_of(name, "classes")
+    ours = Trainer(model, args, plan=make_plan(model, plan), **rows)
+    ours.session._training = _without_estimate(ours)
+    found = losses(ours)
+    trained = {key for key, parameter in model.named_parameters() if parameter.requires_grad}
+    other = model_of(name, "classes")
+    for key, parameter in other.named_parameters():
+        parameter.requires_grad_(key in trained)
+    args = arguments(tmp_path, max_steps=6, per_device_train_batch_size=4)
+    assert found == pytest.approx(losses(transformers.Trainer(other, args, **rows)), abs=1e-4)
+    if (name, plan) == ("bart", "bot75"):  # the boundary lies in the decoder
+        assert ours.cache_report.reason == "the labels are not the tokens that the decoder reads"
+    else:
+        assert ours.cache_report.used
+
+
 @pytest.mark.parametrize("accumulation", [1, 4])
 @pytest.mark.parametrize(("name", "head"), CASES)
 def test_with_dropout_above_it_draws_the_same(tmp_path: Path, name: str, head: str, accumulation: int) -> None:

@@ -85,6 +85,90 @@ def test_a_loss_that_grows_by_the_bottom_s_states(tmp_path: Path, head: str) -> 
     assert losses(ours) == pytest.approx(losses(plain), rel=1e-4)
 
 
+@pytest.mark.parametrize("head", ["classes", "causal"])
+def test_a_forward_that_the_class_gets_later(tmp_path: Path, head: str) -> None:
+    def scale(model: Any) -> None:
+        own = type(model).forward
+
+        @functools.wraps(own)
+        def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+            output = own(self, *args, **kwargs)
+            output.loss = 1.5 * output.loss
+            return output
+
+        model.__class__ = type(type(model).__name__, (type(model),), {"forward": forward})
+
+    ours, plain = (trained(tmp_path, some, scale, head, step=3) for some in (True, False))
+    assert ours.cache_report.used and ours.session.report.given_up == ""
+    assert losses(ours) == pytest.approx(losses(plain), rel=1e-4)
+
+
+@pytest.mark.parametrize("head", ["classes", "causal"])
+def test_a_config_that_asks_for_hidden_states_later(tmp_path: Path, head: str) -> None:
+    seen: dict[bool, list[float]] = {True: [], False: []}
+
+    def ask(model: Any, ours: bool) -> None:
+        def note(module: Any, given: Any, output: Any) -> None:
+            seen[ours].append(sum(float(state.detach().norm()) for state in output.hidden_states))
+
+        model.config.output_hidden_states = True
+        model.register_forward_hook(note)
+
+    ours, plain = (
+        trained(tmp_path, some, functools.partial(ask, ours=some), head, step=3, loss_positions=False)
+        for some in (True, False)
+    )
+    assert ours.cache_report.used and not ours.notices[1:]
+    assert losses(ours) == pytest.approx(losses(plain), rel=1e-4)
+    assert len(seen[False]) == 7
+    assert [value for value in seen[True] if value == pytest.approx(seen[False][0], rel=1e-4)]
+    assert seen[True][-1] == pytest.approx(seen[False][-1], rel=1e-4)
+
+
+def test_a_change_before_the_last_step_is_found_too(tmp_path: Path) -> None:
+    def weigh(model: Any) -> None:
+        model.weight = 0.1
+
+    trainer = trained(tmp_path, True, weigh, step=9)
+    assert any("Results since step" in notice for notice in trainer.notices)
+
+
+class ByEpoch(torch.utils.data.Dataset[Any]):
+    """Rows that are others in every epoch."""
+
+    def __init__(self, rows: list[Any]) -> None:
+        self.rows, self.epoch = rows, 0
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Any:
+        row = self.rows[index]
+        return row | {"input_ids": [(token + self.epoch) % 97 + 3 for token in row["input_ids"]]}
+
+
+class Epochs(TrainerCallback):
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **_: Any) -> None:
+        train_dataloader.dataset.epoch = round(state.epoch)
+
+
+@pytest.mark.parametrize("head", ["classes", "causal"])
+def test_rows_that_are_others_in_every_epoch(tmp_path: Path, head: str) -> None:
+    def run(mode: Any) -> Trainer:
+        model = model_of("bert" if head == "classes" else "llama", head)
+        args = arguments(tmp_path, max_steps=10, per_device_train_batch_size=3, logging_steps=1)
+        given: dict[str, Any] = {"train_dataset": ByEpoch(rows_of(head)), "data_collator": collate}
+        trainer = Trainer(
+            model, args, plan=make_plan(model, "bot50"), activation_cache=mode, callbacks=[Epochs()], **given
+        )
+        trainer.train()
+        return trainer
+
+    ours, off = run("on"), run("off")
+    assert ours.cache_report.used and "rows that are not in the activation cache" in " ".join(ours.notices)
+    assert losses(ours) == pytest.approx(losses(off), rel=1e-4)
+
+
 def test_a_hook_below_the_boundary_that_comes_later_runs(tmp_path: Path) -> None:
     seen: set[int] = set()
 

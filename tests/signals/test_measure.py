@@ -214,3 +214,18 @@ def test_weight_change_is_that_of_a_plain_loop_and_is_undone(name: str, dtype: t
         norms = [(plain.get_parameter(t.name) - start[t.name]).norm().item() for t in block.tensors]
         assert one.value == pytest.approx(statistics.mean(norms), rel=1e-4)
         assert one.error is None
+
+
+def test_rows_of_several_texts_are_refused() -> None:
+    model = tiny("bert", "classification")
+    rows = [{"input_ids": [[5, 6, 7], [5, 6, 8]], "labels": 0}]
+    with pytest.raises(UserError, match="several texts"):
+        measure(model, rows, collate)
+
+
+def test_rows_whose_label_is_a_number() -> None:
+    model = tiny("llama", "classification", num_labels=1)
+    rows = [{**row, "labels": 0.5 * index} for index, row in enumerate(sample(model))]
+    classes = [{**row, "labels": 0} for row in rows]
+    found, expected = (measure(model, some, collate, signals=["shift", "similarity"]) for some in (rows, classes))
+    assert found == expected

@@ -17,7 +17,7 @@ from frostline.bottom._filling import FillingCache
 from frostline.bottom._identity import buffers_below, hashes_of, identity, names_below
 from frostline.bottom._loop import LoopSession
 from frostline.bottom._report import CacheReport, Processes
-from frostline.bottom._rows import AlteredRow, find_spans, row_key, row_length
+from frostline.bottom._rows import AlteredRow, find_spans, holds_several, row_key, row_length
 from frostline.bottom._session import CacheMode, CacheSession
 from frostline.bottom._shards import Stream, row_bytes
 from frostline.bottom._standins import StandIns
@@ -58,6 +58,7 @@ __all__ = [
     "find_cut",
     "find_spans",
     "hashes_of",
+    "holds_several",
     "identity",
     "last_blocks",
     "names_above",

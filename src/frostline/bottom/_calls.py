@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from frostline.bottom._bottom import NOT_READ_BELOW, Bottom
-from frostline.bottom._feed import ASKS_BELOW, BRINGS_STATES, RowsInBatch, rows_in_batch, rows_of
+from frostline.bottom._feed import BRINGS_STATES, RowsInBatch, asks_below, rows_in_batch, rows_of
 from frostline.core.errors import DataError
 from frostline.hooks import says_how_packed
 
@@ -31,7 +31,7 @@ def recognized(bottom: Bottom, batch: Mapping[str, Any]) -> Call | None:
         bottom: of the model.
         batch: the arguments of the call by name.
     """
-    if any(batch.get(name) for name in ASKS_BELOW) or any(batch.get(name) is not None for name in BRINGS_STATES):
+    if asks_below(bottom.training.model.config, batch) or any(batch.get(name) is not None for name in BRINGS_STATES):
         return None
     inputs = bottom.inputs
     known = {*inputs, *NOT_READ_BELOW, *bottom.training.label_names}

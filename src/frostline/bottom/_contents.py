@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from frostline.bottom._bottom import Amount, Bottom, Declined, Training
-from frostline.bottom._rows import find_spans
+from frostline.bottom._rows import find_spans, holds_several, holds_tokens
 from frostline.bottom._streaming import Streaming
 
 
@@ -56,8 +55,10 @@ class Contents(Bottom):
                 row = dataset[index]
                 if not isinstance(row, Mapping) or "input_ids" not in row:
                     raise Declined("the rows have no input_ids")
-                if any(_holds_several(row.get(name)) for name in self.names.values()):
+                if any(holds_several(row.get(name)) for name in self.names.values()):
                     raise Declined("a row holds several texts, as for multiple choice")
+                if "labels" in self.names.values() and not holds_tokens(row, "labels"):
+                    raise Declined("the labels are not the tokens that the decoder reads")
                 rows[self.key(row)] = row
             if len(dataset) and self.key(dataset[0]) not in rows:
                 raise Declined("the rows change every time they are read")
@@ -72,8 +73,3 @@ class Contents(Bottom):
             if name not in batch:
                 raise Declined(f"the collator gives batches without {name}")
             find_spans(batch, features, name)
-
-
-def _holds_several(tokens: Any) -> bool:
-    first = tokens[0] if isinstance(tokens, Sequence | Tensor) and len(tokens) else 0
-    return isinstance(first, Sequence) or (isinstance(first, Tensor) and first.dim() > 0)

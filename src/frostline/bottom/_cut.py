@@ -204,7 +204,12 @@ class _Trace:
     def _inputs(self, device: torch.device) -> dict[str, Tensor]:
         ids = torch.ones(2, 3, dtype=torch.long, device=device)
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        if getattr(self.model.config, "is_encoder_decoder", False):
+        config: Any = self.model.config
+        if getattr(config, "is_encoder_decoder", False):
+            end = config.eos_token_id
+            if isinstance(end, int) and end < config.vocab_size:  # T5's and BART's classifiers read the end of a text
+                ids[ids == end] = 0
+                ids[:, -1] = end
             inputs["decoder_input_ids"] = ids
         return inputs
 

@@ -35,8 +35,10 @@ MOST_EXPECTED = 8
 
 BRINGS_STATES = ("past_key_values", "inputs_embeds", "encoder_outputs")
 """Arguments of a call that replace token ids: the rows cannot be recognized."""
-ASKS_BELOW = ("output_hidden_states", "output_attentions", "use_cache")
+_ASKS_BELOW = ("output_hidden_states", "output_attentions", "use_cache")
 """Arguments of a call that ask for outputs of the blocks below the boundary."""
+_CONFIG_ASKS_BELOW = ("output_hidden_states", "output_attentions")
+"""Those that a call without them takes from the model's config. (`use_cache` means nothing in training.)"""
 
 States = dict[str, Tensor]
 """Stream -> [B, T, d] on the CPU."""
@@ -74,6 +76,15 @@ def stored_states(cache: ActivationCache, rows: RowsInBatch) -> States:
         stream: place([own[stream] for own in found], spans, rows.shapes[stream])
         for stream, spans in rows.spans.items()
     }
+
+
+def asks_below(config: Any, batch: Mapping[str, Any]) -> bool:
+    """Whether a call asks for outputs of blocks below the boundary, itself or by the model's config.
+
+    A callback may set the config at any time.
+    """
+    by_config = any(batch.get(name) is None and getattr(config, name, False) for name in _CONFIG_ASKS_BELOW)
+    return by_config or any(bool(batch.get(name)) for name in _ASKS_BELOW)
 
 
 def digest(batch: Mapping[str, Any], inputs: Sequence[str]) -> str:

@@ -46,10 +46,20 @@ def _integers(value: Any) -> Tensor | None:
 
 def row_length(features: Features, name: str) -> int:
     """How many tokens a row has in the feature `name`. Raises `DataError` when the feature is no list of token ids."""
-    values = _integers(features[name]) if name in features else None
-    if values is None:
+    if not holds_tokens(features, name):
         raise _no_tokens(name)
-    return len(values)
+    return len(features[name])
+
+
+def holds_tokens(features: Features, name: str) -> bool:
+    """Whether the feature `name` of a row is a list of token ids."""
+    return name in features and _integers(features[name]) is not None
+
+
+def holds_several(tokens: Any) -> bool:
+    """Whether the tokens of a row are those of several texts, as for multiple choice."""
+    first = tokens[0] if isinstance(tokens, Sequence | Tensor) and len(tokens) else 0
+    return isinstance(first, Sequence) or (isinstance(first, Tensor) and first.dim() > 0)
 
 
 def find_spans(batch: Mapping[str, Any], rows: Sequence[Features], name: str) -> Tensor:

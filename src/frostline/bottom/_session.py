@@ -27,7 +27,7 @@ from frostline.bottom._caching_pass import caching_pass
 from frostline.bottom._check import difference_in_use, mismatch, padding_difference
 from frostline.bottom._contents import Contents
 from frostline.bottom._cut import CannotCut, Cut, last_blocks
-from frostline.bottom._feed import ASKS_BELOW, BRINGS_STATES, ReadAhead, States, rows_in_batch, stored_states
+from frostline.bottom._feed import BRINGS_STATES, ReadAhead, States, asks_below, rows_in_batch, stored_states
 from frostline.bottom._report import CacheReport, Processes
 from frostline.bottom._rows import AlteredRow, Features
 from frostline.bottom._standins import StandIns
@@ -155,7 +155,7 @@ class CacheSession:
             return
         contents = self._contents
         keys = [contents.key(row) for row in rows]
-        with suppress(DamagedRow, KeyError):  # damaged now or before: nothing is fed, so the bottom runs
+        with suppress(DamagedRow, AlteredRow, KeyError):  # damaged, or not as cached: nothing is fed, the bottom runs
             self._feed(stored_states(contents.cache, rows_in_batch(keys, batch, rows, contents.names)))
         self._held = True
         try:
@@ -170,6 +170,8 @@ class CacheSession:
         Returns in one line how they differ, or None. A bottom that is read block by block cannot be compared.
         """
         if self._contents is None or self._standins is None or self._streaming is not None:
+            return None
+        if asks_below(self._contents.training.model.config, {}):  # every pass of training runs the bottom now
             return None
         hook = hook_below(self._contents.training.model, self._contents.cut)
         return hook or difference_in_use(self._contents, self._without, self.holding)
@@ -315,7 +317,7 @@ class CacheSession:
         if self._held or self._standins is None or self._reader is None:
             return
         batch = dict(zip(self._arguments, args, strict=False)) | dict(kwargs)
-        asks = any(batch.get(name) for name in ASKS_BELOW)
+        asks = asks_below(model.config, batch)
         if any(isinstance(value, torch.Tensor) and value.is_meta for value in batch.values()):
             raise FrostlineError(
                 "the batch lies on the meta device, as the first weights of a streamed model do: use the trainer's "

@@ -64,7 +64,7 @@ class PartsTrainer(SavingTrainer):
     parts_notice: str | None = None
     """Why a step of several batches is not the step of one batch, if it is not."""
     _share: Share | None = None
-    _weights: Iterator[float] = iter(())
+    _weights: Iterator[float | None] = iter(())
 
     def _find_share(self, few: FewRows) -> None:
         """Decide how the batches of a step are weighed, if a step has several of them. `few` are rows to try it on."""
@@ -104,13 +104,17 @@ class PartsTrainer(SavingTrainer):
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
         batches, labels = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self._share is None and self._has_parts() and batches:  # a stream, whose rows cannot be had beforehand
-            self._find_share(FewRows([], dict(self._prepare_inputs(batches[0]))))
-        self._weights = iter(self._weights_of(batches))
-        return batches, labels
+            with self.accelerator.autocast():  # as in the forward, which accelerate has wrapped by now
+                self._find_share(FewRows([], dict(self._prepare_inputs(batches[0]))))
+        # Nobody knows beforehand where a stream ends. transformers makes a step after `num_batches` batches only, and
+        # adds what is left to the first step of the next epoch. Batches that weigh nothing make the step complete.
+        absent = num_batches - len(batches) if batches and self._has_parts() else 0
+        self._weights = iter([*self._weights_of(batches), *[0.0] * absent])
+        return [*batches, *batches[-1:] * absent], labels
 
-    def _weights_of(self, batches: Sequence[Mapping[str, Any]]) -> list[float]:
+    def _weights_of(self, batches: Sequence[Mapping[str, Any]]) -> Sequence[float | None]:
         if self._share is None or self._share is Share.LIBRARY:
-            return []
+            return [None] * len(batches)  # as transformers has it
         counts = [_count(batch, self._share) or 0 for batch in batches]
         if self.args.world_size == 1:
             return weights_of(counts)
@@ -153,10 +157,13 @@ def find_share(model: nn.Module, loss_of: LossOf, few: FewRows, *, next_labels: 
     counted = Share.NEXT_LABELS if next_labels else Share.LABELS
     labels = _count(whole.batch, counted)
     total = None if labels is None else torch.tensor(labels, device=device)
+    of_parts = (
+        None if labels is None else torch.tensor(sum(_count(p.batch, counted) or 0 for p in parts), device=device)
+    )
 
     def in_parts(share: Share) -> Tensor:
         if share is Share.LIBRARY:
-            return torch.stack([loss_of(part, total) for part in parts]).sum()
+            return torch.stack([loss_of(part, of_parts) for part in parts]).sum()
         weights = weights_of([_count(part.batch, share) or 0 for part in parts])
         losses = [weight * loss_of(part, None) for weight, part in zip(weights, parts, strict=True) if weight]
         return torch.stack(losses).sum()
@@ -173,12 +180,13 @@ def _in_parts(few: FewRows) -> tuple[FewRows, list[FewRows]]:
     """A batch and its parts: all rows but the last, and the last.
 
     Labels of tokens are changed so that the parts have unequal numbers of them: then only one share is exact. A batch
-    of which not everything has one entry for each row (packed rows) counts twice instead.
+    of which not everything has one entry for each row (packed rows) is both parts instead: twice the same rows have the
+    same mean.
     """
     batch, rows = few.batch, rows_in(few.batch)
     tensors = [value for value in batch.values() if isinstance(value, Tensor)]
     if rows < 2 or len(tensors) < len(batch) or any(not value.dim() or len(value) != rows for value in tensors):
-        return few, [few]
+        return few, [few, few]
     labels = batch.get("labels")
     if isinstance(labels, Tensor) and labels.dim() > 1 and not labels.is_floating_point():
         batch = batch | {"labels": _unequal(labels)}

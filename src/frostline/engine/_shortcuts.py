@@ -76,14 +76,15 @@ class ShortcutsTrainer(PartsTrainer):
         """Whether a subclass has a `compute_loss` of its own, which may read all logits."""
         return False
 
-    def _check_again(self, step: int) -> None:
+    def _check_again(self, step: int, *, last: bool = False) -> None:
         """Compare the shortcuts with plain training again, where that is due; give up what is no longer the same."""
-        if self._rechecks is None or not self._rechecks.due(step, time.perf_counter() - self._first_step):
+        checks = self._rechecks
+        if checks is None or (last and checks.passed == step):
             return
-        since = (
-            f"off since step {step}: {{}}. Results since step {self._rechecks.passed} may differ from plain training"
-        )
-        with self._rechecks.timed():
+        if not last and not checks.due(step, time.perf_counter() - self._first_step):
+            return
+        since = f"off since step {step}: {{}}. Results since step {checks.passed} may differ from plain training"
+        with checks.timed():
             with self.positions.suspended() if self.positions is not None else nullcontext():
                 found = self.session.recheck()
             if found is not None:
@@ -95,7 +96,7 @@ class ShortcutsTrainer(PartsTrainer):
                     found = hook or self.positions.recheck(few.batch)
                 if found is not None:
                     self.positions.give_up(since.format(found))
-        self._rechecks.passed = step
+        checks.passed = step
 
     def _few(self) -> FewRows:
         """A few rows as one batch, to try on them what training may do."""
@@ -106,6 +107,11 @@ class ShortcutsTrainer(PartsTrainer):
 
     def _holding(self, part: FewRows) -> AbstractContextManager[None]:
         return self.session.holding(part.rows, part.batch)
+
+    def _check_last(self) -> None:
+        """Compare before the shortcuts end: the last steps are checked too."""
+        if self.session.active or self.positions is not None:
+            self._check_again(self.state.global_step, last=True)
 
     def _end_plan(self) -> None:
         self._begun = False

@@ -149,7 +149,9 @@ class Trainer(ShortcutsTrainer):
                     "training to resume, or train() for a new one"
                 )
         try:
-            return super().train(resume_from_checkpoint, *positional, **options)
+            trained = super().train(resume_from_checkpoint, *positional, **options)
+            self._check_last()
+            return trained
         finally:
             self._end_plan()
 
@@ -319,6 +321,7 @@ class Trainer(ShortcutsTrainer):
             return
         plan = self.schedule.next(step, self.observer)
         if plan is not None:
+            self._check_last()
             self._end_plan()
             self._change_plan(plan)
             now = time.perf_counter()
@@ -346,6 +349,7 @@ class Trainer(ShortcutsTrainer):
         return (epochs, 0) if self.state.global_step >= max_steps else trained
 
     def _load_best_model(self) -> None:
+        self._check_last()
         self._end_plan()  # the best model may have another plan
         if self._as_given:
             super()._load_best_model()

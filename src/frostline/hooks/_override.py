@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import cached_property, update_wrapper
 from types import MethodType
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -23,11 +23,11 @@ CALL = "_compiled_call_impl"
 
 
 class Override:
-    """Replaces one method of `module` by another function, until `remove`. `own` is the replaced method.
+    """Replaces one method of `module` by another function, until `remove`. `own` calls the replaced method.
 
     With `FORWARD` the module's hooks still run around the new function; wrappers such as DDP and autocast use it too.
     With `CALL` the new function replaces the whole call, so the module's hooks do not run. A deep copy of the module
-    has its own method again.
+    has its own method again. `own` is looked up at each call: the class of a module may get another forward later.
 
     Args:
         module: whose method is replaced.
@@ -38,9 +38,21 @@ class Override:
     def __init__(self, module: nn.Module, run: Run, attribute: str = FORWARD) -> None:
         self.module, self.attribute = module, attribute
         self._before: Any = vars(module).get(attribute)
-        self.own: Run = module._call_impl if attribute == CALL and self._before is None else getattr(module, attribute)
         self._replacement = _Replacement(self, run)
         vars(module)[attribute] = self._replacement
+
+    def own(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the method that was replaced."""
+        return self.replaced(*args, **kwargs)
+
+    @property
+    def replaced(self) -> Run:
+        """The method that was replaced, as the module or its class has it now."""
+        if self._before is not None:
+            return cast(Run, self._before)
+        if self.attribute == CALL:
+            return self.module._call_impl
+        return MethodType(getattr(type(self.module), self.attribute), self.module)
 
     def by_name(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of a call of `own`, each under the name of its parameter."""
@@ -48,7 +60,7 @@ class Override:
 
     @cached_property
     def _names(self) -> list[str]:
-        return list(inspect.signature(self.own).parameters)
+        return list(inspect.signature(self.replaced).parameters)
 
     def remove(self) -> None:
         """Restore the module's own method, unless something else has replaced this override since."""
@@ -71,7 +83,7 @@ class _Replacement:
 
     def __init__(self, override: Override, run: Run) -> None:
         self._override, self._run = override, run
-        update_wrapper(self, override.own, updated=())
+        update_wrapper(self, override.replaced, updated=())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._run(*args, **kwargs)

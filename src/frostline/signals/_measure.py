@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from frostline.anatomy import Anatomy, find_anatomy
-from frostline.bottom import BATCH_TOKENS, Load, batches_by_length
+from frostline.bottom import BATCH_TOKENS, Load, batches_by_length, holds_several
 from frostline.core.errors import ConfigError, DataError, UnsupportedModel, unknown_name
 from frostline.hooks import device_of, evaluation_mode
 from frostline.signals._deviation import SemanticBasis, difference_gain, log_gain, semantic_deviation, shift, similarity
@@ -50,8 +50,12 @@ def choose_signals(
         streaming: whether the model is read block by block.
 
     Raises `ConfigError` for an unknown name, and for gradients with `streaming`. Raises `UnsupportedModel` for `vds`
-    where the model has no semantic basis.
+    where the model has no semantic basis, and `DataError` for rows of several texts.
     """
+    if rows and holds_several(rows[0]["input_ids"]):
+        raise DataError(
+            "a row holds several texts, as for multiple choice, and signals read one: use bot50, for example"
+        )
     for name in names or ():
         if name not in SIGNALS:
             raise unknown_name("signal", name, SIGNALS)
@@ -217,8 +221,8 @@ def _batches(model: nn.Module, rows: Rows, collate: Collate, kind: str = "cpu") 
 
 
 def _length(row: Mapping[str, Any]) -> int:
-    labels = row["labels"]
-    return max(len(row["input_ids"]), 0 if isinstance(labels, int) else len(labels))
+    labels = torch.as_tensor(row["labels"])  # of the row itself (a class, a number), or of its tokens
+    return max(len(row["input_ids"]), len(labels) if labels.dim() else 0)
 
 
 def _to(device: torch.device, batch: Mapping[str, Any]) -> dict[str, Any]:
