@@ -116,9 +116,10 @@ USES: dict[str, Use] = {
     "sequence to sequence, `predict_with_generate`": _GENERATING,
 }
 OTHERS = [
-    ("t5" if use is _GENERATING else "llama", "seq2seq" if use is _GENERATING else "causal", label)
+    (name, "seq2seq" if use is _GENERATING else "causal", label)
     for label, use in USES.items()
     if label
+    for name in (("t5", "bart") if use is _GENERATING else ("llama", "gpt2"))
 ]
 
 
@@ -206,6 +207,7 @@ def test_with_dropout_above_it_draws_the_same(tmp_path: Path, name: str, head: s
     ours.session._training = _without_estimate(ours)
     off = made(tmp_path, name, head, 0.1, activation_cache="off", **options)
     assert losses(ours) == pytest.approx(losses(off), abs=1e-4)
+    assert ours.cache_report.used == (head != "choices"), ours.cache_report.reason
 
 
 def test_a_trainer_that_generates_evaluates_as_the_plain_one(tmp_path: Path) -> None:

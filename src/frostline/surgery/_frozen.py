@@ -30,9 +30,11 @@ def keep_frozen_out(model: nn.Module, plan: Plan, anatomy: Anatomy) -> list[Remo
             module.disable_input_require_grads()
 
     frozen = [] if plan.frozen_dropout else _frozen_modules(model, plan, anatomy)
+    holders = [] if plan.frozen_dropout or plan.embeddings.mode != "frozen" else _holders(model, plan, anatomy)
     return [
         model.register_forward_pre_hook(without_input_gradients),
         *(module.register_forward_pre_hook(_in_eval_mode) for module in frozen),
+        *(module.register_forward_pre_hook(_itself_in_eval_mode) for module in holders),
     ]
 
 
@@ -41,6 +43,21 @@ def _in_eval_mode(module: nn.Module, _inputs: Any) -> None:
         module, "neftune_noise_alpha"
     ):  # noise that a user wants acts in train mode alone
         module.eval()
+
+
+def _itself_in_eval_mode(module: nn.Module, _inputs: Any) -> None:
+    module.training = False
+
+
+def _holders(model: nn.Module, plan: Plan, anatomy: Anatomy) -> list[nn.Module]:
+    """The modules around frozen blocks that drop parts of the embeddings by a function, not by a module (BART)."""
+    blocks = [block.name for mode, block in zip(plan.blocks, anatomy.blocks, strict=True) if mode.mode == "frozen"]
+    around = {name.rpartition(".")[0].rpartition(".")[0] for name in blocks}  # "encoder" of "encoder.layers.0"
+    return [model.get_submodule(name) for name in sorted(around) if isinstance(_dropout(model, name), float)]
+
+
+def _dropout(model: nn.Module, name: str) -> Any:
+    return getattr(model.get_submodule(name), "dropout", None) if name else None
 
 
 def _frozen_modules(model: nn.Module, plan: Plan, anatomy: Anatomy) -> list[nn.Module]:
