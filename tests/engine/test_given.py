@@ -240,3 +240,47 @@ def test_an_adapter_below_the_boundary_declines_the_cache(tmp_path: Path) -> Non
     trainer.train()
     assert not trainer.cache_report.used and "an adapter is on" in trainer.cache_report.reason
     assert isinstance(trainer.args, TrainingArguments)
+
+
+def test_whole_merges_a_lora_of_peft(tmp_path: Path) -> None:
+    trainer = trained(tmp_path / "run", with_lora("llama"))
+    trainer.save_model(str(tmp_path / "whole"), whole=True)
+    assert not (tmp_path / "whole" / "adapter_model.safetensors").exists()
+    again = type(tiny("llama")).from_pretrained(tmp_path / "whole").eval()
+    batch = collate(rows_for(tiny("llama"))[:3])
+    with torch.no_grad():
+        expected = trainer.model.eval()(**batch).logits
+        torch.testing.assert_close(again(**batch).logits, expected, atol=1e-4, rtol=0)
+    assert any("lora" in name for name, _ in trainer.model.named_parameters()), "the model itself stays as it is"
+    trainer.save_model(str(tmp_path / "adapter"))
+    for folder in (tmp_path / "whole", tmp_path / "adapter"):
+        assert not [path for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pkl")]
+    gated = trained(tmp_path / "gated", with_hybrid("llama"))
+    with pytest.raises(fl.FrostlineError, match="cannot be merged"):
+        gated.save_model(str(tmp_path / "no"), whole=True)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "line"),
+    [
+        (lambda: fl.make_plan("model", "bot50"), "model: give a model, not str"),
+        (lambda: fl.HybridConfig.of("hlpt"), "give a plan, not str"),
+        (lambda: fl.train({"model": "a"}), "give a RunConfig, not dict"),
+        (lambda: fl.load("nowhere"), "nowhere: there is no such folder"),
+    ],
+)
+def test_things_of_the_wrong_kind_are_one_line(wrong: Any, line: str) -> None:
+    with pytest.raises(fl.UserError, match=line) as caught:
+        wrong()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_strategy_measures_rows_to_which_the_collator_adds_labels() -> None:
+    rows = [{"input_ids": row["input_ids"], "attention_mask": row["attention_mask"]} for row in rows_for(tiny("llama"))]
+
+    def adding(some: Any) -> dict[str, torch.Tensor]:
+        batch = collate(some)
+        return batch | {"labels": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)}
+
+    plan = fl.make_plan(tiny("llama"), "semantic", data=rows, data_collator=adding, frozen_dropout=True)
+    assert plan.strategy == "semantic" and plan.frozen_dropout

@@ -57,6 +57,8 @@ class HybridConfig(PeftConfig):
         Raises `PlanError` when the plan trains the model's own tensors, which an adapter cannot hold: tensors of a
         block, or the head where neither `modules_to_save` nor `task_type` is given (PEFT finds a classifier by it).
         """
+        if not isinstance(plan, Plan):
+            raise PlanError(f"HybridConfig.of: give a plan, not {type(plan).__name__}: use frostline.make_plan")
         for part in ("embeddings", "final_norm", "head"):
             if getattr(plan, part).mode != "frozen" and not {"modules_to_save", "task_type"} & others.keys():
                 raise PlanError(

@@ -161,6 +161,8 @@ def check_room(root: Path, needed: int, limit: int | None = None) -> None:
         needed: bytes that will be written.
         limit: bytes that all caches below `root` may use together; None: only the disk limits them.
     """
+    if not needed:
+        return
     used = sum(cache.bytes_on_disk(folder) for folder in cache.store_folders(root))
     needs = f"the activation cache needs {size_text(needed)}"
     if limit is not None and used + needed > limit:

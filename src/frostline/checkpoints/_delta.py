@@ -95,8 +95,10 @@ def save_delta(model: Any, folder: Path) -> None:
 def read_card(folder: Path) -> DeltaCard:
     """Read `delta.json` in `folder`. Raises `CheckpointError` when it is missing or is not valid."""
     path = folder / CARD_FILE
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: there is no such folder: use the folder of a run or a checkpoint")
     if not path.is_file():
-        last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+        last = get_last_checkpoint(str(folder))
         hint = f"use the run's last checkpoint, {last}" if last else "use the folder of a run or a checkpoint"
         raise CheckpointError(f"{folder} holds no delta ({CARD_FILE} is missing): {hint}")
     try:
@@ -131,7 +133,7 @@ def load_delta(model: Any, folder: Path) -> Applied:
     elif applied.first != first:
         raise CheckpointError(
             f"{folder} was trained under the plan '{first.strategy}', but the model has the plan "
-            f"'{applied.first.strategy}': use a model without a plan"
+            f"'{applied.first.strategy}': use the plan that it was trained under, or a model without a plan"
         )
     change(plan, model)
     put_tensors(model, tensors, str(folder), more=card.first_plan is not None)

@@ -14,9 +14,11 @@ from typing import Any, cast
 
 import torch
 import transformers
+from peft import PeftModel
 from torch import nn
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
+from frostline.adapters import check_mergeable
 from frostline.anatomy import text_model
 from frostline.checkpoints import (
     OPTIMIZER_FILE,
@@ -137,9 +139,17 @@ class SavingTrainer(transformers.Trainer):
             super().save_model(output_dir, _internal_call)
         elif self.args.should_save:
             folder = output_dir or self.args.output_dir
-            plain = self.model if self._as_given else to_plain(copy.deepcopy(self.model))
-            plain.save_pretrained(folder)
+            self._plain(copy.deepcopy(self.model)).save_pretrained(folder)
             self._save_tokenizer(folder)
+
+    def _plain(self, copied: Any) -> Any:
+        """A copy of the model as an ordinary one, with its adapters merged."""
+        if not self._as_given:
+            return to_plain(copied)
+        if not isinstance(copied, PeftModel):
+            return copied
+        check_mergeable(copied)
+        return copied.merge_and_unload()
 
     def _save_tokenizer(self, folder: str | Path) -> None:
         tokenizer = self.processing_class or getattr(self.data_collator, "tokenizer", None)
@@ -149,7 +159,7 @@ class SavingTrainer(transformers.Trainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
         if self._as_given:
-            super()._save(str(folder), state_dict)
+            self.model.save_pretrained(folder, state_dict=state_dict)  # transformers would add a pickle
         else:
             save_delta(self.model, folder)
         changes = [change.document() for change in self.changes]

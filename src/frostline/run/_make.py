@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from frostline.core.errors import DataError, PlanError
+from frostline.anatomy import text_model
+from frostline.core.errors import ConfigError, DataError, PlanError
 from frostline.core.seeding import derive_seed
 from frostline.cost import Workload
-from frostline.plan import Plan, Schedule
+from frostline.plan import KeepingDropout, Plan, Schedule
 from frostline.signals import Probe, measure, token_text
 from frostline.strategies import Budget, Situation, make_selection
 from frostline.tasks import pad_rows
@@ -32,6 +33,7 @@ def make_plan(
     budget: Budget | None = None,
     workload: Workload | None = None,
     options: Mapping[str, Any] | None = None,
+    frozen_dropout: bool = False,
     seed: int = 0,
 ) -> Plan:
     """The plan that a strategy chooses for a model. The model does not change.
@@ -51,6 +53,7 @@ def make_plan(
         budget: what training may use, for strategies that plan for one.
         workload: the training that the budget is for.
         options: options of the strategy.
+        frozen_dropout: let dropout act in frozen blocks; by default they are in eval mode.
         seed: seed of what is drawn at random.
 
     Raises `PlanError` for a strategy whose plan changes while it trains (`make_schedule` is for those) and where no
@@ -65,12 +68,13 @@ def make_plan(
         budget=budget,
         workload=workload,
         options=options,
+        frozen_dropout=frozen_dropout,
         seed=seed,
     )
     if not schedule.settled:
         raise PlanError(
             f"strategy '{strategy}' changes its plan while it trains, so there is no single plan: use "
-            f'fl.make_schedule(model, "{strategy}") and fl.Trainer(..., schedule=...)'
+            f'schedule="{strategy}", or fl.make_schedule(model, "{strategy}")'
         )
     return schedule.first
 
@@ -84,6 +88,7 @@ def make_schedule(
     budget: Budget | None = None,
     workload: Workload | None = None,
     options: Mapping[str, Any] | None = None,
+    frozen_dropout: bool = False,
     seed: int = 0,
 ) -> Schedule:
     """The schedule that a strategy chooses for a model: for strategies whose plan changes while they train.
@@ -95,10 +100,15 @@ def make_schedule(
     remembers how far training is: make a new one for each training.
 
     Args:
-        model, strategy, data, data_collator, budget, workload, options, seed: as in `make_plan`.
+        model, strategy, data, data_collator, budget, workload, options, frozen_dropout, seed: as in `make_plan`.
 
     Raises `UserError` as `make_plan` does, but for a plan that changes.
     """
+    if not isinstance(model, nn.Module):
+        raise ConfigError(
+            f"model: give a model, not {type(model).__name__}: load it first (AutoModel...from_pretrained)"
+        )
+    model = text_model(model)
     situation = Situation.of(
         model,
         seed,
@@ -106,16 +116,22 @@ def make_schedule(
         budget=budget or Budget(),
         workload=workload or Workload(),
     )
-    return make_selection(strategy, situation, options).schedule
+    schedule = make_selection(strategy, situation, options).schedule
+    return KeepingDropout(schedule) if frozen_dropout else schedule
 
 
 def _measure(
     model: Any, data: Any, collate: Collate | None, seed: int, signals: Sequence[str] | None, rows: int
 ) -> Probe:
-    if not len(data) or "input_ids" not in data[0] or "labels" not in data[0]:
-        raise DataError("data: the rows have no input_ids or no labels: use a data set of tokenized rows with both")
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(derive_seed(seed, "probe")))
     sample = [data[index] for index in order[:rows].tolist()]
+    if collate is not None and sample and "labels" not in sample[0]:  # it makes them, or finds them under another name
+        made = [collate([row]) for row in sample]
+        if "labels" in made[0]:
+            sample = [{**row, "labels": batch["labels"][0].tolist()} for row, batch in zip(sample, made, strict=True)]
+            collate = None
+    if not sample or not {"input_ids", "labels"} <= sample[0].keys():
+        raise DataError("data: the rows have no input_ids or no labels: use a data set of tokenized rows with both")
     found = measure(model, sample, collate or partial(_padded, model), signals=signals)
     classes = isinstance(sample[0]["labels"], int)
     read = token_text(Situation.of(model).anatomy, classes=classes, tokens="first")

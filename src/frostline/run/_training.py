@@ -43,6 +43,11 @@ def train(config: RunConfig, *, resume: bool = False, console: Console | None = 
     Raises `UserError` for wrong input, before anything is written, and `TrainingError` when the loss is not a number;
     what was saved before stays valid.
     """
+    if not isinstance(config, RunConfig):
+        raise ConfigError(
+            f"train: give a RunConfig, not {type(config).__name__}: frostline.train(frostline.RunConfig(model=..., "
+            "task=..., ...))"
+        )
     console = console or Console(stderr=True, quiet=True)
     folder = config.folder
     checkpoint = _check_folder(folder, config, resume)
