@@ -12,6 +12,7 @@ from frostline.hooks._attention import (
     uses_attention_function,
     without_call_hooks,
 )
+from frostline.hooks._checkpointing import checkpoints_reentrantly
 from frostline.hooks._compare import (
     FEWER_BITS,
     OTHER_BATCH,
@@ -53,6 +54,7 @@ __all__ = [
     "attention_implementation",
     "attribute_set",
     "capture",
+    "checkpoints_reentrantly",
     "compare_training",
     "computes_in_fewer_bits",
     "device_of",
