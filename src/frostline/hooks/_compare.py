@@ -101,6 +101,8 @@ def _step(
     with undisturbed(model, training=training):
         loss = compute()
         gradients = (
-            torch.autograd.grad(loss, trained, allow_unused=True) if loss.requires_grad else [None] * len(trained)
+            torch.autograd.grad(loss, trained, allow_unused=True)
+            if trained and loss.requires_grad
+            else [None] * len(trained)
         )
         return float(loss.detach()), [None if found is None else found.detach().float() for found in gradients]
