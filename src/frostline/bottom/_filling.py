@@ -12,7 +12,7 @@ from frostline.bottom._cache import ActivationCache, DamagedRow, check_room
 from frostline.bottom._caching_pass import SHARD_BYTES, SHARD_SECONDS
 from frostline.bottom._feed import RowsInBatch, States
 from frostline.bottom._rows import place
-from frostline.core.errors import ConfigError
+from frostline.core.errors import ConfigError, FrostlineError, first_line
 
 
 class FillingCache:
@@ -73,6 +73,10 @@ class FillingCache:
             except ConfigError as error:
                 self.full = str(error)
                 return
-            self.cache.write(held)
+            try:
+                self.cache.write(held)
+            except (FrostlineError, OSError) as error:  # training goes on without it
+                self.full = first_line(error)
+                return
             self.written, self.bytes = self.written + len(held), self.bytes + size
         self.cache.refresh()
