@@ -223,6 +223,7 @@ class _Attachment(TrainerCallback):
     # The savings, from the first step under a plan to the last.
 
     def _begin(self, step: int) -> None:
+        self._end()  # a training that failed may begin again: auto_find_batch_size
         self._positions = self._found_positions()  # first: the sessions see calls before they do
         refusal = self._cache_refusal()
         if refusal is not None:
