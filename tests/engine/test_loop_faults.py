@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import errno
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -352,7 +353,26 @@ def test_a_training_that_begins_again_with_smaller_batches(tmp_path: Path) -> No
     assert found[1] == pytest.approx(found[0], rel=10 * LOSS)
 
 
-def test_rows_of_the_wrong_kind() -> None:
-    model = frozen_by_hand(llama(), fl.make_plan(llama(), "bot50"))
-    with pytest.raises(ConfigError, match="rows are tokenized rows"), fl.activation_cache(model, 3, collate):  # type: ignore[arg-type]
-        pass
+def test_what_is_of_the_wrong_kind(tmp_path: Path) -> None:
+    def loop(model: Any = None, *given: Any, **options: Any) -> None:
+        model = model or frozen_by_hand(llama(), fl.make_plan(llama(), "bot50"))
+        with fl.activation_cache(model, *given, **options):
+            pass
+
+    def attached(**options: Any) -> None:
+        model = llama()
+        fl.attach(transformers.Trainer(model, arguments(tmp_path), train_dataset=rows_of("causal")), **options)
+
+    for tried, says in (
+        (partial(loop, "bert"), "str is not a model"),
+        (partial(loop, None, 3, collate), "rows are tokenized rows, not int"),
+        (partial(loop, None, ["a"], collate), "a row is a dict of tokens, not str"),
+        (partial(loop, None, rows_for(llama()), 3), "collate is a function, not int"),
+        (partial(loop, limit="10GB"), "'10GB' is no number of bytes"),
+        (partial(loop, limit=-1), "'-1' is no number of bytes"),
+        (partial(attached, plan="bot50", activation_cache_limit="10GB"), "'10GB' is no number of bytes"),
+        (partial(attached, plan=3), "plan: it should be a frostline.Plan"),
+        (partial(attached, schedule=3), "schedule: it should be a frostline.Schedule"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            tried()

@@ -207,7 +207,13 @@ class LoopSession:
         self._computed_in = _autocast(device)
         known = self._by_precision[self._computed_in] = self._open(device, collate)
         bottom, cache = known.bottom, known.cache.cache
-        every = {bottom.key(row): row for row in rows}
+        every = {}
+        for row in rows:
+            if not isinstance(row, Mapping):
+                raise ConfigError(
+                    f"activation_cache: a row is a dict of tokens, not {type(row).__name__}: tokenize rows"
+                )
+            every[bottom.key(row)] = row
         missing = {key: every[key] for key in cache.missing(every)}
         size = sum(bottom.bytes_of(row) for row in missing.values())
         check_room(self._root, size, self._limit)

@@ -22,7 +22,7 @@ from frostline.core.files import read_json, write_json
 from frostline.engine._observe import Observer
 from frostline.engine._optimizer import parameter_groups, regroup, scale_groups
 from frostline.engine._saving import SavingTrainer
-from frostline.engine._start import PlanFor, ScheduleFor, start_schedule
+from frostline.engine._start import PlanFor, ScheduleFor, check_settings, start_schedule
 from frostline.hooks import Rechecks, state_kept
 from frostline.loss_positions import LossPositions, hook_above, use_loss_positions
 from frostline.plan import Plan, Schedule, document
@@ -75,8 +75,7 @@ def attach(
         )
     if hasattr(trainer, _ATTRIBUTE):
         raise ConfigError("attach: it was called on this trainer before: call it once, before train()")
-    if activation_cache not in ("auto", "on", "off"):
-        raise ConfigError(f"activation_cache: '{activation_cache}' is not known: use auto, on or off")
+    check_settings(activation_cache, activation_cache_limit)
     _Attachment(trainer, plan, schedule, activation_cache, activation_cache_limit, loss_positions)
     return trainer
 
