@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import errno
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -348,6 +349,55 @@ def test_a_training_that_begins_again_with_smaller_batches(tmp_path: Path) -> No
         if attached:
             fl.attach(trainer, plan)
         transformers.set_seed(3)
+        trainer.train()
+        found.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+    assert found[1] == pytest.approx(found[0], rel=10 * LOSS)
+
+
+def test_a_second_thread_that_calls_the_model() -> None:
+    batches = batches_for(llama())
+    model = frozen_by_hand(llama(), fl.make_plan(llama(), "bot50"))
+    stop, failed = threading.Event(), []
+
+    def evaluate() -> None:
+        while not stop.is_set():
+            try:
+                with torch.no_grad():
+                    model(input_ids=batches[3]["input_ids"], attention_mask=batches[3]["attention_mask"])
+            except RuntimeError as error:
+                failed.append(error)
+
+    with fl.activation_cache(model):
+        found = train(model, batches[:3])
+        other = threading.Thread(target=evaluate)
+        other.start()
+        found += train(model, batches)
+        stop.set()
+        other.join()
+    plain = frozen_by_hand(llama(), fl.make_plan(llama(), "bot50"))
+    assert found == pytest.approx(train(plain, batches[:3]) + train(plain, batches), rel=10 * LOSS)
+    assert not failed
+
+
+class Drawing(torch.utils.data.Dataset[Any]):
+    """Leaves a token out at random."""
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, index: int) -> Any:
+        row, dropped = rows_for(llama())[index], int(torch.randint(4, ()))
+        return {name: values[:dropped] + values[dropped + 1 :] for name, values in row.items()}
+
+
+def test_rows_that_are_drawn(tmp_path: Path) -> None:
+    found = []
+    for attached in (False, True):
+        model = llama() if attached else frozen_by_hand(llama(), fl.make_plan(llama(), "bot50"))
+        trainer = transformers.Trainer(model, arguments(tmp_path), train_dataset=Drawing(), data_collator=collate)
+        transformers.set_seed(3)
+        if attached:
+            fl.attach(trainer, "bot50")
         trainer.train()
         found.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
     assert found[1] == pytest.approx(found[0], rel=10 * LOSS)

@@ -18,6 +18,7 @@ Checks replace what a trainer would know:
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -139,6 +140,7 @@ class LoopSession:
         self._caches = {} if caches is None else caches
         self._changed = changed
         self.report = CacheReport(reason="activation_cache: not begun")
+        self._one_call = threading.RLock()  # what is fed is for the call of one thread
         self._standins: StandIns | None = None
         self._weights: OffloadedWeights | None = None
         self._hooks: list[Any] = []
@@ -269,15 +271,16 @@ class LoopSession:
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
         assert self._forward is not None
-        if self._held or self._standins is None:
-            return self._forward.own(*args, **kwargs)
-        output = None
-        try:
-            self._before_pass(self._training.model, args, kwargs)
-            output = self._forward.own(*args, **kwargs)
-        finally:
-            self._after_pass(output)
-        return output
+        with self._one_call:
+            if self._held or self._standins is None:
+                return self._forward.own(*args, **kwargs)
+            output = None
+            try:
+                self._before_pass(self._training.model, args, kwargs)
+                output = self._forward.own(*args, **kwargs)
+            finally:
+                self._after_pass(output)
+            return output
 
     def _before_pass(self, model: Any, args: Any, kwargs: Mapping[str, Any]) -> None:
         assert self._forward is not None and self._standins is not None
