@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from frostline.bottom._below import hook_below
-from frostline.bottom._bottom import NOT_READ_BELOW, Bottom, Declined, NotNeeded, Training
+from frostline.bottom._bottom import NOT_READ_BELOW, REENTRANT, Bottom, Declined, NotNeeded, Training
 from frostline.bottom._cache import check_room
 from frostline.bottom._caching_pass import caching_pass, same_states
 from frostline.bottom._cut import CannotCut, last_blocks
@@ -70,9 +70,6 @@ _FED_IN_A_ROW = 16
 
 _LENGTHS = ("max_length_q", "max_length_k")
 """Arguments of a packed call that repeat the length of its longest row."""
-_REENTRANT = (
-    "activation checkpointing is re-entrant, and needs gradients from below the boundary: use use_reentrant=False"
-)
 
 
 @dataclass(frozen=True)
@@ -327,18 +324,15 @@ class LoopSession:
     def _change_below(self) -> str | None:
         """Say in one line what has changed below the boundary, or makes gradients need it; None where nothing has."""
         if torch.is_grad_enabled() and self._training.model.training and checkpoints_reentrantly(self._training.model):
-            return _REENTRANT
+            return REENTRANT
         if (found := self._watch.change()) is not None:
             return found
         if self._watch.written:
             for known in self._by_precision.values():
-                try:
-                    with self.paused():
-                        same = Bottom(known.bottom.training, None, self._root).cache.folder == known.cache.cache.folder
-                except (FrostlineError, ValueError) as error:
-                    return first_line(error)
-                if not same:
-                    return "the weights below the boundary have changed"
+                with self.paused():
+                    found = known.bottom.change()
+                if found is not None:
+                    return found
             self._watch.note()
         return None
 

@@ -78,6 +78,8 @@ class ShortcutsTrainer(PartsTrainer):
 
     def _check_again(self, step: int) -> None:
         """Compare the shortcuts with plain training again, where that is due; give up what is no longer the same."""
+        if (changed := self.session.changed()) is not None:
+            self.session.give_up(f"off since step {step}: {changed}")
         if self._rechecks is None or not self._rechecks.due(step, time.perf_counter() - self._first_step):
             return
         since = (
