@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 import frostline as fl
@@ -169,6 +169,22 @@ def test_a_lora_of_peft_in_sft(tmp_path: Path) -> None:
     assert attached.cache_report.used and attached.cache_report.rows == 16
 
 
+def test_a_lora_of_peft_in_dpo_with_its_own_reference(tmp_path: Path) -> None:
+    from peft import LoraConfig
+
+    def made(folder: Path) -> Any:
+        config = LoraConfig(target_modules=["q_proj"], layers_to_transform=[4, 5], task_type="CAUSAL_LM")
+        args = trl.DPOConfig(**settings(folder))
+        transformers.set_seed(5)
+        return trl.DPOTrainer(
+            model=causal(), args=args, train_dataset=PAIRS, processing_class=tokenizer(), peft_config=config
+        )
+
+    attached = fl.attach(made(tmp_path / "ours"))
+    assert losses(attached) == pytest.approx(losses(made(tmp_path / "plain")), rel=10 * LOSS)
+    assert attached.cache_report.rows == 32 and not attached.cache_report.given_up
+
+
 ST: dict[str, tuple[dict[str, list[Any]], str, int]] = {
     "ranking": (
         {
@@ -215,6 +231,28 @@ def test_sentence_transformers(tmp_path: Path, models_dir: Path, name: str) -> N
     assert losses(attached) == pytest.approx(expected, rel=10 * LOSS)
     assert attached.cache_report.rows == rows and attached.cache_report.computed == 0
     assert not attached.cache_report.given_up
+
+
+def test_sentence_transformers_with_a_loss_for_each_data_set(tmp_path: Path, models_dir: Path) -> None:
+    st = pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
+    from sentence_transformers.sentence_transformer import losses as st_losses
+
+    def made(folder: Path) -> Any:
+        model = st.SentenceTransformer(str(models_dir / "all-MiniLM-L6-v2"), device="cpu")
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        args = st.SentenceTransformerTrainingArguments(**settings(folder, per_device_train_batch_size=8, max_steps=8))
+        data = DatasetDict({name: Dataset.from_dict(columns) for name, (columns, _, _) in ST.items()})
+        chosen = {name: getattr(st_losses, loss)(model) for name, (_, loss, _) in ST.items()}
+        return st.SentenceTransformerTrainer(model, args, train_dataset=data, loss=chosen)
+
+    plain = made(tmp_path / "plain")
+    (text,) = (module for module in plain.model.modules() if isinstance(module, transformers.PreTrainedModel))
+    by_hand(text, "bot75")
+    attached = fl.attach(made(tmp_path / "ours"), plan="bot75")
+    assert losses(attached) == pytest.approx(losses(plain), rel=10 * LOSS)
+    assert attached.cache_report.used and not attached.cache_report.given_up
 
 
 def test_dropout_in_frozen_blocks_is_off_although_forward_is_called_by_itself(tmp_path: Path, models_dir: Path) -> None:

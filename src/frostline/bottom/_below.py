@@ -13,7 +13,7 @@ from frostline.plan import Plan
 
 def hook_below(model: nn.Module, cut: Cut) -> str | None:
     """Say in one line that a user's hook is on a module below the boundary, where it would not run; None if none is."""
-    found = foreign_hook(_below(model, cut))
+    found = foreign_hook(modules_below(model, cut))
     return None if found is None else f"a forward hook is on {found}, below the boundary, where it would not run"
 
 
@@ -25,7 +25,7 @@ def acts_below(model: nn.Module, cut: Cut, plan: Plan) -> str | None:
         cut: where its bottom ends.
         plan: with `frozen_dropout`, dropout acts below the boundary too.
     """
-    below = list(_below(model, cut))
+    below = list(modules_below(model, cut))
     for name, module in below:
         if any(kind.__module__.startswith("peft.") for kind in type(module).__mro__):
             return f"an adapter is on {name}, below the boundary, and may be switched or merged at any time"
@@ -39,7 +39,8 @@ def acts_below(model: nn.Module, cut: Cut, plan: Plan) -> str | None:
     return None
 
 
-def _below(model: nn.Module, cut: Cut) -> Iterator[tuple[str, nn.Module]]:
+def modules_below(model: nn.Module, cut: Cut) -> Iterator[tuple[str, nn.Module]]:
+    """The blocks below the boundary, the embeddings before them, and all modules inside, by name."""
     below = tuple(name for stack in cut.stacks for name in (*stack.blocks, *stack.embeddings))
     inside = tuple(f"{name}." for name in below)
     for name, module in model.named_modules():

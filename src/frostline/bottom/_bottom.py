@@ -21,7 +21,8 @@ from frostline.bottom._identity import buffers_below, hashes_of, identity, names
 from frostline.bottom._rows import Features, row_key, row_length
 from frostline.bottom._shards import Stream, row_bytes
 from frostline.bottom._streaming import Streaming
-from frostline.core.errors import FrostlineError
+from frostline.core.errors import FrostlineError, first_line
+from frostline.hooks import checkpoints_reentrantly
 from frostline.plan import Plan
 
 NOT_READ_BELOW = frozenset(
@@ -32,6 +33,9 @@ NOT_READ_BELOW = frozenset(
     }
 )
 """Arguments of a model that no block below the boundary reads. `_boundary` checks those that ask for more output."""
+
+
+REENTRANT = "activation checkpointing is re-entrant and needs gradients from below the boundary: use_reentrant=False"
 
 
 class Declined(FrostlineError):
@@ -129,7 +133,11 @@ class Bottom:
             stream: "labels" if stream == "decoder" and len(self.cut.streams) > 1 else "input_ids"
             for stream in self.cut.streams
         }
-        for reason in (hook_below(training.model, self.cut), acts_below(training.model, self.cut, training.plan)):
+        for reason in (
+            REENTRANT if checkpoints_reentrantly(training.model) else None,
+            hook_below(training.model, self.cut),
+            acts_below(training.model, self.cut, training.plan),
+        ):
             if reason is not None:
                 raise Declined(reason)
 
@@ -166,6 +174,14 @@ class Bottom:
         if cut.boundary not in self._caches:
             self._caches[cut.boundary] = self._open(cut)
         return self._caches[cut.boundary]
+
+    def change(self) -> str | None:
+        """Say in one line that the model no longer gives the states in `cache`, as its weights or config changed."""
+        try:
+            now = Bottom(self.training, None, self.root).cache
+        except (FrostlineError, ValueError) as error:
+            return first_line(error)
+        return None if now.folder == self.cache.folder else "the weights below the boundary have changed"
 
     def key(self, row: Features) -> str:
         return row_key(row, self.inputs)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor
 
+from frostline.bottom._bottom import Bottom
 from frostline.bottom._cache import ActivationCache, DamagedRow, check_room
-from frostline.bottom._caching_pass import SHARD_BYTES, SHARD_SECONDS
+from frostline.bottom._caching_pass import SHARD_BYTES, SHARD_SECONDS, caching_pass
+from frostline.bottom._cut import last_blocks
 from frostline.bottom._feed import RowsInBatch, States
-from frostline.bottom._rows import place
-from frostline.core.errors import ConfigError
+from frostline.bottom._rows import Features, cut_out, place
+from frostline.core.errors import ConfigError, FrostlineError, first_line
 
 
 class FillingCache:
@@ -62,6 +67,52 @@ class FillingCache:
         if self._size >= SHARD_BYTES or (self._size and time.monotonic() - self._since > SHARD_SECONDS):
             self.flush()
 
+    def add_call(self, rows: RowsInBatch, states: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]) -> None:
+        """Keep the states of the rows of a call.
+
+        Args:
+            rows: of the call.
+            states: of the call, stream -> [B, T, d].
+            dtypes: stream -> the dtype in which states are stored.
+        """
+        parts = {
+            stream: cut_out(hidden.to("cpu", dtypes[stream]), rows.spans[stream]) for stream, hidden in states.items()
+        }
+        self.add({key: {s: own[i].clone() for s, own in parts.items()} for i, key in enumerate(rows.keys)})
+
+    def fill(self, model: Any, bottom: Bottom, rows: Iterable[Features], progress: Callable[[int, int], None]) -> None:
+        """Let rows go through the bottom now, those of like length together.
+
+        Args:
+            model: the model itself.
+            bottom: of the model.
+            rows: tokenized rows.
+            progress: called with the number of rows that are done, and that of all.
+
+        Raises `ConfigError` for rows that are not tokenized, and where there is no room for their states.
+        """
+        if isinstance(rows, str | Mapping) or not isinstance(rows, Iterable):
+            raise ConfigError(
+                f"activation_cache: rows are tokenized rows, not {type(rows).__name__}: use a list of them"
+            )
+        every = {}
+        for row in rows:
+            if not isinstance(row, Mapping):
+                raise ConfigError(
+                    f"activation_cache: a row is a dict of tokens, not {type(row).__name__}: tokenize rows"
+                )
+            every[bottom.key(row)] = row
+        missing = {key: every[key] for key in self.cache.missing(every)}
+        size = sum(bottom.bytes_of(row) for row in missing.values())
+        check_room(self._root, size, self._limit)
+        with self.cache.lock():
+            missing = {key: missing[key] for key in self.cache.missing(missing)}  # another process may have filled it
+            blocks, count = last_blocks(bottom.cut), len(missing)
+            caching_pass(
+                model, blocks, bottom.passage, missing, self.cache, progress=lambda done: progress(done, count)
+            )
+        self.written, self.bytes = self.written + len(missing), self.bytes + size
+
     def flush(self) -> None:
         """Write what is held, and find what other processes wrote."""
         held, self._held = self._held, {}
@@ -73,6 +124,26 @@ class FillingCache:
             except ConfigError as error:
                 self.full = str(error)
                 return
-            self.cache.write(held)
+            try:
+                self.cache.write(held)
+            except (FrostlineError, OSError) as error:  # training goes on without it
+                self.full = first_line(error)
+                return
             self.written, self.bytes = self.written + len(held), self.bytes + size
         self.cache.refresh()
+
+
+@dataclass(frozen=True)
+class OpenCache:
+    """A cache that is open, and the bottom whose states it holds, for one precision."""
+
+    bottom: Bottom
+    cache: FillingCache
+
+
+def stored(caches: Iterable[FillingCache], fed: int) -> tuple[int, int, str]:
+    """Rows and bytes that were stored in `caches`, and one line on them; `fed` calls have read from them."""
+    found = list(caches)
+    written, size = sum(cache.written for cache in found), sum(cache.bytes for cache in found)
+    full = next((f"; no more are stored: {cache.full}" for cache in found if cache.full is not None), "")
+    return written, size, f"on: {written:,} rows were stored, {fed:,} calls did not run the bottom{full}"

@@ -6,17 +6,23 @@
 2. Where the states of all of them are known, they are fed, and the bottom does not run.
 3. Otherwise the bottom runs, and the states that it returns are stored. So the first epoch fills the cache.
 
-Two checks replace what a trainer would know. The outputs of a call, and the gradients behind them, are compared with
-and without the bottom: at the first call that is fed, and again while training runs. And a loss that reads outputs at
-padding shows by its gradient there: what padding becomes depends on the rows beside it, so nothing is fed then.
+Checks replace what a trainer would know:
+
+- The outputs of a call, and the gradients behind them, are compared with and without the bottom: at the first fed call
+  of each kind (in train mode or not, packed, with other arguments, at other places than when stored), and again later.
+- A loss that reads outputs at padding shows by its gradient there: what padding becomes depends on the rows beside it.
+  So no call with padding is fed before a backward pass has shown that its loss does not.
+- The states of a row must not depend on its place. They are computed at other places once, and compared.
+- The modules and weights of the bottom are looked at before each call.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,25 +31,26 @@ import torch
 from torch import Tensor
 
 from frostline.bottom._below import hook_below
-from frostline.bottom._bottom import Bottom, Declined, NotNeeded, Training
-from frostline.bottom._cache import check_room
-from frostline.bottom._caching_pass import caching_pass
-from frostline.bottom._calls import Call, autocast_dtype, recognized
+from frostline.bottom._bottom import REENTRANT, Bottom, Declined, NotNeeded, Training
+from frostline.bottom._calls import Call, Calls, autocast_dtype
 from frostline.bottom._cut import CannotCut, last_blocks
 from frostline.bottom._feed import States
-from frostline.bottom._filling import FillingCache
-from frostline.bottom._outputs import summed, watch_padding
+from frostline.bottom._filling import FillingCache, OpenCache, stored
+from frostline.bottom._identity import names_below
+from frostline.bottom._outputs import PaddingWatch, summed
 from frostline.bottom._report import CacheReport
-from frostline.bottom._rows import Features, cut_out
+from frostline.bottom._rows import Features
 from frostline.bottom._standins import StandIns
+from frostline.bottom._watch import BottomWatch
 from frostline.bottom._weights import OffloadedWeights
 from frostline.core.cache import default_root
-from frostline.core.errors import ConfigError
+from frostline.core.errors import ConfigError, FrostlineError, first_line
 from frostline.hooks import (
     OTHER_BATCH,
     STORED_IN_FEWER_BITS,
     Override,
     Rechecks,
+    checkpoints_reentrantly,
     compare_training,
     hidden_of,
 )
@@ -53,14 +60,6 @@ Progress = Callable[[int, int], None]
 
 _FED_IN_A_ROW = 16
 """After so many calls in a row without the bottom, its weights leave memory."""
-
-
-@dataclass(frozen=True)
-class _Open:
-    """A cache that is open, and the bottom whose states it holds, for one precision."""
-
-    bottom: Bottom
-    cache: FillingCache
 
 
 class LoopSession:
@@ -95,16 +94,20 @@ class LoopSession:
         self._caches = {} if caches is None else caches
         self._changed = changed
         self.report = CacheReport(reason="activation_cache: not begun")
+        self._one_call = threading.RLock()  # what is fed is for the call of one thread
         self._standins: StandIns | None = None
         self._weights: OffloadedWeights | None = None
         self._hooks: list[Any] = []
         self._forward: Override | None = None
-        self._by_precision: dict[torch.dtype | None, _Open] = {}
+        self._by_precision: dict[torch.dtype | None, OpenCache] = {}
         self._call: Call | None = None
         self._returned: dict[str, Tensor] = {}
         self._computed_in: torch.dtype | None = None
-        self._held = self._checked = False
-        self._reads_padding: str | None = None
+        self._held = False
+        self._padding = PaddingWatch()
+        self._kinds: dict[Any, bool] = {}  # what was compared -> whether such calls are fed
+        self._places: dict[str, Any] = {}  # where rows stood when they were stored
+        self._due = False
         self._fed = self._in_a_row = 0
         self._begun = time.perf_counter()
 
@@ -130,6 +133,8 @@ class LoopSession:
             declined = not isinstance(error, NotNeeded)
             self._report(used=False, reason=str(error), declined=declined)
             return
+        self._calls = Calls(bottom, self.paused)
+        self._watch = BottomWatch(model, bottom.cut, names_below(self._training.anatomy, bottom.cut))
         self._standins = StandIns(model, bottom.cut, self._before_own)
         self._weights = OffloadedWeights(model, self._standins, self._root)
         blocks = last_blocks(bottom.cut).items()
@@ -153,24 +158,8 @@ class LoopSession:
         device = self._training.device
         self._computed_in = autocast_dtype(device)
         known = self._by_precision[self._computed_in] = self._open(device, collate)
-        bottom, cache = known.bottom, known.cache.cache
-        every = {bottom.key(row): row for row in rows}
-        missing = {key: every[key] for key in cache.missing(every)}
-        size = sum(bottom.bytes_of(row) for row in missing.values())
-        check_room(self._root, size, self._limit)
-        with self.paused(), cache.lock():
-            missing = {key: missing[key] for key in cache.missing(missing)}  # another process may have filled it
-            blocks = last_blocks(bottom.cut)
-            caching_pass(
-                self._training.model,
-                blocks,
-                bottom.passage,
-                missing,
-                cache,
-                progress=lambda done: progress(done, len(missing)),
-            )
-        known.cache.written += len(missing)
-        known.cache.bytes += size
+        with self.paused():
+            known.cache.fill(self._training.model, known.bottom, rows, progress)
         self._count()
 
     def end(self) -> None:
@@ -185,7 +174,8 @@ class LoopSession:
         if self._weights is not None:
             self._weights.restore()
         self._standins = self._weights = self._call = None
-        self._returned, self._by_precision, self._checked = {}, {}, False
+        self._returned, self._by_precision = {}, {}
+        self._kinds, self._padding = {}, PaddingWatch()
         for cache in self._caches.values():
             cache.flush()
         if self.report.used:
@@ -193,8 +183,9 @@ class LoopSession:
 
     def give_up(self, reason: str) -> None:
         """Run the bottom itself from now on. `reason` is reported."""
+        fed = self._fed
         self.end()
-        self._report(given_up=reason)
+        self._report(given_up=reason, **({} if fed else {"used": False, "reason": reason}))
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -209,23 +200,27 @@ class LoopSession:
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
         assert self._forward is not None
-        if self._held or self._standins is None:
-            return self._forward.own(*args, **kwargs)
-        output = None
-        try:
-            self._before_pass(self._training.model, args, kwargs)
-            output = self._forward.own(*args, **kwargs)
-        finally:
-            self._after_pass(output)
-        return output
+        with self._one_call:
+            if self._held or self._standins is None:
+                return self._forward.own(*args, **kwargs)
+            output = None
+            try:
+                self._before_pass(self._training.model, args, kwargs)
+                output = self._forward.own(*args, **kwargs)
+            finally:
+                self._after_pass(output)
+            return output
 
     def _before_pass(self, model: Any, args: Any, kwargs: Mapping[str, Any]) -> None:
         assert self._forward is not None and self._standins is not None
         self._call, self._returned = None, {}
-        if self._reads_padding is not None:
-            self.give_up(self._reads_padding)
+        if self._padding.read is not None:
+            self.give_up(self._padding.read)
             return
-        call = recognized(self._bottom, self._forward.by_name(args, kwargs))
+        if (changed := self._change_below()) is not None:
+            self.give_up(f"off since call {self._fed + 1}: {changed}")
+            return
+        call = self._calls.recognized(self._forward.by_name(args, kwargs))
         if call is None:
             self._unknown(model)
             return
@@ -236,13 +231,42 @@ class LoopSession:
             if not self._stores(known):
                 self._unknown(model)
             return
+        if torch.is_grad_enabled() and call.padded and not self._padding.unread:
+            self._call = call  # its backward pass will show whether the loss reads padding
+            return
         if not self._same(call, states, args, kwargs):
             return
+        if self._due:
+            self._call = call
         if model.training and torch.is_grad_enabled():
             self._in_a_row += 1
             if self._in_a_row > _FED_IN_A_ROW and self._weights is not None and not self._weights.offloaded:
-                self._report(freed_bytes=self._weights.offload())
+                self._free()
         self._standins.feed(self._on_device(states))
+
+    def _free(self) -> None:
+        """Take the weights of the bottom out of memory, if there is room for them elsewhere."""
+        assert self._weights is not None
+        try:
+            self._report(freed_bytes=self._weights.offload())
+        except (FrostlineError, OSError):
+            self._weights = None  # they are all in memory, and stay there
+        self._watch.note()
+
+    def _change_below(self) -> str | None:
+        """Say in one line what has changed below the boundary, or makes gradients need it; None where nothing has."""
+        if torch.is_grad_enabled() and self._training.model.training and checkpoints_reentrantly(self._training.model):
+            return REENTRANT
+        if (found := self._watch.change()) is not None:
+            return found
+        if self._watch.written:
+            for known in self._by_precision.values():
+                with self.paused():
+                    found = known.bottom.change()
+                if found is not None:
+                    return found
+            self._watch.note()
+        return None
 
     def _after_pass(self, output: Any) -> None:
         if self._standins is None:
@@ -251,13 +275,13 @@ class LoopSession:
         call, self._call = self._call, None
         if call is None or output is None:
             return
-        if torch.is_grad_enabled():
-            self._watch_padding(output, call)
+        if torch.is_grad_enabled() and call.padded:
+            self._padding.watch(output, call.real_of(self._training.model.config), bool(self._returned))
         shapes = {stream: tuple(hidden.shape[:2]) for stream, hidden in self._returned.items()}
         if self._stores(self._by_precision.get(call.precision)) and shapes == dict(call.rows.shapes):
             self._remember(call)
 
-    def _stores(self, known: _Open | None) -> bool:
+    def _stores(self, known: OpenCache | None) -> bool:
         return self._store and (known is None or known.cache.full is None)
 
     def _keep(self, stream: str, _block: Any, _args: Any, output: Any) -> None:
@@ -271,16 +295,16 @@ class LoopSession:
         returned, self._returned = self._returned, {}
         known = self._by_precision.get(call.precision)
         if known is None:
-            known = self._by_precision[call.precision] = self._open(next(iter(returned.values())).device)
-        dtypes = known.bottom.passage.dtypes
-        parts = {
-            stream: cut_out(hidden.to("cpu", dtypes[stream]), call.rows.spans[stream])
-            for stream, hidden in returned.items()
-        }
-        known.cache.add({key: {s: own[i].clone() for s, own in parts.items()} for i, key in enumerate(call.rows.keys)})
+            try:
+                known = self._by_precision[call.precision] = self._open(next(iter(returned.values())).device)
+            except (FrostlineError, OSError, ValueError) as error:
+                self.give_up(f"off: {first_line(error)}")
+                return
+        self._places |= zip(call.rows.keys, call.places, strict=True)
+        known.cache.add_call(call.rows, returned, known.bottom.passage.dtypes)
         self._count()
 
-    def _open(self, device: torch.device, collate: Collate | None = None) -> _Open:
+    def _open(self, device: torch.device, collate: Collate | None = None) -> OpenCache:
         """The cache for the precision in which the bottom has just computed."""
         training = replace(self._training, autocast=self._computed_in, device=device)
         if collate is not None:
@@ -288,59 +312,67 @@ class LoopSession:
         with self.paused():  # it runs the model
             bottom = Bottom(training, None, self._root)
         found = bottom.cache
-        return _Open(bottom, self._caches.setdefault(found.folder, FillingCache(found, self._root, self._limit)))
+        return OpenCache(bottom, self._caches.setdefault(found.folder, FillingCache(found, self._root, self._limit)))
 
     def _before_own(self) -> None:
         self._in_a_row = 0
         if self._weights is not None and self._weights.offloaded and self._training.device.type != "cpu":
             self._weights.restore()
+            self._watch.note()
 
     # Checks.
 
     def _same(self, call: Call, states: States, args: Any, kwargs: Mapping[str, Any]) -> bool:
         """Whether this call may be fed. Gives the cache up where a comparison that is due shows a difference."""
-        due = not self._checked or self._rechecks.due(self._fed, time.perf_counter() - self._begun)
-        if due:
+        model = self._training.model
+        moved = any(self._places.get(key) != place for key, place in zip(call.rows.keys, call.places, strict=True))
+        kind = (model.training, torch.is_grad_enabled(), call.precision, call.asked, call.padded, moved)
+        self._due = kind not in self._kinds or self._rechecks.due(self._fed, time.perf_counter() - self._begun)
+        if self._due:
             with self._rechecks.timed():
-                found = hook_below(self._training.model, self._bottom.cut)
-                found = found or self._difference(call, states, args, kwargs)
+                found = hook_below(model, self._bottom.cut)
+                fed = True
+                if found is None:
+                    found, fed = self._difference(call, states, args, kwargs)
             if found is not None:
-                since = f" since call {self._fed + 1}" if self._checked else ""
+                since = f" since call {self._fed + 1}" if self._kinds else ""
                 self.give_up(f"off{since}: {found}")
                 return False
-            self._checked = True
-        self._fed += 1
-        return True
+            self._kinds[kind] = fed
+        self._fed += self._kinds[kind]
+        return self._kinds[kind]
 
-    def _difference(self, call: Call, states: States, args: Any, kwargs: Mapping[str, Any]) -> str | None:
-        """Say in one line how outputs or gradients of a call differ when stored states are fed; None if they do not."""
+    def _difference(self, call: Call, states: States, args: Any, kwargs: Mapping[str, Any]) -> tuple[str | None, bool]:
+        """How outputs or gradients of a call differ when stored states are fed, in one line; None if they do not.
+
+        And whether such calls are to be fed: not where the keys and values of all blocks may be what is asked for.
+        """
         model, standins, forward = self._training.model, self._standins, self._forward
         assert standins is not None and forward is not None
+        grad = torch.is_grad_enabled()
+        decodes = False
 
         def outputs(fed: bool) -> Tensor:
+            nonlocal decodes
             if fed:
                 standins.feed(self._on_device(states))
             try:
-                return summed(forward.own(*args, **kwargs), call.real)
+                with torch.set_grad_enabled(grad):
+                    output = forward.own(*args, **kwargs)
+                decodes = decodes or getattr(output, "past_key_values", None) is not None
+                return summed(output, call.real_of(model.config))
             finally:
                 standins.clear()
 
-        stored = next(iter(states.values())).dtype
-        tolerance = OTHER_BATCH if stored == torch.float32 and call.precision is None else STORED_IN_FEWER_BITS
+        dtype = next(iter(states.values())).dtype
+        tolerance = OTHER_BATCH if dtype == torch.float32 and call.precision is None else STORED_IN_FEWER_BITS
         with self.paused():
             found = compare_training(
                 model, partial(outputs, False), partial(outputs, True), tolerance, training=model.training
             )
-        return None if found is None else f"a call with stored states is not the same as without: {found}"
-
-    def _watch_padding(self, output: Any, call: Call) -> None:
-        """Learn from the backward pass whether the loss reads outputs at padding."""
-
-        def found() -> None:
-            self._reads_padding = "off: the loss reads outputs at padding, which depend on the rows of the batch"
-
-        if call.real is not None:
-            watch_padding(output, call.real, found)
+        if decodes and not grad and "labels" not in call.asked:
+            return None, False
+        return (None if found is None else f"a call with stored states is not the same as without: {found}"), True
 
     # What is reported.
 
@@ -353,11 +385,7 @@ class LoopSession:
             self.report = replace(self.report, computed=self.report.computed + 1)
 
     def _count(self) -> None:
-        caches = self._caches.values()
-        full = next((cache.full for cache in caches if cache.full is not None), None)
-        written, size = sum(cache.written for cache in caches), sum(cache.bytes for cache in caches)
-        room = "" if full is None else f"; no more are stored: {full}"
-        reason = f"on: {written:,} rows were stored, {self._fed:,} calls did not run the bottom{room}"
+        written, size, reason = stored(self._caches.values(), self._fed)
         self.report = replace(self.report, rows=written, bytes=size, reason=reason)
 
     def _report(self, **changes: Any) -> None:

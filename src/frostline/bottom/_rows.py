@@ -29,7 +29,7 @@ def row_key(features: Features, inputs: Sequence[str]) -> str:
         if features.get(name) is None:
             continue
         values = torch.as_tensor(features[name])
-        if name == "attention_mask" and values.dim() == 1 and bool(values.all()):
+        if name == "attention_mask" and values.dim() == 1 and bool((values == 1).all()):
             continue  # the same as no mask: a collator makes this one itself
         values = values.float() if values.is_floating_point() else values.long()
         digest.update(f"{name} {values.dtype} {tuple(values.shape)} ".encode() + values.contiguous().numpy().tobytes())
@@ -94,6 +94,22 @@ def find_spans(batch: Mapping[str, Any], rows: Sequence[Features], name: str) ->
             )
         spans.append((line, found, length))
     return torch.tensor(spans, dtype=torch.long).reshape(-1, 3)
+
+
+def spans_in(real: Tensor) -> Tensor | None:
+    """The place of each row of a batch, as `find_spans` gives it; None where a row has holes.
+
+    Args:
+        real: which tokens are no padding, [B, T].
+    """
+    counts, length = real.sum(1), real.shape[1]
+    steps = torch.arange(length, device=real.device)
+    first = torch.where(real, steps, length).amin(1) if length else counts
+    last = torch.where(real, steps, -1).amax(1) if length else counts - 1
+    if bool(((last - first + 1 != counts) & (counts > 0)).any()):
+        return None
+    lines = torch.arange(len(real), device=real.device)
+    return torch.stack([lines, first.where(counts > 0, 0), counts], dim=1).cpu()
 
 
 def _no_tokens(name: str) -> DataError:

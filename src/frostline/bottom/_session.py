@@ -28,10 +28,12 @@ from frostline.bottom._check import difference_in_use, mismatch, padding_differe
 from frostline.bottom._contents import Contents
 from frostline.bottom._cut import CannotCut, Cut, last_blocks
 from frostline.bottom._feed import BRINGS_STATES, ReadAhead, States, asks_below, rows_in_batch, stored_states
+from frostline.bottom._identity import names_below
 from frostline.bottom._report import CacheReport, Processes
 from frostline.bottom._rows import AlteredRow, Features
 from frostline.bottom._standins import StandIns
 from frostline.bottom._streaming import Streaming
+from frostline.bottom._watch import BottomWatch
 from frostline.bottom._weights import OffloadedWeights
 from frostline.core.cache import default_root
 from frostline.core.errors import ConfigError, FrostlineError
@@ -88,6 +90,7 @@ class CacheSession:
         self._decided = False
         self._contents: Contents | None = None
         self._standins: StandIns | None = None
+        self._watch: BottomWatch | None = None
         self._reader: ReadAhead | None = None
         self._weights: OffloadedWeights | None = None
         self._hooks: list[Any] = []
@@ -138,6 +141,7 @@ class CacheSession:
         if self._reader is not None:
             self._reader.close()
         self._hooks, self._standins, self._weights, self._reader, self._contents = [], None, None, None, None
+        self._watch = None
 
     def expect(self, rows: Sequence[Features], batch: Mapping[str, Any]) -> None:
         """Announce that `batch` was collated from `rows`, so that their states are read before the model is called."""
@@ -163,6 +167,18 @@ class CacheSession:
         finally:
             self._held = False
             self._standins.clear()
+
+    def changed(self) -> str | None:
+        """Say in one line what has changed below the boundary since the cache is used; None where nothing has."""
+        contents, watch = self._contents, self._watch
+        if contents is None or watch is None:
+            return None
+        found = watch.change()
+        if found is None and watch.written:
+            with self._without():
+                found = contents.change()
+            watch.note()
+        return found
 
     def recheck(self) -> str | None:
         """Compare training with the cache and without it again, on the check rows.
@@ -303,6 +319,8 @@ class CacheSession:
         except BaseException:
             self.end()
             raise
+        if self._streaming is None:
+            self._watch = BottomWatch(model, contents.cut, names_below(training.anatomy, contents.cut))
         self._arguments = tuple(inspect.signature(model.forward).parameters)
         self._hooks = [
             model.register_forward_pre_hook(self._before_pass, with_kwargs=True),
@@ -336,8 +354,8 @@ class CacheSession:
 
     def _feed(self, states: States) -> None:
         assert self._standins is not None and self._weights is not None and self._contents is not None
-        if torch.is_grad_enabled():
-            self._weights.offload()  # a pass of other rows may have restored them
+        if torch.is_grad_enabled() and self._weights.offload() and self._watch is not None:
+            self._watch.note()  # a pass of other rows had restored them
         device = self._contents.training.device
         self._standins.feed({name: value.to(device, non_blocking=True) for name, value in states.items()})
 
@@ -352,6 +370,8 @@ class CacheSession:
         assert self._weights is not None and self._contents is not None
         if self._contents.training.device.type != "cpu":
             self._weights.restore()
+            if self._watch is not None:
+                self._watch.note()
 
 
 def _without_cache() -> CacheSession:

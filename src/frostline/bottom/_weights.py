@@ -22,7 +22,8 @@ class OffloadedWeights:
 
     On an accelerator they move to the host. On a CPU they are written to a file in `folder` and mapped from it: the
     system frees pages that nobody reads, and reads them again when they are used. The file is deleted at once, so it
-    disappears with the process. The modules stay in the model, and `model.to(...)` does not move the offloaded weights.
+    disappears with the process. The modules stay in the model. On an accelerator `model.to(...)` does not move the
+    offloaded weights; on a CPU it changes them like all others.
 
     Some weights stay in memory: those that the model still reads (a head tied to the embeddings, a block that has to
     run), and on an accelerator the model's first parameter, because transformers reads `model.device` from it.
@@ -38,10 +39,7 @@ class OffloadedWeights:
         self._first = next(model.parameters())
         self._device: torch.device | None = None
         self._pinned: list[Override] = []
-
-    @property
-    def offloaded(self) -> bool:
-        return bool(self._pinned)
+        self.offloaded = False
 
     def offload(self) -> int:
         """Take the weights out of memory and give the number of bytes freed.
@@ -58,7 +56,9 @@ class OffloadedWeights:
             mapped = [parameter.data.cpu() for parameter in self._parameters]
         for parameter, tensor in zip(self._parameters, mapped, strict=True):
             parameter.data = tensor
-        self._pinned = [Override(module, _stay(module), "_apply") for module in self._modules]
+        self.offloaded = True
+        if self._device is not None:
+            self._pinned = [Override(module, _stay(module), "_apply") for module in self._modules]
         give_back_free_memory(collect=False)
         return sum(parameter.nbytes for parameter in self._parameters)
 
@@ -66,7 +66,7 @@ class OffloadedWeights:
         """Bring the weights back to their device. Mapped ones are read from the file when they are used."""
         for override in self._pinned:
             override.remove()
-        self._pinned = []
+        self._pinned, self.offloaded = [], False
         if self._device is not None:
             for parameter in self._parameters:
                 parameter.data = parameter.data.to(self._device)

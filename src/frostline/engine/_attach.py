@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -22,7 +22,7 @@ from frostline.core.files import read_json, write_json
 from frostline.engine._observe import Observer
 from frostline.engine._optimizer import parameter_groups, regroup, scale_groups
 from frostline.engine._saving import SavingTrainer
-from frostline.engine._start import PlanFor, ScheduleFor, start_schedule
+from frostline.engine._start import PlanFor, ScheduleFor, check_settings, start_schedule
 from frostline.hooks import Rechecks, state_kept
 from frostline.loss_positions import LossPositions, hook_above, use_loss_positions
 from frostline.plan import Plan, Schedule, document
@@ -75,8 +75,7 @@ def attach(
         )
     if hasattr(trainer, _ATTRIBUTE):
         raise ConfigError("attach: it was called on this trainer before: call it once, before train()")
-    if activation_cache not in ("auto", "on", "off"):
-        raise ConfigError(f"activation_cache: '{activation_cache}' is not known: use auto, on or off")
+    check_settings(activation_cache, activation_cache_limit)
     _Attachment(trainer, plan, schedule, activation_cache, activation_cache_limit, loss_positions)
     return trainer
 
@@ -223,6 +222,7 @@ class _Attachment(TrainerCallback):
     # The savings, from the first step under a plan to the last.
 
     def _begin(self, step: int) -> None:
+        self._end()  # a training that failed may begin again: auto_find_batch_size
         self._positions = self._found_positions()  # first: the sessions see calls before they do
         refusal = self._cache_refusal()
         if refusal is not None:
@@ -269,10 +269,12 @@ class _Attachment(TrainerCallback):
         args, rows = self._trainer.args, self._trainer.train_dataset
         models = len(self._models()) if not getattr(self._trainer, "precompute_ref_logps", False) else 1
         if args.max_steps > 0:
-            if not hasattr(rows, "__len__") or not len(rows):
+            rows = rows.values() if isinstance(rows, Mapping) else [rows]  # sentence-transformers: one for each loss
+            count = sum(len(own) for own in rows) if all(hasattr(own, "__len__") for own in rows) else 0
+            if not count:
                 return math.inf
             each = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-            return float(models * args.max_steps * each / len(rows))
+            return float(models * args.max_steps * each / count)
         return float(models * args.num_train_epochs)
 
     def _models(self) -> list[Any]:
@@ -331,8 +333,8 @@ class _Attachment(TrainerCallback):
             return "label_smoothing_factor reads all logits"
         if self._applied.plan.forward.layered:
             return "a layered loss reads the output of every block"
-        if not hasattr(trainer.train_dataset, "__len__"):
-            return "the rows come as a stream"
+        if not hasattr(trainer.train_dataset, "__len__") or isinstance(trainer.train_dataset, Mapping):
+            return "the rows come as a stream, or from several data sets"
         return hook_above(self._model, self._applied.anatomy)
 
     def _few(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from torch import nn
 from frostline.anatomy import text_model
 from frostline.bottom import CacheMode, CacheReport, LoopSession, Training
 from frostline.core.errors import ConfigError
+from frostline.engine._start import check_settings
 from frostline.hooks import device_of
 from frostline.surgery import as_given
 
@@ -69,10 +70,13 @@ def activation_cache(
     Raises `ConfigError` where nothing is frozen, with `on` where the cache is not possible, and for `rows` without
     `collate`.
     """
-    if mode not in ("auto", "on", "off"):
-        raise ConfigError(f"activation_cache: '{mode}' is not known: use auto, on or off")
+    check_settings(mode, limit)
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"activation_cache: {type(model).__name__} is not a model: use the model that the loop calls")
     if (rows is None) != (collate is None):
         raise ConfigError("activation_cache: rows and collate go together: give both, or neither")
+    if collate is not None and not callable(collate):
+        raise ConfigError(f"activation_cache: collate is a function, not {type(collate).__name__}")
     applied, text = as_given(model), text_model(model)
     training = Training(
         model=text,

@@ -78,6 +78,8 @@ class ShortcutsTrainer(PartsTrainer):
 
     def _check_again(self, step: int, *, last: bool = False) -> None:
         """Compare the shortcuts with plain training again, where that is due; give up what is no longer the same."""
+        if (changed := self.session.changed()) is not None:
+            self.session.give_up(f"off since step {step}: {changed}")
         checks = self._rechecks
         if checks is None or (last and checks.passed == step):
             return

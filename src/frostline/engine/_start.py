@@ -20,6 +20,14 @@ ScheduleFor = Schedule | Callable[[Any], Schedule]
 """A schedule, or what makes one for a model."""
 
 
+def check_settings(mode: Any, limit: Any) -> None:
+    """Check what a user says about the activation cache. Raises `ConfigError` that says what it should be."""
+    if mode not in ("auto", "on", "off"):
+        raise ConfigError(f"activation_cache: '{mode}' is not known: use auto, on or off")
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 0):
+        raise ConfigError(f"activation_cache_limit: '{limit}' is no number of bytes: use a whole number of at least 0")
+
+
 def start_schedule(
     model: Any, plan: PlanFor | None, schedule: ScheduleFor | None, args: TrainingArguments | None
 ) -> Schedule:
@@ -42,6 +50,10 @@ def start_schedule(
         )
     if plan is not None and schedule is not None:
         raise ConfigError("plan and schedule are both given: use plan=... for a fixed plan, or schedule=..., not both")
+    for name, given, kind in (("plan", plan, Plan), ("schedule", schedule, Schedule)):
+        if given is not None and not isinstance(given, kind) and not callable(given):
+            known = f"a frostline.{kind.__name__}, a name, or a function of the model"
+            raise ConfigError(f"{name}: it should be {known}, not {type(given).__name__}")
     if plan is None and schedule is None:
         return FixedSchedule(as_given(model).plan)
     already = applied_to(model)

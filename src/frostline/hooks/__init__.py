@@ -12,6 +12,7 @@ from frostline.hooks._attention import (
     uses_attention_function,
     without_call_hooks,
 )
+from frostline.hooks._checkpointing import checkpoints_reentrantly
 from frostline.hooks._compare import (
     FEWER_BITS,
     OTHER_BATCH,
@@ -56,6 +57,7 @@ __all__ = [
     "attention_implementation",
     "attribute_set",
     "capture",
+    "checkpoints_reentrantly",
     "compare_training",
     "compute_step",
     "computes_in_fewer_bits",

@@ -78,7 +78,9 @@ def compute_step(model: nn.Module, compute: Loss, *, training: bool = False) -> 
     with undisturbed(model, training=training):
         loss = compute()
         gradients = (
-            torch.autograd.grad(loss, trained, allow_unused=True) if loss.requires_grad else [None] * len(trained)
+            torch.autograd.grad(loss, trained, allow_unused=True)
+            if trained and loss.requires_grad
+            else [None] * len(trained)
         )
         found = [None if gradient is None else gradient.detach().float() for gradient in gradients]
         return Step(float(loss.detach()), found)

@@ -13,12 +13,18 @@ from torch import Tensor
 
 
 def packed_starts(batch: Mapping[str, Any]) -> list[int] | None:
-    """The first token of each row of a packed batch: where its positions [1, T] are 0. None for padded rows."""
+    """The first token of each row of a packed batch: where its positions [1, T] are 0. None for padded rows.
+
+    None also where positions do not count up by 1 from 0 in every row: there they say more than where rows begin.
+    """
     positions = batch.get("position_ids")
     if positions is None or positions.shape[0] != 1 or batch.get("attention_mask") is not None:
         return None
-    starts = (positions[0] == 0).nonzero().flatten().tolist()
-    return starts if len(starts) > 1 else None
+    begins = positions[0] == 0
+    starts: list[int] = begins.nonzero().flatten().tolist()
+    if len(starts) < 2 or starts[0] != 0 or not bool((begins[1:] | (positions[0].diff() == 1)).all()):
+        return None
+    return starts
 
 
 def packed_lengths(batch: Mapping[str, Any]) -> list[int]:

@@ -12,6 +12,7 @@ from transformers import TrainingArguments
 
 from frostline import engine
 from frostline.engine import PlanFor, ScheduleFor
+from frostline.hooks import state_kept
 from frostline.run._make import make_plan, make_schedule
 
 AnyTrainer = TypeVar("AnyTrainer", bound=transformers.Trainer)
@@ -54,7 +55,9 @@ def attach(
     **options: Any,
 ) -> AnyTrainer:
     rows: Any = getattr(trainer, "train_dataset", None)
-    first = rows[0] if hasattr(rows, "__getitem__") and hasattr(rows, "__len__") and len(rows) else {}
+    listed = hasattr(rows, "__getitem__") and hasattr(rows, "__len__") and not isinstance(rows, Mapping)
+    with state_kept(rows):  # a data set may draw random numbers
+        first = rows[0] if listed and len(rows) else {}
     data = rows if isinstance(first, Mapping) and {"input_ids", "labels"} <= first.keys() else None
     seed = trainer.args.seed if isinstance(trainer, transformers.Trainer) else 0
     named = _Named(data, getattr(trainer, "data_collator", None), seed)

@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from frostline.anatomy import Anatomy
+from frostline.hooks import checkpoints_reentrantly
 from frostline.plan import Plan
 
 
@@ -19,14 +20,17 @@ def keep_frozen_out(model: nn.Module, plan: Plan, anatomy: Anatomy) -> list[Remo
     `frozen_dropout` leaves them in train mode.
 
     Input gradients: with activation checkpointing, transformers and PEFT make the output of the embeddings require
-    gradients. The backward pass would then run through every frozen block. Only re-entrant checkpointing needs that.
+    gradients. The backward pass would then run through every frozen block. Only re-entrant checkpointing needs that:
+    where it is on, they stay.
 
     These are hooks, not one call, because training loops call `model.train()` again and may switch checkpointing on
     later. Those of the frozen modules are on these modules, because some loops call the model's `forward` itself.
     """
 
     def without_input_gradients(module: Any, _inputs: Any) -> None:
-        if plan.boundary > 0 and getattr(module, "_require_grads_hooks", None):
+        if not plan.boundary or not getattr(module, "_require_grads_hooks", None):
+            return
+        if not checkpoints_reentrantly(module):
             module.disable_input_require_grads()
 
     frozen = [] if plan.frozen_dropout else _frozen_modules(model, plan, anatomy)
