@@ -367,3 +367,71 @@ def test_what_a_loop_cannot_have(tmp_path: Path) -> None:
         pass
     with fl.activation_cache(planned("bert"), mode="off") as cache:
         assert not cache.report.used and cache.notices == ()
+
+
+def test_a_model_with_adapters_is_saved_merged(tmp_path: Path) -> None:
+    ours = fl.attach(trainer_of(tmp_path / "run", model_of("llama", "causal"), "causal", save_strategy="epoch"), "lora")
+    ours.train()
+    ours.save_model(str(tmp_path / "saved"))
+    again = type(model_of("llama", "causal")).from_pretrained(tmp_path / "saved").eval()
+    batch = collate(rows_of("causal")[:2])
+    with torch.no_grad():
+        torch.testing.assert_close(again(**batch).logits, ours.model.eval()(**batch).logits, atol=1e-4, rtol=0)
+    assert any("lora_A" in name for name, _ in ours.model.named_parameters()), "the model itself stays as it is"
+    resumed = trainer_of(tmp_path / "run", model_of("llama", "causal"), "causal", num_train_epochs=3)
+    fl.attach(resumed, "lora").train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-4"))
+    assert resumed.state.global_step == 12
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"activation_cache_limit": "lots"}, "activation_cache_limit 'lots': a size is"),
+        ({"activation_cache_limit": -1}, "activation_cache_limit: '-1' is no number of bytes"),
+        ({"loss_positions": "off"}, "loss_positions: 'off' is not known: use True or False"),
+        ({"activation_cache": "yes"}, "activation_cache: 'yes' is not known"),
+        ({"plan": 50}, "plan: it should be"),
+        ({"schedule": {}}, "schedule: it should be"),
+    ],
+)
+def test_settings_of_the_wrong_kind_are_one_line(tmp_path: Path, settings: dict[str, Any], line: str) -> None:
+    given = {"plan": "bot50", **settings} if "schedule" not in settings else settings
+    for attached in (True, False):
+        model = model_of("llama", "causal")
+        with pytest.raises(ConfigError, match=line) as caught:
+            if attached:
+                fl.attach(trainer_of(tmp_path, model, "causal"), **given)
+            else:
+                fl.Trainer(model, arguments(tmp_path), train_dataset=rows_of("causal"), **given)
+        assert "\n" not in str(caught.value)
+
+
+def test_no_rows(tmp_path: Path) -> None:
+    model = model_of("llama", "causal")
+    with pytest.raises(fl.DataError, match="train_dataset: it has no rows"):
+        fl.Trainer(model, arguments(tmp_path), plan="bot50", train_dataset=[], data_collator=collate).train()
+    plain = transformers.Trainer(model_of("llama", "causal"), arguments(tmp_path), train_dataset=[])
+    with pytest.raises(fl.DataError, match="train_dataset: it has no rows"):
+        fl.attach(plain, "bot50").train()
+
+
+def test_a_limit_may_be_a_size_and_says_that_it_was_reached(tmp_path: Path) -> None:
+    ours = fl.attach(trainer_of(tmp_path, model_of("llama", "causal"), "causal"), "bot50", activation_cache_limit="1KB")
+    ours.train()
+    assert "all caches together may use 0.977 KiB" in ours.cache_report.reason and ours.cache_report.rows == 0
+
+
+def test_a_compiled_model_declines_the_cache() -> None:
+    model = planned("llama")
+    with fl.activation_cache(torch.compile(model, backend="eager")) as cache:
+        pass
+    assert not cache.report.used and "the model is compiled" in cache.notices[0]
+
+
+def test_blocks_frozen_by_hand_below_embeddings_that_train(tmp_path: Path) -> None:
+    model = model_of("llama", "causal")
+    for block in model.model.layers[:2]:
+        block.requires_grad_(False)
+    trainer = fl.Trainer(model, arguments(tmp_path), train_dataset=rows_of("causal"), data_collator=collate)
+    trainer.train()
+    assert any("the embeddings train (model.embed_tokens.weight)" in notice for notice in trainer.notices)

@@ -35,7 +35,8 @@ def acts_below(model: nn.Module, cut: Cut, plan: Plan) -> str | None:
     for name, module in (*below, *around):
         if (draws := _draws(module)) is not None:
             where = f"{name}.{draws}".strip(".")
-            return f"dropout acts below the boundary ({where}), so every pass differs: set it to 0, or freeze by a plan"
+            what = f"dropout acts below the boundary ({where}), so every pass differs"
+            return f"{what}: set it to 0, or freeze by a plan without frozen_dropout"
     return None
 
 

@@ -217,7 +217,10 @@ class Bottom:
 def _boundary(training: Training) -> int:
     plan, anatomy, config = training.plan, training.anatomy, training.model.config
     if plan.boundary == 0:
-        raise NotNeeded("nothing is frozen below the lowest trained block")
+        why = "nothing is frozen below the lowest trained block"
+        if plan.embeddings.mode != "frozen" and plan.blocks[0].mode == "frozen":
+            raise Declined(f"{why}: the embeddings train ({anatomy.embeddings[0].name})")
+        raise NotNeeded(why)
     if training.refusal is not None:
         raise Declined(training.refusal)
     for name in ("output_hidden_states", "output_attentions"):

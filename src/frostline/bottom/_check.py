@@ -103,7 +103,11 @@ def mismatch(contents: Contents, rows: Mapping[str, Any]) -> str | None:
         return f"something other than the hidden states crosses the boundary: without the bottom {found}"
     stored = stored_states(contents.cache, rows_in_batch(keys, batch, features, passage.names))
     found = compare_training(model, plain, lambda: fed(stored), _tolerance(passage), training=True)
-    return None if found is None else f"the states in the cache are not those of this model: with them {found}"
+    return (
+        None
+        if found is None
+        else f"training from the cache differs, as with a loss that reads outputs at padding: with it {found}"
+    )
 
 
 def difference_in_use(contents: Contents, without: Without, holding: Holding) -> str | None:

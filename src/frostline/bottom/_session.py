@@ -85,7 +85,7 @@ class CacheSession:
         self._training, self.mode, self._limit, self._streaming = training, mode, limit, streaming
         self._processes = processes or Processes()
         self._root = root or default_root()
-        self.report = CacheReport()
+        self.report = CacheReport(reason="activation_cache: " + ("off" if mode == "off" else "decided in train()"))
         self.progress: Callable[[int, int], None] = lambda done, rows: None
         self._decided = False
         self._contents: Contents | None = None

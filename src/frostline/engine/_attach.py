@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 import time
@@ -22,11 +23,11 @@ from frostline.core.files import read_json, write_json
 from frostline.engine._observe import Observer
 from frostline.engine._optimizer import parameter_groups, regroup, scale_groups
 from frostline.engine._saving import SavingTrainer
-from frostline.engine._start import PlanFor, ScheduleFor, check_settings, start_schedule
+from frostline.engine._start import PlanFor, ScheduleFor, check_rows, check_settings, start_schedule
 from frostline.hooks import Rechecks, state_kept
 from frostline.loss_positions import LossPositions, hook_above, use_loss_positions
 from frostline.plan import Plan, Schedule, document
-from frostline.surgery import Applied, applied_to, change
+from frostline.surgery import Applied, applied_to, change, to_plain
 
 STATE_FILE = "frostline.json"
 """What a checkpoint of the trainer gets beside its own files under a schedule that may still change the plan."""
@@ -41,7 +42,7 @@ def attach(
     schedule: ScheduleFor | None = None,
     *,
     activation_cache: CacheMode = "auto",
-    activation_cache_limit: int | None = None,
+    activation_cache_limit: int | str | None = None,
     loss_positions: bool = True,
 ) -> AnyTrainer:
     """Let a `transformers.Trainer` of any class train what a plan says, and save what the frozen bottom costs.
@@ -60,7 +61,7 @@ def attach(
             it, or by `requires_grad`.
         schedule: instead of a plan; it may change the plan during training.
         activation_cache: `auto` (where rows are seen more than once), `on` or `off`.
-        activation_cache_limit: bytes that all caches together may use on disk.
+        activation_cache_limit: bytes that all caches together may use on disk, or a size such as `20GB`.
         loss_positions: whether head and last block run only at the loss positions, where the loss is the model's own
             and the trainer uses it as `transformers.Trainer` does.
 
@@ -75,8 +76,8 @@ def attach(
         )
     if hasattr(trainer, _ATTRIBUTE):
         raise ConfigError("attach: it was called on this trainer before: call it once, before train()")
-    check_settings(activation_cache, activation_cache_limit)
-    _Attachment(trainer, plan, schedule, activation_cache, activation_cache_limit, loss_positions)
+    limit = check_settings(activation_cache, activation_cache_limit, loss_positions)
+    _Attachment(trainer, plan, schedule, activation_cache, limit, loss_positions)
     return trainer
 
 
@@ -114,6 +115,8 @@ class _Attachment(TrainerCallback):
         setattr(trainer, _ATTRIBUTE, self)
         trainer.add_callback(self)
         trainer.train = self._around_training(trainer.train)
+        if self._applied.adapters:
+            trainer.save_model = self._merged(trainer.save_model)
         trainer.create_optimizer = self._with_rates(trainer.create_optimizer)
         if trainer.model_init is not None:
             trainer.call_model_init = self._with_plan(trainer.call_model_init)
@@ -138,6 +141,7 @@ class _Attachment(TrainerCallback):
     def _around_training(self, own: Any) -> Any:
         @functools.wraps(own)
         def train(resume_from_checkpoint: Any = None, *given: Any, **options: Any) -> Any:
+            check_rows(self._trainer.train_dataset)
             if resume_from_checkpoint:
                 asked = resume_from_checkpoint
                 folder = get_last_checkpoint(str(self._trainer.args.output_dir)) if asked is True else asked
@@ -148,6 +152,22 @@ class _Attachment(TrainerCallback):
                 self._end()
 
         return train
+
+    def _merged(self, own: Any) -> Any:
+        @functools.wraps(own)
+        def save_model(output_dir: str | None = None, _internal_call: bool = False) -> Any:
+            if _internal_call:  # a checkpoint: training is resumed from it with the adapters apart
+                return own(output_dir, _internal_call)
+            trainer, model = self._trainer, self._trainer.model
+            copied = copy.deepcopy(model)
+            to_plain(text_model(copied))
+            trainer.model = copied
+            try:
+                return own(output_dir, _internal_call)
+            finally:
+                trainer.model = model
+
+        return save_model
 
     def _with_rates(self, own: Any) -> Any:
         @functools.wraps(own)

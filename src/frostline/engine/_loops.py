@@ -41,7 +41,7 @@ def activation_cache(
     *,
     mode: CacheMode = "auto",
     store: bool = True,
-    limit: int | None = None,
+    limit: int | str | None = None,
 ) -> Iterator[LoopCache]:
     """Inside this context, rows that `model` was called with before do not run its frozen bottom again.
 
@@ -63,14 +63,14 @@ def activation_cache(
         collate: makes a batch of them; needed with `rows`.
         mode: `auto`, `on` (an error where the cache is not possible) or `off`.
         store: store the states of rows that are not known yet.
-        limit: bytes that all caches together may use on disk.
+        limit: bytes that all caches together may use on disk, or a size such as `20GB`.
 
     Yields what the cache did: `report` and `notices`.
 
     Raises `ConfigError` where nothing is frozen, with `on` where the cache is not possible, and for `rows` without
     `collate`.
     """
-    check_settings(mode, limit)
+    limit = check_settings(mode, limit)
     if not isinstance(model, nn.Module):
         raise ConfigError(f"activation_cache: {type(model).__name__} is not a model: use the model that the loop calls")
     if (rows is None) != (collate is None):
@@ -78,6 +78,7 @@ def activation_cache(
     if collate is not None and not callable(collate):
         raise ConfigError(f"activation_cache: collate is a function, not {type(collate).__name__}")
     applied, text = as_given(model), text_model(model)
+    compiled = hasattr(model, "_orig_mod") or getattr(text, "_compiled_call_impl", None) is not None
     training = Training(
         model=text,
         plan=applied.plan,
@@ -87,6 +88,7 @@ def activation_cache(
         device=device_of(text),
         batch_size=1,
         trained=applied.lr_scales,
+        refusal="the model is compiled, as one graph with its frozen bottom" if compiled else None,
     )
     session = LoopSession(training, required=mode == "on", store=store, limit=limit)
     try:

@@ -62,6 +62,8 @@ class ShortcutsTrainer(PartsTrainer):
         """Why head and last block run at every position whatever the model; None where the model decides."""
         if not self.loss_positions:
             return None
+        if self.args.torch_compile:
+            return "torch_compile makes one graph of the whole model"
         if self.label_smoother is not None:
             return "label_smoothing_factor reads all logits"
         if self.compute_loss_func is not None or self._loss_is_overridden():

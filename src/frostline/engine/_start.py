@@ -10,7 +10,8 @@ from transformers import TrainingArguments
 
 from frostline.anatomy import text_model
 from frostline.bottom import Load, Streaming
-from frostline.core.errors import ConfigError
+from frostline.core.errors import ConfigError, DataError
+from frostline.core.sizes import parse_size
 from frostline.plan import FixedSchedule, Plan, Schedule
 from frostline.surgery import Applied, applied_to, apply, as_given
 
@@ -20,12 +21,29 @@ ScheduleFor = Schedule | Callable[[Any], Schedule]
 """A schedule, or what makes one for a model."""
 
 
-def check_settings(mode: Any, limit: Any) -> None:
-    """Check what a user says about the activation cache. Raises `ConfigError` that says what it should be."""
+def check_settings(mode: Any, limit: Any, loss_positions: Any = True) -> int | None:
+    """The limit of the activation cache in bytes, of what a user says about the shortcuts.
+
+    Raises `ConfigError` that says what a setting should be.
+    """
+    if not isinstance(loss_positions, bool):
+        raise ConfigError(f"loss_positions: '{loss_positions}' is not known: use True or False")
+    if isinstance(limit, str):
+        limit = parse_size(limit, "activation_cache_limit")
     if mode not in ("auto", "on", "off"):
         raise ConfigError(f"activation_cache: '{mode}' is not known: use auto, on or off")
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 0):
-        raise ConfigError(f"activation_cache_limit: '{limit}' is no number of bytes: use a whole number of at least 0")
+        raise ConfigError(
+            f"activation_cache_limit: '{limit}' is no number of bytes: use a whole number of at least 0, or a size "
+            "such as 20GB"
+        )
+    return limit
+
+
+def check_rows(rows: Any) -> None:
+    """Raises `DataError` for a training set without rows."""
+    if hasattr(rows, "__len__") and not len(rows):
+        raise DataError("train_dataset: it has no rows: use one with at least one row")
 
 
 def start_schedule(

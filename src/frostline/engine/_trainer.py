@@ -28,7 +28,15 @@ from frostline.engine._ranks import ShareRanks
 from frostline.engine._sampler import GroupedByLength
 from frostline.engine._saving import PlanChange
 from frostline.engine._shortcuts import ShortcutsTrainer
-from frostline.engine._start import PlanFor, ScheduleFor, non_reentrant, start_schedule, streaming
+from frostline.engine._start import (
+    PlanFor,
+    ScheduleFor,
+    check_rows,
+    check_settings,
+    non_reentrant,
+    start_schedule,
+    streaming,
+)
 from frostline.plan import Plan, Schedule
 from frostline.surgery import change, check_loss_is_the_models
 
@@ -58,7 +66,7 @@ class Trainer(ShortcutsTrainer):
             The weights are the same. Gradient clipping, accumulation and several processes are not possible with it.
         activation_cache: whether each row goes through the frozen bottom once, and training reads its stored states:
             `auto` (where training stays the same and time is saved), `on` or `off`.
-        activation_cache_limit: bytes that all caches together may use on disk.
+        activation_cache_limit: bytes that all caches together may use on disk, or a size such as `20GB`.
         load_bottom: reads the bottom block by block (see `load_above`).
         loss_positions: whether head and last block run only at the loss positions.
         options: as for `transformers.Trainer`. `optimizer_cls_and_kwargs=(Flora, {...})` trains with FLORA, which
@@ -79,7 +87,7 @@ class Trainer(ShortcutsTrainer):
         schedule: ScheduleFor | None = None,
         optimizer_in_backward: bool = False,
         activation_cache: CacheMode = "auto",
-        activation_cache_limit: int | None = None,
+        activation_cache_limit: int | str | None = None,
         load_bottom: Load | None = None,
         loss_positions: bool = True,
         **options: Any,
@@ -88,6 +96,7 @@ class Trainer(ShortcutsTrainer):
             check_in_backward(args)
         if args is not None and (options.get("optimizer_cls_and_kwargs") or (None,))[0] is Flora:
             check_flora(args)
+        limit = check_settings(activation_cache, activation_cache_limit, loss_positions)
         self.optimizer_in_backward = optimizer_in_backward
         self._gradient_norms: list[torch.Tensor] = []
         self._start: Callable[[Any], Schedule] = partial(start_schedule, plan=plan, schedule=schedule, args=args)
@@ -116,7 +125,7 @@ class Trainer(ShortcutsTrainer):
         self.session = CacheSession(
             self._training,
             activation_cache,
-            limit=activation_cache_limit,
+            limit=limit,
             streaming=self._streaming,
             processes=processes,
         )
@@ -141,6 +150,7 @@ class Trainer(ShortcutsTrainer):
                 "fsdp, deepspeed: weights in shards are not supported yet, because their delta would hold the weights "
                 "from before training: leave both out"
             )
+        check_rows(self.train_dataset)
         if resume_from_checkpoint is True:
             resume_from_checkpoint = self._last_checkpoint()
             if resume_from_checkpoint is None:
@@ -190,6 +200,8 @@ class Trainer(ShortcutsTrainer):
             refusal = "the schedule may still change which blocks train"
         elif self.args.neftune_noise_alpha is not None:
             refusal = "NEFTune adds noise to the embeddings in every pass"
+        elif self.args.torch_compile:
+            refusal = "torch_compile makes one graph of the whole model"
         evaluates = args.eval_strategy != "no" or self._streaming is not None
         given = self.eval_dataset if evaluates else None
         others = list(given.values()) if isinstance(given, Mapping) else [] if given is None else [given]
