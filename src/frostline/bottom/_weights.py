@@ -57,7 +57,7 @@ class OffloadedWeights:
         for parameter, tensor in zip(self._parameters, mapped, strict=True):
             parameter.data = tensor
         self.offloaded = True
-        if self._device is not None:
+        if self._device is not None or not self._parameters:  # there are none where it is read block by block
             self._pinned = [Override(module, _stay(module), "_apply") for module in self._modules]
         give_back_free_memory(collect=False)
         return sum(parameter.nbytes for parameter in self._parameters)

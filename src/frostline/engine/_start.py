@@ -68,9 +68,12 @@ def start_schedule(
         )
     if plan is not None and schedule is not None:
         raise ConfigError("plan and schedule are both given: use plan=... for a fixed plan, or schedule=..., not both")
-    for name, given, kind in (("plan", plan, Plan), ("schedule", schedule, Schedule)):
-        if given is not None and not isinstance(given, kind) and not callable(given):
-            known = f"a frostline.{kind.__name__}, a name, or a function of the model"
+    for name, given, right in (
+        ("plan", plan, isinstance(plan, Plan)),
+        ("schedule", schedule, hasattr(schedule, "next")),
+    ):
+        if given is not None and not right and not callable(given):
+            known = f"a {name}, a name, or a function of the model"
             raise ConfigError(f"{name}: it should be {known}, not {type(given).__name__}")
     if plan is None and schedule is None:
         return FixedSchedule(as_given(model).plan)
