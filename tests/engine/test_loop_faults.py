@@ -456,11 +456,11 @@ def test_what_is_of_the_wrong_kind(tmp_path: Path) -> None:
         (partial(loop, None, 3, collate), "rows are tokenized rows, not int"),
         (partial(loop, None, ["a"], collate), "a row is a dict of tokens, not str"),
         (partial(loop, None, rows_for(llama()), 3), "collate is a function, not int"),
-        (partial(loop, limit="10GB"), "'10GB' is no number of bytes"),
+        (partial(loop, limit="10 many"), "'10 many': a size is"),
         (partial(loop, limit=-1), "'-1' is no number of bytes"),
-        (partial(attached, plan="bot50", activation_cache_limit="10GB"), "'10GB' is no number of bytes"),
-        (partial(attached, plan=3), "plan: it should be a frostline.Plan"),
-        (partial(attached, schedule=3), "schedule: it should be a frostline.Schedule"),
+        (partial(attached, plan="bot50", activation_cache_limit=2.5), "'2.5' is no number of bytes"),
+        (partial(attached, plan=3), "plan: it should be a plan"),
+        (partial(attached, schedule=3), "schedule: it should be a schedule"),
     ):
         with pytest.raises(ConfigError, match=says):
             tried()

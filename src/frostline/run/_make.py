@@ -74,7 +74,7 @@ def make_plan(
     if not schedule.settled:
         raise PlanError(
             f"strategy '{strategy}' changes its plan while it trains, so there is no single plan: use "
-            f'schedule="{strategy}", or fl.make_schedule(model, "{strategy}")'
+            f'fl.make_schedule(model, "{strategy}"), or schedule="{strategy}" in the trainer'
         )
     return schedule.first
 
