@@ -1,6 +1,6 @@
 """The frozen bottom runs once for each row. Its boundary states go to an activation cache, and training reads them."""
 
-from frostline.bottom._bottom import Amount, Bottom, Declined, Training
+from frostline.bottom._bottom import Amount, Bottom, Declined, Training, not_possible
 from frostline.bottom._cache import ActivationCache, check_room
 from frostline.bottom._caching_pass import (
     BATCH_TOKENS,
@@ -18,7 +18,7 @@ from frostline.bottom._identity import buffers_below, hashes_of, identity, names
 from frostline.bottom._loop import LoopSession
 from frostline.bottom._report import CacheReport, Processes
 from frostline.bottom._rows import AlteredRow, find_spans, holds_several, row_key, row_length
-from frostline.bottom._session import CacheMode, CacheSession
+from frostline.bottom._session import CacheMode, CacheSession, check_mode
 from frostline.bottom._shards import Stream, row_bytes
 from frostline.bottom._standins import StandIns
 from frostline.bottom._streaming import Load, Streaming, drop_tensors, names_above, put_tensors
@@ -52,6 +52,7 @@ __all__ = [
     "batches_by_length",
     "buffers_below",
     "caching_pass",
+    "check_mode",
     "check_room",
     "cut_boundary",
     "drop_tensors",
@@ -63,6 +64,7 @@ __all__ = [
     "last_blocks",
     "names_above",
     "names_below",
+    "not_possible",
     "pass_rows",
     "put_tensors",
     "row_bytes",

@@ -21,7 +21,7 @@ from frostline.bottom._identity import buffers_below, hashes_of, identity, names
 from frostline.bottom._rows import Features, row_key, row_length
 from frostline.bottom._shards import Stream, row_bytes
 from frostline.bottom._streaming import Streaming
-from frostline.core.errors import FrostlineError, first_line
+from frostline.core.errors import ConfigError, FrostlineError, first_line
 from frostline.hooks import checkpoints_reentrantly
 from frostline.plan import Plan
 
@@ -40,6 +40,11 @@ REENTRANT = "activation checkpointing is re-entrant and needs gradients from bel
 
 class Declined(FrostlineError):
     """The activation cache is not used; the message says why, in one line."""
+
+
+def not_possible(reason: object) -> ConfigError:
+    """The error where the cache is required (`activation_cache="on"`) and declined for `reason`."""
+    return ConfigError(f"activation_cache: on, but {reason}: use activation_cache=auto or off")
 
 
 class NotNeeded(Declined):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from frostline.bottom._cache import ActivationCache
-from frostline.bottom._rows import Features, cut_out, find_spans, row_length, trimmed
+from frostline.bottom._rows import Features, find_spans, of_rows, row_length, trimmed
 from frostline.hooks import capture, evaluation_mode
 
 BATCH_TOKENS = {"cpu": 1024, "accelerator": 16384}
@@ -120,8 +120,7 @@ def pass_rows(
         feed(list(rows), batch)
     with evaluation_mode(model), passage.context():
         states = capture(model, blocks, batch)
-    parts = {s: cut_out(hidden.to("cpu", passage.dtypes[s]), spans[s]) for s, hidden in states.items()}
-    return {key: {s: own[i].clone() for s, own in parts.items()} for i, key in enumerate(rows)}
+    return of_rows(states, rows, spans, passage.dtypes)
 
 
 def same_states(own: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:

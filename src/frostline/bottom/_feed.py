@@ -71,7 +71,11 @@ def rows_in_batch(
 
 def stored_states(cache: ActivationCache, rows: RowsInBatch) -> States:
     """The states of `rows` from `cache`, at their places in the batch: stream -> [B, T, d] on the CPU."""
-    found = [cache.read(key) for key in rows.keys]
+    return in_batch([cache.read(key) for key in rows.keys], rows)
+
+
+def in_batch(found: Sequence[Mapping[str, Tensor]], rows: RowsInBatch) -> States:
+    """The states of each row, stream -> [n, d], at its places in the batch: stream -> [B, T, d]."""
     return {
         stream: place([own[stream] for own in found], spans, rows.shapes[stream])
         for stream, spans in rows.spans.items()

@@ -8,15 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from frostline.bottom._bottom import Bottom
 from frostline.bottom._cache import ActivationCache, DamagedRow, check_room
 from frostline.bottom._caching_pass import SHARD_BYTES, SHARD_SECONDS, caching_pass
 from frostline.bottom._cut import last_blocks
-from frostline.bottom._feed import RowsInBatch, States
-from frostline.bottom._rows import Features, cut_out, place
+from frostline.bottom._feed import RowsInBatch, States, in_batch
+from frostline.bottom._rows import Features
 from frostline.core.errors import ConfigError, FrostlineError, first_line
 
 
@@ -49,13 +48,9 @@ class FillingCache:
         if any(key not in self for key in rows.keys):
             return None
         try:
-            found = [self._held[key] if key in self._held else self.cache.read(key) for key in rows.keys]
+            return in_batch([self._held[key] if key in self._held else self.cache.read(key) for key in rows.keys], rows)
         except DamagedRow:
             return None
-        return {
-            stream: place([own[stream] for own in found], spans, rows.shapes[stream])
-            for stream, spans in rows.spans.items()
-        }
 
     def add(self, rows: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Keep the states of `rows`, key -> stream -> [n, d] on the CPU, and write them when there are enough."""
@@ -66,19 +61,6 @@ class FillingCache:
         self._size += sum(state.nbytes for states in new.values() for state in states.values())
         if self._size >= SHARD_BYTES or (self._size and time.monotonic() - self._since > SHARD_SECONDS):
             self.flush()
-
-    def add_call(self, rows: RowsInBatch, states: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]) -> None:
-        """Keep the states of the rows of a call.
-
-        Args:
-            rows: of the call.
-            states: of the call, stream -> [B, T, d].
-            dtypes: stream -> the dtype in which states are stored.
-        """
-        parts = {
-            stream: cut_out(hidden.to("cpu", dtypes[stream]), rows.spans[stream]) for stream, hidden in states.items()
-        }
-        self.add({key: {s: own[i].clone() for s, own in parts.items()} for i, key in enumerate(rows.keys)})
 
     def fill(self, model: Any, bottom: Bottom, rows: Iterable[Features], progress: Callable[[int, int], None]) -> None:
         """Let rows go through the bottom now, those of like length together.

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from frostline.bottom._below import hook_below
-from frostline.bottom._bottom import REENTRANT, Bottom, Declined, NotNeeded, Training
+from frostline.bottom._bottom import REENTRANT, Bottom, Declined, NotNeeded, Training, not_possible
 from frostline.bottom._calls import Call, Calls, autocast_dtype
 from frostline.bottom._cut import CannotCut, last_blocks
 from frostline.bottom._feed import States
@@ -39,12 +39,12 @@ from frostline.bottom._filling import FillingCache, OpenCache, stored
 from frostline.bottom._identity import names_below
 from frostline.bottom._outputs import PaddingWatch, summed
 from frostline.bottom._report import CacheReport
-from frostline.bottom._rows import Features
+from frostline.bottom._rows import Features, of_rows
 from frostline.bottom._standins import StandIns
 from frostline.bottom._watch import BottomWatch
 from frostline.bottom._weights import OffloadedWeights
 from frostline.core.cache import default_root
-from frostline.core.errors import ConfigError, FrostlineError, first_line
+from frostline.core.errors import FrostlineError, first_line
 from frostline.hooks import (
     OTHER_BATCH,
     STORED_IN_FEWER_BITS,
@@ -121,7 +121,7 @@ class LoopSession:
         return self._standins is not None
 
     def begin(self) -> None:
-        """Begin to recognise rows. Raises `ConfigError` where the cache is required and not possible."""
+        """Begin to recognize rows. Raises `ConfigError` where the cache is required and not possible."""
         if self.active:
             return
         model = self._training.model
@@ -129,7 +129,7 @@ class LoopSession:
             bottom = self._bottom = Bottom(self._training, None, self._root)
         except (Declined, CannotCut) as error:
             if self._required:
-                raise ConfigError(f"activation_cache: on, but {error}: use activation_cache=auto or off") from None
+                raise not_possible(error) from None
             declined = not isinstance(error, NotNeeded)
             self._report(used=False, reason=str(error), declined=declined)
             return
@@ -301,7 +301,8 @@ class LoopSession:
                 self.give_up(f"off: {first_line(error)}")
                 return
         self._places |= zip(call.rows.keys, call.places, strict=True)
-        known.cache.add_call(call.rows, returned, known.bottom.passage.dtypes)
+        dtypes = known.bottom.passage.dtypes
+        known.cache.add(of_rows(returned, call.rows.keys, call.rows.spans, dtypes))
         self._count()
 
     def _open(self, device: torch.device, collate: Collate | None = None) -> OpenCache:

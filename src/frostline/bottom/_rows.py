@@ -6,7 +6,7 @@ B rows of the batch as the model reads it, T its length; a packed batch has B = 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -145,6 +145,24 @@ def place(states: Sequence[Tensor], spans: Tensor, shape: tuple[int, int]) -> Te
     for state, (line, start, tokens) in zip(states, spans.tolist(), strict=True):
         out[line, start : start + tokens] = state
     return out
+
+
+def of_rows(
+    states: Mapping[str, Tensor],
+    keys: Iterable[str],
+    spans: Mapping[str, Tensor],
+    dtypes: Mapping[str, torch.dtype],
+) -> dict[str, dict[str, Tensor]]:
+    """The states of each row of a batch, on the CPU and apart from the batch: key -> stream -> [n, d].
+
+    Args:
+        states: of the batch, stream -> [B, T, d].
+        keys: of its rows.
+        spans: stream -> the places of the rows, as `find_spans` gives them.
+        dtypes: stream -> the dtype that the states get.
+    """
+    parts = {stream: cut_out(hidden.to("cpu", dtypes[stream]), spans[stream]) for stream, hidden in states.items()}
+    return {key: {stream: own[i].clone() for stream, own in parts.items()} for i, key in enumerate(keys)}
 
 
 def cut_out(hidden: Tensor, spans: Tensor) -> list[Tensor]:

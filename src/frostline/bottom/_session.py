@@ -15,13 +15,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch.utils.data import get_worker_info
 
 from frostline.bottom._below import hook_below
-from frostline.bottom._bottom import Declined, NotNeeded, Training
+from frostline.bottom._bottom import Declined, NotNeeded, Training, not_possible
 from frostline.bottom._cache import ActivationCache, DamagedRow, check_room
 from frostline.bottom._caching_pass import caching_pass
 from frostline.bottom._check import difference_in_use, mismatch, padding_difference
@@ -41,6 +41,12 @@ from frostline.hooks import state_kept
 
 CacheMode = Literal["auto", "on", "off"]
 _log = logging.getLogger(__name__)
+
+
+def check_mode(mode: str) -> None:
+    """Raises `ConfigError` for a mode that is not known."""
+    if mode not in get_args(CacheMode):
+        raise ConfigError(f"activation_cache: '{mode}' is not known: use auto, on or off")
 
 
 class _CheckFailed(Declined):
@@ -75,8 +81,7 @@ class CacheSession:
         processes: Processes | None = None,
         root: Path | None = None,
     ) -> None:
-        if mode not in ("auto", "on", "off"):
-            raise ConfigError(f"activation_cache: '{mode}' is not known: use auto, on or off")
+        check_mode(mode)
         if streaming is not None and mode == "off":
             raise ConfigError(
                 "activation_cache: off, but the bottom of this model is read block by block, which needs the cache: "
@@ -225,7 +230,7 @@ class CacheSession:
             if self._streaming is not None:
                 raise ConfigError(f"streaming needs the activation cache, but {error}: use streaming=false") from None
             if self.mode == "on" and not isinstance(error, _CheckFailed):
-                raise ConfigError(f"activation_cache: on, but {error}: use activation_cache=auto or off") from None
+                raise not_possible(error) from None
         finally:
             self.report = replace(self.report, seconds=self.report.seconds + time.perf_counter() - begun)
 

@@ -1,4 +1,4 @@
-"""A plan and the savings of its frozen bottom in a trainer that is not frostline's (TRL's, for example)"""
+"""A plan and the savings of its frozen bottom in a trainer that is not frostline's (TRL's, for example)."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from frostline.anatomy import find_anatomy, text_model
-from frostline.bottom import CacheMode, CacheReport, FillingCache, LoopSession, Training
+from frostline.bottom import CacheMode, CacheReport, FillingCache, LoopSession, Training, not_possible
 from frostline.core.errors import CheckpointError, ConfigError
 from frostline.core.files import read_json, write_json
 from frostline.engine._observe import Observer
 from frostline.engine._optimizer import parameter_groups, regroup, scale_groups
 from frostline.engine._saving import SavingTrainer
+from frostline.engine._shortcuts import COMPILED, few_rows, positions_refusal
 from frostline.engine._start import PlanFor, ScheduleFor, check_rows, check_settings, start_schedule
-from frostline.hooks import Rechecks, state_kept
+from frostline.hooks import Rechecks
 from frostline.loss_positions import LossPositions, hook_above, use_loss_positions
 from frostline.plan import Plan, Schedule, document
 from frostline.surgery import Applied, applied_to, change, to_plain
@@ -247,10 +248,10 @@ class _Attachment(TrainerCallback):
         refusal = self._cache_refusal()
         if refusal is not None:
             if self._mode == "on" and self._schedule.settled:
-                raise ConfigError(f"activation_cache: on, but {refusal}: use activation_cache=auto or off")
+                raise not_possible(refusal)
             self._report = CacheReport(reason=refusal, declined=self._schedule.settled and self._mode != "off")
         else:
-            self._sessions = [self._session(model, step) for model in self._models()]
+            self._sessions = [self._session(model) for model in self._models()]
             for session in self._sessions:
                 session.begin()
         self._rechecks = Rechecks(self._model, step)
@@ -277,7 +278,7 @@ class _Attachment(TrainerCallback):
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled or args.n_gpu > 1:
             return "weights or rows are spread over devices (FSDP, DeepSpeed, DataParallel)"
         if args.torch_compile:
-            return "torch_compile makes one graph of the whole model"
+            return COMPILED
         if args.neftune_noise_alpha is not None:
             return "NEFTune adds noise to the embeddings in every pass"
         if self._mode == "auto" and self._passes() < 1.5:
@@ -302,7 +303,7 @@ class _Attachment(TrainerCallback):
         other = getattr(self._trainer, "ref_model", None)
         return [self._model, *([text_model(other)] if isinstance(other, nn.Module) else [])]
 
-    def _session(self, model: Any, step: int) -> LoopSession:
+    def _session(self, model: Any) -> LoopSession:
         trainer, applied = self._trainer, self._applied
         plan, anatomy = applied.plan, applied.anatomy
         if model is not self._model:  # a reference model is in eval mode, and nothing of it trains
@@ -332,7 +333,7 @@ class _Attachment(TrainerCallback):
         if not self._asked_positions or refusal is not None:
             return None
         with self._probing():
-            return use_loss_positions(self._model, self._applied.anatomy, self._few(), exact=False)
+            return use_loss_positions(self._model, self._applied.anatomy, few_rows(self._trainer).batch, exact=False)
 
     @contextmanager
     def _probing(self) -> Iterator[None]:
@@ -351,18 +352,7 @@ class _Attachment(TrainerCallback):
             return "the trainer computes its loss itself, and may read all outputs"
         if trainer.label_smoother is not None:
             return "label_smoothing_factor reads all logits"
-        if self._applied.plan.forward.layered:
-            return "a layered loss reads the output of every block"
-        if not hasattr(trainer.train_dataset, "__len__") or isinstance(trainer.train_dataset, Mapping):
-            return "the rows come as a stream, or from several data sets"
-        return hook_above(self._model, self._applied.anatomy)
-
-    def _few(self) -> dict[str, Any]:
-        """A few rows as one batch."""
-        trainer = self._trainer
-        rows, collate = trainer.train_dataset, trainer._get_collator_with_removed_columns(trainer.data_collator)
-        with state_kept(rows, trainer.data_collator, device=trainer.args.device):
-            return dict(trainer._prepare_inputs(collate([rows[index] for index in range(min(3, len(rows)))])))
+        return positions_refusal(trainer, self._model, self._applied)
 
     def _check_positions(self, step: int) -> None:
         """Compare the loss positions with plain training again, where that is due."""
@@ -372,11 +362,9 @@ class _Attachment(TrainerCallback):
         if not rechecks.due(step, time.perf_counter() - self._begun):
             return
         with rechecks.timed(), self._probing():
-            found = hook_above(self._model, self._applied.anatomy) or positions.recheck(self._few())
+            found = hook_above(self._model, self._applied.anatomy) or positions.recheck(few_rows(self._trainer).batch)
         if found is not None:
-            positions.give_up(
-                f"off since step {step}: {found}. Results since step {rechecks.passed} may differ from plain training"
-            )
+            positions.give_up(rechecks.since(step, found))
             self._show()
         rechecks.passed = step
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -15,6 +16,37 @@ from frostline.bottom import CacheReport, CacheSession
 from frostline.engine._accumulation import FewRows, PartsTrainer
 from frostline.hooks import Rechecks, state_kept
 from frostline.loss_positions import LossPositions, hook_above, use_loss_positions
+from frostline.surgery import Applied
+
+COMPILED = "torch_compile makes one graph of the whole model"
+
+
+def positions_refusal(trainer: Any, model: Any, applied: Applied) -> str | None:
+    """Why head and last block run at every position, whoever computes the loss; None where the model decides.
+
+    Args:
+        trainer: a `transformers.Trainer`.
+        model: the transformers model that it trains.
+        applied: what the plan did to the model.
+    """
+    rows = trainer.train_dataset
+    if trainer.args.torch_compile:
+        return COMPILED
+    if applied.plan.forward.layered:
+        return "a layered loss reads the output of every block"
+    if isinstance(rows, Mapping):  # sentence-transformers: one for each loss
+        return "the rows come from several data sets"
+    if not hasattr(rows, "__len__"):
+        return "the rows come as a stream"
+    return hook_above(model, applied.anatomy)
+
+
+def few_rows(trainer: Any) -> FewRows:
+    """A few rows of a `transformers.Trainer` as one batch, to try on them what training may do."""
+    rows, collate = trainer.train_dataset, trainer._get_collator_with_removed_columns(trainer.data_collator)
+    with state_kept(rows, trainer.data_collator, device=trainer.args.device):
+        few = [rows[index] for index in range(min(3, len(rows)))]
+        return FewRows(few, dict(trainer._prepare_inputs(collate(few))))
 
 
 class ShortcutsTrainer(PartsTrainer):
@@ -62,17 +94,11 @@ class ShortcutsTrainer(PartsTrainer):
         """Why head and last block run at every position whatever the model; None where the model decides."""
         if not self.loss_positions:
             return None
-        if self.args.torch_compile:
-            return "torch_compile makes one graph of the whole model"
         if self.label_smoother is not None:
             return "label_smoothing_factor reads all logits"
         if self.compute_loss_func is not None or self._loss_is_overridden():
             return "a loss of your own (compute_loss) may read all logits"
-        if self.applied.plan.forward.layered:
-            return "a layered loss reads the output of every block"
-        if not hasattr(self.train_dataset, "__len__"):
-            return "the rows come as a stream"
-        return hook_above(self.text_model, self.applied.anatomy)
+        return positions_refusal(self, self.text_model, self.applied)
 
     def _loss_is_overridden(self) -> bool:
         """Whether a subclass has a `compute_loss` of its own, which may read all logits."""
@@ -87,27 +113,22 @@ class ShortcutsTrainer(PartsTrainer):
             return
         if not last and not checks.due(step, time.perf_counter() - self._first_step):
             return
-        since = f"off since step {step}: {{}}. Results since step {checks.passed} may differ from plain training"
         with checks.timed():
             with self.positions.suspended() if self.positions is not None else nullcontext():
                 found = self.session.recheck()
             if found is not None:
-                self.session.give_up(since.format(found))
+                self.session.give_up(checks.since(step, found))
             if self.positions is not None and (self.positions.last_block or self.positions.chunked_head):
                 few = self._few()
                 with self._holding(few), self.accelerator.autocast():
                     hook = hook_above(self.text_model, self.applied.anatomy)
                     found = hook or self.positions.recheck(few.batch)
                 if found is not None:
-                    self.positions.give_up(since.format(found))
+                    self.positions.give_up(checks.since(step, found))
         checks.passed = step
 
     def _few(self) -> FewRows:
-        """A few rows as one batch, to try on them what training may do."""
-        rows: Any = self.train_dataset
-        with state_kept(rows, self.data_collator, device=self.args.device):
-            few = [rows[index] for index in range(min(3, len(rows)))]
-            return FewRows(few, dict(self._prepare_inputs(self._collate()(few))))
+        return few_rows(self)
 
     def _holding(self, part: FewRows) -> AbstractContextManager[None]:
         return self.session.holding(part.rows, part.batch)

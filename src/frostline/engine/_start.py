@@ -9,7 +9,7 @@ from torch import nn
 from transformers import TrainingArguments
 
 from frostline.anatomy import text_model
-from frostline.bottom import Load, Streaming
+from frostline.bottom import Load, Streaming, check_mode
 from frostline.core.errors import ConfigError, DataError
 from frostline.core.sizes import parse_size
 from frostline.plan import FixedSchedule, Plan, Schedule
@@ -30,8 +30,7 @@ def check_settings(mode: Any, limit: Any, loss_positions: Any = True) -> int | N
         raise ConfigError(f"loss_positions: '{loss_positions}' is not known: use True or False")
     if isinstance(limit, str):
         limit = parse_size(limit, "activation_cache_limit")
-    if mode not in ("auto", "on", "off"):
-        raise ConfigError(f"activation_cache: '{mode}' is not known: use auto, on or off")
+    check_mode(mode)
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 0):
         raise ConfigError(
             f"activation_cache_limit: '{limit}' is no number of bytes: use a whole number of at least 0, or a size "

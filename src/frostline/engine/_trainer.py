@@ -27,7 +27,7 @@ from frostline.engine._optimizer import parameter_groups, regroup
 from frostline.engine._ranks import ShareRanks
 from frostline.engine._sampler import GroupedByLength
 from frostline.engine._saving import PlanChange
-from frostline.engine._shortcuts import ShortcutsTrainer
+from frostline.engine._shortcuts import COMPILED, ShortcutsTrainer
 from frostline.engine._start import (
     PlanFor,
     ScheduleFor,
@@ -201,7 +201,7 @@ class Trainer(ShortcutsTrainer):
         elif self.args.neftune_noise_alpha is not None:
             refusal = "NEFTune adds noise to the embeddings in every pass"
         elif self.args.torch_compile:
-            refusal = "torch_compile makes one graph of the whole model"
+            refusal = COMPILED
         evaluates = args.eval_strategy != "no" or self._streaming is not None
         given = self.eval_dataset if evaluates else None
         others = list(given.values()) if isinstance(given, Mapping) else [] if given is None else [given]

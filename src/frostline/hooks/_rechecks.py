@@ -50,6 +50,10 @@ class Rechecks:
             return False
         return step <= ALWAYS or self.seconds + self._last <= SHARE * elapsed
 
+    def since(self, step: int, found: str) -> str:
+        """One line on a difference that a check before `step` found."""
+        return f"off since step {step}: {found}. Results since step {self.passed} may differ from plain training"
+
     @contextmanager
     def timed(self) -> Iterator[None]:
         """Around a check: counts its time. What hooks and config are at its end counts as checked."""

@@ -6,7 +6,7 @@ from frostline.plan._mode import Adding, Mode, OwnTensors, Targeted, TargetModul
 from frostline.plan._modes import BlockMode, Frozen, Full, Partial, PartMode
 from frostline.plan._optimizer import FloraOptions, OptimArgs, read_optim_args
 from frostline.plan._plan import Plan, block_ranges, named_blocks
-from frostline.plan._schedule import FixedSchedule, KeepingDropout, Observations, Schedule
+from frostline.plan._schedule import ChangedPlans, FixedSchedule, Observations, Schedule, keep_dropout
 from frostline.plan._split import Split
 from frostline.plan._strip import strip
 from frostline.plan._text import document, from_text, load_plan, save_plan, to_json, to_yaml
@@ -18,12 +18,12 @@ __all__ = [
     "AddingMode",
     "BlockMode",
     "Bottleneck",
+    "ChangedPlans",
     "FixedSchedule",
     "FloraOptions",
     "Forward",
     "Frozen",
     "Full",
-    "KeepingDropout",
     "Lora",
     "Mixture",
     "Mode",
@@ -45,6 +45,7 @@ __all__ = [
     "block_ranges",
     "document",
     "from_text",
+    "keep_dropout",
     "load_plan",
     "named_blocks",
     "read_optim_args",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from frostline.plan._plan import Plan
@@ -66,19 +66,20 @@ class FixedSchedule:
             raise ValueError(f"a fixed schedule has no state (given: {sorted(state)})")
 
 
-class KeepingDropout:
-    """The plans of another schedule, each with `frozen_dropout`.
+class ChangedPlans:
+    """The plans of another schedule, each changed in one way.
 
     Args:
         schedule: the other one. State and observations are its own.
+        change: gives the plan to train instead of one of its plans.
     """
 
-    def __init__(self, schedule: Schedule) -> None:
-        self._schedule = schedule
+    def __init__(self, schedule: Schedule, change: Callable[[Plan], Plan]) -> None:
+        self._schedule, self._change = schedule, change
 
     @property
     def first(self) -> Plan:
-        return _keeping(self._schedule.first)
+        return self._change(self._schedule.first)
 
     @property
     def observes(self) -> frozenset[str]:
@@ -90,7 +91,7 @@ class KeepingDropout:
 
     def next(self, step: int, observations: Observations) -> Plan | None:
         plan = self._schedule.next(step, observations)
-        return None if plan is None else _keeping(plan)
+        return None if plan is None else self._change(plan)
 
     def state_dict(self) -> dict[str, Any]:
         return self._schedule.state_dict()
@@ -99,5 +100,6 @@ class KeepingDropout:
         self._schedule.load_state_dict(state)
 
 
-def _keeping(plan: Plan) -> Plan:
-    return plan.model_copy(update={"frozen_dropout": True})
+def keep_dropout(schedule: Schedule) -> Schedule:
+    """The plans of `schedule`, each with `frozen_dropout`."""
+    return ChangedPlans(schedule, lambda plan: plan.model_copy(update={"frozen_dropout": True}))

@@ -10,7 +10,7 @@ from typing import Any
 from frostline.anatomy import Anatomy
 from frostline.core.sizes import parse_size
 from frostline.cost import Speed, Workload
-from frostline.plan import FixedSchedule, KeepingDropout, Plan, Schedule, Split
+from frostline.plan import FixedSchedule, Plan, Schedule, Split, keep_dropout
 from frostline.records import RunRecord
 from frostline.run._calibrate import calibrate
 from frostline.run._config import RunConfig
@@ -108,7 +108,7 @@ def choose(
         work = choice.workload
         config = _with(config, {name: getattr(work, name) for name in PLANNED})
     return Chosen(
-        schedule=KeepingDropout(selection.schedule) if config.frozen_dropout else selection.schedule,
+        schedule=keep_dropout(selection.schedule) if config.frozen_dropout else selection.schedule,
         config=config,
         choice=None if choice is None else choice.document(),
         lines=() if choice is None else tuple(f"{label}: {line}" for label, line in choice.lines()),

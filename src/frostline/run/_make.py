@@ -13,7 +13,7 @@ from frostline.anatomy import text_model
 from frostline.core.errors import ConfigError, DataError, PlanError
 from frostline.core.seeding import derive_seed
 from frostline.cost import Workload
-from frostline.plan import KeepingDropout, Plan, Schedule
+from frostline.plan import Plan, Schedule, keep_dropout
 from frostline.signals import Probe, measure, token_text
 from frostline.strategies import Budget, Situation, make_selection
 from frostline.tasks import pad_rows
@@ -117,7 +117,7 @@ def make_schedule(
         workload=workload or Workload(),
     )
     schedule = make_selection(strategy, situation, options).schedule
-    return KeepingDropout(schedule) if frozen_dropout else schedule
+    return keep_dropout(schedule) if frozen_dropout else schedule
 
 
 def _measure(

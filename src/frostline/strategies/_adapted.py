@@ -16,17 +16,16 @@ from frostline.plan import (
     AddingMode,
     BlockMode,
     Bottleneck,
+    ChangedPlans,
     FixedSchedule,
     Forward,
     Frozen,
     Lora,
     Mixture,
-    Observations,
     OwnTensors,
     Peft,
     Plan,
     Prefix,
-    Schedule,
 )
 from frostline.strategies._plans import task_head
 from frostline.strategies._selection import Selection, fixed
@@ -109,7 +108,7 @@ def adapted(selection: Selection, situation: Situation, mode: AddingMode, name: 
     kind = kind_of(mode)
     if kind is not None and kind.why_not_scheduled is not None:
         raise ConfigError(f"strategy '{schedule.first.strategy}+{name}': {kind.why_not_scheduled}: use +lora")
-    return replace(selection, schedule=_Adapted(schedule, situation, mode, name))
+    return replace(selection, schedule=ChangedPlans(schedule, lambda plan: adapted_plan(plan, situation, mode, name)))
 
 
 def adapted_plan(plan: Plan, situation: Situation, mode: AddingMode, name: str) -> Plan:
@@ -140,38 +139,6 @@ def adapted_plan(plan: Plan, situation: Situation, mode: AddingMode, name: str) 
         head=task_head(situation),
         forward=Forward(**plan.forward.model_dump()),
     )
-
-
-class _Adapted:
-    """A schedule with the addition on each of its plans."""
-
-    def __init__(self, schedule: Schedule, situation: Situation, mode: AddingMode, name: str) -> None:
-        self._schedule, self._situation, self._mode, self._name = schedule, situation, mode, name
-
-    @property
-    def first(self) -> Plan:
-        return self._adapted(self._schedule.first)
-
-    @property
-    def observes(self) -> frozenset[str]:
-        return self._schedule.observes
-
-    @property
-    def settled(self) -> bool:
-        return self._schedule.settled
-
-    def next(self, step: int, observations: Observations) -> Plan | None:
-        plan = self._schedule.next(step, observations)
-        return None if plan is None else self._adapted(plan)
-
-    def state_dict(self) -> dict[str, Any]:
-        return self._schedule.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._schedule.load_state_dict(state)
-
-    def _adapted(self, plan: Plan) -> Plan:
-        return adapted_plan(plan, self._situation, self._mode, self._name)
 
 
 def _mode(mode: BlockMode, block: Block, added: AddingMode, name: str) -> BlockMode:

@@ -43,9 +43,8 @@ def keep_frozen_out(model: nn.Module, plan: Plan, anatomy: Anatomy) -> list[Remo
 
 
 def _in_eval_mode(module: nn.Module, _inputs: Any) -> None:
-    if module.training and not hasattr(
-        module, "neftune_noise_alpha"
-    ):  # noise that a user wants acts in train mode alone
+    # The noise of NEFTune, which a user asked for, acts only in train mode.
+    if module.training and not hasattr(module, "neftune_noise_alpha"):
         module.eval()
 
 
