@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from frostline.anatomy import find_anatomy
 from frostline.checkpoints import load_above, load_config, trained_tensors
 from frostline.engine import Trainer
 from frostline.plan import Frozen, Full, Plan
+from frostline.surgery import apply
 from tolerances import after_sgd
 
 Row = dict[str, Any]
@@ -29,6 +31,16 @@ def bottom_plan(model: Any, boundary: int, top: Any = None, norm: Any = None) ->
         final_norm=norm or Full(),
         head=Frozen() if anatomy.tied else Full(),
     )
+
+
+def frozen_by_hand(model: Any, plan: Plan) -> Any:
+    """`model` with the tensors frozen by `requires_grad` that `plan` freezes."""
+    planned = copy.deepcopy(model)
+    apply(plan, planned)
+    trained = {name for name, parameter in planned.named_parameters() if parameter.requires_grad}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in trained)
+    return model
 
 
 def rows_for(model: Any, count: int = 12, seed: int = 1) -> list[Row]:

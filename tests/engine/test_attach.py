@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
 import frostline as fl
-from cache_cases import StopAt, arguments, rows_for
+from cache_cases import StopAt, arguments, frozen_by_hand, rows_for
 from cache_cases import collate as collate_rows
 from frostline.core.errors import CheckpointError, ConfigError, PlanError
 from heads import HEADS, collate, model_of, rows_of
@@ -26,16 +26,6 @@ from tolerances import LOSS, after_sgd
 @pytest.fixture(autouse=True)
 def cache_here(tmp_path: Path, own_cache: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FROSTLINE_CACHE", str(tmp_path / "cache"))
-
-
-def frozen_by_hand(model: Any, plan: Any) -> Any:
-    """`model` with the tensors frozen that `plan` freezes."""
-    planned = copy.deepcopy(model)
-    fl.apply(plan, planned)
-    trained = {name for name, parameter in planned.named_parameters() if parameter.requires_grad}
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in trained)
-    return model
 
 
 def trainer_of(folder: Path, model: Any, head: str, use: Any = USES[""], **options: Any) -> Any:
@@ -435,3 +425,11 @@ def test_blocks_frozen_by_hand_below_embeddings_that_train(tmp_path: Path) -> No
     trainer = fl.Trainer(model, arguments(tmp_path), train_dataset=rows_of("causal"), data_collator=collate)
     trainer.train()
     assert any("the embeddings train (model.embed_tokens.weight)" in notice for notice in trainer.notices)
+
+
+def test_a_compiled_training_has_no_loss_positions(tmp_path: Path) -> None:
+    ours = fl.attach(trainer_of(tmp_path, model_of("llama", "causal"), "causal"), "bot50")
+    ours.args.torch_compile = True  # as set: compiling itself is not what is tried
+    ours.train()
+    assert not ours.cache_report.used
+    assert "loss positions are off: torch_compile makes one graph of the whole model" in ours.notices

@@ -17,7 +17,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import TrainerCallback
 
 import frostline as fl
-from cache_cases import arguments, bottom_plan, collate, collate_on_the_left, rows_for
+from cache_cases import arguments, bottom_plan, collate, collate_on_the_left, frozen_by_hand, rows_for
 from frostline.core.errors import ConfigError
 from frostline.plan import Frozen
 from heads import collate as collate_head
@@ -31,15 +31,6 @@ Between = Callable[[int, Any, Any], None]
 @pytest.fixture(autouse=True)
 def cache_here(tmp_path: Path, own_cache: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FROSTLINE_CACHE", str(tmp_path / "cache"))
-
-
-def frozen_by_hand(model: Any, plan: Any) -> Any:
-    planned = copy.deepcopy(model)
-    fl.apply(plan, planned)
-    trained = {name for name, parameter in planned.named_parameters() if parameter.requires_grad}
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in trained)
-    return model
 
 
 def llama() -> Any:

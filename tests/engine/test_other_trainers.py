@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from datasets import Dataset, DatasetDict
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 import frostline as fl
+from cache_cases import frozen_by_hand
 from tolerances import LOSS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -78,14 +78,16 @@ PAIRS = Dataset.from_dict(
 )
 
 
-def sft(folder: Path, model: Any, **options: Any) -> Any:
+def sft(folder: Path, model: Any, peft_config: Any = None, **options: Any) -> Any:
     args = trl.SFTConfig(**settings(folder, **options))
-    return trl.SFTTrainer(model=model, args=args, train_dataset=TEXTS, processing_class=tokenizer())
+    given = {"processing_class": tokenizer(), "peft_config": peft_config}
+    return trl.SFTTrainer(model=model, args=args, train_dataset=TEXTS, **given)
 
 
-def dpo(folder: Path, model: Any, **options: Any) -> Any:
+def dpo(folder: Path, model: Any, peft_config: Any = None, **options: Any) -> Any:
     args = trl.DPOConfig(**settings(folder, **options))
-    return trl.DPOTrainer(model=model, args=args, train_dataset=PAIRS, processing_class=tokenizer())
+    given = {"processing_class": tokenizer(), "peft_config": peft_config}
+    return trl.DPOTrainer(model=model, args=args, train_dataset=PAIRS, **given)
 
 
 def reward(folder: Path, model: Any, **options: Any) -> Any:
@@ -94,13 +96,7 @@ def reward(folder: Path, model: Any, **options: Any) -> Any:
 
 
 def by_hand(model: Any, plan: str) -> Any:
-    """`model` with the tensors frozen that a plan freezes."""
-    planned = copy.deepcopy(model)
-    fl.apply(fl.make_plan(planned, plan), planned)
-    trained = {name for name, parameter in planned.named_parameters() if parameter.requires_grad}
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in trained)
-    return model
+    return frozen_by_hand(model, fl.make_plan(model, plan))
 
 
 def losses(trainer: Any) -> list[float]:
@@ -133,56 +129,39 @@ def test_trl(tmp_path: Path, name: str) -> None:
     assert "loss positions are off: the trainer computes its loss itself" in attached.notices[0]
 
 
-def test_policy_and_reference_of_dpo_read_the_same_states(tmp_path: Path) -> None:
-    trainer = fl.attach(dpo(tmp_path, causal(), num_train_epochs=1), plan="bot50")
-    ran = {"policy": 0, "reference": 0}
-    for name, model in (("policy", trainer.model), ("reference", trainer.ref_model)):
-        own = model.model.layers[0].self_attn
+def test_policy_and_reference_of_dpo_read_the_same_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = fl.attach(dpo(tmp_path, causal(), num_train_epochs=1, per_device_train_batch_size=1), plan="bot50")
+    policy, reference = (model.model.layers[0] for model in (trainer.model, trainer.ref_model))
+    ran = {policy: 0, reference: 0}
+    own = type(policy).forward
 
-        def count(*_: Any, name: str = name) -> None:
-            ran[name] += 1
+    def counted(block: Any, *args: Any, **kwargs: Any) -> Any:
+        if block in ran:
+            ran[block] += 1
+        return own(block, *args, **kwargs)
 
-        own.register_forward_hook(count)
+    monkeypatch.setattr(type(policy), "forward", counted)  # a hook of a user's own would decline the cache
     trainer.train()
-    # A user's hook below the boundary declines the cache, so both bottoms run: the count is what it says.
-    assert not trainer.cache_report.used and ran["policy"] >= 4 and ran["reference"] >= 4
-    counted = fl.attach(dpo(tmp_path, causal(), num_train_epochs=1), plan="bot50")
-    counted.train()
-    assert counted.cache_report.used and counted.cache_report.rows == 32
-    assert "8 calls did not run the bottom" not in counted.cache_report.reason  # the policy's, in its first epoch
-    assert "0 calls did not run the bottom" in counted.cache_report.reason
+    assert trainer.state.global_step == 16
+    assert trainer.cache_report.used and trainer.cache_report.rows == 32
+    # The policy meets every row for the first time. The reference reads its states: it runs in its first call, which
+    # tells its precision, and in the calls in which it is compared.
+    assert ran[policy] >= 16 and ran[reference] <= 8, list(ran.values())
 
 
-def test_a_lora_of_peft_in_sft(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("make", "rows"), [(sft, 16), (dpo, 32)])
+def test_a_lora_of_peft(tmp_path: Path, make: Callable[..., Any], rows: int) -> None:
+    """In DPO the reference is the same model with its adapter switched off."""
     from peft import LoraConfig
 
     def made(folder: Path) -> Any:
         config = LoraConfig(target_modules=["q_proj"], layers_to_transform=[4, 5], task_type="CAUSAL_LM")
-        args = trl.SFTConfig(**settings(folder))
         transformers.set_seed(5)
-        return trl.SFTTrainer(
-            model=causal(), args=args, train_dataset=TEXTS, processing_class=tokenizer(), peft_config=config
-        )
+        return make(folder, causal(), peft_config=config)
 
     attached = fl.attach(made(tmp_path / "ours"))
     assert losses(attached) == pytest.approx(losses(made(tmp_path / "plain")), rel=10 * LOSS)
-    assert attached.cache_report.used and attached.cache_report.rows == 16
-
-
-def test_a_lora_of_peft_in_dpo_with_its_own_reference(tmp_path: Path) -> None:
-    from peft import LoraConfig
-
-    def made(folder: Path) -> Any:
-        config = LoraConfig(target_modules=["q_proj"], layers_to_transform=[4, 5], task_type="CAUSAL_LM")
-        args = trl.DPOConfig(**settings(folder))
-        transformers.set_seed(5)
-        return trl.DPOTrainer(
-            model=causal(), args=args, train_dataset=PAIRS, processing_class=tokenizer(), peft_config=config
-        )
-
-    attached = fl.attach(made(tmp_path / "ours"))
-    assert losses(attached) == pytest.approx(losses(made(tmp_path / "plain")), rel=10 * LOSS)
-    assert attached.cache_report.rows == 32 and not attached.cache_report.given_up
+    assert attached.cache_report.used and attached.cache_report.rows == rows and not attached.cache_report.given_up
 
 
 ST: dict[str, tuple[dict[str, list[Any]], str, int]] = {
