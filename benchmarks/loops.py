@@ -24,7 +24,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -230,10 +230,8 @@ def batches(found: Any, rows: int) -> Iterator[dict[str, Any]]:
             yield found.collate([found.rows[index] for index in order[start : start + BATCH]])
 
 
-@contextmanager
-def maybe_cached(model: Any, contender: str) -> Iterator[Any]:
-    with fl.activation_cache(model) if contender == "ours" else nullcontext() as cache:
-        yield cache
+def maybe_cached(model: Any, contender: str, found: Any) -> AbstractContextManager[Any]:
+    return fl.activation_cache(model, found.rows, found.collate) if contender == "ours" else nullcontext()
 
 
 def planned(found: Any, contender: str) -> Any:
@@ -251,7 +249,7 @@ def plain_loop(contender: str, folder: Path, rows: int) -> Ran:
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     losses = []
     begun = time.perf_counter()
-    with maybe_cached(model, contender) as cache:
+    with maybe_cached(model, contender, found) as cache:
         for batch in batches(found, rows):
             loss = model(**batch).loss
             loss.backward()
@@ -271,7 +269,7 @@ def with_accelerate(contender: str, folder: Path, rows: int) -> Ran:
     model, optimizer = accelerator.prepare(model, optimizer)
     losses = []
     begun = time.perf_counter()
-    with maybe_cached(model, contender) as cache:
+    with maybe_cached(model, contender, found) as cache:
         for batch in batches(found, rows):
             loss = model(**batch).loss
             accelerator.backward(loss)
@@ -306,7 +304,7 @@ def with_lightning(contender: str, folder: Path, rows: int) -> Ran:
         max_epochs=EPOCHS, accelerator="cpu", enable_model_summary=False, default_root_dir=str(folder), **quiet
     )
     begun = time.perf_counter()
-    with maybe_cached(model, contender) as cache:
+    with maybe_cached(model, contender, found) as cache:
         trainer.fit(Tuned(), loader)
     return Ran(losses, time.perf_counter() - begun, cache.notices if cache else ())
 

@@ -23,6 +23,10 @@ def test_only_the_users_faults_are_user_errors() -> None:
     assert all(kind.__bases__ == (UserError,) for kind in WRONG_INPUT)
 
 
+def test_letters_in_another_order_are_the_likeliest_slip() -> None:
+    assert "did you mean 'bot50'?" in str(unknown_name("strategy", "bto50", ["top50", "bot50", "adt-l50"]))
+
+
 def config(folder: Path, task: str) -> fl.RunConfig:
     return fl.RunConfig(model=str(folder), task=task, out=str(folder / "run"))
 

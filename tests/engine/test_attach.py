@@ -396,6 +396,24 @@ def test_settings_of_the_wrong_kind_are_one_line(tmp_path: Path, settings: dict[
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("strategy", ["hlpt", "hierarchical"])
+def test_a_plan_that_cannot_be_merged_is_saved_as_a_delta(tmp_path: Path, strategy: str) -> None:
+    base = model_of("llama", "causal")
+    base.save_pretrained(tmp_path / "base")
+    model = type(base).from_pretrained(tmp_path / "base")
+    plan = fl.make_plan(model, strategy)
+    if strategy == "hierarchical":
+        forward = {"residual": {"alpha": 0.5}}
+        plan = plan.model_copy(update={"forward": type(plan.forward).model_validate(forward)})
+    ours = fl.attach(trainer_of(tmp_path / "run", model, "causal"), plan)
+    assert "save_model writes a delta" in ours.notices[-1]
+    ours.train()
+    ours.save_model(str(tmp_path / "saved"))
+    again, batch = fl.load(tmp_path / "saved"), collate(rows_of("causal")[:2])
+    with torch.no_grad():
+        torch.testing.assert_close(again(**batch).logits, ours.model.eval()(**batch).logits, atol=1e-5, rtol=0)
+
+
 def test_no_rows(tmp_path: Path) -> None:
     model = model_of("llama", "causal")
     with pytest.raises(fl.DataError, match="train_dataset: it has no rows"):

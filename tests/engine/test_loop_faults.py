@@ -18,7 +18,8 @@ from transformers import TrainerCallback
 
 import frostline as fl
 from cache_cases import arguments, bottom_plan, collate, collate_on_the_left, frozen_by_hand, rows_for
-from frostline.core.errors import ConfigError
+from frostline.bottom import CacheReport
+from frostline.core.errors import UserError
 from frostline.plan import Frozen
 from heads import collate as collate_head
 from heads import model_of, rows_of
@@ -432,6 +433,76 @@ def test_rows_that_are_drawn(tmp_path: Path) -> None:
     assert found[1] == pytest.approx(found[0], rel=10 * LOSS)
 
 
+class Seen(TrainerCallback):
+    """How many rows are stored when training begins, and the state of the generator then."""
+
+    trainer: Any
+
+    def __init__(self) -> None:
+        self.rows: list[int] = []
+        self.drawn: list[int] = []
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.rows.append(self.trainer.cache_report.rows)
+        self.drawn.append(int(torch.get_rng_state().sum()))
+
+
+def masking(rows: Any) -> Any:
+    """Hides tokens at random, as for masked language models."""
+    batch = collate(rows)
+    hidden = torch.rand(batch["input_ids"].shape) < 0.3
+    return {**batch, "input_ids": batch["input_ids"].masked_fill(hidden, 3)}
+
+
+@pytest.mark.parametrize(("collator", "known"), [(collate, 12), (masking, 0)])
+def test_rows_that_are_known_pass_the_bottom_before_the_first_step(tmp_path: Path, collator: Any, known: int) -> None:
+    found, drawn = [], []
+    for attached in (False, True):
+        model = llama() if attached else frozen_by_hand(llama(), fl.make_plan(llama(), "bot50"))
+        seen = Seen()
+        trainer = seen.trainer = transformers.Trainer(
+            model, arguments(tmp_path), train_dataset=rows_for(model), data_collator=collator, callbacks=[seen]
+        )
+        trainer.cache_report = CacheReport()
+        transformers.set_seed(3)
+        if attached:
+            fl.attach(trainer, "bot50")
+        trainer.train()
+        found.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+        drawn.append(seen.drawn)
+    assert seen.rows[0] == known
+    assert drawn[0] == drawn[1], "the generators are where training left them"
+    assert found[1] == pytest.approx(found[0], rel=10 * LOSS)
+
+
+def test_a_setting_without_effect_below_leaves_rows_known() -> None:
+    model = frozen_by_hand(llama(), fl.make_plan(llama(), "bot50"))
+    own = model.forward
+    model.forward = lambda *args, fused=False, **given: own(*args, **given)
+    batch = collate(rows_for(model))
+    with fl.activation_cache(model, rows_for(model), collate) as cache:
+        for fused in (True, False):
+            model(**batch, fused=fused).loss.backward()
+            model(**batch, fused=fused).loss.backward()
+    assert cache.report.rows == 12
+    assert not cache.report.given_up
+
+
+def test_a_forward_of_the_users_own_hides_no_feature(tmp_path: Path) -> None:
+    found = []
+    for kind in (transformers.Trainer, fl.Trainer):
+        model = llama() if kind is fl.Trainer else frozen_by_hand(llama(), fl.make_plan(llama(), "bot50"))
+        rows = [{"input_ids": row["input_ids"][:4], "labels": row["labels"][:4]} for row in rows_for(model)]
+        model.forward = lambda own=model.forward, **given: own(**given)
+        options: Any = {"plan": "bot50", "activation_cache": "on"} if kind is fl.Trainer else {}
+        args = arguments(tmp_path, remove_unused_columns=False)
+        trainer = kind(model, args, train_dataset=rows, data_collator=collate, **options)
+        trainer.train()
+        found.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+    assert trainer.cache_report.used
+    assert found[1] == pytest.approx(found[0], rel=10 * LOSS)
+
+
 def test_what_is_of_the_wrong_kind(tmp_path: Path) -> None:
     def loop(model: Any = None, *given: Any, **options: Any) -> None:
         model = model or frozen_by_hand(llama(), fl.make_plan(llama(), "bot50"))
@@ -447,11 +518,14 @@ def test_what_is_of_the_wrong_kind(tmp_path: Path) -> None:
         (partial(loop, None, 3, collate), "rows are tokenized rows, not int"),
         (partial(loop, None, ["a"], collate), "a row is a dict of tokens, not str"),
         (partial(loop, None, rows_for(llama()), 3), "collate is a function, not int"),
+        (partial(loop, None, [{"input_ids": "text"}], collate), "a row has no list of token ids 'input_ids'"),
+        (partial(loop, None, rows_for(llama()), lambda rows: {}), "batches of the collator do not hold the rows"),
+        (partial(loop, store="no"), "store: 'no' is not known: use True or False"),
         (partial(loop, limit="10 many"), "'10 many': a size is"),
         (partial(loop, limit=-1), "'-1' is no number of bytes"),
         (partial(attached, plan="bot50", activation_cache_limit=2.5), "'2.5' is no number of bytes"),
         (partial(attached, plan=3), "plan: it should be a plan"),
         (partial(attached, schedule=3), "schedule: it should be a schedule"),
     ):
-        with pytest.raises(ConfigError, match=says):
+        with pytest.raises(UserError, match=says):
             tried()

@@ -148,9 +148,11 @@ class Bottom:
 
     @cached_property
     def inputs(self) -> tuple[str, ...]:
-        """The features of a row that the bottom reads."""
+        """The features of a row that the bottom reads. Where the user put a forward of his own, those of both."""
         not_read = NOT_READ_BELOW | set(self.training.label_names)
-        names = [name for name in inspect.signature(self.training.model.forward).parameters if name not in not_read]
+        model = self.training.model
+        named = inspect.signature(model.forward).parameters | inspect.signature(type(model).forward).parameters
+        names = [name for name in named if name != "self" and name not in not_read]
         return (*names, "labels") if "labels" in self.names.values() else tuple(names)
 
     @cached_property

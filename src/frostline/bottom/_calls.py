@@ -66,7 +66,7 @@ class Calls:
 
     def __init__(self, bottom: Bottom, paused: Callable[[], AbstractContextManager[None]]) -> None:
         self._bottom, self._paused, self._model = bottom, paused, bottom.training.model
-        self._apart: dict[Any, bool] = {}  # a kind of call -> whether the states of a row do not depend on its place
+        self._apart: dict[Any, bool] = {}  # a kind of call -> whether the states of a row do not depend on it
 
     def recognized(self, batch: Mapping[str, Any]) -> Call | None:
         """The rows of a call; None where they cannot be told, or the call is not one of plain rows."""
@@ -95,9 +95,14 @@ class Calls:
             keys = tuple(self._bottom.key(row) for row in rows)
         except (DataError, TypeError, ValueError, KeyError):
             return None
-        if settings:
+        if settings and not self._without_effect(settings, given):
             keys = tuple(f"{key} {sorted(settings.items())}" for key in keys)
         return self._placed(keys, given, tensors, frozenset(given))
+
+    def keys_of(self, batch: Mapping[str, Any]) -> tuple[str, ...] | None:
+        """The keys by which the rows of a call with `batch` are recognized; None where they cannot be told."""
+        call = self.recognized(batch) if isinstance(batch, Mapping) else None
+        return None if call is None else call.rows.keys
 
     def _placed(
         self, keys: tuple[str, ...], given: Mapping[str, Any], tensors: Mapping[str, Any], asked: frozenset[str]
@@ -144,19 +149,35 @@ class Calls:
             others = {
                 name: value for name, value in given.items() if not isinstance(value, Tensor) and name not in _LENGTHS
             }
-            blocks = dict(list(last_blocks(self._bottom.cut).items())[:1])  # of an encoder-decoder, the encoder
-            whole = {name: value for name, value in given.items() if "labels" not in name}
             try:
-                with self._paused(), evaluation_mode(self._model), generators_kept(ids.device):
-                    together = capture(self._model, blocks, whole | {"return_dict": True})
-                    single = capture(self._model, blocks, alone | others | {"return_dict": True})
+                together, single = self._states(given), self._states(alone | others)
                 self._apart[kind] = same_states(
-                    {stream: states[line, ends].cpu() for stream, states in together.items()},
-                    {stream: states[0].cpu() for stream, states in single.items()},
+                    {stream: states[line, ends] for stream, states in together.items()},
+                    {stream: states[0] for stream, states in single.items()},
                 )
             except (RuntimeError, ValueError, TypeError, IndexError):
                 self._apart[kind] = False
         return self._apart[kind]
+
+    def _without_effect(self, settings: Mapping[str, Any], given: Mapping[str, Any]) -> bool:
+        """Whether the states of a call are the same without its `settings`, such as TRL's `fused_lm_head`."""
+        kind = ("settings", *sorted(settings.items()))
+        if kind not in self._apart:
+            try:
+                without = self._states({name: value for name, value in given.items() if name not in settings})
+                equal = all(torch.equal(value, without[stream]) for stream, value in self._states(given).items())
+                self._apart[kind] = equal and len(self._bottom.names) == 1  # a decoder is not looked at
+            except (RuntimeError, ValueError, TypeError, IndexError):
+                self._apart[kind] = False
+        return self._apart[kind]
+
+    def _states(self, given: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The boundary states of a call, stream -> [B, T, d] on the CPU; of an encoder-decoder, the encoder's."""
+        whole = {name: value for name, value in given.items() if "labels" not in name}
+        blocks = dict(list(last_blocks(self._bottom.cut).items())[:1])
+        with self._paused(), evaluation_mode(self._model), generators_kept(given["input_ids"].device):
+            found = capture(self._model, blocks, whole | {"return_dict": True})
+        return {stream: states.cpu() for stream, states in found.items()}
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:

@@ -15,8 +15,11 @@ from frostline.bottom._cache import ActivationCache, DamagedRow, check_room
 from frostline.bottom._caching_pass import SHARD_BYTES, SHARD_SECONDS, caching_pass
 from frostline.bottom._cut import last_blocks
 from frostline.bottom._feed import RowsInBatch, States, in_batch
-from frostline.bottom._rows import Features
+from frostline.bottom._rows import AlteredRow, Features
 from frostline.core.errors import ConfigError, FrostlineError, first_line
+
+Progress = Callable[[int, int], None]
+KeysOf = Callable[[Mapping[str, Any]], tuple[str, ...] | None]
 
 
 class FillingCache:
@@ -62,16 +65,18 @@ class FillingCache:
         if self._size >= SHARD_BYTES or (self._size and time.monotonic() - self._since > SHARD_SECONDS):
             self.flush()
 
-    def fill(self, model: Any, bottom: Bottom, rows: Iterable[Features], progress: Callable[[int, int], None]) -> None:
+    def fill(self, model: Any, bottom: Bottom, rows: Iterable[Features], keys_of: KeysOf, progress: Progress) -> None:
         """Let rows go through the bottom now, those of like length together.
 
         Args:
             model: the model itself.
             bottom: of the model.
             rows: tokenized rows.
+            keys_of: gives the keys by which the rows of a call are recognized, or None.
             progress: called with the number of rows that are done, and that of all.
 
-        Raises `ConfigError` for rows that are not tokenized, and where there is no room for their states.
+        Raises `ConfigError` for rows that are not tokenized, and where there is no room for their states, and
+        `AlteredRow` where a call with these rows would not be recognized.
         """
         if isinstance(rows, str | Mapping) or not isinstance(rows, Iterable):
             raise ConfigError(
@@ -84,6 +89,12 @@ class FillingCache:
                     f"activation_cache: a row is a dict of tokens, not {type(row).__name__}: tokenize rows"
                 )
             every[bottom.key(row)] = row
+        few = dict(list(every.items())[:2])
+        if few and keys_of(bottom.passage.batch(list(few.values()))) != tuple(few):
+            raise AlteredRow(
+                "the batches of the collator do not hold the rows as they are, so calls with them would not be "
+                "recognized"
+            )
         missing = {key: every[key] for key in self.cache.missing(every)}
         size = sum(bottom.bytes_of(row) for row in missing.values())
         check_room(self._root, size, self._limit)
@@ -94,6 +105,10 @@ class FillingCache:
                 model, blocks, bottom.passage, missing, self.cache, progress=lambda done: progress(done, count)
             )
         self.written, self.bytes = self.written + len(missing), self.bytes + size
+
+    def forget(self) -> None:
+        """Drop what is held and not written: it may be wrong."""
+        self._held, self._size = {}, 0
 
     def flush(self) -> None:
         """Write what is held, and find what other processes wrote."""

@@ -35,9 +35,8 @@ from frostline.bottom._bottom import REENTRANT, Bottom, Declined, NotNeeded, Tra
 from frostline.bottom._calls import Call, Calls, autocast_dtype
 from frostline.bottom._cut import CannotCut, last_blocks
 from frostline.bottom._feed import States
-from frostline.bottom._filling import FillingCache, OpenCache, stored
+from frostline.bottom._filling import FillingCache, OpenCache, Progress, stored
 from frostline.bottom._identity import names_below
-from frostline.bottom._outputs import PaddingWatch, summed
 from frostline.bottom._report import CacheReport
 from frostline.bottom._rows import Features, of_rows
 from frostline.bottom._standins import StandIns
@@ -49,14 +48,15 @@ from frostline.hooks import (
     OTHER_BATCH,
     STORED_IN_FEWER_BITS,
     Override,
+    PaddingWatch,
     Rechecks,
     checkpoints_reentrantly,
     compare_training,
     hidden_of,
+    summed,
 )
 
 Collate = Callable[[Sequence[Features]], Mapping[str, Any]]
-Progress = Callable[[int, int], None]
 
 _FED_IN_A_ROW = 16
 """After so many calls in a row without the bottom, its weights leave memory."""
@@ -130,16 +130,15 @@ class LoopSession:
         except (Declined, CannotCut) as error:
             if self._required:
                 raise not_possible(error) from None
-            declined = not isinstance(error, NotNeeded)
-            self._report(used=False, reason=str(error), declined=declined)
+            self._report(used=False, reason=str(error), declined=not isinstance(error, NotNeeded))
             return
         self._calls = Calls(bottom, self.paused)
         self._watch = BottomWatch(model, bottom.cut, names_below(self._training.anatomy, bottom.cut))
         self._standins = StandIns(model, bottom.cut, self._before_own)
         self._weights = OffloadedWeights(model, self._standins, self._root)
-        blocks = last_blocks(bottom.cut).items()
         self._hooks = [
-            model.get_submodule(name).register_forward_hook(partial(self._keep, stream)) for stream, name in blocks
+            model.get_submodule(name).register_forward_hook(partial(self._keep, stream))
+            for stream, name in last_blocks(bottom.cut).items()
         ]
         self._forward = Override(model, self._run)  # not a hook: some loops call `forward` itself
         self._rechecks = Rechecks(model)
@@ -152,6 +151,8 @@ class LoopSession:
             rows: tokenized rows.
             collate: makes a batch of them.
             progress: called with the number of rows that are done, and that of all.
+
+        Raises as `FillingCache.fill` does.
         """
         if not self.active:
             return
@@ -159,11 +160,11 @@ class LoopSession:
         self._computed_in = autocast_dtype(device)
         known = self._by_precision[self._computed_in] = self._open(device, collate)
         with self.paused():
-            known.cache.fill(self._training.model, known.bottom, rows, progress)
+            known.cache.fill(self._training.model, known.bottom, rows, self._calls.keys_of, progress)
         self._count()
 
-    def end(self) -> None:
-        """Stop, bring the bottom back to memory, and write what is not written yet."""
+    def end(self, keep: bool = True) -> None:
+        """Stop, bring the bottom back to memory, and write what is not written yet, if it is to be kept."""
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
@@ -177,15 +178,14 @@ class LoopSession:
         self._returned, self._by_precision = {}, {}
         self._kinds, self._padding = {}, PaddingWatch()
         for cache in self._caches.values():
-            cache.flush()
+            cache.flush() if keep else cache.forget()
         if self.report.used:
             self._count()
 
     def give_up(self, reason: str) -> None:
         """Run the bottom itself from now on. `reason` is reported."""
-        fed = self._fed
-        self.end()
-        self._report(given_up=reason, **({} if fed else {"used": False, "reason": reason}))
+        self.end(keep=False)
+        self._report(given_up=reason, **({} if self._fed else {"used": False, "reason": reason}))
 
     @contextmanager
     def paused(self) -> Iterator[None]:

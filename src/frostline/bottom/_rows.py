@@ -28,7 +28,10 @@ def row_key(features: Features, inputs: Sequence[str]) -> str:
     for name in sorted(inputs):
         if features.get(name) is None:
             continue
-        values = torch.as_tensor(features[name])
+        try:
+            values = torch.as_tensor(features[name])
+        except (TypeError, ValueError, RuntimeError):
+            raise _no_tokens(name) from None
         if name == "attention_mask" and values.dim() == 1 and bool((values == 1).all()):
             continue  # the same as no mask: a collator makes this one itself
         values = values.float() if values.is_floating_point() else values.long()

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch.utils.data import get_worker_info
@@ -91,6 +91,7 @@ class CacheSession:
         self._processes = processes or Processes()
         self._root = root or default_root()
         self.report = CacheReport(reason="activation_cache: " + ("off" if mode == "off" else "decided in train()"))
+        self.stage: Callable[[str], None] = lambda what: None
         self.progress: Callable[[int, int], None] = lambda done, rows: None
         self._decided = False
         self._contents: Contents | None = None
@@ -238,6 +239,7 @@ class CacheSession:
         """Find what there is to cache, and whether it saves time and fits the disk."""
         if self._streaming is not None and self._processes.count > 1:
             raise Declined("several processes cannot share a bottom that is read block by block")
+        self.stage("reading the rows")
         contents = self._contents = Contents(training, self._streaming, self._root)
         missing = contents.cache.missing(contents.rows)
         chosen_here = self.mode == "auto" and self._streaming is None
@@ -258,11 +260,14 @@ class CacheSession:
 
     def _start_using(self, contents: Contents) -> None:
         """Check, make the caching pass, check again, and take the bottom out of memory."""
+        self.stage("checks before the caching pass")
         check_rows = contents.check_rows()
         with self._bottom_or_first_block(contents.cut) as blocks:
             if (why := padding_difference(contents, blocks, check_rows)) is not None:
                 raise _CheckFailed(why)
+        self.stage("caching pass")
         passed = self._pass(contents)
+        self.stage("checks after the caching pass")
         if self._streaming is None and (found := mismatch(contents, check_rows)) is not None:
             raise _CheckFailed(found)
         self._report_use(contents, f"{passed:,} of them passed the frozen bottom now", passed)
@@ -380,10 +385,7 @@ class CacheSession:
 
 
 def _without_cache() -> CacheSession:
-    def nothing() -> Training:
-        raise AssertionError("a session that is off never asks for its training")
-
-    return CacheSession(nothing, "off")
+    return CacheSession(cast(Any, None), "off")  # a session that is off never asks for its training
 
 
 @contextmanager

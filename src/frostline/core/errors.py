@@ -67,6 +67,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str], likeness: float = 0
     """
     names = sorted(known)
     lowered = {known.lower(): known for known in names}
-    close = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=likeness)
-    hint = f"did you mean '{lowered[close[0]]}'? " if close else ""
+    close = difflib.get_close_matches(name.lower(), lowered, n=5, cutoff=likeness)
+    same = [found for found in close if sorted(found) == sorted(name.lower())]  # letters in another order
+    hint = f"did you mean '{lowered[(same or close)[0]]}'? " if close else ""
     return ConfigError(f"unknown {kind} {name!r}: {hint}known: {', '.join(names)}")

@@ -4,7 +4,7 @@ from frostline.engine._attach import attach
 from frostline.engine._flora import Flora
 from frostline.engine._loops import LoopCache, activation_cache
 from frostline.engine._meter import MemoryMeter, StepMeter
-from frostline.engine._progress import ProgressBar, pass_bar
+from frostline.engine._progress import ProgressBar, start_bar
 from frostline.engine._sampler import GroupedByLength
 from frostline.engine._start import PlanFor, ScheduleFor
 from frostline.engine._trainer import Trainer
@@ -21,5 +21,5 @@ __all__ = [
     "Trainer",
     "activation_cache",
     "attach",
-    "pass_bar",
+    "start_bar",
 ]

@@ -75,6 +75,8 @@ def activation_cache(
         raise ConfigError(f"activation_cache: {type(model).__name__} is not a model: use the model that the loop calls")
     if (rows is None) != (collate is None):
         raise ConfigError("activation_cache: rows and collate go together: give both, or neither")
+    if not isinstance(store, bool):
+        raise ConfigError(f"activation_cache: store: '{store}' is not known: use True or False")
     if collate is not None and not callable(collate):
         raise ConfigError(f"activation_cache: collate is a function, not {type(collate).__name__}")
     applied, text = as_given(model), text_model(model)

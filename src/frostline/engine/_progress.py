@@ -1,4 +1,4 @@
-"""Progress bars: of the caching pass, and of training with step, loss, speed and memory."""
+"""Progress bars: of the start of a training, and of training with step, loss, speed and memory."""
 
 from __future__ import annotations
 
@@ -61,20 +61,44 @@ class ProgressBar(TrainerCallback):
         self._progress.stop()
 
 
+class StartBar:
+    """Shows what the start of a training waits for: what is being done, and how many rows are done.
+
+    Args:
+        console: where it is shown; None: nowhere. The bar appears at the first call, and is removed at the end.
+    """
+
+    def __init__(self, console: Console | None) -> None:
+        columns = (TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[facts]}"))
+        hidden = console is None
+        self._progress = Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=hidden)
+        self._task: TaskID | None = None
+
+    def stage(self, what: str) -> None:
+        """Show that `what` begins, of which no rows are counted yet."""
+        if self._task is not None:
+            self._progress.remove_task(self._task)
+        self._progress.start()
+        self._task = self._progress.add_task(what, total=None, facts="")
+        self._progress.refresh()
+
+    def rows(self, done: int, total: int) -> None:
+        """Show that `done` of `total` rows are done."""
+        if self._task is None:
+            self.stage("caching pass")
+        assert self._task is not None
+        self._progress.update(self._task, completed=done, total=total, facts=f"{done:,}/{total:,} rows")
+
+    def close(self) -> None:
+        """Remove the live display."""
+        self._progress.stop()
+
+
 @contextmanager
-def pass_bar(console: Console, title: str) -> Iterator[Callable[[int, int], None]]:
-    """Gives a function of the amount done and the total. It shows them in a bar, which appears at the first call."""
-    columns = (TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn())
-    progress = Progress(*columns, TimeRemainingColumn(), console=console, transient=True)
-    tasks: list[TaskID] = []
-
-    def show(done: int, total: int) -> None:
-        if not tasks:
-            progress.start()
-            tasks.append(progress.add_task(title, total=total))
-        progress.update(tasks[0], completed=done, total=total)
-
+def start_bar(console: Console | None) -> Iterator[StartBar]:
+    """Gives a bar for the start of a training, and closes it. Without a console nothing is shown."""
+    bar = StartBar(console)
     try:
-        yield show
+        yield bar
     finally:
-        progress.stop()
+        bar.close()

@@ -12,8 +12,12 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+from rich.console import Console
+from transformers import TrainingArguments
+
 from frostline.bottom import CacheReport, CacheSession
 from frostline.engine._accumulation import FewRows, PartsTrainer
+from frostline.engine._progress import start_bar
 from frostline.hooks import Rechecks, state_kept
 from frostline.loss_positions import LossPositions, hook_above, use_loss_positions
 from frostline.surgery import Applied
@@ -39,6 +43,11 @@ def positions_refusal(trainer: Any, model: Any, applied: Applied) -> str | None:
     if not hasattr(rows, "__len__"):
         return "the rows come as a stream"
     return hook_above(model, applied.anatomy)
+
+
+def console_of(args: TrainingArguments) -> Console | None:
+    """Where the start of a training is shown; None where its progress bars are off."""
+    return None if args.disable_tqdm or not args.should_log else Console(stderr=True)
 
 
 def few_rows(trainer: Any) -> FewRows:
@@ -80,7 +89,15 @@ class ShortcutsTrainer(PartsTrainer):
 
     def _begin_plan(self) -> None:
         self._begun = True
-        self.session.begin()
+        with start_bar(console_of(self.args)) as bar:
+            if not self.args.disable_tqdm:
+                self.session.stage, self.session.progress = bar.stage, bar.rows
+            self.session.begin()
+            bar.stage("checks of the loss positions")
+            self._begin_positions()
+        self._rechecks = Rechecks(self.text_model, self.state.global_step)
+
+    def _begin_positions(self) -> None:
         refusal = self._positions_refusal()
         self._positions_notices = () if refusal is None else (f"loss positions are off: {refusal}",)
         narrow = self.loss_positions and refusal is None
@@ -88,7 +105,6 @@ class ShortcutsTrainer(PartsTrainer):
             few = self._few()
             self._find_share(few)
             self.positions = self._find_positions(few) if narrow else None
-        self._rechecks = Rechecks(self.text_model, self.state.global_step)
 
     def _positions_refusal(self) -> str | None:
         """Why head and last block run at every position whatever the model; None where the model decides."""

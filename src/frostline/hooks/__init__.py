@@ -26,6 +26,7 @@ from frostline.hooks._compare import (
     computes_in_fewer_bits,
 )
 from frostline.hooks._foreign import foreign_hook, hooks_on
+from frostline.hooks._outputs import PaddingWatch, summed
 from frostline.hooks._override import CALL, FORWARD, Override, attribute_set, is_overridden, overridden
 from frostline.hooks._own_state import state_kept
 from frostline.hooks._packed import packed_lengths, packed_starts, says_how_packed
@@ -48,6 +49,7 @@ __all__ = [
     "Loss",
     "NotHookable",
     "Override",
+    "PaddingWatch",
     "Rechecks",
     "Step",
     "Stop",
@@ -80,6 +82,7 @@ __all__ = [
     "says_how_packed",
     "state_kept",
     "stoppable",
+    "summed",
     "undisturbed",
     "uses_attention_function",
     "with_hidden",

@@ -15,7 +15,7 @@ from frostline.checkpoints import quiet_libraries, save_delta
 from frostline.core.errors import CheckpointError, ConfigError, FrostlineError, first_line
 from frostline.core.files import disk_errors, read_json, write_json, write_text
 from frostline.core.sizes import size_text
-from frostline.engine import MemoryMeter, ProgressBar, Trainer, pass_bar
+from frostline.engine import MemoryMeter, ProgressBar, Trainer, start_bar
 from frostline.plan import Plan, document, save_plan
 from frostline.records import RECORD_FILE, Measured, RunMetrics, RunRecord, now, read_record, write_record
 from frostline.run._config import RunConfig
@@ -53,9 +53,11 @@ def train(config: RunConfig, *, resume: bool = False, console: Console | None = 
     checkpoint = _check_folder(folder, config, resume)
     if config.threads:
         torch.set_num_threads(config.threads)
-    data = read_data(config)
+    with console.status("reading the data"):
+        data = read_data(config)
     with MemoryMeter() as memory:
-        prepared = prepare(config, data, read_record(folder) if resume else None)
+        with console.status("loading the model and reading the rows"):
+            prepared = prepare(config, data, read_record(folder) if resume else None)
         record = opening_record(prepared)
         for notice in record.notices:
             console.print(f"note: {notice}")
@@ -155,7 +157,8 @@ def _caching_pass(prepared: Prepared, record: RunRecord, console: Console) -> Ru
     session = prepared.trainer.session
     if not session.report.used:
         return record
-    with quiet_libraries(), pass_bar(console, "caching pass") as session.progress:
+    with quiet_libraries(), start_bar(console) as bar:
+        session.stage, session.progress = bar.stage, bar.rows
         session.begin()
     freed = f", {size_text(session.report.freed_bytes)} of weights left memory" if session.report.freed_bytes else ""
     notice = session.report.notice or f"activation cache {session.report.reason}{freed}"

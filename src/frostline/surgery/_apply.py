@@ -178,8 +178,8 @@ def note(applied: Applied, model: nn.Module) -> None:
     setattr(model, _ATTRIBUTE, applied)
 
 
-def to_plain(model: Any) -> Any:
-    """Turn the model into an ordinary transformers model: LoRA is merged by PEFT, rows go back into their matrices.
+def check_plain(model: Any) -> Applied:
+    """What `apply` did to a model that can be turned into an ordinary transformers model.
 
     Raises `PlanError` when the model has no plan, or its plan changes what blocks compute.
     """
@@ -192,6 +192,15 @@ def to_plain(model: Any) -> Any:
             "model as it is"
         )
     check_mergeable(model)
+    return applied
+
+
+def to_plain(model: Any) -> Any:
+    """Turn the model into an ordinary transformers model: LoRA is merged by PEFT, rows go back into their matrices.
+
+    Raises `PlanError` as `check_plain` does.
+    """
+    applied = check_plain(model)
     _remove_hooks(applied)
     delattr(model, _ATTRIBUTE)
     fold_rows(model)
