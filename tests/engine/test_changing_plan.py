@@ -256,6 +256,20 @@ def test_resumed_above_a_bottom_that_has_trained(tmp_path: Path) -> None:
     assert all(torch.equal(expected[name], got[name]) for name in expected)
 
 
+def test_a_bfloat16_bottom_that_trained_before_is_cached(tmp_path: Path) -> None:
+    """What trained is float32 from then on, above embeddings in bfloat16."""
+    losses = []
+    for mode in ("off", "auto"):
+        model = tiny("llama").to(torch.bfloat16)
+        args = arguments(tmp_path / mode, save_strategy="no", logging_steps=1, max_steps=20)
+        given: dict[str, Any] = {"train_dataset": rows_for(model, 16), "data_collator": collate}
+        made = Trainer(model, args, schedule=schedule_for("freezing", model), activation_cache=mode, **given)
+        made.train()
+        losses.append([entry["loss"] for entry in made.state.log_history if "loss" in entry])
+    assert made.cache_report.used and not made.cache_report.given_up
+    assert losses[1] == pytest.approx(losses[0], abs=2e-2)
+
+
 @pytest.mark.parametrize("name", [*PLANS, "adt-l50+lora"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_delta_holds_whatever_has_trained(tmp_path: Path, name: str, dtype: torch.dtype) -> None:

@@ -59,7 +59,7 @@ class StackCut:
         blocks: their names, in order.
         returns: what each of them returns.
         embeddings: modules before the first block that turn token ids [B, T] into [B, T, d].
-        dtype: of what the first block gets.
+        dtype: of what the embeddings return, before the first block converts it to its own.
         state_dtype: of the states after the last block.
     """
 
@@ -148,6 +148,7 @@ class _Trace:
         self.in_tuple: set[str] = set()  # blocks that returned a tuple
         self.given: dict[str, dict[str | int, Any]] = {}  # block -> its arguments by position or name
         self.fed: dict[str, list[str]] = {}  # block -> the embeddings that ran since the block before it
+        self.dtypes: dict[str, torch.dtype] = {}  # embedding -> of what it returned
         self._pending: list[str] = []  # embeddings that ran since the last block
 
     def run(self, weightless: bool) -> None:
@@ -181,13 +182,14 @@ class _Trace:
         """What was recorded of the blocks `names` of one stack."""
         fed = self.fed[names[0]]
         first = self.given[names[0]]
+        # Only the outermost modules: a stand-in for one replaces all modules inside it.
+        embeddings = tuple(name for name in fed if not any(name.startswith(other + ".") for other in fed))
         return StackCut(
             stream=stream,
             blocks=tuple(names),
             returns=tuple(BlockReturn(name in self.in_tuple, self._extras(name)) for name in names),
-            # Only the outermost modules: a stand-in for one replaces all modules inside it.
-            embeddings=tuple(name for name in fed if not any(name.startswith(other + ".") for other in fed)),
-            dtype=first[0 if 0 in first else "hidden_states"].dtype,
+            embeddings=embeddings,
+            dtype=self.dtypes[embeddings[0]] if embeddings else first[0 if 0 in first else "hidden_states"].dtype,
             state_dtype=self.outputs[names[-1]][0].dtype,
         )
 
@@ -228,6 +230,7 @@ class _Trace:
             plain = isinstance(output, Tensor) and ids is not None and output.shape == (*ids.shape, self.width)
             if plain:
                 self._pending.append(name)
+                self.dtypes[name] = output.dtype
 
         return note
 
