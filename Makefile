@@ -32,6 +32,7 @@ bench: install
 
 same: install
 	$(BIN)/python benchmarks/same_training.py
+	$(BIN)/python benchmarks/same_training.py --attach
 
 format: install
 	$(BIN)/ruff check --fix .

@@ -1,6 +1,6 @@
 """Random trainings under a plan, each against a plain `transformers.Trainer`: are they the same?
 
-    python benchmarks/same_training.py [--runs 1000] [--seed 0] [--only N] [--verbose]
+    python benchmarks/same_training.py [--attach] [--runs 1000] [--seed 0] [--only N] [--verbose]
 
 A run draws a tiny model of some architecture and head, a plan, and how it is trained: activation cache, packed rows,
 accumulation, bf16, data and collators that change, losses, and callbacks that look at the model or change it
@@ -8,6 +8,9 @@ accumulation, bf16, data and collators that change, losses, and callbacks that l
 batches is one batch there. Losses of every step and of evaluation, what the callback saw, and the trained weights have
 to be equal, or one of `trainer.notices` says why not. A run that frostline refuses has to say why, with an error of its
 own.
+
+With `--attach` the plain trainer is beside one of its own class with `frostline.attach`. Both accumulate as
+transformers does, and the cache is used also where rows are seen once.
 
 `--only N` makes the run with this number alone and shows all of its values.
 """
@@ -37,7 +40,7 @@ from transformers import TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from frostline.core.errors import FrostlineError, TrainingError
-from frostline.engine import Trainer
+from frostline.engine import Trainer, attach
 from frostline.engine._sampler import GroupedByLength
 from frostline.plan import FixedSchedule, Plan
 from frostline.run import make_schedule
@@ -89,11 +92,12 @@ class Plain(transformers.Trainer):
 class Positions(TrainerCallback):
     """Notes whether head or last block run at the loss positions alone."""
 
-    def __init__(self, trainer: Trainer) -> None:
+    def __init__(self, trainer: Any) -> None:
         self.trainer, self.used = trainer, False
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        positions = self.trainer.positions
+        attachment = getattr(self.trainer, "_frostline_attachment", None)
+        positions = self.trainer.positions if attachment is None else attachment._positions
         self.used |= positions is not None and (positions.last_block or positions.chunked_head)
 
 
@@ -151,7 +155,7 @@ def trained(trainer: Any, look: Look, place: str, twice: bool) -> Trained:
     )
 
 
-def plain_of(chosen: Combination, ours: Trainer, folder: Path) -> Any:
+def plain_of(chosen: Combination, ours: Any, folder: Path) -> Any:
     """transformers' trainer of the same tensors."""
     first = ours.first_plan
     model = model_for(chosen)
@@ -160,7 +164,7 @@ def plain_of(chosen: Combination, ours: Trainer, folder: Path) -> Any:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in ours.first_trained)
     options: dict[str, Any] = {}
-    scales = ours.applied.lr_scales
+    scales = ours.first_scales
     if set(scales.values()) - {1.0}:
         groups = [
             {"params": [parameter], "lr": 0.05 * scales.get(name, 1.0)}
@@ -168,7 +172,7 @@ def plain_of(chosen: Combination, ours: Trainer, folder: Path) -> Any:
             if parameter.requires_grad
         ]
         options["optimizers"] = (torch.optim.SGD(groups, lr=0.05), None)
-    plain = made(chosen, Plain, folder, model, True, **options)
+    plain = made(chosen, Plain, folder, model, isinstance(ours, Ours), **options)
     if ours.trained_at:
         plain.add_callback(Freezing(ours.trained_at))
     return plain
@@ -181,6 +185,7 @@ class Ours(Trainer):
         super().__init__(*given, **options)
         self.trained_at: dict[int, set[str]] = {}
         self.first_plan, self.first_trained = self.applied.plan, self._trains()
+        self.first_scales = self.applied.lr_scales
 
     def _trains(self) -> set[str]:
         return {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
@@ -193,7 +198,25 @@ class Ours(Trainer):
         return "compute_loss" in vars(self) or type(self).compute_loss is not Trainer.compute_loss
 
 
-def ours_of(chosen: Combination, folder: Path, cache: str) -> Ours:
+def attached(trainer: Any, schedule: Any, **options: Any) -> Any:
+    """The trainer with `frostline.attach`, which notes what `Ours` does."""
+    attach(trainer, schedule=schedule, **options)
+    attachment, model = trainer._frostline_attachment, trainer.model
+
+    def trains() -> set[str]:
+        return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+    def change(plan: Plan, own: Any = attachment._change) -> None:
+        own(plan)
+        trainer.trained_at[trainer.state.global_step] = trains()
+
+    applied = attachment._applied
+    trainer.first_plan, trainer.first_trained, trainer.first_scales = applied.plan, trains(), applied.lr_scales
+    trainer.trained_at, attachment._change = {}, change
+    return trainer
+
+
+def ours_of(chosen: Combination, folder: Path, cache: str, attaches: bool) -> Any:
     model = model_for(chosen)
     options = {"warmup_steps": 2} if chosen.plan.startswith("adt") else {}
     rows = rows_for(replace(chosen, data="rows", collator="right"), 6, 8)
@@ -202,6 +225,9 @@ def ours_of(chosen: Combination, folder: Path, cache: str) -> Ours:
     )
     if schedule.settled:
         schedule = FixedSchedule(without_dropout(schedule.first))
+    if attaches:
+        plain = made(chosen, Plain, folder, model, False)
+        return attached(plain, schedule, activation_cache=cache, loss_positions=chosen.positions)
     trainer = made(
         chosen, Ours, folder, model, False, schedule=schedule, activation_cache=cache, loss_positions=chosen.positions
     )
@@ -217,15 +243,15 @@ def without_dropout(plan: Plan) -> Plan:
     return plan.model_copy(update={"blocks": tuple(blocks)})
 
 
-def run(chosen: Combination, folder: Path, verbose: bool = False) -> Outcome:
+def run(chosen: Combination, folder: Path, verbose: bool = False, attaches: bool = False) -> Outcome:
     """Train in both ways and compare."""
     found = Outcome()
     place = place_of(model_for(chosen), chosen.place)
-    cache = chosen.cache
+    cache = "on" if attaches and chosen.cache == "auto" else chosen.cache
     while True:
         look = look_of(chosen)
         try:
-            ours = ours_of(chosen, folder, cache)
+            ours = ours_of(chosen, folder, cache, attaches)
             positions = Positions(ours)
             ours.add_callback(positions)
             mine = trained(ours, look, place, chosen.twice)
@@ -249,7 +275,9 @@ def run(chosen: Combination, folder: Path, verbose: bool = False) -> Outcome:
         return found
     frozen = any(mode.mode == "frozen" for mode in ours.first_plan.blocks) or bool(ours.trained_at)
     if chosen.dropout and (frozen or ours.first_plan.embeddings.mode == "frozen"):
-        other: Any = ours_of(chosen, folder, "off")  # frozen blocks are in eval mode, in a plain trainer they are not
+        other: Any = ours_of(
+            chosen, folder, "off", attaches
+        )  # frozen blocks are in eval mode, in a plain trainer they are not
     else:
         other = plain_of(chosen, ours, folder)
     its_look = look_of(chosen)
@@ -329,6 +357,7 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="the number of the first run")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int, help="make the run with this number alone, and show its values")
+    parser.add_argument("--attach", action="store_true", help="compare a trainer with frostline.attach")
     parser.add_argument("--reason", help="also show the runs that were declined or refused for a reason with this text")
     options = parser.parse_args()
     quiet()
@@ -347,7 +376,7 @@ def main() -> int:
             if options.only is not None:
                 print(chosen)
             try:
-                found = run(chosen, Path(folder), options.only is not None)
+                found = run(chosen, Path(folder), options.only is not None, options.attach)
             except Exception as error:
                 if options.only is not None:
                     raise

@@ -414,6 +414,48 @@ def test_a_plan_that_cannot_be_merged_is_saved_as_a_delta(tmp_path: Path, strate
         torch.testing.assert_close(again(**batch).logits, ours.model.eval()(**batch).logits, atol=1e-5, rtol=0)
 
 
+class LateHook(TrainerCallback):
+    """Puts a hook on the model at the beginning of a step, after all other callbacks."""
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        if state.global_step == 3:
+            model.register_forward_hook(
+                lambda module, given, output: self.seen.append(float(output.logits[:, 0].detach().norm()))
+            )
+
+
+def test_a_hook_that_a_later_callback_puts_on_the_model_sees_whole_outputs(tmp_path: Path) -> None:
+    found = []
+    for attached in (False, True):
+        model = model_of("llama", "causal")
+        plan = fl.make_plan(model, "bot50")
+        trainer = trainer_of(tmp_path, model if attached else frozen_by_hand(model, plan), "causal")
+        if attached:
+            fl.attach(trainer, plan, activation_cache="off")
+        hook = LateHook()
+        trainer.add_callback(hook)
+        trainer.train()
+        found.append(hook.seen)
+    assert found[1] == pytest.approx(found[0], rel=1e-3) and found[0]
+
+
+def test_classes_of_an_encoder_decoder_run_plainly(tmp_path: Path) -> None:
+    model = model_of("bart", "classes")
+    plan = fl.make_plan(model, "head")
+    plain = trainer_of(tmp_path, frozen_by_hand(model_of("bart", "classes"), plan), "classes")
+    ours = fl.attach(trainer_of(tmp_path, model, "classes"), plan, activation_cache="on")
+    for trainer in (plain, ours):  # such a classifier reads the end of the text
+        end = trainer.model.config.eos_token_id
+        trainer.train_dataset = [
+            {"input_ids": [5 + i, 6, 7, end], "attention_mask": [1] * 4, "labels": i % 3} for i in range(8)
+        ]
+    assert losses(ours) == pytest.approx(losses(plain), rel=10 * LOSS)
+    assert "the frozen bottom ran for them" in ours.cache_report.notice
+
+
 def test_no_rows(tmp_path: Path) -> None:
     model = model_of("llama", "causal")
     with pytest.raises(fl.DataError, match="train_dataset: it has no rows"):

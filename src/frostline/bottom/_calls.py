@@ -108,8 +108,9 @@ class Calls:
         self, keys: tuple[str, ...], given: Mapping[str, Any], tensors: Mapping[str, Any], asked: frozenset[str]
     ) -> Call | None:
         """The call with rows of these `keys`; None where their places cannot be told, or matter for their states."""
-        ids, mask = tensors["input_ids"], tensors.get("attention_mask")
-        labels = tensors.get("labels")
+        ids, mask, labels = tensors["input_ids"], tensors.get("attention_mask"), tensors.get("labels")
+        if labels is not None and labels.dim() != 2:
+            return None  # classes: not what the decoder reads
         real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
         labelled = None if labels is None else labels != IGNORED
         length, starts = ids.shape[1], packed_starts(tensors)

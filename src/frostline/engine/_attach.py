@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import math
 import time
@@ -18,9 +17,9 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from frostline.anatomy import find_anatomy, text_model
 from frostline.bottom import CacheMode, CacheReport, FillingCache, LoopSession, Training, not_possible
-from frostline.checkpoints import save_delta
-from frostline.core.errors import CheckpointError, ConfigError, PlanError
+from frostline.core.errors import CheckpointError, ConfigError
 from frostline.core.files import read_json, write_json
+from frostline.engine._attach_saving import save_trained
 from frostline.engine._known_rows import fill_with_known_rows
 from frostline.engine._observe import Observer
 from frostline.engine._optimizer import parameter_groups, regroup, scale_groups
@@ -30,7 +29,7 @@ from frostline.engine._start import PlanFor, ScheduleFor, check_rows, check_sett
 from frostline.hooks import Rechecks
 from frostline.loss_positions import LossPositions, hook_above, use_loss_positions
 from frostline.plan import Plan, Schedule, document
-from frostline.surgery import Applied, applied_to, change, check_plain, to_plain
+from frostline.surgery import Applied, applied_to, change
 
 STATE_FILE = "frostline.json"
 """What a checkpoint of the trainer gets beside its own files under a schedule that may still change the plan."""
@@ -118,9 +117,9 @@ class _Attachment(TrainerCallback):
         setattr(trainer, _ATTRIBUTE, self)
         trainer.add_callback(self)
         trainer.train = self._around_training(trainer.train)
-        self._delta_notices: tuple[str, ...] = ()
-        if self._applied.adapters or self._applied.plan.forward.interacts:
-            trainer.save_model = self._merged(trainer.save_model)
+        trainer.training_step = self._checked(trainer.training_step)
+        changes = self._applied.adapters or self._applied.plan.forward.interacts
+        self._saving_notice = save_trained(trainer) if changes else None
         trainer.create_optimizer = self._with_rates(trainer.create_optimizer)
         if trainer.model_init is not None:
             trainer.call_model_init = self._with_plan(trainer.call_model_init)
@@ -157,34 +156,13 @@ class _Attachment(TrainerCallback):
 
         return train
 
-    def _merged(self, own: Any) -> Any:
-        """`save_model` that writes an ordinary model; where the plan allows none, a delta."""
-        try:
-            check_plain(self._model)
-        except PlanError as error:
-            self._delta_notices = (f"save_model writes a delta, which frostline.load reads: {error}",)
-
+    def _checked(self, own: Any) -> Any:
         @functools.wraps(own)
-        def save_model(output_dir: str | None = None, _internal_call: bool = False) -> Any:
-            if _internal_call:  # a checkpoint: training is resumed from it with the adapters apart
-                return own(output_dir, _internal_call)
-            trainer, model = self._trainer, self._trainer.model
-            if self._delta_notices:
-                folder = Path(output_dir or trainer.args.output_dir)
-                if trainer.args.should_save:
-                    save_delta(self._model, folder)
-                    if trainer.processing_class is not None:
-                        trainer.processing_class.save_pretrained(folder)
-                return None
-            copied = copy.deepcopy(model)
-            to_plain(text_model(copied))
-            trainer.model = copied
-            try:
-                return own(output_dir, _internal_call)
-            finally:
-                trainer.model = model
+        def training_step(*given: Any, **options: Any) -> Any:
+            self._check_positions(self._trainer.state.global_step)  # here: callbacks have changed what they change
+            return own(*given, **options)
 
-        return save_model
+        return training_step
 
     def _with_rates(self, own: Any) -> Any:
         @functools.wraps(own)
@@ -213,7 +191,6 @@ class _Attachment(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         step = state.global_step
-        self._check_positions(step)
         if step == 0 or self._schedule.settled:
             return
         plan = self._schedule.next(step, self._observer)
@@ -391,5 +368,5 @@ class _Attachment(TrainerCallback):
         report = self._sessions[0].report if self._sessions else self._report
         positions = self._positions_notices if self._positions is None else self._positions.notices
         self._trainer.cache_report = report
-        cache = () if report.notice is None else (report.notice,)
-        self._trainer.notices = (*positions, *cache, *self._delta_notices)
+        others = (report.notice, self._saving_notice)
+        self._trainer.notices = (*positions, *(notice for notice in others if notice is not None))
