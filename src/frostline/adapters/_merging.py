@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -22,20 +22,42 @@ class Unmerged:
 
     module: nn.Module
     weight: Any
-    state: Any
+    data: Any
+    attributes: dict[str, Any]
 
     @classmethod
     def of(cls, module: nn.Module) -> Unmerged:
-        return cls(module, getattr(module, "weight", None), copy.copy(getattr(module, "state", None)))
+        weight, state = getattr(module, "weight", None), getattr(module, "state", None)
+        # PEFT changes attributes of the old weight, and bitsandbytes its `quant_state` in place.
+        attributes = dict(getattr(weight, "__dict__", {}))
+        if "quant_state" in attributes:
+            attributes["quant_state"] = copy.copy(attributes["quant_state"])
+        if state is not None and attributes.get("SCB", state) is None:
+            # bitsandbytes moves the scales of 8 bits from the weight to the module's state at the first call.
+            attributes |= {"CB": weight.data, "SCB": state.SCB}
+        return cls(module, weight, getattr(weight, "data", None), attributes)
 
     def restore(self, layer: BaseTunerLayer) -> None:
         """Make `layer` hold the module with its first weight, on the device where the weight is now."""
         now = getattr(layer.get_base_layer(), "weight", None)
         layer.base_layer = self.module
-        if self.weight is not None:
-            self.module.weight = self.weight.to(now.device) if isinstance(now, Tensor) else self.weight
-        if self.state is not None:
-            self.module.state = self.state
+        if self.weight is None:
+            return
+        self.weight.data = self.data
+        vars(self.weight).update(self.attributes)
+        self.module.weight = self.weight
+        if isinstance(now, Tensor) and now.device != self.data.device:
+            _in_order(self.module)
+            self.module.weight = self.weight.to(now.device)
+
+
+def _in_order(module: nn.Module) -> None:
+    """Undo the order in which bitsandbytes holds 4 bits after a call on some CPUs: it does not dequantize that."""
+    state = getattr(getattr(module, "weight", None), "quant_state", None)
+    if getattr(state, "packing_format_for_cpu", False):
+        module.state_dict()  # does it, but for the scales where they are not quantized themselves
+        if state.absmax.ndim == 2:
+            state.absmax = state.absmax.T.reshape(-1).float()
 
 
 def set_backend(layer: BaseTunerLayer, model: nn.Module) -> None:
@@ -62,11 +84,22 @@ def why_fixed(layer: BaseTunerLayer) -> str | None:
 
 def merged_weight(layer: BaseTunerLayer, updates: Iterable[Tensor], sign: float = 1.0) -> Tensor:
     """The weight of the layer's module with `sign` times the updates. Quantized weights come back in float32."""
-    weight = layer.get_base_weight()
+    weight = _read_weight(layer)
     total = weight.float()
     for update in updates:
         total = total + sign * update.to(total)
     return total if layer.quantization_backend is not None else total.to(weight.dtype)
+
+
+def _read_weight(layer: BaseTunerLayer) -> Tensor:
+    """The weight of the layer's module. The module stays as it is."""
+    if layer.quantization_backend is None:
+        return cast(Tensor, layer.get_base_weight())
+    as_it_is = Unmerged.of(layer.get_base_layer())
+    _in_order(layer.get_base_layer())
+    weight: Tensor = layer.get_base_weight()
+    as_it_is.restore(layer)
+    return weight
 
 
 def write_weight(layer: BaseTunerLayer, weight: Tensor) -> None:
