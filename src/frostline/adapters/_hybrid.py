@@ -7,12 +7,10 @@ not accept the method.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
-from typing import Any, ClassVar, NamedTuple
+from contextlib import contextmanager, nullcontext
+from typing import Any, ClassVar
 
-import torch
 from accelerate import init_empty_weights
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
@@ -24,19 +22,12 @@ from frostline.adapters._base import check_base, describe_base
 from frostline.adapters._hybrid_config import HybridConfig, HybridType
 from frostline.adapters._hybrid_keys import keys_alone, without_name
 from frostline.adapters._kinds import adapters_in
-from frostline.adapters._layer import AdapterPart, HybridLayer, check_mergeable, device_of, submodule
-from frostline.adapters._merging import set_backend
+from frostline.adapters._layer import AdapterPart, HybridLayer, check_mergeable
+from frostline.adapters._placing import Placed, check_places, randomize, wrap
 from frostline.adapters._rows import BASE, rows_named, trained_whole
 from frostline.adapters._weighted import Combination, combine, combined_modes
 from frostline.anatomy import Anatomy, find_anatomy
 from frostline.core.errors import AdapterError, UnsupportedModel
-
-
-class Placed(NamedTuple):
-    """A part, and the path of the module that it goes around, in the model without adapters."""
-
-    path: str
-    part: AdapterPart
 
 
 class HybridModel(BaseTuner):
@@ -65,17 +56,17 @@ class HybridModel(BaseTuner):
             self._check_new_adapter_config(config)
             with init_empty_weights() if low_cpu_mem_usage else nullcontext():
                 placed, kinds = self._make(model, config)
-            _check_places(model, [path for path, _ in placed], by_transformers=first and config.base is not None)
+            check_places(model, [path for path, _ in placed], by_transformers=first and config.base is not None)
         except Exception:
             del self.peft_config[adapter_name]  # transformers and PEFT would count it among the model's adapters
             raise
         for path, part in placed:
             if not config.init_weights:
-                _randomize(part)
-            _wrap(model, path, adapter_name, part)
+                randomize(part)
+            wrap(model, path, adapter_name, part)
         for kind in kinds:
             kind.watch(model)
-        self.targeted_module_names = sorted({*self.targeted_module_names, *(path for path, _ in placed)})
+        self.targeted_module_names += [path for path, _ in placed if path not in self.targeted_module_names]
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
         self._mark_only_adapters_as_trainable(model)
         set_additional_trainable_modules(
@@ -164,16 +155,16 @@ class HybridModel(BaseTuner):
         for name in adapters:
             _check_known(self.peft_config, name)
         if any(getattr(self.peft_config[name], "modules_to_save", None) for name in adapters):
-            raise AdapterError("add_weighted_adapter: modules that train whole have no sum: use modules_to_save: none")
+            raise AdapterError(
+                "add_weighted_adapter: modules that train whole have no sum: use adapters without modules_to_save"
+            )
         depth = len(self.anatomy.blocks)
         given = [self.peft_config[name].modes(depth) for name in adapters]
         modes = combined_modes(given, self.anatomy, combination_type, svd_rank)
         self.peft_config[adapter_name] = HybridConfig.of_modes(modes, inference_mode=True)
         self.inject_adapter(self.model, adapter_name)
         for layer in self._layers():
-            if adapter_name in layer.hybrid_parts:
-                there = [(layer.hybrid_parts[n], w) for n, w in zip(adapters, weights, strict=True) if n in layer.hybrid_parts]
-                combine(there, layer.hybrid_parts[adapter_name], combination_type)
+            combine(layer.hybrid_parts, dict(zip(adapters, weights, strict=True)), adapter_name, combination_type)
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
         """As PEFT's. Raises `AdapterError`, before anything changes, for what cannot be merged."""
@@ -256,53 +247,6 @@ def _check_rows(layers: Sequence[HybridLayer], names: set[str]) -> None:
                     "adapter_names: prefixes and mixtures do not work row by row: use set_adapter and one batch for "
                     "each adapter"
                 )
-
-
-def _check_places(model: nn.Module, paths: Sequence[str], by_transformers: bool) -> None:
-    """Raise `AdapterError` where a part cannot be put around a module.
-
-    Args:
-        model: the model.
-        paths: of the modules, in the model without adapters.
-        by_transformers: transformers' `load_adapter` may be at work. It looks for tensors by their names in the file.
-    """
-    for path in paths:
-        above, _, name = path.rpartition(".")
-        layer = getattr(submodule(model, above), name)
-        if isinstance(layer, BaseTunerLayer) and not isinstance(layer, HybridLayer):
-            raise AdapterError(f"{path} already carries one of PEFT's own adapters: use unload or merge_and_unload first")
-        around = [path[:end] for end, letter in enumerate(path) if letter == "."]
-        if by_transformers and any(_carries(model, outer) and outer not in paths for outer in around):
-            raise AdapterError(
-                f"{path} is inside a module that carries another adapter, where transformers does not find the values "
-                "of the file: use peft.PeftModel.from_pretrained and its load_adapter for both"
-            )
-
-
-def _carries(model: nn.Module, path: str) -> bool:
-    above, _, name = path.rpartition(".")
-    return isinstance(getattr(submodule(model, above), name), HybridLayer)
-
-
-def _randomize(part: AdapterPart) -> None:
-    """Draw the values that start at zero, from the range that LoRA uses for A."""
-    for parameter in part.parameters():
-        if not parameter.is_meta and not parameter.any():
-            bound = 1 / math.sqrt(parameter.shape[-1])
-            nn.init.uniform_(parameter, -bound, bound)
-
-
-def _wrap(model: nn.Module, path: str, adapter_name: str, part: AdapterPart) -> None:
-    above, _, name = path.rpartition(".")
-    parent = submodule(model, above)
-    layer = getattr(parent, name)
-    if not isinstance(layer, HybridLayer):
-        layer = HybridLayer(layer)
-        set_backend(layer, model)
-        layer.set_adapter(adapter_name)
-        setattr(parent, name, layer)
-    meta = any(parameter.is_meta for parameter in part.parameters())
-    layer.put(adapter_name, part if meta else part.to(device_of(layer.base_layer)))
 
 
 PEFT_TYPE_TO_CONFIG_MAPPING[HybridType.HYBRID] = HybridConfig

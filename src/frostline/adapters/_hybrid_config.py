@@ -19,10 +19,13 @@ _MODES: TypeAdapter[BlockMode] = TypeAdapter(BlockMode)
 _ENTRIES = 'use a list with a mode for each block or range, such as [{"index": "0-5", "mode": "lora"}]'
 
 
-class HybridType(str, enum.Enum):
+class HybridType(enum.StrEnum):
     """The method's name, in the form of `peft.PeftType`: a string that also has `.value`."""
 
     HYBRID = "HYBRID"
+
+    def __str__(self) -> str:
+        return f"{type(self).__name__}.{self.name}"  # as PeftType: `get_model_status` takes what follows the point
 
 
 @dataclass

@@ -11,7 +11,7 @@ from peft.tuners.beft import BeftLayer
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 
-from frostline.adapters._merging import Unmerged, merged_weight, why_fixed, write_weight
+from frostline.adapters._merging import Unmerged, backend_of, merged_weight, why_fixed, write_weight
 from frostline.adapters._rows import by_adapter
 from frostline.core.errors import AdapterError
 from frostline.hooks import without_call_hooks
@@ -59,6 +59,7 @@ class HybridLayer(nn.Module, BaseTunerLayer):
     """
 
     adapter_layer_names = (PARTS,)
+    quantization_backend: Any
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__()
@@ -94,7 +95,7 @@ class HybridLayer(nn.Module, BaseTunerLayer):
 
     def delete_adapter(self, adapter_name: str) -> None:
         if adapter_name in self.merged_adapters:
-            raise AdapterError(f"Cannot delete adapter(s) ['{adapter_name}'] while they are merged: use unmerge_adapter")
+            raise AdapterError(f"Cannot delete adapter '{adapter_name}' while it is merged: use unmerge_adapter first")
         self._take_off(*(name for name in self.hybrid_parts if name == adapter_name))
         super().delete_adapter(adapter_name)
 
@@ -144,7 +145,7 @@ class HybridLayer(nn.Module, BaseTunerLayer):
         """Take the updates out again.
 
         A quantized weight is put back as it was. From others the updates are subtracted, so the weight is the first
-        one up to rounding in its dtype: in bfloat16, up to 1/256 of the larger of the two weights.
+        one up to two roundings in its dtype: in bfloat16, up to 1/128 of the larger of the two weights.
         """
         if self._unmerged is not None:
             self._unmerged.restore(self)
@@ -171,8 +172,7 @@ class HybridLayer(nn.Module, BaseTunerLayer):
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """Whether PEFT's `convert_to_lora` can make a LoRA of the adapter."""
-        part: Any = self.hybrid_parts[adapter_name] if adapter_name in self.hybrid_parts else None
-        return part is not None and part.why_not_merged() is None
+        return adapter_name in self.hybrid_parts and why_not_merged(self, [adapter_name]) is None
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         # PEFT's own also rounds the parameters to the base's dtype.
@@ -186,17 +186,28 @@ def device_of(module: nn.Module) -> torch.device:
 
 
 def check_mergeable(model: nn.Module, adapter_names: Sequence[str] | None = None) -> None:
-    """Raise `AdapterError` when one of these adapters (by default the active ones) cannot become a change of weights."""
+    """Raise `AdapterError` when one of these adapters (by default the active ones) is no change of weights."""
     for path, layer in model.named_modules():
-        if isinstance(layer, BeftLayer) and layer.get_base_layer().bias is None:
-            raise AdapterError(f"{path} cannot be merged: it has no bias to add BEFT's to: use the model with its adapter")
-        if isinstance(layer, HybridLayer):
-            for part in layer.called(adapter_names):
-                reason = (part.why_not_merged() if isinstance(part, AdapterPart) else None) or why_fixed(layer)
-                if reason is not None:
-                    raise AdapterError(
-                        f"{path} cannot be merged: {reason}: use the model with its adapter (nothing was merged)"
-                    )
+        reason = why_not_merged(layer, adapter_names) if isinstance(layer, BaseTunerLayer) else None
+        if reason is not None:
+            raise AdapterError(
+                f"{path} cannot be merged: {reason}: use the model with its adapter (nothing was merged)"
+            )
+
+
+def why_not_merged(layer: BaseTunerLayer, adapter_names: Sequence[str] | None) -> str | None:
+    """Why adapters of one layer, also of PEFT's own, cannot be merged; None where they can."""
+    if isinstance(layer, HybridLayer):
+        parts = [part for part in layer.called(adapter_names) if isinstance(part, AdapterPart)]
+        reasons = (part.why_not_merged() or why_fixed(layer) for part in parts)
+        return next((reason for reason in reasons if reason is not None), None)
+    base = layer.get_base_layer()
+    if isinstance(layer, BeftLayer) and base.bias is None:
+        return "it has no bias to add BEFT's to"
+    # PEFT adds to what it reads as `weight`. Where that is a result, and no parameter, it would be lost.
+    if isinstance(getattr(type(base), "weight", None), property) and backend_of(base, base) is None:
+        return why_fixed(layer)
+    return None
 
 
 def adapter_names(model: nn.Module) -> set[str]:

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.quantization_utils import get_quantization_kwargs, resolve_quantization_backend
+from peft.utils.quantization_utils import QuantizationBackend, get_quantization_kwargs, resolve_quantization_backend
 from torch import Tensor, nn
 
 
@@ -27,7 +27,8 @@ class Unmerged:
 
     @classmethod
     def of(cls, module: nn.Module) -> Unmerged:
-        weight, state = getattr(module, "weight", None), getattr(module, "state", None)
+        weight: Any = getattr(module, "weight", None)
+        state: Any = getattr(module, "state", None)
         # PEFT changes attributes of the old weight, and bitsandbytes its `quant_state` in place.
         attributes = dict(getattr(weight, "__dict__", {}))
         if "quant_state" in attributes:
@@ -53,19 +54,24 @@ class Unmerged:
 
 def _in_order(module: nn.Module) -> None:
     """Undo the order in which bitsandbytes holds 4 bits after a call on some CPUs: it does not dequantize that."""
-    state = getattr(getattr(module, "weight", None), "quant_state", None)
+    state: Any = getattr(getattr(module, "weight", None), "quant_state", None)
     if getattr(state, "packing_format_for_cpu", False):
         module.state_dict()  # does it, but for the scales where they are not quantized themselves
         if state.absmax.ndim == 2:
             state.absmax = state.absmax.T.reshape(-1).float()
 
 
-def set_backend(layer: BaseTunerLayer, model: nn.Module) -> None:
-    """Give `layer` PEFT's way to read and write its module's weight, where the weight is quantized."""
+def backend_of(module: nn.Module, model: nn.Module) -> QuantizationBackend | None:
+    """PEFT's way to read and write the module's weight, where the weight is quantized in a way that PEFT knows.
+
+    Args:
+        module: the module.
+        model: the model that it is in, which may know how it was quantized.
+    """
     try:
-        layer.quantization_backend = resolve_quantization_backend(layer.base_layer, **get_quantization_kwargs(model))
+        return resolve_quantization_backend(module, **get_quantization_kwargs(model))
     except ValueError:  # torchao without its config: `why_fixed` refuses to merge then
-        layer.quantization_backend = None
+        return None
 
 
 def why_fixed(layer: BaseTunerLayer) -> str | None:

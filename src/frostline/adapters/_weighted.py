@@ -1,16 +1,16 @@
 """A sum of LoRA adapters as a new adapter.
 
-    r rank, in and out the matrix's widths; A [r, in], B [out, r], the update is scale B A
+r rank, in and out the matrix's widths; A [r, in], B [out, r], the update is scale B A
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from collections.abc import Mapping, Sequence
+from typing import Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from frostline.adapters._kinds import kind_of
 from frostline.adapters._lora import LoraKind, LowRank
@@ -58,17 +58,23 @@ def _of_block(block: Block, modes: Sequence[BlockMode], anatomy: Anatomy, how: s
     return Lora(r=rank, alpha=rank, dropout=loras[0].dropout, targets=tuple(names))
 
 
-def combine(given: Sequence[tuple[Any, float]], part: Any, how: str) -> None:
-    """Set the values of `part`, a LoRA of scale 1, to the sum of LoRAs times their weights.
+def combine(parts: nn.ModuleDict, weights: Mapping[str, float], adapter_name: str, how: str) -> None:
+    """Set the values of an adapter's part, a LoRA of scale 1, to the sum of others times their weights.
 
     Args:
-        given: LoRAs of one matrix and their weights.
-        part: the LoRA to set.
+        parts: adapter -> its part, around one matrix.
+        weights: adapter -> its weight. Adapters without a part here are left out.
+        adapter_name: whose part is set; without one, nothing happens.
         how: a `Combination`.
     """
-    assert isinstance(part, LowRank)
+    loras = {name: part for name, part in parts.items() if isinstance(part, LowRank)}
+    part = loras.get(adapter_name)
+    if part is None:
+        return
+    there = {name: weight for name, weight in weights.items() if name in loras}
+    given = [(loras[name].A, loras[name].B, weight * loras[name].scale) for name, weight in there.items()]
     with torch.no_grad():
-        low, high = _sum([(lora.A, lora.B, weight * lora.scale) for lora, weight in given], how, part.A.shape[0])
+        low, high = _sum(given, how, len(part.A))
         part.A.zero_()[: len(low)] = low
         part.B.zero_()[:, : high.shape[1]] = high
 
@@ -82,5 +88,7 @@ def _sum(given: Sequence[tuple[Tensor, Tensor, float]], how: str, rank: int) -> 
         low = [math.copysign(root, scale) * a for root, (a, _, scale) in zip(roots, given, strict=True)]
         high = [root * b for root, (_, b, _) in zip(roots, given, strict=True)]
         return torch.stack(low).sum(0), torch.stack(high).sum(0)
-    left, values, right = torch.linalg.svd(sum(scale * (b.float() @ a.float()) for a, b, scale in given), full_matrices=False)
+    left, values, right = torch.linalg.svd(
+        sum(scale * (b.float() @ a.float()) for a, b, scale in given), full_matrices=False
+    )
     return right[:rank], left[:, :rank] * values[:rank]
