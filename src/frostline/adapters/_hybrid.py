@@ -23,7 +23,7 @@ from frostline.adapters._hybrid_config import HybridConfig, HybridType
 from frostline.adapters._hybrid_keys import keys_alone, without_name
 from frostline.adapters._kinds import adapters_in
 from frostline.adapters._layer import AdapterPart, HybridLayer, check_mergeable
-from frostline.adapters._placing import Placed, check_places, randomize, wrap
+from frostline.adapters._placing import Placed, check_places, check_trained_whole, randomize, wrap
 from frostline.adapters._rows import BASE, rows_named, trained_whole
 from frostline.adapters._weighted import Combination, combine, combined_modes
 from frostline.anatomy import Anatomy, find_anatomy
@@ -56,7 +56,9 @@ class HybridModel(BaseTuner):
             self._check_new_adapter_config(config)
             with init_empty_weights() if low_cpu_mem_usage else nullcontext():
                 placed, kinds = self._make(model, config)
-            check_places(model, [path for path, _ in placed], by_transformers=first and config.base is not None)
+            paths = [path for path, _ in placed]
+            check_places(model, paths, by_transformers=first and config.base is not None)
+            check_trained_whole(model, config.modules_to_save or (), paths)
         except Exception:
             del self.peft_config[adapter_name]  # transformers and PEFT would count it among the model's adapters
             raise
@@ -66,7 +68,7 @@ class HybridModel(BaseTuner):
             wrap(model, path, adapter_name, part)
         for kind in kinds:
             kind.watch(model)
-        self.targeted_module_names += [path for path, _ in placed if path not in self.targeted_module_names]
+        self.targeted_module_names += [path for path in paths if path not in self.targeted_module_names]
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
         self._mark_only_adapters_as_trainable(model)
         set_additional_trainable_modules(
@@ -152,12 +154,15 @@ class HybridModel(BaseTuner):
         """
         if adapter_name in self.peft_config:
             raise AdapterError(f"Adapter {adapter_name} exists already: use another name")
+        if not adapters or len(set(adapters)) != len(weights) or len(adapters) != len(weights):
+            raise AdapterError("add_weighted_adapter: use different adapters, and one weight for each")
         for name in adapters:
             _check_known(self.peft_config, name)
-        if any(getattr(self.peft_config[name], "modules_to_save", None) for name in adapters):
-            raise AdapterError(
-                "add_weighted_adapter: modules that train whole have no sum: use adapters without modules_to_save"
-            )
+            if self.peft_config[name].modules_to_save:
+                raise AdapterError(
+                    f"add_weighted_adapter: {name} trains modules whole, which have no sum: use adapters without "
+                    "modules_to_save"
+                )
         depth = len(self.anatomy.blocks)
         given = [self.peft_config[name].modes(depth) for name in adapters]
         modes = combined_modes(given, self.anatomy, combination_type, svd_rank)

@@ -7,11 +7,15 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from torch import nn
 
-from frostline.adapters._layer import AdapterPart, HybridLayer, device_of, submodule
+from frostline.adapters._layer import AdapterPart, HybridLayer, device_of, submodule, without_adapters
 from frostline.adapters._merging import backend_of
 from frostline.core.errors import AdapterError
+
+_HEADS = (*SEQ_CLS_HEAD_NAMES, "qa_outputs")
+"""Names of heads that PEFT adds for a `task_type` without a look at the model."""
 
 
 class Placed(NamedTuple):
@@ -39,6 +43,28 @@ def check_places(model: nn.Module, paths: Sequence[str], by_transformers: bool) 
                 f"{path} is inside a module that carries another adapter, where transformers does not find the values "
                 "of the file: use peft.PeftModel.from_pretrained and its load_adapter for both"
             )
+
+
+def check_trained_whole(model: nn.Module, names: Sequence[str], paths: Sequence[str]) -> None:
+    """Raise `AdapterError` for `modules_to_save` that match nothing, or that hold a module with a part.
+
+    Args:
+        model: the model.
+        names: ends of the paths of modules, as PEFT reads them.
+        paths: of the modules with parts, in the model without adapters.
+    """
+    modules = [without_adapters(path) for path, _ in model.named_modules()]
+    for name in names:
+        found = [path for path in modules if path.endswith(name)]
+        if not found and name not in _HEADS:
+            raise AdapterError(f"HybridConfig: modules_to_save: {name} matches no module: use names of the model's own")
+        for path in found:
+            inside = next((place for place in paths if f"{place}.".startswith(f"{path}.")), None)
+            if inside is not None:
+                raise AdapterError(
+                    f"HybridConfig: modules_to_save: {name} trains {inside} whole, which carries the adapter: use one "
+                    "of both"
+                )
 
 
 def randomize(part: AdapterPart) -> None:
