@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,8 @@ from frostline.adapters import HybridConfig
 from hybrids import GATED_LORA, HYBRID, PARALLEL, PLAIN_LORA, PREFIX, added, hybrid, logits, new
 from tolerances import outputs
 
+ROOT = Path(__file__).resolve().parents[2]
+STORYTELLER = ROOT / "src" / "frostline" / "run" / "demo" / "storyteller"
 MIXTURE = [{"index": "1-3", "mode": "adapter", "kind": "mixture", "experts": 3, "top_k": 2, "r": 2}]
 INSIDE = [{"index": 3, **PLAIN_LORA}]
 """LoRA on matrices inside an attention that has a prefix in `HYBRID`."""
@@ -84,7 +89,7 @@ def test_transformers_loads_saves_switches_and_deletes_it(name: str, blocks: Any
 
 def test_pipelines_and_pefts_auto_classes_load_the_folder(tmp_path: Path) -> None:
     _, expected = saved("llama", HYBRID, tmp_path)
-    tokenizer = AutoTokenizer.from_pretrained("src/frostline/run/demo/storyteller")
+    tokenizer = AutoTokenizer.from_pretrained(STORYTELLER)
     generator = pipeline("text-generation", model=str(tmp_path / "adapter"), tokenizer=tokenizer)
     same(logits(generator.model), expected)
     same(logits(AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")), expected)
@@ -170,3 +175,13 @@ def test_values_are_set_after_an_injection_on_the_meta_device() -> None:
     source = hybrid(new("llama"), config.blocks)
     set_peft_model_state_dict(model, get_peft_model_state_dict(source), low_cpu_mem_usage=True)
     assert torch.equal(logits(model), logits(source))
+
+
+def test_the_example_runs(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "examples" / "peft_hybrid.py"), str(STORYTELLER)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    losses = [float(line.rpartition(" ")[2]) for line in done.stdout.splitlines() if line.startswith("step")]
+    assert len(losses) == 10 and losses[-1] < losses[0] / 2
+    assert "apples" in done.stdout.splitlines()[-1]
