@@ -42,20 +42,21 @@ def combined_modes(
 
 
 def _of_block(block: Block, modes: Sequence[BlockMode], anatomy: Anatomy, how: str, svd_rank: int | None) -> BlockMode:
-    loras = [mode for mode in modes if isinstance(mode, Lora) and not mode.gate]
-    if len(loras) < sum(kind_of(mode) is not None for mode in modes):
+    kinds = [kind for kind in map(kind_of, modes) if kind is not None]
+    loras = [kind for kind in kinds if isinstance(kind, LoraKind) and not kind.mode.gate]
+    if len(loras) < len(kinds):
         raise AdapterError(f"add_weighted_adapter: block {block.index} has more than LoRA: use adapters of LoRA only")
     if not loras:
         return Frozen()
-    ranks = [mode.r for mode in loras]
+    ranks = [kind.mode.r for kind in loras]
     if how == "linear" and len(set(ranks)) > 1:
         raise AdapterError(
             f"All adapters must have the same r value when using combination_type linear, and block {block.index} has "
             f"{', '.join(map(str, ranks))}: use cat or svd"
         )
     rank = sum(ranks) if how == "cat" else (svd_rank or max(ranks)) if how == "svd" else ranks[0]
-    names = dict.fromkeys(linear.name for mode in loras for linear in LoraKind(mode).linears(block, anatomy))
-    return Lora(r=rank, alpha=rank, dropout=loras[0].dropout, targets=tuple(names))
+    names = dict.fromkeys(linear.name for kind in loras for linear in kind.linears(block, anatomy))
+    return Lora(r=rank, alpha=rank, dropout=loras[0].mode.dropout, targets=tuple(names))
 
 
 def combine(parts: nn.ModuleDict, weights: Mapping[str, float], adapter_name: str, how: str) -> None:
