@@ -3,7 +3,7 @@
 The tests are the methods of `PeftCommonTester`, which PEFT runs for each of its methods and models. They are in PEFT's
 source distribution, which pip fetches here in the installed version. Models are tiny and random, and made here. Each
 test that passes with `LoraConfig` has to pass with `HybridConfig` too, or REASONS says why it does not. A difference
-without a reason ends the script with status 1, and so does a reason that is no longer needed.
+without a reason ends the script with status 1, and so does, when all is run, a reason that is no longer needed.
 
     python benchmarks/peers/peft_tests.py [--only PATTERN] [--models llama opt ...] [--kinds hlpt ...] [--verbose]
 
@@ -249,11 +249,16 @@ def main() -> None:
                     for kind in kinds:
                         stirred = re.search(STIRRED, name) is not None
                         found[kind, model][name] = run(common, test, Path(scratch) / model, kind, stirred)
-    raise SystemExit(report(found, given.models, list(kinds)[1:], given.verbose))
+    everything = not given.only and given.models == list(MODELS) and list(kinds) == list(KINDS)
+    raise SystemExit(report(found, given.models, list(kinds)[1:], given.verbose, everything))
 
 
 def report(
-    found: Mapping[tuple[str, str], Mapping[str, Result]], models: list[str], kinds: list[str], verbose: bool
+    found: Mapping[tuple[str, str], Mapping[str, Result]],
+    models: list[str],
+    kinds: list[str],
+    verbose: bool,
+    everything: bool,
 ) -> int:
     """Print how many tests that `LoraConfig` passes each kind passes, and name the others. 1 when something is amiss.
 
@@ -262,10 +267,11 @@ def report(
         models: the models, in order.
         kinds: the kinds beside `LoraConfig`, in order.
         verbose: also print every single test that does not pass, with its error.
+        everything: all tests were run, so a reason that did not come up is no longer needed.
     """
     console = Console(width=None if sys.stdout.isatty() else 200)
     counts, others = Table("kind", *models), Table("kind", "test", "models", "outcome", "reason")
-    amiss = 0
+    amiss, needed = 0, set[str]()
     for kind in kinds:
         row, missed = [], defaultdict(list)
         for model in models:
@@ -281,6 +287,7 @@ def report(
                     if verbose:
                         console.print(f"{kind} {model} {test}: {result.outcome}: {result.why}", markup=False)
             row.append(f"{sum(result.outcome == 'passed' for result in results.values())} of {len(wanted)}")
+        needed.update(why for *_, why in missed)
         counts.add_row(kind, *row)
         for (test, outcome, why), where in sorted(missed.items()):
             amiss += not why
@@ -288,6 +295,9 @@ def report(
     console.print("Tests that pass, of those that pass with LoraConfig", counts, others)
     lora = Counter(result.outcome for model in models for result in found["LoraConfig", model].values())
     console.print(f"LoraConfig itself: {dict(lora)}")
+    for why in sorted(set(REASONS.values()) - needed) if everything else ():
+        console.print(f"no longer needed: {why}", markup=False)
+        amiss += 1
     return 1 if amiss else 0
 
 
