@@ -2,7 +2,8 @@
 
 from frostline.adapters._add import add_adapters, merge_adapters
 from frostline.adapters._added import Added, Branch, Shape
-from frostline.adapters._hybrid import HybridConfig, HybridModel
+from frostline.adapters._hybrid import HybridModel
+from frostline.adapters._hybrid_config import HybridConfig
 from frostline.adapters._kind import AdapterKind, BesideMatrices, LossTerm
 from frostline.adapters._kinds import KINDS, adapters_in, added_parameters, added_to, kind_of
 from frostline.adapters._layer import AdapterPart, adapter_names, check_mergeable

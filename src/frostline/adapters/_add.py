@@ -10,7 +10,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
 
-from frostline.adapters._hybrid import HybridConfig
+from frostline.adapters._hybrid_config import HybridConfig
 from frostline.adapters._kind import PeftAdapter
 from frostline.adapters._kinds import KINDS, adapters_in
 from frostline.adapters._layer import check_mergeable

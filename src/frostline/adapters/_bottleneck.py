@@ -57,6 +57,8 @@ class BottleneckKind(BesideMatrices[Bottleneck]):
 class BottleneckPart(AdapterPart):
     """W x + s Up(f(Down(x))) (parallel), or y + s Up(f(Down(y))) with y = W x (series). Up starts at 0."""
 
+    by_row = True
+
     def __init__(self, in_features: int, out_features: int, options: Bottleneck) -> None:
         super().__init__()
         reads = in_features if options.kind == "parallel" else out_features

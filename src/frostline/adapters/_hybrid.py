@@ -7,106 +7,27 @@ not accept the method.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, ClassVar
 
-import torch
 from accelerate import init_empty_weights
-from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import set_additional_trainable_modules
-from pydantic import TypeAdapter, ValidationError
-from torch import nn
+from torch import Tensor, nn
 
-from frostline.adapters._kinds import adapters_in, kind_of
-from frostline.adapters._layer import PARTS, AdapterPart, HybridLayer, check_mergeable, submodule
+from frostline.adapters._bare import without_adapter_layers
+from frostline.adapters._base import check_base, describe_base
+from frostline.adapters._hybrid_config import HybridConfig, HybridType
+from frostline.adapters._hybrid_keys import keys_alone, without_name
+from frostline.adapters._kinds import adapters_in
+from frostline.adapters._layer import AdapterPart, HybridLayer, check_mergeable
+from frostline.adapters._placing import Placed, check_places, check_trained_whole, randomize, wrap
+from frostline.adapters._rows import BASE, rows_named, trained_whole
+from frostline.adapters._weighted import Combination, combine, combined_modes
 from frostline.anatomy import Anatomy, find_anatomy
-from frostline.core.errors import FrostlineError, PlanError
-from frostline.core.settings import first_error
-from frostline.plan import BlockMode, Frozen, Plan, block_ranges, named_blocks
-
-PEFT_TYPE = "HYBRID"
-_MODES: TypeAdapter[BlockMode] = TypeAdapter(BlockMode)
-
-
-@dataclass
-class HybridConfig(PeftConfig):
-    """A mode for every block, written as in a plan's `blocks`: `frozen`, `lora`, `prefix`, `adapter`.
-
-    >>> HybridConfig(blocks=[{"index": "0-23", "mode": "lora", "targets": "down", "gate": True}, ...])
-
-    Blocks are numbered from the input. A block that is not named stays frozen. `HybridConfig.of(plan)` makes the
-    config of a plan.
-    """
-
-    blocks: list[Any] = field(default_factory=list, metadata={"help": "A mode for each block, as in a plan."})
-    target_modules: Any = field(default=None, metadata={"help": "Not used: each mode has targets of its own."})
-    modules_to_save: list[str] | None = field(default=None, metadata={"help": "Modules that train whole."})
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.peft_type = PEFT_TYPE
-
-    @classmethod
-    def of(cls, plan: Plan, **others: Any) -> HybridConfig:
-        """The config for the adapters of a plan. `others` are other fields of the config.
-
-        Raises `PlanError` when the plan trains the model's own tensors, which an adapter cannot hold: tensors of a
-        block, or the head where neither `modules_to_save` nor `task_type` is given (PEFT finds a classifier by it).
-        """
-        if not isinstance(plan, Plan):
-            raise PlanError(f"HybridConfig.of: give a plan, not {type(plan).__name__}: use frostline.make_plan")
-        for part in ("embeddings", "final_norm", "head"):
-            if getattr(plan, part).mode != "frozen" and not {"modules_to_save", "task_type"} & others.keys():
-                raise PlanError(
-                    f"HybridConfig: {part}: mode {getattr(plan, part).mode} is not an adapter: give modules_to_save or "
-                    f"task_type, so that PEFT trains and saves it too, or use {part}: frozen in the plan"
-                )
-        return cls.of_modes(plan.blocks, **others)
-
-    @classmethod
-    def of_modes(cls, modes: Sequence[BlockMode], **others: Any) -> HybridConfig:
-        """The config for one mode per block. Raises `PlanError` for a mode that is not an adapter."""
-        for index, mode in enumerate(modes):
-            _check_adds(index, mode)
-        entries = [{"index": where, **mode.model_dump(mode="json")} for where, mode in block_ranges(modes)]
-        return cls(blocks=entries, **others)
-
-    def modes(self, depth: int) -> tuple[BlockMode, ...]:
-        """A mode for each of `depth` blocks. Raises `PlanError` for a wrong mode, or a block that is not there."""
-        try:
-            named = {index: _mode(index, options) for index, options in named_blocks(self.blocks).items()}
-        except ValueError as error:
-            raise PlanError(f"HybridConfig: blocks: {error}") from None
-        if not named or max(named) >= depth:
-            raise PlanError(
-                f"HybridConfig: blocks: give a mode for at least one block, and only for blocks 0-{depth - 1}"
-            )
-        for index, mode in named.items():
-            _check_adds(index, mode)
-        if all(mode.mode == "frozen" for mode in named.values()):
-            raise PlanError("HybridConfig: blocks: every block is frozen: use lora, prefix or adapter in at least one")
-        return tuple(named.get(index, Frozen()) for index in range(depth))
-
-
-def _mode(index: int, options: Any) -> BlockMode:
-    try:
-        return _MODES.validate_python(options)
-    except ValidationError as error:
-        raise PlanError(f"HybridConfig: block {index}: {first_error(error)}") from None
-
-
-def _check_adds(index: int, mode: BlockMode) -> None:
-    if mode.own is not None:
-        raise PlanError(
-            f"HybridConfig: block {index}: mode {mode.mode} is not an adapter: use frostline.apply(plan, model) instead"
-        )
-    kind = kind_of(mode)
-    if kind is not None and kind.why_not_hybrid is not None:
-        raise PlanError(f"HybridConfig: block {index}: {kind.why_not_hybrid}")
+from frostline.core.errors import AdapterError, UnsupportedModel
 
 
 class HybridModel(BaseTuner):
@@ -122,23 +43,32 @@ class HybridModel(BaseTuner):
         adapter_name: str,
         autocast_adapter_dtype: bool = True,
         low_cpu_mem_usage: bool = False,
-        state_dict: dict[str, torch.Tensor] | None = None,
+        state_dict: dict[str, Tensor] | None = None,
     ) -> None:
         """Put the adapter's parts around their modules. Parts of other adapters stay where they are.
 
         Raises `PlanError` or `UnsupportedModel` when the config does not fit the model. The model is unchanged then.
         """
-        config: Any = self.peft_config[adapter_name]
-        if getattr(self, "anatomy", None) is None:
-            self.anatomy: Anatomy = find_anatomy(model)
-        members = adapters_in(config.modes(len(self.anatomy.blocks)), self.anatomy)
-        with init_empty_weights() if low_cpu_mem_usage else nullcontext():
-            made = [found for kind, block in members for found in kind.parts(model, block, self.anatomy)]
-        for path, part in made:
-            _wrap(model, path, adapter_name, part)
-            self.targeted_module_names.append(path)
-        for kind in dict.fromkeys(type(kind) for kind, _ in members):
+        config: HybridConfig = self.peft_config[adapter_name]
+        others = {p: p.requires_grad for p in model.parameters()} if _adapted(model) else {}
+        first = getattr(self, "anatomy", None) is None
+        try:
+            self._check_new_adapter_config(config)
+            with init_empty_weights() if low_cpu_mem_usage else nullcontext():
+                placed, kinds = self._make(model, config)
+            paths = [path for path, _ in placed]
+            check_places(model, paths, by_transformers=first and config.base is not None)
+            check_trained_whole(model, config.modules_to_save or (), paths)
+        except Exception:
+            del self.peft_config[adapter_name]  # transformers and PEFT would count it among the model's adapters
+            raise
+        for path, part in placed:
+            if not config.init_weights:
+                randomize(part)
+            wrap(model, path, adapter_name, part)
+        for kind in kinds:
             kind.watch(model)
+        self.targeted_module_names += [path for path in paths if path not in self.targeted_module_names]
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
         self._mark_only_adapters_as_trainable(model)
         set_additional_trainable_modules(
@@ -148,52 +78,182 @@ class HybridModel(BaseTuner):
             adapter_name=adapter_name,
             activate_adapter=adapter_name in self.active_adapters,
         )
+        for parameter, requires_grad in others.items():  # another adapter changes nothing for those that were there
+            parameter.requires_grad_(requires_grad)
+
+    def _make(self, model: nn.Module, config: HybridConfig) -> tuple[list[Placed], list[Any]]:
+        """The parts of an adapter, and the classes of its kinds."""
+        if getattr(self, "anatomy", None) is None:
+            with without_adapter_layers(model):
+                try:
+                    self.anatomy: Anatomy = find_anatomy(model)
+                except UnsupportedModel as error:
+                    raise UnsupportedModel(
+                        f"HybridConfig: {error}; for a model without such blocks use an adapter of PEFT that takes "
+                        "names of modules, such as peft.LoraConfig(target_modules=[...])"
+                    ) from None
+                self._base = describe_base(model, self.anatomy)
+        check_base(config.base, self._base)
+        members = adapters_in(config.modes(len(self.anatomy.blocks)), self.anatomy)
+        placed = [Placed(*found) for kind, block in members for found in kind.parts(model, block, self.anatomy)]
+        config.in_use(self._base, [path for path, _ in placed])
+        return placed, list(dict.fromkeys(type(kind) for kind, _ in members))
 
     def _create_and_replace(self, *args: Any, **kwargs: Any) -> None:
         raise NotImplementedError("each part has its own module; PEFT's matching of names is not used")
 
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        """Parts are made in float32. With `autocast_adapter_dtype=False` they get the dtype of their module instead."""
+        super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
+        if autocast_adapter_dtype:
+            return
+        for layer in self._layers():
+            dtypes = [p.dtype for p in layer.base_layer.parameters() if p.dtype.is_floating_point]
+            if adapter_name in layer.hybrid_parts and dtypes:
+                for parameter in layer.hybrid_parts[adapter_name].parameters():
+                    parameter.data = parameter.data.to(getattr(layer.base_layer, "compute_dtype", None) or dtypes[0])
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """PEFT's context around a call, in which `adapter_names` names the adapter of each row.
+
+        Raises `AdapterError` for a name that is not there, in training, while merged, and for an adapter that does not
+        work row by row.
+        """
+        names: Sequence[str] | None = kwargs.get("adapter_names")
+        if names is None:
+            yield
+            return
+        if self.training:
+            raise AdapterError("Cannot pass `adapter_names` when the model is in training mode: use model.eval()")
+        layers = self._layers()
+        _check_rows(layers, set(names) - {BASE})
+        beams = kwargs.get("num_beams")
+        with rows_named([*layers, *trained_whole(self.model)], names, beams if isinstance(beams, int) else 1):
+            yield
+
+    def add_weighted_adapter(
+        self,
+        adapters: Sequence[str],
+        weights: Sequence[float],
+        adapter_name: str,
+        combination_type: Combination = "svd",
+        svd_rank: int | None = None,
+    ) -> None:
+        """Add an adapter that is the sum of others times their weights, as PEFT does for its LoRA.
+
+        Args:
+            adapters: names of adapters of LoRA without a gate, on the same blocks or on others.
+            weights: a number for each, also a negative one.
+            adapter_name: of the new adapter.
+            combination_type: `cat` puts the matrices one after the other: exact, and the ranks add up. `svd` takes the
+                best matrices of rank `svd_rank`. `linear` adds A to A and B to B, which is a rough approximation.
+            svd_rank: by default the largest rank of the adapters.
+
+        Raises `AdapterError` for an adapter that is not there or not LoRA, and for ranks that differ with `linear`.
+        """
+        if adapter_name in self.peft_config:
+            raise AdapterError(f"Adapter {adapter_name} exists already: use another name")
+        if not adapters or len(set(adapters)) != len(weights) or len(adapters) != len(weights):
+            raise AdapterError("add_weighted_adapter: use different adapters, and one weight for each")
+        for name in adapters:
+            _check_known(self.peft_config, name)
+            if self.peft_config[name].modules_to_save:
+                raise AdapterError(
+                    f"add_weighted_adapter: {name} trains modules whole, which have no sum: use adapters without "
+                    "modules_to_save"
+                )
+        depth = len(self.anatomy.blocks)
+        given = [self.peft_config[name].modes(depth) for name in adapters]
+        modes = combined_modes(given, self.anatomy, combination_type, svd_rank)
+        self.peft_config[adapter_name] = HybridConfig.of_modes(modes, inference_mode=True)
+        self.inject_adapter(self.model, adapter_name)
+        for layer in self._layers():
+            combine(layer.hybrid_parts, dict(zip(adapters, weights, strict=True)), adapter_name, combination_type)
+
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
-        """As PEFT's. Raises `PlanError`, before anything changes, for an adapter that is not a change of weights."""
-        check_mergeable(self.model, adapter_names)
+        """As PEFT's. Raises `AdapterError`, before anything changes, for what cannot be merged."""
+        self._check_merge(adapter_names, safe_merge)
         super().merge_adapter(adapter_names, safe_merge)
 
-    def _unload_and_optionally_merge(self, merge: bool = True, *args: Any, **kwargs: Any) -> Any:
+    def _unload_and_optionally_merge(
+        self,
+        merge: bool = True,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: list[str] | None = None,
+    ) -> Any:
         if merge:
-            check_mergeable(self.model, kwargs.get("adapter_names"))
-        unloaded = super()._unload_and_optionally_merge(merge, *args, **kwargs)
+            self._check_merge(adapter_names, safe_merge)
+        unloaded = super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
         # PEFT does not look inside a module that carries an adapter. An attention or a feed-forward with an adapter
         # can hold matrices with adapters, so go on until none is left.
-        while any(isinstance(module, HybridLayer) for module in self.model.modules()):
-            super()._unload_and_optionally_merge(merge, *args, **kwargs)
+        while self._layers():
+            super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
         return unloaded
+
+    def _check_merge(self, adapter_names: list[str] | None, safe_merge: bool) -> None:
+        for name in adapter_names or ():
+            _check_known(self.peft_config, name)
+        check_mergeable(self.model, adapter_names)
+        for layer in self._layers() if safe_merge else ():
+            layer.check_finite(adapter_names or layer.active_adapters)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         if isinstance(child, HybridLayer):
             child.unload()
         setattr(parent, child_name, new_module)
 
+    def _layers(self) -> list[HybridLayer]:
+        return [layer for layer in self.model.modules() if isinstance(layer, HybridLayer)]
+
+    @classmethod
+    def _get_adapter_state_dict(cls, model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = super()._get_adapter_state_dict(model, *args, **kwargs)
+        name = kwargs["adapter_name"] if "adapter_name" in kwargs else args[1]
+        alone = keys_alone(model, name, found)
+        return {alone[key]: tensor for key, tensor in found.items()}
+
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
-        # Leave ".base_layer" out: it is in the path only where another adapter is around an outer module.
-        return key.replace(f".{PARTS}.{adapter_name}.", f".{PARTS}.").replace(".base_layer.", ".")
+        return without_name(key, adapter_name)
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        saved = {}
+        for key, alone in keys_alone(model, adapter_name, model.state_dict()).items():
+            name = without_name(alone, adapter_name)
+            saved[name] = saved["base_model.model." + name] = key  # PEFT's files have it; a bare model has not
+        return {saved.get(key, key): tensor for key, tensor in state_dict.items()}
 
 
-def _wrap(model: nn.Module, path: str, adapter_name: str, part: AdapterPart) -> None:
-    above, _, name = path.rpartition(".")
-    parent = submodule(model, above)
-    layer = getattr(parent, name)
-    if isinstance(layer, BaseTunerLayer) and not isinstance(layer, HybridLayer):
-        raise FrostlineError(f"{path} already carries one of PEFT's own adapters")
-    if not isinstance(layer, HybridLayer):
-        layer = HybridLayer(layer)
-        layer.set_adapter(adapter_name)
-        setattr(parent, name, layer)
-    weight = next(layer.base_layer.parameters(), None)
-    device = torch.device("cpu") if weight is None else weight.device
-    meta = any(parameter.is_meta for parameter in part.parameters())
-    layer.put(adapter_name, part if meta else part.to(device))
+def _adapted(model: nn.Module) -> bool:
+    return any(isinstance(module, BaseTunerLayer) for module in model.modules())
 
 
-PEFT_TYPE_TO_CONFIG_MAPPING[PEFT_TYPE] = HybridConfig
-PEFT_TYPE_TO_TUNER_MAPPING[PEFT_TYPE] = HybridModel
-PEFT_TYPE_TO_PREFIX_MAPPING[PEFT_TYPE] = HybridModel.prefix
+def _check_known(configs: dict[str, Any], name: str) -> None:
+    if name not in configs:
+        raise AdapterError(f"Adapter {name} does not exist: use one of {', '.join(configs)}")
+
+
+def _check_rows(layers: Sequence[HybridLayer], names: set[str]) -> None:
+    """Raise `AdapterError` when rows cannot have these adapters each."""
+    unknown = names - {name for layer in layers for name in layer.hybrid_parts}
+    if unknown:
+        raise AdapterError(f"Trying to infer with non-existing adapter(s): {', '.join(sorted(unknown))}")
+    if any(layer.merged for layer in layers):
+        raise AdapterError("Cannot pass `adapter_names` when there are merged adapters: use unmerge_adapter first")
+    for layer in layers:
+        for part in layer.called(sorted(names)):
+            if isinstance(part, AdapterPart) and not part.by_row:
+                raise AdapterError(
+                    "adapter_names: prefixes and mixtures do not work row by row: use set_adapter and one batch for "
+                    "each adapter"
+                )
+
+
+PEFT_TYPE_TO_CONFIG_MAPPING[HybridType.HYBRID] = HybridConfig
+PEFT_TYPE_TO_TUNER_MAPPING[HybridType.HYBRID] = HybridModel
+PEFT_TYPE_TO_PREFIX_MAPPING[HybridType.HYBRID] = HybridModel.prefix

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from peft.tuners.beft import BeftLayer
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 
-from frostline.core.errors import FrostlineError, PlanError
+from frostline.adapters._merging import Unmerged, backend_of, merged_weight, why_fixed, write_weight
+from frostline.adapters._rows import by_adapter
+from frostline.core.errors import AdapterError
 from frostline.hooks import without_call_hooks
 
 Run = Callable[..., Any]
@@ -22,8 +24,11 @@ class AdapterPart(nn.Module):
     """What one adapter adds around one module of the model.
 
     Its parameters are float32. Their first values leave the model's output as it was. A part that can be merged has
-    an `update`, and its `why_not_merged` is None.
+    an `update`, and its `why_not_merged` is None. With `by_row` the part reads nothing but the rows of its input, so
+    it can be run on some rows of a batch.
     """
+
+    by_row: ClassVar[bool] = False
 
     def forward(self, run: Run, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Called in place of `module`. `run` calls the module, through the parts of other adapters if there are any."""
@@ -38,9 +43,9 @@ class AdapterPart(nn.Module):
     def update(self, module: nn.Module) -> Tensor:
         """The change of the module's weight that does the same as the part, of the weight's shape.
 
-        Raises `PlanError` when there is none, because the part depends on the input.
+        Raises `AdapterError` when there is none, because the part depends on the input.
         """
-        raise PlanError(f"a part cannot be merged: {self.why_not_merged()}: use the model with its adapter")
+        raise AdapterError(f"a part cannot be merged: {self.why_not_merged()}: use the model with its adapter")
 
     def why_not_merged(self) -> str | None:
         """Why `update` raises, in a few words; None where it does not."""
@@ -54,19 +59,34 @@ class HybridLayer(nn.Module, BaseTunerLayer):
     """
 
     adapter_layer_names = (PARTS,)
+    quantization_backend: Any
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__()
         self.base_layer = base_layer
         self.hybrid_parts = nn.ModuleDict()
         self.merged_adapters: list[str] = []
+        self._unmerged: Unmerged | None = None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        names = kwargs.pop("adapter_names", None)
+        if names is not None and not self.disable_adapters:
+            return self._run_by_row(names, *args, **kwargs)
         run: Run = self.base_layer
         for part in self._running():
             run = partial(part, run, self.base_layer)
         with without_call_hooks(self.base_layer):
             return run(*args, **kwargs)
+
+    def _run_by_row(self, names: Sequence[str], inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """As `forward`, with the adapter called `names[i]` for row i, whatever adapters are active."""
+        output: Tensor = self.base_layer(inputs, *args, **kwargs)
+        changed = output
+        for name, rows in by_adapter(names, inputs.device).items():
+            if name in self.hybrid_parts:
+                part, of_base = self.hybrid_parts[name], output[rows]
+                changed = changed.index_copy(0, rows, part(lambda *_, y=of_base: y, self.base_layer, inputs[rows]))
+        return changed
 
     def put(self, name: str, part: AdapterPart) -> None:
         """Put `part`, of the adapter called `name`, around the module."""
@@ -74,6 +94,8 @@ class HybridLayer(nn.Module, BaseTunerLayer):
         self.hybrid_parts[name] = part
 
     def delete_adapter(self, adapter_name: str) -> None:
+        if adapter_name in self.merged_adapters:
+            raise AdapterError(f"Cannot delete adapter '{adapter_name}' while it is merged: use unmerge_adapter first")
         self._take_off(*(name for name in self.hybrid_parts if name == adapter_name))
         super().delete_adapter(adapter_name)
 
@@ -108,45 +130,84 @@ class HybridLayer(nn.Module, BaseTunerLayer):
             return getattr(self.base_layer, name)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Add the parts' updates to the weight. With `safe_merge`, check first that they are finite."""
-        for name in check_adapters_to_merge(self, adapter_names):
-            if name in self.hybrid_parts:
-                update = self._update(name)
-                if safe_merge and not torch.isfinite(update).all():
-                    raise FrostlineError(
-                        f"the update of adapter '{name}' has values that are not finite: it was not merged"
-                    )
-                self._weight().data += update
-                self.merged_adapters.append(name)
+        """Add the parts' updates to the weight. With `safe_merge`, check first that the result is finite."""
+        names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.hybrid_parts]
+        if not names:
+            return
+        if safe_merge:
+            self.check_finite(names)
+        if self.quantization_backend is not None and self._unmerged is None:
+            self._unmerged = Unmerged.of(self.base_layer)
+        write_weight(self, merged_weight(self, map(self.get_delta_weight, names)))
+        self.merged_adapters += names
 
     def unmerge(self) -> None:
-        """Subtract the updates again. The weight is then the first one, up to rounding."""
-        while self.merged_adapters:
-            self._weight().data -= self._update(self.merged_adapters.pop())
+        """Take the updates out again.
 
-    def _weight(self) -> Tensor:
-        weight: Any = self.base_layer.weight
-        return cast(Tensor, weight)
+        A quantized weight is put back as it was. From others the updates are subtracted, so the weight is the first
+        one up to two roundings in its dtype: in bfloat16, up to 1/128 of the larger of the two weights.
+        """
+        if self._unmerged is not None:
+            self._unmerged.restore(self)
+            self._unmerged = None
+        elif self.merged_adapters:
+            write_weight(self, merged_weight(self, map(self.get_delta_weight, self.merged_adapters), -1.0))
+        self.merged_adapters.clear()
 
-    def _update(self, name: str) -> Tensor:
-        part: Any = self.hybrid_parts[name]
+    def check_finite(self, names: Sequence[str]) -> None:
+        """Raise `AdapterError` when merging one of these adapters would give values that are not finite."""
+        for name in names:
+            if name in self.hybrid_parts and not merged_weight(self, [self.get_delta_weight(name)]).isfinite().all():
+                # PEFT's own words, which its users may look for.
+                raise AdapterError(
+                    f"NaNs detected in the merged weights. The adapter {name} seems to be broken: nothing was merged, "
+                    "use an adapter whose values are finite"
+                )
+
+    def get_delta_weight(self, adapter: str) -> Tensor:
+        """The change of the module's weight that does the same as the adapter. Raises `AdapterError` without one."""
+        part: Any = self.hybrid_parts[adapter]
         with torch.no_grad():
-            update: Tensor = part.update(self.base_layer)
-        return update.to(self._weight())
+            return cast(Tensor, part.update(self.base_layer))
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """Whether PEFT's `convert_to_lora` can make a LoRA of the adapter."""
+        return adapter_name in self.hybrid_parts and why_not_merged(self, [adapter_name]) is None
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        # PEFT's own also rounds the parameters to the base's dtype.
+        if adapter_name in self.hybrid_parts:
+            self.hybrid_parts[adapter_name].to(device or device_of(self.base_layer))
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """The device of the module's first tensor."""
+    return next((tensor.device for tensor in (*module.parameters(), *module.buffers())), torch.device("cpu"))
 
 
 def check_mergeable(model: nn.Module, adapter_names: Sequence[str] | None = None) -> None:
-    """Raise `PlanError` when one of these adapters (by default the active ones) cannot become a change of weights."""
+    """Raise `AdapterError` when one of these adapters (by default the active ones) is no change of weights."""
     for path, layer in model.named_modules():
-        if isinstance(layer, BeftLayer) and layer.get_base_layer().bias is None:
-            raise PlanError(f"{path} cannot be merged: it has no bias to add BEFT's to: use the model with its adapter")
-        if isinstance(layer, HybridLayer):
-            for part in layer.called(adapter_names):
-                reason = part.why_not_merged() if isinstance(part, AdapterPart) else None
-                if reason is not None:
-                    raise PlanError(
-                        f"{path} cannot be merged: {reason}: use the model with its adapter (nothing was merged)"
-                    )
+        reason = why_not_merged(layer, adapter_names) if isinstance(layer, BaseTunerLayer) else None
+        if reason is not None:
+            raise AdapterError(
+                f"{path} cannot be merged: {reason}: use the model with its adapter (nothing was merged)"
+            )
+
+
+def why_not_merged(layer: BaseTunerLayer, adapter_names: Sequence[str] | None) -> str | None:
+    """Why adapters of one layer, also of PEFT's own, cannot be merged; None where they can."""
+    if isinstance(layer, HybridLayer):
+        parts = [part for part in layer.called(adapter_names) if isinstance(part, AdapterPart)]
+        reasons = (part.why_not_merged() or why_fixed(layer) for part in parts)
+        return next((reason for reason in reasons if reason is not None), None)
+    base = layer.get_base_layer()
+    if isinstance(layer, BeftLayer) and base.bias is None:
+        return "it has no bias to add BEFT's to"
+    # PEFT adds to what it reads as `weight`. Where that is a result, and no parameter, it would be lost.
+    if isinstance(getattr(type(base), "weight", None), property) and backend_of(base, base) is None:
+        return why_fixed(layer)
+    return None
 
 
 def adapter_names(model: nn.Module) -> set[str]:

@@ -66,6 +66,8 @@ class LoraKind(BesideMatrices[Lora]):
 class LowRank(AdapterPart):
     """g (alpha / r) B A x beside W x, with g = sigmoid(gate(x)), or 1 without a gate. B starts at 0."""
 
+    by_row = True
+
     def __init__(self, in_features: int, out_features: int, options: Lora) -> None:
         super().__init__()
         self.A = nn.Parameter(torch.empty(options.r, in_features, dtype=torch.float32))
@@ -87,7 +89,7 @@ class LowRank(AdapterPart):
     def update(self, module: nn.Module) -> Tensor:
         if self.gate is not None:
             return super().update(module)
-        update = self.scale * (self.B @ self.A)
+        update = self.scale * (self.B.float() @ self.A.float())
         return update.T if isinstance(module, Conv1D) else update
 
     def why_not_merged(self) -> str | None:

@@ -4,6 +4,7 @@ FrostlineError
   UserError            the input is wrong; the command line exits with status 2
     ConfigError        a setting, an option, a name
     PlanError          a plan or a schedule
+      AdapterError     what PEFT is asked to do with an adapter; a ValueError too, as PEFT's own
     DataError          rows, or a file of them
     UnsupportedModel   a model
     CheckpointError    a delta, a checkpoint, a run or a record
@@ -30,6 +31,10 @@ class ConfigError(UserError):
 
 class PlanError(UserError):
     """A plan or a schedule is malformed, or does not fit the model or what is asked of it."""
+
+
+class AdapterError(PlanError, ValueError):
+    """An adapter cannot do what PEFT is asked to do with it. PEFT raises `ValueError` for the like, so this is one."""
 
 
 class DataError(UserError):
