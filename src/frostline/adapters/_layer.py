@@ -12,7 +12,6 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 
 from frostline.core.errors import FrostlineError, PlanError
-from frostline.hooks import without_call_hooks
 
 Run = Callable[..., Any]
 PARTS = "hybrid_parts"
@@ -65,8 +64,7 @@ class HybridLayer(nn.Module, BaseTunerLayer):
         run: Run = self.base_layer
         for part in self._running():
             run = partial(part, run, self.base_layer)
-        with without_call_hooks(self.base_layer):
-            return run(*args, **kwargs)
+        return run(*args, **kwargs)
 
     def put(self, name: str, part: AdapterPart) -> None:
         """Put `part`, of the adapter called `name`, around the module."""

@@ -80,8 +80,7 @@ class PrefixPart(AdapterPart):
         # The scores need all queries with their gates, so their hook is the outermost one. Other hooks may then keep
         # some queries only, or go through a packed batch row by row. Each of their calls needs the prefix's keys, so
         # the hook that adds them is the innermost one.
-        with attention_call(module, innermost=self._add_keys, outermost=scores):
-            return run(*args, **kwargs)
+        return attention_call(run, module, args, kwargs, innermost=self._add_keys, outermost=scores)
 
     def _add_scores(
         self, logits: Tensor, attend: Any, module: nn.Module, query: Tensor, key: Tensor, *args: Any, **options: Any

@@ -10,7 +10,6 @@ from frostline.hooks._attention import (
     hookable,
     open_attention,
     uses_attention_function,
-    without_call_hooks,
 )
 from frostline.hooks._checkpointing import checkpoints_reentrantly
 from frostline.hooks._compare import (
@@ -83,6 +82,5 @@ __all__ = [
     "undisturbed",
     "uses_attention_function",
     "with_hidden",
-    "without_call_hooks",
     "zero_tensors",
 ]
