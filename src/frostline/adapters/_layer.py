@@ -61,9 +61,10 @@ class HybridLayer(nn.Module, BaseTunerLayer):
         self.merged_adapters: list[str] = []
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        run: Run = self.base_layer
+        base = self.base_layer
+        run: Run = base
         for part in self._running():
-            run = partial(part, run, self.base_layer)
+            run = partial(part, run, base)
         return run(*args, **kwargs)
 
     def put(self, name: str, part: AdapterPart) -> None:

@@ -101,40 +101,40 @@ class PrefixPart(AdapterPart):
         if scaling is None:
             # The default is 1 / sqrt(width of the query), and the query is about to become wider than h.
             scaling = options["scaling"] = width**-0.5
-        gate = torch.sigmoid(logits).to(query.dtype)
         # The scores of the prefix: q k for each query and prefix key. A second adapter's prefix may have made the query
         # wider already: only the first h numbers are the query itself. All query heads of a group share one key head,
         # so they are its rows: [B, G, H / G Q, h] times [G, h, l].
         grouped = query[..., :width].reshape(rows, groups, heads // groups * queries, width)
         keys = self.keys.view(length, groups, width).permute(1, 2, 0).to(query.dtype)
         scores = (grouped @ keys).view(rows, heads, queries, length)
+        # [B, 1, Q, 1]: one gate for all heads of a query. In float32, as the attention function's own softmax.
+        logits = logits[:, None].to(torch.promote_types(scores.dtype, torch.float32))
+        gate = torch.sigmoid(logits)
         if self.on_output:
             # The gate multiplies the prefix's weight before the softmax divides by the sum: g exp(s) = exp(s + log g).
-            # Divided by the scaling, because the attention function multiplies by it.
-            closing = functional.logsigmoid(logits.float()).clamp(min=_CLOSED)[:, None] / scaling
-            scores = scores + closing.to(scores.dtype)
+            scores = scaling * scores + functional.logsigmoid(logits).clamp(min=_CLOSED)
         else:
-            # The gate multiplies the keys (here) and the values (below): q (g k) = g (q k). gate[:, None] is
-            # [B, 1, Q, 1]: one gate for all heads of a query.
-            scores = scores * gate[:, None]
-        marks, shares = scores, None
+            # The gate multiplies the keys (here) and the values (below): q (g k) = g (q k).
+            scores = scores * (scaling * gate)
+        marks, parts = scores, None
         if self._marks(module, options) == 1:
-            # In float32, as the attention function's own softmax. It multiplies by the scaling, so the logarithm of the
-            # sum is divided by it.
-            scaled = scaling * scores.to(torch.promote_types(scores.dtype, torch.float32))
-            marks = (scaled.logsumexp(-1, keepdim=True) / scaling).to(query.dtype)
-            shares = scaled.softmax(-1).to(query.dtype)
-        output, weights = attend(module, torch.cat([query, marks], dim=-1), key, *args, **options)
+            # log sum exp(s) = s_i - log softmax(s)_i for any i.
+            logs = scores.log_softmax(-1)
+            marks, parts = scores[..., :1] - logs[..., :1], logs.exp().to(query.dtype)
+        # The attention function multiplies by the scaling.
+        query = torch.cat([query, (marks / scaling).to(query.dtype)], dim=-1)
+        output, weights = attend(module, query, key, *args, **options)
         # [B, Q, H, v + 1]: the last number is the weight of the prefix. Or v + l, with that of each prefix token.
-        output, marked = output.split([output.shape[-1] - marks.shape[-1], marks.shape[-1]], dim=-1)
-        marked = marked.transpose(1, 2)
-        shares = marked if shares is None else marked * shares
-        values = self.values.view(length, groups, -1).transpose(0, 1).to(output.dtype)
+        output, shares = output.split([output.shape[-1] - marks.shape[-1], marks.shape[-1]], dim=-1)
+        shares = shares.transpose(1, 2)
+        if not self.on_output:
+            shares = shares * gate.to(shares.dtype)
+        if parts is not None:
+            shares = shares * parts
         # [B, G, H / G Q, l] times [G, l, v]: the sum over prefix tokens of weight times value.
+        values = self.values.view(length, groups, -1).transpose(0, 1).to(output.dtype)
         prefix = shares.reshape(rows, groups, -1, length) @ values
         prefix = prefix.view(rows, heads, queries, -1).transpose(1, 2)
-        if not self.on_output:
-            prefix = prefix * gate[..., None]
         # The output is wider than v where another adapter has a prefix too: its weights come after the head's v
         # numbers, and that adapter's own call uses them. Zeros leave them as they are.
         if more := output.shape[-1] - prefix.shape[-1]:
