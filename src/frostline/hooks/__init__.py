@@ -28,6 +28,7 @@ from frostline.hooks._foreign import foreign_hook, hooks_on
 from frostline.hooks._override import CALL, FORWARD, Override, attribute_set, is_overridden, overridden
 from frostline.hooks._own_state import state_kept
 from frostline.hooks._packed import packed_lengths, packed_starts, says_how_packed
+from frostline.hooks._per_thread import PerThread, Turns
 from frostline.hooks._rechecks import Rechecks
 from frostline.hooks._states import device_of, hidden_given, hidden_of, with_hidden
 from frostline.hooks._stop import Stop, capture, observe, run_until, stoppable
@@ -47,10 +48,12 @@ __all__ = [
     "Loss",
     "NotHookable",
     "Override",
+    "PerThread",
     "Rechecks",
     "Step",
     "Stop",
     "Tolerance",
+    "Turns",
     "all_trained",
     "attention_call",
     "attention_implementation",
