@@ -126,7 +126,8 @@ class PrefixPart(AdapterPart):
         output, weights = attend(module, query, key, *args, **options)
         # [B, Q, H, v + 1]: the last number is the weight of the prefix. Or v + l, with that of each prefix token.
         output, shares = output.split([output.shape[-1] - marks.shape[-1], marks.shape[-1]], dim=-1)
-        shares = shares.transpose(1, 2)
+        # A copy of a few numbers, so that autograd need not keep the whole output for them.
+        shares = shares.transpose(1, 2).contiguous()
         if not self.on_output:
             shares = shares * gate.to(shares.dtype)
         if parts is not None:
