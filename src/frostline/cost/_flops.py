@@ -11,12 +11,13 @@ and 2 n b out (one in series reads what the matrix gives: 2 n b out twice); the 
 computed where that carries one. Attention multiplies queries by keys (2 n u q) and
 probabilities by values (2 n u a); each has a gradient product per operand that carries a gradient.
 
-A prefix of l tokens makes that u + l keys. With a gate it makes that u + 1 keys and vectors of one more number for each
-of h heads, q + h and a + h (u + l, q + h l and a + h l with dropout or a soft cap); beside them it multiplies queries by
-its keys (2 n l q), weights by its values (2 n l a), and reads its gate (2 n d). In a mixture with k experts of N for a token, matrices that read the block's hidden states run once,
-those that lead back k times, and low-rank updates k times; the router adds 2 n d N. Other methods of PEFT are counted
-as 2 n for each parameter that they add, in each of the three parts: roughly right for those that multiply tokens by
-low-rank matrices, too little for those that make a weight anew in every step (DoRA, OFT, LoHa ...).
+A prefix of l tokens makes that u + l keys. With a gate it makes that u + 1 keys and vectors of one more number for
+each of h heads, q + h and a + h (u + l, q + h l and a + h l with dropout or a soft cap); beside them it multiplies
+queries by its keys (2 n l q), weights by its values (2 n l a), and reads its gate (2 n d). In a mixture with k experts
+of N for a token, matrices that read the block's hidden states run once, those that lead back k times, and low-rank
+updates k times; the router adds 2 n d N. Other methods of PEFT are counted as 2 n for each parameter that they add, in
+each of the three parts: roughly right for those that multiply tokens by low-rank matrices, too little for those that
+make a weight anew in every step (DoRA, OFT, LoHa ...).
 
 Left out, because they are small beside these or do not multiply matrices: elementwise functions, softmax,
 norms, dropout, embedding look-ups, rotary tables, the loss, the optimizer, and DeBERTa's relative-position

@@ -89,7 +89,7 @@ class AttentionFlow:
         return self.prefix is not None and self.prefix.gate != "none"
 
     def added_keys(self, separate: bool) -> int:
-        """How many keys stand for the prefix: with a gate it is one, or one for each token where they are `separate`."""
+        """How many keys stand for the prefix: with a gate one, or one for each token where they are `separate`."""
         return min(1, self.length) if self.gated and not separate else self.length
 
     def marks(self, separate: bool) -> int:

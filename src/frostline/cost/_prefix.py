@@ -72,7 +72,7 @@ class Longer:
         if not flow.gated:
             return 0.0
         tokens, by_gate = flow.heads * flow.length, flow.prefix is not None and flow.prefix.gate == "prefix"
-        total = c * (attention.q + tokens * (1 + by_gate) + self.marks * by_gate)
+        total = float(c) * (attention.q + tokens * (1 + by_gate) + self.marks * by_gate)
         total += c * flow.length * (attention.k * ("q" in flow.made) + attention.v) / self.keys
         if not self.separate:
             total += 2 * FLOAT * tokens + c * (self.marks + tokens * (c != FLOAT))
