@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import copy
 import io
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -212,3 +215,11 @@ def test_a_saved_module_comes_back_as_it_was(name: str) -> None:
     stir(loaded, seed=2)
     assert not same(call(loaded), before)
     assert same(call(model), before)
+
+
+def test_the_example_serves_right_texts() -> None:
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "examples/serve_under_threads.py"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.endswith("30 requests in 8 threads: as alone\na copy made meanwhile: the same\n")
