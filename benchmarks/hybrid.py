@@ -1,12 +1,14 @@
-"""What hybrid tuning costs beside its parts: generation, training steps, peak memory, side by side in one process.
+"""What hybrid tuning costs beside its parts: generation, training steps, peak memory, side by side in one process; and
+how many graphs torch.compile makes of a training step.
 
 Each round runs every contender once, in turn, on the same tokens. Figures are processor seconds with one thread, as
 ratios to the first contender within a round: medians with quartiles. Generation is greedy, of a fixed number of
 tokens. Training is a plain loop, the same for PEFT's own LoRA and for frostline's; peak memory is that of a fresh
-process for each contender.
+process for each contender. `mixed` has every kind of adapter in one model, but the mixture of experts.
 
     python benchmarks/hybrid.py generate [--model MODEL] [--rounds 9]
     python benchmarks/hybrid.py train [--model MODEL] [--rounds 9]
+    python benchmarks/hybrid.py graphs [--model MODEL]
 
 Without --model it takes a random decoder of 16 blocks of width 512.
 """
@@ -32,6 +34,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
+from frostline.adapters import HybridConfig
 from frostline.anatomy import find_anatomy
 from frostline.checkpoints import load_config, load_weights
 from frostline.core.errors import UserError
@@ -41,10 +44,12 @@ from frostline.run import make_plan, versions
 from frostline.surgery import apply
 
 GENERATING: dict[str, tuple[str, dict[str, Any]]] = {
+    "PEFT LoRA": ("peft", {}),
     "prefix": ("prefix", {}),
     "lora": ("lora", {}),
     "hlpt": ("hlpt", {}),
     "h2lpt": ("h2lpt", {}),
+    "mixed": ("mixed", {}),
     "lora-r4": ("lora", {"r": 4}),
     "hlpt-ungated": ("hlpt", {"lora": {"gate": False}, "prefix": {"gate": "none"}}),
     "no adapters": ("", {}),
@@ -55,8 +60,10 @@ TRAINING: dict[str, tuple[str, dict[str, Any]]] = {
     "h2lpt": ("h2lpt", {}),
     "lora": ("lora", {"dropout": 0.0}),
     "prefix": ("prefix", {}),
+    "mixed": ("mixed", {}),
     "all": ("all", {}),
 }
+COMPILED = ("PEFT LoRA", "hlpt", "h2lpt", "mixed")
 
 
 def load(model: str) -> Any:
@@ -70,6 +77,8 @@ def adapted(model: str, strategy: str, options: dict[str, Any]) -> Any:
     base = load(model)
     if strategy == "peft":
         return peft_lora(base)
+    if strategy == "mixed":
+        return mixed(base)
     if strategy:
         apply(make_plan(base, strategy, options=options), base)
     return base
@@ -82,6 +91,32 @@ def peft_lora(base: Any) -> Any:
     of_rank_one = trainable_parameters(make_plan(base, "lora", options={"r": 1}), anatomy)
     rank = max(1, round(wanted / of_rank_one))
     return get_peft_model(base, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=["q_proj", "v_proj"]))
+
+
+def mixed(base: Any) -> Any:
+    """Gated LoRA, parallel and series adapters, and gated prefixes, each in a quarter of the blocks, from below."""
+    kinds: list[dict[str, Any]] = [
+        {"mode": "lora", "targets": "down", "gate": True, "dropout": 0.0},
+        {"mode": "adapter", "kind": "parallel", "bottleneck": 8},
+        {"mode": "adapter", "kind": "series", "bottleneck": 8},
+        {"mode": "prefix", "length": 20},
+    ]
+    depth = len(find_anatomy(base).blocks)
+    blocks = [{"index": index, **kinds[4 * index // depth]} for index in range(depth)]
+    return get_peft_model(base, HybridConfig(blocks=blocks))
+
+
+def graphs(model: str) -> list[dict[str, Any]]:
+    """How many graphs torch.compile makes of one forward pass with a loss, and why it breaks, for each contender."""
+    rows = []
+    for name in COMPILED:
+        made = adapted(model, *TRAINING[name]).train()
+        ids = torch.arange(64).view(4, 16) % made.config.vocab_size
+        torch._dynamo.reset()
+        found = torch._dynamo.explain(made)(input_ids=ids, labels=ids, use_cache=False)
+        reasons = sorted({reason.reason.splitlines()[0] for reason in found.break_reasons})
+        rows.append({"name": name, "graphs": found.graph_count, "breaks": found.graph_break_count, "reasons": reasons})
+    return rows
 
 
 def generator(model: Any, batch: int, prompt: int, tokens: int) -> Callable[[], float]:
@@ -165,7 +200,7 @@ def measure(what: str, model: str, rounds: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("generate", "train"))
+    parser.add_argument("what", choices=("generate", "train", "graphs"))
     parser.add_argument("--model", default="")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--memory-of", choices=TRAINING, help=argparse.SUPPRESS)
@@ -176,6 +211,10 @@ def main() -> None:
     warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)  # which peft 0.21 reads
     if options.memory_of:
         print_peak(options.model, options.memory_of)
+        return
+    if options.what == "graphs":
+        for row in graphs(options.model):
+            print(f"{row['name']}: {row['graphs']} graphs, {row['breaks']} breaks", *row["reasons"], sep="; ")
         return
     result = measure(options.what, options.model, options.rounds)
     first = result["rows"][0]
@@ -188,8 +227,8 @@ def main() -> None:
         table.add_row(
             row["name"],
             f"{row['trainable_parameters']:,}",
-            f"{middle:.2f}",
-            f"{low:.2f}-{high:.2f}",
+            f"{middle:.3f}",
+            f"{low:.3f}-{high:.3f}",
             f"{row['seconds']:.2f}",
             f"{memory / first['peak_memory_bytes']:.2f}" if memory else "",
             f"{memory / 2**20:.0f}" if memory else "",

@@ -242,6 +242,30 @@ def test_two_prefixes_on_one_block_share_one_softmax() -> None:
         torch.testing.assert_close(logits(parted), logits(whole), atol=outputs(logits(whole)), rtol=0)
 
 
+@pytest.mark.parametrize("gate", ["prefix", "output"])
+@pytest.mark.parametrize("name", ["llama", "gptj", "t5"])
+def test_dropout_drops_each_token_of_a_prefix_by_itself(name: str, gate: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here always the second one: then all is as if its value were zero."""
+    model = hybrid(new(name, "eager", dropout=0.5), [{"index": 1, **PREFIX, "gate": gate}])
+    batch = batch_for(model.get_base_model())
+    length = PREFIX["length"] + batch["input_ids"].shape[1]
+
+    def drop(values: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        kept = torch.ones_like(values)
+        if training and p and values.shape[-1] == length:
+            kept[..., 1] = 0
+        return values * kept
+
+    monkeypatch.setattr(torch.nn.functional, "dropout", drop)
+    with torch.no_grad():
+        found = model.train()(**batch).logits
+        whole = logits(model, **batch)
+        for part in parts_of(model).values():
+            part.values[1] = 0
+    torch.testing.assert_close(found, logits(model, **batch), atol=outputs(whole), rtol=0)
+    assert not torch.allclose(found, whole, atol=1e-4)
+
+
 def test_weights_that_the_model_gives_back_are_those_of_the_text() -> None:
     model = new("llama", "eager")
     shape = model(**inputs(model), output_attentions=True).attentions[1].shape

@@ -12,13 +12,13 @@ from frostline.anatomy import find_anatomy, get_block
 from frostline.core.errors import FrostlineError
 from frostline.hooks import (
     NotHookable,
+    Override,
     attention_call,
     attention_implementation,
     hook_attention,
     hookable,
     open_attention,
     uses_attention_function,
-    without_call_hooks,
 )
 
 OWN_CODE = {"gptj", "deberta-v2"}
@@ -114,25 +114,46 @@ def test_hooks_of_a_call_come_before_and_after_all_others_the_last_one_put_first
     attention = next(module for module in model.modules() if hookable(module))
     before = logits(model)
     handles = [open_attention(attention), *(hook_attention(attention, named(f"own {turn}")) for turn in (1, 2))]
-    with (
-        attention_call(attention, innermost=named("inner 1"), outermost=named("outer 1")),
-        attention_call(attention, innermost=named("inner 2")),
-        attention_call(attention, outermost=named("outer 3")),
-    ):
-        assert torch.equal(logits(model), before)
-        assert order == ["outer 3", "outer 1", "own 2", "own 1", "inner 2", "inner 1"]
-        with without_call_hooks(attention):
-            logits(model)
-        assert order[6:] == ["own 2", "own 1"]
+    own = Override(attention, lambda *args, **kwargs: outer(args, kwargs))
+
+    def outer(args: Any, kwargs: Any) -> Any:
+        hooks = {"innermost": named("inner 1"), "outermost": named("outer 1")}
+        return attention_call(lambda *a, **k: middle(a, k), attention, args, kwargs, **hooks)
+
+    def middle(args: Any, kwargs: Any) -> Any:
+        return attention_call(lambda *a, **k: inner(a, k), attention, args, kwargs, innermost=named("inner 2"))
+
+    def inner(args: Any, kwargs: Any) -> Any:
+        return attention_call(own.own, attention, args, kwargs, outermost=named("outer 3"))
+
+    assert torch.equal(logits(model), before)
+    assert order == ["outer 3", "outer 1", "own 2", "own 1", "inner 2", "inner 1"]
+    own.remove()
     logits(model)
-    assert order[8:] == ["own 2", "own 1"]
+    assert order[6:] == ["own 2", "own 1"], "they belong to a call, not to the module"
     for handle in handles:
         handle.remove()
     logits(model)
-    assert len(order) == 10
+    assert len(order) == 8
     assert not any("frostline" in key or key == "_attn" for key in vars(attention))
     with pytest.raises(FrostlineError, match=r"^\w+ does not call hooks yet: use open_attention on it first$"):
-        attention_call(attention, innermost=named("inner"))
+        attention_call(attention.forward, attention, (), {}, innermost=named("inner"))
+
+
+def test_a_module_that_keeps_arguments_to_itself_is_refused_at_a_call() -> None:
+    model = tiny("llama")
+    attention = attention_of(model)
+    open_attention(attention)
+    forward = Override(attention, lambda *args, **kwargs: call(args, kwargs))
+
+    def call(args: Any, kwargs: Any) -> Any:
+        def without_others(*args: Any, frostline_call: Any, **kwargs: Any) -> Any:
+            return forward.own(*args, **kwargs)
+
+        return attention_call(without_others, attention, args, kwargs, innermost=unchanged)
+
+    with pytest.raises(FrostlineError, match=r"^LlamaAttention does not give its attention function all arguments"):
+        logits(model)
 
 
 def test_a_hook_may_change_what_attention_is_given() -> None:

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from frostline.adapters._merging import Unmerged, backend_of, merged_weight, why_fixed, write_weight
 from frostline.adapters._rows import by_adapter
 from frostline.core.errors import AdapterError
-from frostline.hooks import without_call_hooks
 
 Run = Callable[..., Any]
 PARTS = "hybrid_parts"
@@ -72,11 +71,11 @@ class HybridLayer(nn.Module, BaseTunerLayer):
         names = kwargs.pop("adapter_names", None)
         if names is not None and not self.disable_adapters:
             return self._run_by_row(names, *args, **kwargs)
-        run: Run = self.base_layer
+        base = self.base_layer
+        run: Run = base
         for part in self._running():
-            run = partial(part, run, self.base_layer)
-        with without_call_hooks(self.base_layer):
-            return run(*args, **kwargs)
+            run = partial(part, run, base)
+        return run(*args, **kwargs)
 
     def _run_by_row(self, names: Sequence[str], inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """As `forward`, with the adapter called `names[i]` for row i, whatever adapters are active."""

@@ -82,9 +82,9 @@ class LowRank(AdapterPart):
         output: Tensor = run(*args, **kwargs)
         inputs: Tensor = args[0]
         low = functional.linear(self.dropout(inputs.to(self.A.dtype)), self.A)
-        if self.gate is not None:
-            low = low * torch.sigmoid(self.gate(inputs))
-        return output + (self.scale * functional.linear(low, self.B)).to(output.dtype)
+        # The scale multiplies r numbers of a token here, instead of `out` numbers after B.
+        low = low * (self.scale if self.gate is None else self.scale * torch.sigmoid(self.gate(inputs)))
+        return output + functional.linear(low, self.B).to(output.dtype)
 
     def update(self, module: nn.Module) -> Tensor:
         if self.gate is not None:

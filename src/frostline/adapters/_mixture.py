@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -107,6 +108,10 @@ class MixturePart(Router):
 
     def forward(self, run: Run, module: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
         """[..., d] to [..., d]."""
+        if isinstance(run, partial) and isinstance(run.func, MixturePart):
+            raise PlanError(
+                "mixture: two active adapters share one feed-forward: use set_adapter to keep only one active"
+            )
         (hidden,) = (*args, *kwargs.values())
         shares, chosen = self.choose(hidden)
         by_expert = chosen.flatten().argsort(stable=True)
@@ -158,8 +163,6 @@ class ExpertsPart(AdapterPart):
 
 @contextmanager
 def _at_work(dispatch: Dispatch) -> Iterator[Dispatch]:
-    if _AT_WORK.get() is not None:
-        raise PlanError("mixture: two active adapters share one feed-forward: use set_adapter to keep only one active")
     token = _AT_WORK.set(dispatch)
     try:
         yield dispatch

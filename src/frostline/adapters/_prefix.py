@@ -6,16 +6,21 @@
 Without a gate, the prefix's keys and values are put before those of the text, and the model's attention does the rest.
 
 A gate g is one number per query. The prefix's keys are then different for each query (g k), but fused attention
-functions take one set for all. The one-hot trick makes it one set again. Each vector gets l more numbers:
+functions take one set for all. So the prefix's part of the attention is computed here, and the text's part by the
+model's own function. One softmax runs over both, because that function gets one more key, whose score is the
+logarithm of the sum of exp(s_i) over the query's l scores of the prefix. It takes the share that all prefix tokens
+have together. For this, each vector gets one more number:
 
-    query        [ q, s ]      s = the query's l scores of the prefix, computed here, with the gate already in them
-    text key     [ k, 0 ]      q k + s 0  = q k: the text's scores stay as they were
-    prefix key i [ 0, e_i ]    q 0 + s e_i = s_i, with e_i = (0, ..., 1, ..., 0), a 1 at place i
-    text value   [ v, 0 ]      the first v numbers of the output are the text's part of it
-    prefix value [ 0, e_i ]    the last l numbers of the output are the attention weights of the l prefix tokens
+    query       [ q, log sum_i exp(s_i) ]     s_i = q (g k_i), computed here
+    text key    [ k, 0 ]    q k + 0 = q k: the text's scores stay as they were
+    prefix key  [ 0, 1 ]    0 + log sum_i exp(s_i)
+    text value  [ v, 0 ]    the first v numbers of the output are the text's part of it
+    prefix value [ 0, 1 ]   the last number of the output is the prefix's share of the attention
 
-So the model's own attention function makes one softmax over prefix and text, with its own mask, soft cap and sinks.
-Afterwards the prefix's values, times those weights, are added to the text's part.
+Afterwards that share of the prefix's own part, the sum over i of softmax(s)_i (g v_i), is added to the text's. The
+model's own mask, position bias and sinks work as before. A soft cap changes each score, and dropout drops each weight,
+so with these the l prefix tokens need numbers and keys of their own: query [ q, s ], prefix key i [ 0, e_i ] and prefix
+value i [ 0, e_i ], with e_i = (0, ..., 1, ..., 0), a 1 at place i. The last l numbers of the output are their weights.
 """
 
 from __future__ import annotations
@@ -80,52 +85,67 @@ class PrefixPart(AdapterPart):
         # The scores need all queries with their gates, so their hook is the outermost one. Other hooks may then keep
         # some queries only, or go through a packed batch row by row. Each of their calls needs the prefix's keys, so
         # the hook that adds them is the innermost one.
-        with attention_call(module, innermost=self._add_keys, outermost=scores):
-            return run(*args, **kwargs)
+        return attention_call(run, module, args, kwargs, innermost=self._add_keys, outermost=scores)
 
     def _add_scores(
         self, logits: Tensor, attend: Any, module: nn.Module, query: Tensor, key: Tensor, *args: Any, **options: Any
     ) -> Any:
-        """Give each query its scores of the prefix, and add the prefix's values to the output.
+        """Give each query its scores of the prefix, and add the prefix's part to the output.
 
         `logits` [B, Q, 1] are the gate's, `query` is [B, H, Q, h] and `key` [B, G, T, h].
         """
-        assert self.gate is not None
         rows, heads, queries, _ = query.shape
         groups, length = key.shape[1], len(self.keys)
         width = self.keys.shape[1] // groups
-        if options.get("scaling") is None:
+        scaling = options.get("scaling")
+        if scaling is None:
             # The default is 1 / sqrt(width of the query), and the query is about to become wider than h.
-            options["scaling"] = width**-0.5
-        gate = torch.sigmoid(logits).to(query.dtype)
-        # The scores of the prefix: q k for each query and prefix key. The attention function multiplies them by the
-        # scaling, as it does with the text's, so they are not scaled here. A second adapter's prefix may have made the
-        # query wider already: only the first h numbers are the query itself.
-        grouped = query[..., :width].reshape(rows, groups, heads // groups, queries, width)
-        # [B, G, H / G, Q, h] times [1, G, 1, h, l]: all query heads of a group share one key head.
-        scores = grouped @ self._heads(self.keys, key).unsqueeze(2).transpose(-1, -2)
-        scores = scores.reshape(rows, heads, queries, length)
+            scaling = options["scaling"] = width**-0.5
+        # The scores of the prefix: q k for each query and prefix key. A second adapter's prefix may have made the query
+        # wider already: only the first h numbers are the query itself. All query heads of a group share one key head,
+        # so they are its rows: [B, G, H / G Q, h] times [G, h, l].
+        grouped = query[..., :width].reshape(rows, groups, heads // groups * queries, width)
+        keys = self.keys.view(length, groups, width).permute(1, 2, 0).to(query.dtype)
+        scores = (grouped @ keys).view(rows, heads, queries, length)
+        # [B, 1, Q, 1]: one gate for all heads of a query. In float32, as the attention function's own softmax.
+        logits = logits[:, None].to(torch.promote_types(scores.dtype, torch.float32))
+        gate = torch.sigmoid(logits)
         if self.on_output:
             # The gate multiplies the prefix's weight before the softmax divides by the sum: g exp(s) = exp(s + log g).
-            # Divided by the scaling, because the attention function multiplies by it.
-            closing = functional.logsigmoid(logits.float()).clamp(min=_CLOSED)[:, None] / options["scaling"]
-            scores = scores + closing.to(scores.dtype)
+            scores = scaling * scores + functional.logsigmoid(logits).clamp(min=_CLOSED)
         else:
-            # The gate multiplies the keys (here) and the values (below): q (g k) = g (q k). gate[:, None] is
-            # [B, 1, Q, 1]: one gate for all heads of a query.
-            scores = scores * gate[:, None]
-        output, weights = attend(module, torch.cat([query, scores], dim=-1), key, *args, **options)
-        # [B, Q, H, v + l]: the last l numbers are the weights of the prefix tokens, by the one-hot values.
-        output, shares = output[..., :-length], output[..., -length:]
-        shares = shares.reshape(rows, queries, groups, heads // groups, length)
-        values = self.values.view(length, groups, -1).transpose(0, 1).to(output.dtype)
-        # The sum over prefix tokens of weight times value. r counts the query heads of a group, H / G.
-        prefix = torch.einsum("bqgrl,glv->bqgrv", shares, values).flatten(2, 3)
+            # The gate multiplies the keys (here) and the values (below): q (g k) = g (q k).
+            scores = scores * (scaling * gate)
+        marks, parts = scores, None
+        if self._marks(module, options) == 1:
+            # log sum exp(s) = s_i - log softmax(s)_i for any i.
+            logs = scores.log_softmax(-1)
+            marks, parts = scores[..., :1] - logs[..., :1], logs.exp().to(query.dtype)
+        # The attention function multiplies by the scaling.
+        query = torch.cat([query, (marks / scaling).to(query.dtype)], dim=-1)
+        output, weights = attend(module, query, key, *args, **options)
+        # [B, Q, H, v + 1]: the last number is the weight of the prefix. Or v + l, with that of each prefix token.
+        output, shares = output.split([output.shape[-1] - marks.shape[-1], marks.shape[-1]], dim=-1)
+        # A copy of a few numbers, so that autograd need not keep the whole output for them.
+        shares = shares.transpose(1, 2).contiguous()
         if not self.on_output:
-            prefix = prefix * gate[..., None]
+            shares = shares * gate.to(shares.dtype)
+        if parts is not None:
+            shares = shares * parts
+        # [B, G, H / G Q, l] times [G, l, v]: the sum over prefix tokens of weight times value.
+        values = self.values.view(length, groups, -1).transpose(0, 1).to(output.dtype)
+        prefix = shares.reshape(rows, groups, -1, length) @ values
+        prefix = prefix.view(rows, heads, queries, -1).transpose(1, 2)
         # The output is wider than v where another adapter has a prefix too: its weights come after the head's v
         # numbers, and that adapter's own call uses them. Zeros leave them as they are.
-        return output + functional.pad(prefix, (0, output.shape[-1] - prefix.shape[-1])), weights
+        if more := output.shape[-1] - prefix.shape[-1]:
+            prefix = functional.pad(prefix, (0, more))
+        return output + prefix, weights
+
+    def _marks(self, module: nn.Module, options: dict[str, Any]) -> int:
+        """How many keys of the attention function stand for a prefix with a gate: one, or one for each token."""
+        drops = options.get("dropout", module.training)  # GPT-J's attention does not say
+        return len(self.keys) if drops or options.get("softcap") is not None else 1
 
     def _add_keys(
         self,
@@ -137,18 +157,31 @@ class PrefixPart(AdapterPart):
         attention_mask: Tensor | None,
         **options: Any,
     ) -> Any:
-        """Put the prefix's keys and values before those of the text: as they are, or one-hot where there is a gate."""
+        """Put the prefix's keys and values before those of the text: as they are, or marks where there is a gate."""
         if self.gate is None:
+            more = len(self.keys)
             key, value = (
                 torch.cat([self._heads(prefix, states).expand(len(states), -1, -1, -1), states], dim=2)
                 for prefix, states in ((self.keys, key), (self.values, value))
             )
         else:
-            key, value = self._marked(key), self._marked(value)
-        mask, options = self._seen(module, query, key, attention_mask, options)
-        output, weights = attend(module, query, key, value, mask, **options)
+            more = self._marks(module, options)
+            key, value = _marked(key, more), _marked(value, more)
+        ahead = 0
+        if isinstance(attention_mask, Tensor):
+            # Every query sees the prefix. "Seen" is True in a boolean mask, and 0 in one that is added to the scores.
+            attention_mask = functional.pad(attention_mask, (more, 0), value=attention_mask.dtype == torch.bool)
+        elif attention_implementation(module) == "sdpa" and query.shape[2] > 1 and _causal(module, options):
+            # Without a mask, sdpa lets query i see keys 0 ... i. So that it sees the prefix and the tokens 0 ... i, as
+            # many queries of zeros go before it.
+            ahead = more
+            query = functional.pad(query, (0, 0, ahead, 0))
+        if options.get("position_bias") is not None:
+            # A prefix has no positions: 0 is added to its scores.
+            options["position_bias"] = functional.pad(options["position_bias"], (more, 0, ahead, 0))
+        output, weights = attend(module, query, key, value, attention_mask, **options)
         # The caller knows nothing of the prefix: it gets the weights of the text's T keys.
-        return output, None if weights is None else weights[..., len(self.keys) :]
+        return output[:, ahead:], None if weights is None else weights[..., more:]
 
     def _heads(self, prefix: Tensor, like: Tensor) -> Tensor:
         """[l, G h] to [1, G, l, h], with zeros up to the width of `like`, the keys or values [B, G, T, h or more].
@@ -158,39 +191,21 @@ class PrefixPart(AdapterPart):
         heads = prefix.view(len(prefix), like.shape[1], -1).transpose(0, 1)[None].to(like.dtype)
         return functional.pad(heads, (0, like.shape[-1] - heads.shape[-1]))
 
-    def _marked(self, states: Tensor) -> Tensor:
-        """Keys or values [B, G, T, h] to [B, G, l + T, h + l]: [0, e_i] for the prefix, then [k, 0] for the text."""
-        rows, groups, _, width = states.shape
-        length = len(self.keys)
-        # Row i of the identity matrix is e_i. h zeros go before it; l zeros go behind each key of the text.
-        mark = functional.pad(torch.eye(length, dtype=states.dtype, device=states.device), (width, 0))
-        return torch.cat([mark.expand(rows, groups, -1, -1), functional.pad(states, (0, length))], dim=2)
-
-    def _seen(
-        self, module: nn.Module, query: Tensor, key: Tensor, mask: Any, options: dict[str, Any]
-    ) -> tuple[Any, dict[str, Any]]:
-        """The mask and the position bias with l more columns on the left. Every query sees the prefix.
-
-        `query` is [B, H, Q, ...], `key` [B, G, l + T, ...] with the prefix, `mask` [B, 1, Q, T] or None.
-        """
-        length, queries, total = len(self.keys), query.shape[2], key.shape[2]
-        if options.get("position_bias") is not None:
-            # A prefix has no positions: 0 is added to its scores.
-            options = {**options, "position_bias": functional.pad(options["position_bias"], (length, 0))}
-        if isinstance(mask, Tensor):
-            # "Seen" is True in a boolean mask, and 0 in one that is added to the scores.
-            return functional.pad(mask, (length, 0), value=mask.dtype == torch.bool), options
-        causal = options.get("is_causal")
-        causal = getattr(module, "is_causal", True) if causal is None else causal
-        if causal and queries > 1 and attention_implementation(module) == "sdpa":
-            # Without a mask, sdpa lets query i see keys 0 ... i. With the prefix in front, these would be the prefix
-            # and the first i - l tokens. So the causal mask over the text is written out, and the prefix is seen.
-            ones = torch.ones(queries, total - length, dtype=torch.bool, device=query.device)
-            return functional.pad(ones.tril(), (length, 0), value=True)[None, None], options
-        return mask, options
-
     def why_not_merged(self) -> str | None:
         return "an ordinary model cannot hold a prefix"
+
+
+def _marked(states: Tensor, marks: int) -> Tensor:
+    """Keys or values [B, G, T, h] to [B, G, n + T, h + n]: [0, e_i] for n marks, then [k, 0] for the text."""
+    marked = functional.pad(states, (0, marks, marks, 0))
+    with torch.no_grad():  # constants: one copy of the states instead of two
+        marked[:, :, :marks, states.shape[-1] :].diagonal(dim1=-2, dim2=-1).fill_(1)
+    return marked
+
+
+def _causal(module: nn.Module, options: dict[str, Any]) -> bool:
+    given = options.get("is_causal")
+    return bool(getattr(module, "is_causal", True) if given is None else given)
 
 
 def _check_attention(module: nn.Module) -> None:

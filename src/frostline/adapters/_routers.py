@@ -8,7 +8,8 @@ Padding does not count.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch.nn import functional
 from frostline.adapters._layer import AdapterPart, HybridLayer, without_adapters
 from frostline.adapters._losses import add_to_loss, arguments
 from frostline.core.errors import FrostlineError
+from frostline.hooks import PerThread
 
 ROUTER_STD = 0.02
 """The standard deviation of a router's first weights [inferred]."""
@@ -34,8 +36,8 @@ class Routing:
 class Router(AdapterPart):
     """A part that chooses experts, with a matrix [N, d] without bias.
 
-    `balance` is the weight of the balance loss. `mask` is the name of the forward's argument that marks padding. While
-    `noting` is True, `routing` keeps the choice of the last pass. The statistics are not saved with the adapter.
+    `balance` is the weight of the balance loss. `mask` is the name of the forward's argument that marks padding. The
+    statistics are not saved with the adapter.
     """
 
     assigned: Tensor
@@ -45,8 +47,7 @@ class Router(AdapterPart):
         super().__init__()
         self.router = nn.Parameter(ROUTER_STD * torch.randn(experts, hidden_size, dtype=torch.float32))
         self.top_k, self.balance, self.mask = top_k, balance, mask
-        self.noting, self.passes = False, 0
-        self.routing: Routing | None = None
+        self.passes = 0
         self.register_buffer("assigned", torch.zeros(experts, dtype=torch.long), persistent=False)
         self.register_buffer("balance_sum", torch.zeros(()), persistent=False)
 
@@ -59,10 +60,31 @@ class Router(AdapterPart):
         logits = functional.linear(tokens.to(self.router.dtype), self.router)
         probabilities = torch.softmax(logits, dim=-1, dtype=torch.float32)
         shares, chosen = probabilities.topk(self.top_k, dim=-1)
-        if self.noting:
+        if _PASSES.running and _PASSES.running[-1].noting:
             place = hidden.shape[:-1]
-            self.routing = Routing(probabilities.view(*place, -1), chosen.view(*place, -1))
+            _PASSES.running[-1].routings[self] = Routing(probabilities.view(*place, -1), chosen.view(*place, -1))
         return shares / shares.sum(-1, keepdim=True), chosen
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """A pass of `model` that runs now. `noting`: it is one in training, so its routers note what they choose."""
+
+    model: nn.Module
+    noting: bool
+    routings: dict[Router, Routing] = field(default_factory=dict)
+
+
+class _Passes(PerThread):
+    """The passes that run in this thread, the innermost one last. Several only where a model calls another one."""
+
+    def __init__(self) -> None:
+        self.running: list[_Pass] = []
+
+
+_PASSES = _Passes()
+_STATISTICS = Lock()
+"""For the statistics, which all threads add to."""
 
 
 def balance_loss(routing: Routing, counted: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -81,9 +103,12 @@ def watch_routers(model: nn.Module) -> None:
 
     It is the mean of balance * N sum_i f_i P_i over the blocks whose router trains. The output's `balance_loss` has it
     too, for a loop that computes its own loss. With `num_items_in_batch`, it is multiplied by the batch's share of the
-    step's labels. The hooks are removed at the first pass without routers.
+    step's labels. The hooks are removed at the first pass in training without routers. A model that is watched already
+    stays as it is.
     """
-    _Watch(model)
+    if _begin not in model._forward_pre_hooks.values():
+        model.register_forward_pre_hook(_begin)
+        model.register_forward_hook(_finish, with_kwargs=True, always_call=True)
 
 
 def router_statistics(model: nn.Module) -> dict[str, dict[str, Any]]:
@@ -109,37 +134,43 @@ def mixtures(model: nn.Module) -> list[Router]:
     return [module for module in model.modules() if isinstance(module, Router)]
 
 
-class _Watch:
-    """Two hooks around a pass. Routers note their choice between them, so what backward recomputes is not noted."""
+def _begin(model: nn.Module, _inputs: Any) -> None:
+    # Routers note their choices until `_finish`, so what backward recomputes is not noted.
+    _PASSES.running.append(_Pass(model, noting=model.training))
 
-    def __init__(self, model: nn.Module) -> None:
-        self._handles = [
-            model.register_forward_pre_hook(self._begin),
-            model.register_forward_hook(self._finish, with_kwargs=True),
-        ]
 
-    def _begin(self, model: nn.Module, _inputs: Any) -> None:
-        found = mixtures(model)
-        for part in found:
-            part.noting, part.routing = model.training, None
-        if not found:
-            for handle in self._handles:
-                handle.remove()
+def _finish(model: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+    if not _PASSES.running or _PASSES.running[-1].model is not model:
+        return
+    current = _PASSES.running.pop()
+    routings = current.routings
+    if output is None:  # the pass raised an error
+        return
+    if not routings:
+        if current.noting:
+            _stop_watching(model)
+        return
+    inputs = arguments(model, args, kwargs)
+    losses = []
+    for part, routing in routings.items():
+        loss = _note(part, routing, inputs.get(part.mask))
+        if part.router.requires_grad:
+            losses.append(part.balance * loss)
+    if losses:
+        balance = torch.stack([loss.to(losses[-1].device) for loss in losses]).mean()
+        add_to_loss(balance, model, inputs, output)
+        if not isinstance(output, tuple):
+            output.balance_loss = balance
 
-    def _finish(self, model: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        inputs = arguments(model, args, kwargs)
-        losses = []
-        for part in mixtures(model):
-            routing, part.noting, part.routing = part.routing, False, None
-            if routing is not None:
-                loss = _note(part, routing, inputs.get(part.mask))
-                if part.router.requires_grad:
-                    losses.append(part.balance * loss)
-        if losses:
-            balance = torch.stack([loss.to(losses[-1].device) for loss in losses]).mean()
-            add_to_loss(balance, model, inputs, output)
-            if not isinstance(output, tuple):
-                output.balance_loss = balance
+
+def _stop_watching(model: nn.Module) -> None:
+    """Remove the hooks where no router is left. Adapters that are only switched off stay."""
+    if mixtures(model):
+        return
+    for hooks, own in ((model._forward_pre_hooks, _begin), (model._forward_hooks, _finish)):
+        for key in [key for key, hook in hooks.items() if hook is own]:
+            for kept in (hooks, model._forward_hooks_with_kwargs, model._forward_hooks_always_called):
+                kept.pop(key, None)
 
 
 def _note(part: Router, routing: Routing, mask: Any) -> Tensor:
@@ -150,7 +181,8 @@ def _note(part: Router, routing: Routing, mask: Any) -> Tensor:
         )
     fits = isinstance(mask, Tensor) and mask.shape == routing.chosen.shape[:-1]
     loss, assigned = balance_loss(routing, mask.to(routing.chosen.device) if fits else None)
-    part.assigned += assigned.to(part.assigned)
-    part.balance_sum += loss.detach().to(part.balance_sum.device)
-    part.passes += 1
+    with _STATISTICS:
+        part.assigned += assigned.to(part.assigned)
+        part.balance_sum += loss.detach().to(part.balance_sum.device)
+        part.passes += 1
     return loss

@@ -116,6 +116,7 @@ class _Block:
         self.w = state_bytes(block.widened, workload)
         self.c = 2 if workload.bf16 else self.w
         self.drops = workload.dropout and block.trains
+        self.narrow = block_positions(block, step, workload) != workload.step_tokens(block.stack, step.anatomy)
 
     def saved(self) -> Saved:
         # The sum of the terms in the module's docstring, times the tokens of a batch. Copies of weights do not depend
@@ -147,7 +148,8 @@ class _Block:
             for norm in self.shape.norms
             if norm.side == "k"
         )
-        keys, values = _prefix.keys_and_values(flow, self._attended(flow))
+        longer = self._longer(flow)
+        keys, values = longer.key_numbers, longer.value_numbers
         if not self._fuses or self.drops:
             # Eager: keys are kept if queries carry (their gradient is scores' gradient x keys), values if scores do.
             c = FLOAT if self._fuses else self.c
@@ -205,40 +207,48 @@ class _Block:
         for matrix in flow.from_encoder:
             # Without autocast every decoder block keeps one and the same tensor, the encoder's output.
             total += self._inputs([matrix], self.hidden, self.w, kept_already=not self.workload.bf16)
-        keys, values = _prefix.keys_and_values(flow, self._attended(flow))
+        longer = self._longer(flow)
+        keys, values, marks = longer.key_numbers, longer.value_numbers, longer.marks
         # 2. Fused attention keeps queries, keys, values, its output, and a float32 number (log-sum-exp) for each head.
         if self._fuses and not self.drops:
             made = float(attention.q + attention.k + attention.v)
             if attention.fused:  # values stay a part of what one matrix made of all three
                 made = attention.fused + (attention.q + attention.k) * self.shape.family.rotary
             if flow.length:
-                of_its_own = flow.gated or self.shape.family.rotary or not attention.fused
-                made = (attention.q if of_its_own else attention.fused) + keys + values + 2 * flow.marks
-                total += self._of_prefix(flow, self.c) + self._mask_of_prefix(flow)
-            total += flow.passes * (self.c * (made + attention.a) + FLOAT * self.anatomy.num_heads)
+                of_its_own = flow.gated or self.shape.family.rotary or not attention.fused or not longer.masked
+                queries = (attention.q + marks) * longer.ahead if of_its_own else attention.fused
+                made = queries + keys + values
+                total += self._of_prefix(longer, self.c) + self._mask_of_prefix(longer)
+            output = (attention.a + marks) * longer.ahead
+            total += flow.passes * (self.c * (made + output) + FLOAT * self.anatomy.num_heads * longer.ahead)
             # The attention's output is the input of the output matrix: kept once, unless the model copies it.
             kept_already = flow.passes and not self.shape.family.output_copied
             return total + self._inputs([flow.output], attention.a, self.c, kept_already)
         # 3. Eager attention: each operand of the two products, and the scores after softmax, [heads, tokens, keys].
         c = FLOAT if self._fuses else self.c  # with dropout, torch's own attention leaves autocast
-        total += c * keys * flow.query + c * (attention.q + flow.marks) * flow.key + c * values * flow.scores
-        attended = self._attended(flow) + flow.length
-        total += self.anatomy.num_heads * attended * self._probabilities(flow, c) + self._of_prefix(flow, c)
+        total += c * keys * flow.query + c * (attention.q + marks) * flow.key + c * values * flow.scores
+        attended = self._attended(flow) + longer.added
+        total += self.anatomy.num_heads * attended * self._probabilities(flow, c) + self._of_prefix(longer, c)
         return total + self._inputs([flow.output], attention.a, self.c)
 
     def _attended(self, flow: AttentionFlow) -> int:
         """How many tokens of the text a token attends to."""
         return self.workload.row_tokens("encoder" if flow.attention.cross else self.block.stack, self.anatomy)
 
-    def _of_prefix(self, flow: AttentionFlow, c: int) -> float:
+    def _longer(self, flow: AttentionFlow) -> _prefix.Longer:
+        unmasked = self._fuses and not self.drops and self.block.stack == "decoder" and not self.narrow
+        separate = self.drops or self.shape.family.softcap
+        return _prefix.Longer(flow, self._attended(flow), separate, masked=not unmasked or not flow.length)
+
+    def _of_prefix(self, longer: _prefix.Longer, c: int) -> float:
         """What the gate of a prefix keeps, and the tensors that are joined with the prefix."""
         own = 2 if self.workload.bf16 else FLOAT
-        return c * _prefix.beside(flow, self._attended(flow)) + own * _prefix.of_its_gate(flow, self.hidden)
+        return longer.beside(c) + own * _prefix.of_its_gate(longer.flow, self.hidden)
 
-    def _mask_of_prefix(self, flow: AttentionFlow) -> float:
-        # A prefix makes the mask of a causal model longer: a new tensor [tokens, keys], one for the whole batch.
-        causal = self.block.stack == "decoder"
-        return causal * self.c * (self._attended(flow) + flow.length) / self.workload.per_device_train_batch_size
+    def _mask_of_prefix(self, longer: _prefix.Longer) -> float:
+        # A prefix makes a mask longer: a new tensor [tokens, keys], one for the whole batch.
+        longer_mask = self.narrow * self.c * (longer.keys + longer.added)
+        return longer_mask / self.workload.per_device_train_batch_size
 
     def _sources(self, matrices: Sequence[MatrixFlow]) -> float:
         """The inputs of the matrices that make queries, keys and values: hidden states, or latent vectors."""

@@ -11,12 +11,13 @@ and 2 n b out (one in series reads what the matrix gives: 2 n b out twice); the 
 computed where that carries one. Attention multiplies queries by keys (2 n u q) and
 probabilities by values (2 n u a); each has a gradient product per operand that carries a gradient.
 
-A prefix of l tokens makes that u + l keys. With a gate it makes vectors of l more numbers for each of h heads, q + h l
-and a + h l; beside them it multiplies queries by its keys (2 n l q), shares by its values (2 n l a), and reads its
-gate (2 n d). In a mixture with k experts of N for a token, matrices that read the block's hidden states run once,
-those that lead back k times, and low-rank updates k times; the router adds 2 n d N. Other methods of PEFT are counted
-as 2 n for each parameter that they add, in each of the three parts: roughly right for those that multiply tokens by
-low-rank matrices, too little for those that make a weight anew in every step (DoRA, OFT, LoHa ...).
+A prefix of l tokens makes that u + l keys. With a gate it makes that u + 1 keys and vectors of one more number for
+each of h heads, q + h and a + h (u + l, q + h l and a + h l with dropout or a soft cap); beside them it multiplies
+queries by its keys (2 n l q), weights by its values (2 n l a), and reads its gate (2 n d). In a mixture with k experts
+of N for a token, matrices that read the block's hidden states run once, those that lead back k times, and low-rank
+updates k times; the router adds 2 n d N. Other methods of PEFT are counted as 2 n for each parameter that they add, in
+each of the three parts: roughly right for those that multiply tokens by low-rank matrices, too little for those that
+make a weight anew in every step (DoRA, OFT, LoHa ...).
 
 Left out, because they are small beside these or do not multiply matrices: elementwise functions, softmax,
 norms, dropout, embedding look-ups, rotary tables, the loss, the optimizer, and DeBERTa's relative-position
@@ -155,7 +156,8 @@ def _block(block: BlockFlow, step: Flow, workload: Workload) -> Flops:
             parts.append(_matrix(matrix, positions))
         parts.append(_matrix(attention.output, read))
         attended = (encoded if cross else n) / workload.per_device_train_batch_size
-        parts.append(_products(attention, read, attended, step.anatomy.hidden_size))
+        separate = workload.dropout or block.structure.family.softcap
+        parts.append(_products(attention, read, attended, step.anatomy.hidden_size, separate))
     done = _sum(parts)
     if not (workload.activation_checkpointing and block.trains):
         return done
@@ -190,10 +192,11 @@ def _router(block: BlockFlow, n: float, step: Flow) -> Flops:
     return Flops(work, work * block.reads, work)
 
 
-def _products(attention: AttentionFlow, n: float, u: float, hidden: int) -> Flops:
+def _products(attention: AttentionFlow, n: float, u: float, hidden: int, separate: bool) -> Flops:
     q, a = attention.attention.q, attention.attention.a
-    scores = 2.0 * n * (u + attention.length) * (q + attention.marks)
-    values = 2.0 * n * (u + attention.length) * (a + attention.marks)
+    keys, marks = u + attention.added_keys(separate), attention.marks(separate)
+    scores = 2.0 * n * keys * (q + marks)
+    values = 2.0 * n * keys * (a + marks)
     back = scores * (attention.query + attention.key) + values * (attention.scores + attention.value)
     if not attention.gated:
         return Flops(scores + values, back)

@@ -88,10 +88,13 @@ class AttentionFlow:
     def gated(self) -> bool:
         return self.prefix is not None and self.prefix.gate != "none"
 
-    @property
-    def marks(self) -> int:
+    def added_keys(self, separate: bool) -> int:
+        """How many keys stand for the prefix: with a gate one, or one for each token where they are `separate`."""
+        return min(1, self.length) if self.gated and not separate else self.length
+
+    def marks(self, separate: bool) -> int:
         """How many numbers a gated prefix adds to a token's queries, keys and values, all heads together."""
-        return self.heads * self.length if self.gated else 0
+        return self.heads * self.added_keys(separate) if self.gated else 0
 
     @property
     def from_encoder(self) -> tuple[MatrixFlow, ...]:

@@ -177,5 +177,9 @@ def _numbers_per_token(block: BlockFlow, step: Flow) -> float:
     for attention in block.attentions:
         if attention.length:
             longer = attention.attention.q + attention.attention.k + attention.attention.a
-            total += longer + attention.gated * step.anatomy.hidden_size + 4 * attention.marks
+            total += (
+                longer
+                + attention.gated * step.anatomy.hidden_size
+                + 4 * attention.gated * attention.heads * attention.length
+            )
     return total

@@ -10,7 +10,6 @@ from frostline.hooks._attention import (
     hookable,
     open_attention,
     uses_attention_function,
-    without_call_hooks,
 )
 from frostline.hooks._checkpointing import checkpoints_reentrantly
 from frostline.hooks._compare import (
@@ -30,6 +29,7 @@ from frostline.hooks._outputs import PaddingWatch, summed
 from frostline.hooks._override import CALL, FORWARD, Override, attribute_set, is_overridden, overridden
 from frostline.hooks._own_state import state_kept
 from frostline.hooks._packed import packed_lengths, packed_starts, says_how_packed
+from frostline.hooks._per_thread import PerThread, Turns
 from frostline.hooks._rechecks import Rechecks
 from frostline.hooks._states import device_of, hidden_given, hidden_of, with_hidden
 from frostline.hooks._stop import Stop, capture, observe, run_until, stoppable
@@ -50,10 +50,12 @@ __all__ = [
     "NotHookable",
     "Override",
     "PaddingWatch",
+    "PerThread",
     "Rechecks",
     "Step",
     "Stop",
     "Tolerance",
+    "Turns",
     "all_trained",
     "attention_call",
     "attention_implementation",
@@ -86,6 +88,5 @@ __all__ = [
     "undisturbed",
     "uses_attention_function",
     "with_hidden",
-    "without_call_hooks",
     "zero_tensors",
 ]

@@ -3,7 +3,8 @@
 transformers looks attention functions up in a registry, by the name in the config of the attention module. A hooked
 module gets a copy of its config with the name of the function that this file registers. The model's own config stays
 as it is, because masks are made from it. The registered function calls two kinds of hooks: those that
-`hook_attention` added to the module for all calls, and those that `attention_call` added for the current call alone.
+`hook_attention` added to the module for all calls, and those that `attention_call` gave one call alone. The latter are
+one more argument of that call, which attention modules hand on to their function.
 
     B rows, H heads, G groups of key heads, Q queries, T keys, h head width
 """
@@ -12,20 +13,19 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from contextvars import ContextVar
+from collections.abc import Callable, Mapping
 from functools import partial
-from types import MappingProxyType
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 from transformers import AttentionInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from frostline.core.errors import FrostlineError
 
 _NAME = "frostline"
 _ATTRIBUTE = "_frostline_attention"
+_KEYWORD, _MASK = "frostline_call", "attention_mask"  # the arguments that carry the hooks of one call
 _METHOD = "_attn"  # of GPT-J: (query, key, value, attention_mask) -> output [B, H, Q, h], weights
 
 
@@ -106,7 +106,7 @@ def hook_attention(module: nn.Module, hook: AttentionHook) -> AttentionHandle:
         raise NotHookable(f"{type(module).__name__} does not use transformers' attention functions")
     hooked: _Hooked | None = getattr(module, _ATTRIBUTE, None)
     if hooked is None:
-        hooked = _Hooked(module.config, getattr(module, _METHOD) if _has_method(module) else None)
+        hooked = _Hooked(module)
         setattr(module, _ATTRIBUTE, hooked)
         if hooked.own is None:
             renamed = copy.copy(hooked.config)
@@ -128,49 +128,62 @@ def open_attention(module: nn.Module) -> AttentionHandle:
 
 
 def attention_call(
-    module: nn.Module, *, innermost: AttentionHook | None = None, outermost: AttentionHook | None = None
-) -> AbstractContextManager[None]:
-    """Inside this context, calls of `module` from this thread run these hooks too.
+    run: Callable[..., Any],
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    *,
+    innermost: AttentionHook | None = None,
+    outermost: AttentionHook | None = None,
+) -> Any:
+    """Return `run(*args, **kwargs)`, which calls `module` once: in this call, these hooks run too.
 
-    Contexts can be nested: the hooks of the inner one are added to those of the outer one.
+    The hooks go along with the arguments, so no other call has them, whatever thread it is in. `run` may use this
+    function again for the same call: its hooks are then added to these.
 
     Args:
+        run: calls `module` with the arguments that it gets.
         module: an attention module that `open_attention` or `hook_attention` has prepared.
+        args: of the call.
+        kwargs: of the call.
         innermost: a hook that runs after all hooks of the module.
         outermost: a hook that runs before all hooks of the module.
 
-    Raises `FrostlineError` when the module is not prepared, because these hooks would not be called then.
+    Raises `FrostlineError` when the module is not prepared, or does not give its attention function the arguments that
+    it does not know: these hooks would not be called then.
     """
-    if getattr(module, _ATTRIBUTE, None) is None:
+    hooked: _Hooked | None = getattr(module, _ATTRIBUTE, None)
+    if hooked is None:
         raise FrostlineError(f"{type(module).__name__} does not call hooks yet: use open_attention on it first")
-    calls = _CALLS.get()
-    inner, outer = calls.get(module, _NO_HOOKS)
-    inner += () if innermost is None else (innermost,)
-    outer += () if outermost is None else (outermost,)
-    return _during({**calls, module: (inner, outer)})
+    if hooked.own is None:
+        carrier = _KEYWORD
+    else:
+        # The method gets no more than the mask, so the hooks are in its place.
+        carrier, kwargs = _MASK, dict(zip(_parameters(module), args, strict=False)) | dict(kwargs)
+        args = ()
+    call = kwargs.get(carrier)
+    if isinstance(call, _CallHooks):
+        call.add(innermost, outermost)
+        return run(*args, **kwargs)
+    call = _CallHooks(mask=call)
+    call.add(innermost, outermost)
+    result = run(*args, **{**kwargs, carrier: call})
+    if not call.ran:
+        raise FrostlineError(f"{type(module).__name__} does not give its attention function all arguments of a call")
+    return result
 
 
-def without_call_hooks(module: nn.Module) -> AbstractContextManager[None]:
-    """Inside this context, a call of `module` does not run the hooks that an outer `attention_call` added."""
-    calls = _CALLS.get()
-    return _during({**calls, module: _NO_HOOKS}) if module in calls else nullcontext()
+class _CallHooks:
+    """The hooks of one call of a module, in the order of adding. `mask` is what they replace in the arguments."""
 
+    def __init__(self, mask: Any = None) -> None:
+        self.innermost: tuple[AttentionHook, ...] = ()
+        self.outermost: tuple[AttentionHook, ...] = ()
+        self.mask, self.ran = mask, False
 
-_CallHooks = tuple[
-    tuple[AttentionHook, ...], tuple[AttentionHook, ...]
-]  # innermost and outermost, in the order of adding
-_NO_HOOKS: _CallHooks = ((), ())
-# Not an attribute of the module: several threads may call one module at the same time.
-_CALLS: ContextVar[Mapping[nn.Module, _CallHooks]] = ContextVar("attention_calls", default=MappingProxyType({}))
-
-
-@contextmanager
-def _during(calls: Mapping[nn.Module, _CallHooks]) -> Iterator[None]:
-    token = _CALLS.set(calls)
-    try:
-        yield
-    finally:
-        _CALLS.reset(token)
+    def add(self, innermost: AttentionHook | None, outermost: AttentionHook | None) -> None:
+        self.innermost += () if innermost is None else (innermost,)
+        self.outermost += () if outermost is None else (outermost,)
 
 
 def _unchanged(attend: Callable[..., Any], *args: Any, **options: Any) -> Any:
@@ -178,19 +191,23 @@ def _unchanged(attend: Callable[..., Any], *args: Any, **options: Any) -> Any:
 
 
 class _Hooked:
-    """What is kept for a hooked module: its own config, its own attention method if it has one, and its hooks.
+    """What is kept for a hooked module: its own config, attention function or method, and its hooks.
 
-    The hooks are in the order in which they were added.
+    `eager` is the function that it uses where the registry has none. The hooks are in the order of adding.
     """
 
-    def __init__(self, config: Any, own: Callable[..., Any] | None) -> None:
-        self.config, self.own = config, own
+    def __init__(self, module: nn.Module) -> None:
+        self.config: Any = module.config
+        self.own: Callable[..., Any] | None = getattr(module, _METHOD) if _has_method(module) else None
+        self.eager: Any = _forward_of(module).__globals__.get("eager_attention_forward")
         self.hooks: list[AttentionHook] = []
 
-    def around(self, attend: Callable[..., Any], module: nn.Module) -> Callable[..., Any]:
-        """`attend` with all hooks around it, those of the module and those of the current call."""
-        innermost, outermost = _CALLS.get().get(module, _NO_HOOKS)
-        for hook in (*innermost, *self.hooks, *outermost):
+    def around(self, attend: Callable[..., Any], call: _CallHooks | None) -> Callable[..., Any]:
+        """`attend` with all hooks around it, those of the module and those of the call."""
+        if call is None:
+            call = _CallHooks()
+        call.ran = True
+        for hook in (*call.innermost, *self.hooks, *call.outermost):
             attend = partial(hook, attend)
         return attend
 
@@ -199,19 +216,20 @@ def _forward_of(module: nn.Module) -> Any:
     return inspect.unwrap(type(module).forward)
 
 
-def _attention(module: nn.Module, *args: Any, **options: Any) -> Any:
+def _attention(module: nn.Module, *args: Any, frostline_call: _CallHooks | None = None, **options: Any) -> Any:
     """The function in transformers' registry: it calls the hooks of `module` and then its own attention."""
-    names = _forward_of(module).__globals__
-    attend = names["ALL_ATTENTION_FUNCTIONS"].get_interface(
-        attention_implementation(module), names.get("eager_attention_forward")
-    )
     hooked: _Hooked = getattr(module, _ATTRIBUTE)
-    return hooked.around(attend, module)(module, *args, **options)
+    attend = ALL_ATTENTION_FUNCTIONS.get_interface(attention_implementation(module), hooked.eager)
+    return hooked.around(attend, frostline_call)(module, *args, **options)
 
 
 def _has_method(module: nn.Module) -> bool:
     method = getattr(type(module), _METHOD, None)
     return method is not None and list(inspect.signature(method).parameters)[1:] == _METHOD_PARAMETERS
+
+
+def _parameters(module: nn.Module) -> list[str]:
+    return list(inspect.signature(type(module).forward).parameters)[1:]
 
 
 _METHOD_PARAMETERS = ["query", "key", "value", "attention_mask"]
@@ -220,13 +238,15 @@ _METHOD_PARAMETERS = ["query", "key", "value", "attention_mask"]
 def _method(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None) -> Any:
     """Replaces the attention method of a module that has one (GPT-J)."""
     hooked: _Hooked = getattr(module, _ATTRIBUTE)
+    call = attention_mask if isinstance(attention_mask, _CallHooks) else None
+    mask = attention_mask if call is None else call.mask
 
     def attend(_: nn.Module, *args: Any, **options: Any) -> Any:
         assert hooked.own is not None
         output, weights = hooked.own(*args)
         return output.transpose(1, 2), weights
 
-    output, weights = hooked.around(attend, module)(module, query, key, value, attention_mask)
+    output, weights = hooked.around(attend, call)(module, query, key, value, mask)
     return output.transpose(1, 2), weights
 
 

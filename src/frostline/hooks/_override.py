@@ -37,6 +37,7 @@ class Override:
 
     def __init__(self, module: nn.Module, run: Run, attribute: str = FORWARD) -> None:
         self.module, self.attribute = module, attribute
+        self._is_set = attribute in vars(module)  # also to None
         self._before: Any = vars(module).get(attribute)
         self._replacement = _Replacement(self, run)
         vars(module)[attribute] = self._replacement
@@ -66,10 +67,10 @@ class Override:
         """Restore the module's own method, unless something else has replaced this override since."""
         attributes = vars(self.module)
         if attributes.get(self.attribute) is self._replacement:
-            if self._before is None:
-                del attributes[self.attribute]
-            else:
+            if self._is_set:
                 attributes[self.attribute] = self._before
+            else:
+                del attributes[self.attribute]
 
     def in_copy(self, copied: nn.Module, memo: dict[int, Any]) -> Any:
         """The method that a deep copy of the module gets."""

@@ -10,7 +10,8 @@ same.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -21,8 +22,19 @@ from torch.utils.hooks import RemovableHandle
 from frostline.adapters import kind_of
 from frostline.anatomy import Anatomy
 from frostline.core.errors import FrostlineError, PlanError, first_line
-from frostline.hooks import CALL, device_of, hidden_given, hidden_of, overridden, undisturbed, with_hidden
+from frostline.hooks import (
+    CALL,
+    PerThread,
+    Turns,
+    device_of,
+    hidden_given,
+    hidden_of,
+    overridden,
+    undisturbed,
+    with_hidden,
+)
 from frostline.plan import Plan
+from frostline.surgery._residual import interact
 
 
 def install_forward(model: nn.Module, plan: Plan, anatomy: Anatomy) -> list[RemovableHandle]:
@@ -96,39 +108,27 @@ def check_loss_is_the_models(plan: Plan, computed_outside: bool) -> None:
             )
 
 
-def interact(blocks: Sequence[nn.Module], alpha: float, span: int) -> Iterator[RemovableHandle]:
-    """Make each block of a stack return h_l = block_l(h_(l-1)) + alpha h_(l-span), for l >= span.
-
-    A recorded state is dropped once it was added. transformers' activation checkpointing does not include the hooks of
-    a block, so nothing here runs again in the backward pass.
-
-    Args:
-        blocks: of one stack, in order.
-        alpha: the weight of the earlier state.
-        span: how many blocks earlier that state is.
-    """
-    states: dict[int, Tensor] = {}
-
-    def note(index: int, _block: Any, args: Any, kwargs: Any) -> None:
-        states[index] = hidden_given(args, kwargs)
-
-    def add(index: int, _block: Any, _inputs: Any, output: Any) -> Any:
-        if index not in states:
-            raise FrostlineError(
-                "forward.residual needs every block to run once in each pass and in order, but a block ran again: use "
-                "no activation checkpointing around whole blocks (as FSDP's)"
-            )
-        hidden = hidden_of(output)
-        return with_hidden(output, hidden + alpha * states.pop(index).to(hidden.dtype))
-
-    for index in range(len(blocks) - span + 1):
-        # These hooks run first: they record the state unchanged, and all other hooks see the new output of the block.
-        yield blocks[index].register_forward_pre_hook(partial(note, index), prepend=True, with_kwargs=True)
-        yield blocks[index + span - 1].register_forward_hook(partial(add, index), prepend=True)
-
-
 # For the extra passes: blocks do not run in them, so there are no router logits.
 _NO_ROUTER_LOSS = {"output_router_logits": False}
+
+
+@dataclass
+class _Recorded:
+    """What one pass has recorded: states, and what else the blocks returned."""
+
+    states: dict[int, Tensor] = field(default_factory=dict)
+    returned: dict[str, Any] = field(default_factory=dict)
+
+
+class _Passes(PerThread):
+    """The passes of the model that run in this thread, the innermost one last; None for one that records nothing."""
+
+    def __init__(self) -> None:
+        self.running: list[_Recorded | None] = []
+
+    @property
+    def now(self) -> _Recorded | None:
+        return self.running[-1] if self.running else None
 
 
 class LayeredLoss:
@@ -136,6 +136,7 @@ class LayeredLoss:
 
     After its own pass, the model runs once more for each weighted state except the last. In these passes every block
     just returns that state, so final norm, pooling, head and loss are the model's own code. A router loss counts once.
+    For that time the blocks are replaced for all threads, so passes in training run one after the other.
 
     Args:
         model: a transformers model with a loss of its own.
@@ -149,19 +150,18 @@ class LayeredLoss:
         self._encoder = self._names[: len(self._names) - len(_stacks(anatomy)[-1])]
         self._weights = {index: weight for index, weight in weights.items() if index != self._last}
         self._own_weight = weights.get(self._last, 0.0)
-        self._states: dict[int, Tensor] = {}
-        self._returned: dict[str, Any] = {}
-        self._recording = False
+        self._passes, self._turns = _Passes(), Turns()
 
     def install(self) -> Iterator[RemovableHandle]:
         yield self._model.register_forward_pre_hook(self._begin)
         for index, name in enumerate(self._names):
             block = self._model.get_submodule(name)
+            vars(block).setdefault(CALL, None)  # a copy that another thread makes meanwhile finds as many attributes
             if index - 1 in self._weights:
                 yield block.register_forward_pre_hook(partial(self._record, index - 1), prepend=True, with_kwargs=True)
             yield block.register_forward_hook(partial(self._record_output, name))
         # This hook runs first: what others add to the loss (the balance loss of a mixture) gets no block's weight.
-        yield self._model.register_forward_hook(self._finish, with_kwargs=True, prepend=True)
+        yield self._model.register_forward_hook(self._finish, with_kwargs=True, prepend=True, always_call=True)
 
     def disagreement(self) -> str | None:
         """Say in one line why the extra passes would not be exact; None when they are.
@@ -180,49 +180,59 @@ class LayeredLoss:
             inputs |= _NO_ROUTER_LOSS
         try:
             with undisturbed(self._model), torch.no_grad():
-                self._begin(self._model, None, recording=True)
+                recorded = self._begin_recording()
                 own = self._model.forward(**inputs)
-                again = self._run_again(self._states[self._last], (), inputs)
+                again = self._run_again(recorded, self._last, (), inputs)
         except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
             return f"the model does not run again from the states of its last block ({first_line(error)})"
         finally:
             for hook in hooks:
                 hook.remove()
-            self._forget()
+            self._end()
         same = torch.equal(own.to_tuple()[0], again.to_tuple()[0])
         return None if same else "what follows the blocks reads more than the states of the last one"
 
-    def _begin(self, model: nn.Module, _inputs: Any, recording: bool = False) -> None:
-        self._forget()
-        self._recording = recording or model.training
+    def _begin(self, model: nn.Module, _inputs: Any) -> None:
+        if model.training:
+            self._begin_recording()
+        else:
+            self._passes.running.append(None)
+
+    def _begin_recording(self) -> _Recorded:
+        self._turns.take()
+        recorded = _Recorded()
+        self._passes.running.append(recorded)
+        return recorded
+
+    def _end(self) -> None:
+        if self._passes.running and self._passes.running.pop() is not None:
+            self._turns.give_back()
 
     def _record(self, index: int, _block: Any, args: Any, kwargs: Any) -> None:
-        if self._recording:
-            self._states[index] = hidden_given(args, kwargs)
+        if (recorded := self._passes.now) is not None:
+            recorded.states[index] = hidden_given(args, kwargs)
 
     def _record_output(self, name: str, _block: Any, _inputs: Any, output: Any) -> None:
-        if self._recording:
+        if (recorded := self._passes.now) is not None:
             # Not the states themselves: those below the boundary would stay in memory.
-            self._returned[name] = (None, *output[1:]) if isinstance(output, tuple) else None
+            recorded.returned[name] = (None, *output[1:]) if isinstance(output, tuple) else None
             if name == self._names[-1]:
-                self._states[self._last] = hidden_of(output)
-
-    def _forget(self) -> None:
-        self._states, self._returned, self._recording = {}, {}, False
+                recorded.states[self._last] = hidden_of(output)
 
     def _finish(self, _model: Any, args: Any, kwargs: Any, output: Any) -> None:
+        recorded = self._passes.now
         try:
-            if self._recording and isinstance(output, tuple):
+            if recorded is not None and isinstance(output, tuple):
                 raise FrostlineError("a layered loss needs a model output with names: leave out return_dict=False")
-            if self._recording and getattr(output, "loss", None) is not None:
-                output.loss = self._loss(args, kwargs, output)
+            if recorded is not None and getattr(output, "loss", None) is not None:
+                output.loss = self._loss(recorded, args, kwargs, output)
         finally:
-            self._forget()
+            self._end()
 
-    def _loss(self, args: Any, kwargs: Any, output: Any) -> Tensor:
+    def _loss(self, recorded: _Recorded, args: Any, kwargs: Any, output: Any) -> Tensor:
         router = getattr(output, "aux_loss", None)
         again = kwargs if router is None else {**kwargs, **_NO_ROUTER_LOSS}
-        terms = [weight * self._run_again(self._states[i], args, again).loss for i, weight in self._weights.items()]
+        terms = [weight * self._run_again(recorded, i, args, again).loss for i, weight in self._weights.items()]
         if self._own_weight:
             terms.append(self._own_weight * output.loss)
         if router is not None and self._own_weight != 1:
@@ -230,14 +240,15 @@ class LayeredLoss:
             terms.append((1 - self._own_weight) * self._model.router_aux_loss_coef * router)
         return torch.stack(terms).sum()
 
-    def _run_again(self, state: Tensor, args: Any, kwargs: Any) -> Any:
-        """The model's output when all blocks of its last stack return `state` [B, T, d].
+    def _run_again(self, recorded: _Recorded, index: int, args: Any, kwargs: Any) -> Any:
+        """The model's output when all blocks of its last stack return the recorded state `index` [B, T, d].
 
         The blocks of an encoder before it return what they are given.
         """
+        state = recorded.states[index]
         given = {
             self._model.get_submodule(name): partial(_return_state, returned, None if name in self._encoder else state)
-            for name, returned in self._returned.items()
+            for name, returned in recorded.returned.items()
         }
         with overridden(given, CALL):
             return self._model.forward(*args, **kwargs)
