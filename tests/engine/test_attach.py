@@ -414,6 +414,17 @@ def test_a_plan_that_cannot_be_merged_is_saved_as_a_delta(tmp_path: Path, strate
         torch.testing.assert_close(again(**batch).logits, ours.model.eval()(**batch).logits, atol=1e-5, rtol=0)
 
 
+class Streamed(torch.utils.data.IterableDataset[Any]):
+    """Rows again and again."""
+
+    def __init__(self, rows: Any) -> None:
+        self.rows = rows
+
+    def __iter__(self) -> Any:
+        while True:
+            yield from self.rows
+
+
 class LateHook(TrainerCallback):
     """Puts a hook on the model at the beginning of a step, after all other callbacks."""
 
@@ -454,6 +465,24 @@ def test_classes_of_an_encoder_decoder_run_plainly(tmp_path: Path) -> None:
         ]
     assert losses(ours) == pytest.approx(losses(plain), rel=10 * LOSS)
     assert "the frozen bottom ran for them" in ours.cache_report.notice
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_the_balance_loss_of_a_step_is_not_touched_by_what_is_tried_within_it(tmp_path: Path, name: str) -> None:
+    found = []
+    for mode in ("off", "on"):
+        model = model_of(name, "causal")
+        trainer = trainer_of(tmp_path, model, "causal")
+        trainer.train_dataset = Streamed(trainer.train_dataset)  # not known before: stored while training runs
+        trainer.args.max_steps = 6
+        plan = fl.make_plan(model, "bot50+mixlora")
+        blocks = [
+            block.model_copy(update={"dropout": 0.0} if hasattr(block, "dropout") else {}) for block in plan.blocks
+        ]
+        fl.attach(trainer, plan.model_copy(update={"blocks": tuple(blocks)}), activation_cache=mode)
+        found.append(losses(trainer))
+    assert trainer.cache_report.used
+    assert found[1] == pytest.approx(found[0], rel=10 * LOSS)
 
 
 def test_no_rows(tmp_path: Path) -> None:
