@@ -9,7 +9,7 @@ from frostline.checkpoints._delta import (
     save_delta,
     trained_tensors,
 )
-from frostline.checkpoints._merge import load, merge
+from frostline.checkpoints._merge import Merged, load, merge
 from frostline.checkpoints._models import (
     class_called,
     load_above,
@@ -38,6 +38,7 @@ __all__ = [
     "OPTIMIZER_TENSORS",
     "SCHEDULER_FILE",
     "DeltaCard",
+    "Merged",
     "class_called",
     "load",
     "load_above",

@@ -181,6 +181,9 @@ def note(applied: Applied, model: nn.Module) -> None:
 def to_plain(model: Any) -> Any:
     """Turn the model into an ordinary transformers model: LoRA is merged by PEFT, rows go back into their matrices.
 
+    All its tensors then have one dtype. It is float32 where anything that trained (float32) or was merged (in float32)
+    differs from the rest, so that nothing is rounded.
+
     Raises `PlanError` when the model has no plan, or its plan changes what blocks compute.
     """
     applied = applied_to(model)
@@ -195,7 +198,9 @@ def to_plain(model: Any) -> Any:
     _remove_hooks(applied)
     delattr(model, _ATTRIBUTE)
     fold_rows(model)
-    return merge_adapters(applied.peft_models) if applied.peft_models else model
+    plain: Any = merge_adapters(applied.peft_models) if applied.peft_models else model
+    dtypes = {parameter.dtype for parameter in plain.parameters() if parameter.is_floating_point()}
+    return plain.to(torch.float32) if len(dtypes) > 1 else plain
 
 
 def _train(model: Any, plan: Plan, anatomy: Anatomy, lr_scales: Mapping[str, float]) -> tuple[RemovableHandle, ...]:
