@@ -7,20 +7,23 @@ not accept the method.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from accelerate import init_empty_weights
-from peft import PeftConfig
+from peft import LoraConfig, PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import set_additional_trainable_modules
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
+from frostline.adapters._folder import note_import, ordinary_lora
 from frostline.adapters._kinds import adapters_in, kind_of
 from frostline.adapters._layer import PARTS, AdapterPart, HybridLayer, check_mergeable, submodule
 from frostline.anatomy import Anatomy, find_anatomy
@@ -49,6 +52,22 @@ class HybridConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PEFT_TYPE
+        self._lora: LoraConfig | None = None
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """Write the config, and in README.md what loading the folder needs.
+
+        Where every block that is not frozen has LoRA without a gate, and of one dropout, this is PEFT's own
+        `LoraConfig`: the folder is then an ordinary LoRA folder. It may give each matrix its own rank and alpha, which
+        vLLM and llama.cpp do not read; `frostline.export_lora` writes one for them.
+        """
+        if self._lora is not None:
+            for name in ("base_model_name_or_path", "revision", "task_type", "inference_mode", "modules_to_save"):
+                setattr(self._lora, name, getattr(self, name))
+            self._lora.save_pretrained(save_directory, **kwargs)
+        else:
+            super().save_pretrained(save_directory, **kwargs)
+        note_import(Path(save_directory), needed=self._lora is None)
 
     @classmethod
     def of(cls, plan: Plan, **others: Any) -> HybridConfig:
@@ -139,6 +158,7 @@ class HybridModel(BaseTuner):
             self.targeted_module_names.append(path)
         for kind in dict.fromkeys(type(kind) for kind, _ in members):
             kind.watch(model)
+        config._lora = ordinary_lora(members, self.anatomy)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
         self._mark_only_adapters_as_trainable(model)
         set_additional_trainable_modules(
@@ -175,7 +195,8 @@ class HybridModel(BaseTuner):
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
         # Leave ".base_layer" out: it is in the path only where another adapter is around an outer module.
-        return key.replace(f".{PARTS}.{adapter_name}.", f".{PARTS}.").replace(".base_layer.", ".")
+        key = key.replace(f".{PARTS}.{adapter_name}.", f".{PARTS}.").replace(".base_layer.", ".")
+        return re.sub(rf"\.{PARTS}\.(A|B)$", r".lora_\1.weight", key)  # LoRA has the names that PEFT gives it
 
 
 def _wrap(model: nn.Module, path: str, adapter_name: str, part: AdapterPart) -> None:

@@ -26,7 +26,7 @@ from frostline.checkpoints._models import (
 )
 from frostline.checkpoints._parts import Shards, parts_of
 from frostline.core.errors import CheckpointError, ConfigError, UserError
-from frostline.core.files import atomic_folder
+from frostline.core.files import atomic_folder, new_folder
 from frostline.core.memory import give_back_free_memory
 from frostline.plan import Plan
 from frostline.surgery import to_plain
@@ -110,14 +110,6 @@ def merge(folder: str | Path, out: str | Path, *, base: str | None = None, dtype
         shards.finish()
         _copy_tokenizer(folder, str(base or card.base_name), staging)
     return Merged(out, written, changed, lost)
-
-
-def new_folder(out: str | Path) -> Path:
-    """`out`, where something can be written. Raises `CheckpointError` when something is there already."""
-    out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise CheckpointError(f"{out} exists and is not empty: use a new folder")
-    return out
 
 
 def _in_memory(model: Any) -> Iterator[tuple[str, torch.Tensor]]:

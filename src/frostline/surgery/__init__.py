@@ -1,6 +1,6 @@
 """What a plan does to a model, in any training loop."""
 
-from frostline.surgery._apply import Applied, applied_to, apply, change, remember, to_plain
+from frostline.surgery._apply import Applied, applied_to, apply, change, one_dtype, remember, to_plain
 from frostline.surgery._forward import check_loss_is_the_models
 from frostline.surgery._given import AS_GIVEN, as_given, partly_frozen
 from frostline.surgery._quantize import Quantized, quantize_frozen
@@ -14,6 +14,7 @@ __all__ = [
     "as_given",
     "change",
     "check_loss_is_the_models",
+    "one_dtype",
     "partly_frozen",
     "quantize_frozen",
     "remember",

@@ -199,8 +199,14 @@ def to_plain(model: Any) -> Any:
     delattr(model, _ATTRIBUTE)
     fold_rows(model)
     plain: Any = merge_adapters(applied.peft_models) if applied.peft_models else model
-    dtypes = {parameter.dtype for parameter in plain.parameters() if parameter.is_floating_point()}
-    return plain.to(torch.float32) if len(dtypes) > 1 else plain
+    return one_dtype(plain)
+
+
+def one_dtype(model: Any) -> Any:
+    """`model` in float32 if its tensors differ in dtype: a checkpoint has one dtype, and loading rounds the others."""
+    dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+    quantized = getattr(model, "is_quantized", False)  # cannot be converted
+    return model.to(torch.float32) if len(dtypes) > 1 and not quantized else model
 
 
 def _train(model: Any, plan: Plan, anatomy: Anatomy, lr_scales: Mapping[str, float]) -> tuple[RemovableHandle, ...]:
