@@ -143,7 +143,7 @@ def _of_peft(model: PeftModel) -> _Learned:
     config, tuner = model.peft_config[model.active_adapter], model.base_model
     if not isinstance(config, HybridConfig) or not isinstance(tuner, HybridModel):
         raise PlanError(
-            f"the active adapter '{model.active_adapter}' is one of PEFT's own ({config.peft_type}): use its "
+            f"the active adapter '{model.active_adapter}' is one of PEFT's own ({type(config).__name__}): use its "
             "save_pretrained, which writes an ordinary folder"
         )
     modes, merge = config.modes(len(tuner.anatomy.blocks)), "merge_and_unload"
