@@ -98,7 +98,9 @@ def test_a_value_that_float16_cannot_hold_is_refused(tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype="auto")
     apply(LORA, model)
     save_delta(model, tmp_path / "run")
-    with pytest.raises(CheckpointError, match=r"up_proj\.weight has values up to 9\.98e\+04, too large for torch\.float16"):
+    with pytest.raises(
+        CheckpointError, match=r"up_proj\.weight has values up to 9\.98e\+04, too large for torch\.float16"
+    ):
         merge(tmp_path / "run", tmp_path / "merged", dtype="float16")
     assert not (tmp_path / "merged").exists()
 

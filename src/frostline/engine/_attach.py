@@ -28,7 +28,7 @@ from frostline.engine._start import PlanFor, ScheduleFor, check_rows, check_sett
 from frostline.hooks import Rechecks
 from frostline.loss_positions import LossPositions, hook_above, use_loss_positions
 from frostline.plan import Plan, Schedule, document
-from frostline.surgery import Applied, applied_to, change, to_plain
+from frostline.surgery import Applied, applied_to, change, one_dtype, to_plain
 
 STATE_FILE = "frostline.json"
 """What a checkpoint of the trainer gets beside its own files under a schedule that may still change the plan."""
@@ -162,6 +162,7 @@ class _Attachment(TrainerCallback):
             trainer, model = self._trainer, self._trainer.model
             copied = copy.deepcopy(model)
             to_plain(text_model(copied))
+            one_dtype(copied)
             trainer.model = copied
             try:
                 return own(output_dir, _internal_call)
