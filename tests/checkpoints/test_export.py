@@ -368,3 +368,14 @@ def test_the_run_is_read_without_its_base(tmp_path: Path) -> None:
     files = [load_file(tmp_path / name / "adapter_model.safetensors") for name in ("lora", "again")]
     assert files[0].keys() == files[1].keys() and all(torch.equal(files[1][k], v) for k, v in files[0].items())
     assert AutoConfig.from_pretrained(tmp_path / "moved").model_type == "llama"
+
+
+def test_the_example_runs(tmp_path: Path) -> None:
+    root = Path(__file__).resolve().parents[2]
+    model = root / "src" / "frostline" / "run" / "demo" / "storyteller"
+    command = [sys.executable, str(root / "examples" / "export_lora.py"), str(model)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "rank 8, alpha 32, 8 matrices; same logits: True" in done.stdout
+    assert (tmp_path / "out" / "lora" / "folder" / "adapter_model.safetensors").is_file()
