@@ -38,4 +38,4 @@ def _view(exported: Exported) -> list[RenderableType]:
     from rich.text import Text
 
     lora = f"rank {exported.r}, alpha {exported.alpha:g}, {len(exported.modules)} matrices"
-    return [Text(f"written to {exported.folder}: {lora}; its README.md says how to load it")]
+    return [Text(f"written to {exported.folder}"), f"{lora}; its README.md says how to load it"]

@@ -37,7 +37,7 @@ def command(
 def _view(merged: Merged) -> list[RenderableType]:
     from rich.text import Text
 
-    shown: list[RenderableType] = [Text(f"written to {merged.folder} in {merged.dtype}")]
+    shown: list[RenderableType] = [Text(f"written to {merged.folder}"), f"tensors in {merged.dtype}"]
     if merged.lost:
         share = f"{merged.lost / merged.changed:.1%} of the entries that training changed"
         shown.append(f"{share} are rounded to the base's value; --dtype float32 keeps them")
