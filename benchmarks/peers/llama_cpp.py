@@ -30,6 +30,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Column, Table
 from safetensors.torch import load_file
 from torch import Tensor
@@ -48,7 +49,7 @@ REAL = ("stories260K", "base16")
 TINY = ("qwen3", "gemma3", "phi3", "gpt_neox", "gpt2", "opt")
 REASONS: dict[str, str] = {
     "base16 merged": "its tokenizer is its own, and the converter takes only tokenizers that it knows",
-    "gpt2 lora": "its converter transposes LoRA on GPT-2's matrices, which are [in, out], but PEFT's A and B are not",
+    "gpt2 lora": "its converter transposes LoRA as it does GPT-2's matrices, but PEFT's A and B are not transposed",
     "opt lora": "llama.cpp does not know OPT",
 }
 """What does not pass, and why."""
@@ -197,7 +198,7 @@ def main() -> None:
             note = (
                 f"{amiss}: {reason or 'NO REASON IS NAMED'}" if amiss else reason and "its reason is no longer needed"
             )
-            table.add_row(name, check, "fails" if amiss else "passes", note)
+            table.add_row(name, check, "fails" if amiss else "passes", escape(note))
     Console(width=None if sys.stdout.isatty() else 160).print(table)
     raise SystemExit(wrong)
 
