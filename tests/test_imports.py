@@ -33,6 +33,7 @@ EXPORTS = [
     "activation_cache",
     "apply",
     "attach",
+    "export_lora",
     "load",
     "load_plan",
     "make_plan",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from frostline.adapters import HybridConfig
-    from frostline.checkpoints import load, merge
+    from frostline.checkpoints import export_lora, load, merge
     from frostline.core.errors import (
         CheckpointError,
         ConfigError,
@@ -44,6 +44,7 @@ _PLACES = {
     "activation_cache": "frostline.engine",
     "apply": "frostline.surgery",
     "attach": "frostline.run",
+    "export_lora": "frostline.checkpoints",
     "load": "frostline.checkpoints",
     "load_plan": "frostline.plan",
     "make_plan": "frostline.run",
@@ -70,6 +71,7 @@ __all__ = [
     "activation_cache",
     "apply",
     "attach",
+    "export_lora",
     "load",
     "load_plan",
     "make_plan",

@@ -117,7 +117,7 @@ def test_a_second_adapter_is_injected_beside_or_around_or_inside_the_first(order
 
 
 def test_where_transformers_would_not_find_the_values_it_is_refused(tmp_path: Path) -> None:
-    model_class, _ = saved("llama", INSIDE, tmp_path)
+    model_class, _ = saved("llama", [{"index": 3, **PLAIN_LORA, "gate": True}], tmp_path)
     model = model_class.from_pretrained(tmp_path / "base")
     model.add_adapter(HybridConfig(blocks=HYBRID), "outer")
     base = logits(model)

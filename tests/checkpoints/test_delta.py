@@ -75,7 +75,7 @@ def test_loading_gives_the_trained_model_bit_for_bit(tmp_path: Path, case: str) 
 @pytest.mark.parametrize("case", CASES)
 def test_merging_gives_an_ordinary_checkpoint(tmp_path: Path, case: str) -> None:
     model, _, run = trained_run(tmp_path, case)
-    out = merge(run, tmp_path / "merged")
+    out = merge(run, tmp_path / "merged").folder
     plain = type(tiny(CASES[case][0])).from_pretrained(out, dtype="auto")
     batch = batch_for(model)
     with torch.no_grad():
@@ -92,7 +92,7 @@ def test_merging_gives_an_ordinary_checkpoint(tmp_path: Path, case: str) -> None
 
 def test_lora_merges_as_peft_merges_it(tmp_path: Path) -> None:
     _, base, run = trained_run(tmp_path, "lora")
-    out = merge(run, tmp_path / "merged")
+    out = merge(run, tmp_path / "merged").folder
     reference = AutoModelForCausalLM.from_pretrained(base)
     wrapped = get_peft_model(reference, LoraConfig(r=8, lora_alpha=32, target_modules=["q_proj", "v_proj"]))
     tensors = load_file(run / "delta.safetensors")
@@ -107,7 +107,7 @@ def test_lora_merges_as_peft_merges_it(tmp_path: Path) -> None:
 
 def test_the_merged_folder_loads_where_frostline_is_not(tmp_path: Path) -> None:
     model, _, run = trained_run(tmp_path, "bot50")
-    out = merge(run, tmp_path / "merged")
+    out = merge(run, tmp_path / "merged").folder
     batch = batch_for(model)
     torch.save({k: v for k, v in batch.items() if k != "labels"}, tmp_path / "batch.pt")
     code = f"""
@@ -135,14 +135,14 @@ def test_a_bfloat16_base_keeps_its_frozen_tensors(tmp_path: Path) -> None:
     _model, base, run = trained_run(tmp_path, "bot50", torch.bfloat16)
     saved = load_file(run / "delta.safetensors")
     assert {t.dtype for t in saved.values()} == {torch.float32}
-    out = merge(run, tmp_path / "merged")
+    out = merge(run, tmp_path / "merged").folder
     merged = load_file(out / "model.safetensors")
     original = load_file(base / "model.safetensors")
     trained = set(saved)
     assert {t.dtype for t in merged.values()} == {torch.float32}
     assert all(torch.equal(merged[n], original[n].float()) for n in merged if n not in trained)
     assert all(torch.equal(merged[n], saved[n]) for n in trained)
-    rounded = load_file(merge(run, tmp_path / "rounded", dtype="bfloat16") / "model.safetensors")
+    rounded = load_file(merge(run, tmp_path / "rounded", dtype="bfloat16").folder / "model.safetensors")
     assert {t.dtype for t in rounded.values()} == {torch.bfloat16}
 
 

@@ -53,7 +53,7 @@ def move(model: Any) -> None:
 
 def merged(run: Path, out: Path, part_bytes: int, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Path:
     monkeypatch.setattr(_parts, "PART_BYTES", part_bytes)
-    return merge(run, out, **options)
+    return merge(run, out, **options).folder
 
 
 def tensors_in(folder: Path) -> dict[str, torch.Tensor]:

@@ -11,10 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoModelForCausalLM
 
+from frostline.checkpoints import save_delta
 from frostline.cli.main import main
 from frostline.core.errors import FrostlineError
 from frostline.plan import load_plan
+from frostline.run import make_plan
+from frostline.surgery import apply
 from tiny_files import write_model, write_task
 
 
@@ -192,10 +196,34 @@ def test_generate_refuses_a_classifier(place: Path, trained: Ended) -> None:
 
 def test_merge(place: Path, trained: Ended, tmp_path: Path) -> None:
     ended = frostline("merge", place / "run", "--out", tmp_path / "merged", "--json")
-    assert (ended.status, ended.document["out"]) == (0, str(tmp_path / "merged"))
+    document = {"run": str(place / "run"), "out": str(tmp_path / "merged"), "dtype": "float32", "lost_share": None}
+    assert (ended.status, ended.document) == (0, document)
     assert (tmp_path / "merged" / "model.safetensors").is_file()
+    rounded = frostline("merge", place / "run", "--out", tmp_path / "rounded", "--dtype", "bfloat16")
+    assert "in bfloat16\n" in rounded.out and "% of the entries that training changed are rounded" in rounded.out
     again = frostline("merge", place / "run", "--out", tmp_path / "merged")
     assert again.status == 2 and "not empty" in again.error
+
+
+def test_export(place: Path, trained: Ended, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(place / "model")
+    apply(make_plan(model, "bot50+lora"), model)
+    save_delta(model, tmp_path / "run")
+    ended = frostline("export", tmp_path / "run", "--out", tmp_path / "lora", "--json")
+    document = {"run": str(tmp_path / "run"), "out": str(tmp_path / "lora"), "r": 8, "alpha": 32}
+    modules = [f"model.layers.{block}.self_attn.{name}_proj" for block in (2, 3) for name in "qv"]
+    assert (ended.status, ended.document) == (0, {**document, "modules": modules}), ended.err
+    assert {path.name for path in (tmp_path / "lora").iterdir()} == {
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+    again = frostline("export", tmp_path / "run", "--out", tmp_path / "lora")
+    assert again.status == 2 and "not empty" in again.error
+    shown = frostline("export", tmp_path / "run", "--out", tmp_path / "lora2").out
+    assert "rank 8, alpha 32, 4 matrices" in " ".join(shown.split())
+    refused = frostline("export", place / "run", "--out", tmp_path / "no")
+    assert refused.status == 2 and "block 2 has full" in refused.error and "frostline merge" in refused.error
 
 
 def test_report(place: Path, trained: Ended) -> None:
@@ -267,6 +295,11 @@ def test_demo_is_a_study_whose_table_report_shows_again(tmp_path: Path, monkeypa
         (["evaluate", "./absent", "--task", "TASK"], "no such folder"),
         (["generate", "MODEL"], "--prompt"),
         (["merge", "MODEL", "--out", "OUT"], "holds no delta"),
+        (
+            ["merge", "MODEL", "--out", "OUT", "--dtype", "fp8"],
+            "error: Invalid value for '--dtype': 'fp8' is not one of",
+        ),
+        (["export", "MODEL", "--out", "OUT"], "holds no delta"),
         (["study", "absent.yaml", "--out", "OUT"], "study file not found"),
         (["report", "MODEL"], "no run below"),
         (["trian"], "unknown command 'trian': did you mean 'train'?"),

@@ -200,7 +200,7 @@ def test_a_streaming_run_is_the_same_run(tmp_path: Path, monkeypatch: pytest.Mon
     for path, tensor in same.named_parameters():
         torch.testing.assert_close(model.get_parameter(path), tensor, atol=near(ordinary), rtol=0, msg=path)
     merged = [
-        load_file(merge(run.folder, tmp_path / f"{run.folder.name}-merged") / "model.safetensors")
+        load_file(merge(run.folder, tmp_path / f"{run.folder.name}-merged").folder / "model.safetensors")
         for run in (plain, streamed)
     ]
     assert merged[0].keys() == merged[1].keys()

@@ -60,10 +60,17 @@ def add_adapters(model: PreTrainedModel, plan: Plan, anatomy: Anatomy, seed: int
 def merge_adapters(peft_models: tuple[PeftModel, ...]) -> Any:
     """Add every adapter's update to its matrix, as PEFT does, and return the model without adapters.
 
+    Modules that carry adapters become float32 first, because rounding to bfloat16 loses most of a small update.
+
     Raises `PlanError` when an adapter cannot be written as a change of weights. Nothing is changed then.
     """
     model = peft_models[-1].get_base_model()
     check_mergeable(model)
+    for layer in model.modules():
+        if isinstance(layer, BaseTunerLayer):
+            for parameter in layer.get_base_layer().parameters():
+                if parameter.is_floating_point():
+                    parameter.data = parameter.data.float()
     return peft_models[-1].merge_and_unload()
 
 

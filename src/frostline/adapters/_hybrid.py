@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from frostline.adapters._bare import without_adapter_layers
 from frostline.adapters._base import check_base, describe_base
+from frostline.adapters._folder import ordinary_lora
 from frostline.adapters._hybrid_config import HybridConfig, HybridType
-from frostline.adapters._hybrid_keys import keys_alone, without_name
+from frostline.adapters._hybrid_keys import as_pefts, keys_alone, without_name
 from frostline.adapters._kinds import adapters_in
 from frostline.adapters._layer import AdapterPart, HybridLayer, check_mergeable
 from frostline.adapters._placing import Placed, check_places, check_trained_whole, randomize, wrap
@@ -95,6 +96,7 @@ class HybridModel(BaseTuner):
                 self._base = describe_base(model, self.anatomy)
         check_base(config.base, self._base)
         members = adapters_in(config.modes(len(self.anatomy.blocks)), self.anatomy)
+        config.as_lora(ordinary_lora(members, self.anatomy))
         placed = [Placed(*found) for kind, block in members for found in kind.parts(model, block, self.anatomy)]
         config.in_use(self._base, [path for path, _ in placed])
         return placed, list(dict.fromkeys(type(kind) for kind, _ in members))
@@ -212,6 +214,8 @@ class HybridModel(BaseTuner):
         found: dict[str, Tensor] = super()._get_adapter_state_dict(model, *args, **kwargs)
         name = kwargs["adapter_name"] if "adapter_name" in kwargs else args[1]
         alone = keys_alone(model, name, found)
+        if kwargs["config"].is_lora:
+            alone = {key: as_pefts(without_name(own, name)) for key, own in alone.items()}
         return {alone[key]: tensor for key, tensor in found.items()}
 
     @classmethod
@@ -225,7 +229,8 @@ class HybridModel(BaseTuner):
         saved = {}
         for key, alone in keys_alone(model, adapter_name, model.state_dict()).items():
             name = without_name(alone, adapter_name)
-            saved[name] = saved["base_model.model." + name] = key  # PEFT's files have it; a bare model has not
+            for written in (name, as_pefts(name)):  # PEFT's files have the prefix; a bare model has not
+                saved[written] = saved["base_model.model." + written] = key
         return {saved.get(key, key): tensor for key, tensor in state_dict.items()}
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
-from peft import PeftConfig
+from peft import LoraConfig, PeftConfig
 from pydantic import TypeAdapter, ValidationError
 
+from frostline.adapters._folder import note_import
 from frostline.adapters._kinds import kind_of
 from frostline.core.errors import PlanError
 from frostline.core.settings import first_error
@@ -57,10 +59,35 @@ class HybridConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = HybridType.HYBRID
+        self._lora: LoraConfig | None = None
         if not isinstance(self.blocks, list | tuple) or not all(isinstance(entry, dict | str) for entry in self.blocks):
             raise PlanError(f"HybridConfig: blocks: {self.blocks!r:.60} is not a list of modes: {_ENTRIES}")
         if not isinstance(self.init_weights, bool):
             raise PlanError(f"HybridConfig: init_weights: {self.init_weights!r:.60}: use true or false")
+
+    def as_lora(self, config: LoraConfig | None) -> None:
+        """Note PEFT's own config that does the same; None where there is none."""
+        self._lora = config
+
+    @property
+    def is_lora(self) -> bool:
+        """Whether PEFT's own LoRA does the same, so that folders are ordinary LoRA folders."""
+        return self._lora is not None
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """Write the config, and in README.md what loading the folder needs.
+
+        Where every block that is not frozen has LoRA without a gate, and of one dropout, this is PEFT's own
+        `LoraConfig`: the folder is then an ordinary LoRA folder. It may give each matrix its own rank and alpha, which
+        vLLM and llama.cpp do not read; `frostline.export_lora` writes one for them.
+        """
+        if self._lora is not None:
+            for name in ("base_model_name_or_path", "revision", "task_type", "inference_mode", "modules_to_save"):
+                setattr(self._lora, name, getattr(self, name))
+            self._lora.save_pretrained(save_directory, **kwargs)
+        else:
+            super().save_pretrained(save_directory, **kwargs)
+        note_import(Path(save_directory), needed=self._lora is None)
 
     def in_use(self, base: dict[str, Any], modules: Sequence[str]) -> None:
         """Note the base model and the modules of the adapter that this config has made."""

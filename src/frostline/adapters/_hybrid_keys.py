@@ -6,6 +6,7 @@ a matrix is at `self_attn.base_layer.q_proj`, and in a model without the prefix 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from torch import nn
@@ -24,6 +25,11 @@ def keys_alone(model: nn.Module, adapter_name: str, keys: Iterable[str]) -> dict
 def without_name(key: str, adapter_name: str) -> str:
     """A key without the adapter's name."""
     return key.replace(f".{PARTS}.{adapter_name}.", f".{PARTS}.")
+
+
+def as_pefts(key: str) -> str:
+    """The key that PEFT's own LoRA has for a key without the adapter's name."""
+    return re.sub(rf"\.{PARTS}\.(A|B)$", r".lora_\1.weight", key)
 
 
 def _without(key: str, layers: Iterable[str]) -> str:

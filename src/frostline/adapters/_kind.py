@@ -84,6 +84,16 @@ class AdapterKind(Generic[M]):
         """Called once for each adapter, after parts of this kind were put into `model`."""
 
     @property
+    def lora_scale(self) -> float | None:
+        """The factor s where it adds s B A to each matrix, as any tool reads LoRA; None where it adds anything else."""
+        return None
+
+    @property
+    def merges(self) -> bool:
+        """Whether it can be written as a change of the model's weights."""
+        return self.lora_scale is not None
+
+    @property
     def loss_term(self) -> LossTerm | None:
         """What it adds to the model's loss; None when it adds nothing."""
         return None

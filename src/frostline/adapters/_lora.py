@@ -46,6 +46,10 @@ class LoraKind(BesideMatrices[Lora]):
     def of_peft(self) -> bool:
         return not self.mode.gate
 
+    @property
+    def lora_scale(self) -> float | None:
+        return None if self.mode.gate else self.mode.alpha / self.mode.r
+
     @classmethod
     def peft_adapters(cls, members: Sequence[tuple[Self, Block]], anatomy: Anatomy) -> list[PeftAdapter]:
         options = {m.name: kind.mode for kind, block in members for m in kind.linears(block, anatomy)}

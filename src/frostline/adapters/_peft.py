@@ -46,6 +46,10 @@ class PeftKind(AdapterKind[Peft]):
     def of_peft(self) -> bool:
         return True
 
+    @property
+    def merges(self) -> bool:
+        return True
+
     @classmethod
     def peft_adapters(cls, members: Sequence[tuple[Self, Block]], anatomy: Anatomy) -> list[PeftAdapter]:
         """One adapter for all blocks with the same method and options, named by its method and first block.

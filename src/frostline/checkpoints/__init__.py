@@ -1,4 +1,4 @@
-"""Save and load: deltas, the states of optimizer and random generators, models, merged checkpoints."""
+"""Save and load: deltas, the states of optimizer and random generators, models, merged checkpoints, LoRA folders."""
 
 from frostline.checkpoints._delta import (
     CARD_FILE,
@@ -9,7 +9,8 @@ from frostline.checkpoints._delta import (
     save_delta,
     trained_tensors,
 )
-from frostline.checkpoints._merge import load, merge
+from frostline.checkpoints._export import Exported, export_lora
+from frostline.checkpoints._merge import Merged, load, merge
 from frostline.checkpoints._models import (
     class_called,
     load_above,
@@ -38,7 +39,10 @@ __all__ = [
     "OPTIMIZER_TENSORS",
     "SCHEDULER_FILE",
     "DeltaCard",
+    "Exported",
+    "Merged",
     "class_called",
+    "export_lora",
     "load",
     "load_above",
     "load_config",

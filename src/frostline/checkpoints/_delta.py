@@ -181,7 +181,7 @@ def _check_base(
         odd = sorted(set(hashes) ^ set(own))
         raise CheckpointError(
             f"the delta in {folder} belongs to another base ({card.base_name or 'made in memory'}): the names of the "
-            f"tensors differ, first {odd[0]}"
+            f"tensors differ, first {odd[0]}: use the model that the run was trained on"
         )
     differing = {name for name, value in hashes.items() if value != own[name]}
     # A task head that the checkpoint lacks gets new random values at every load, and the delta replaces it.
@@ -189,7 +189,8 @@ def _check_base(
     if differing:
         raise CheckpointError(
             f"the delta in {folder} belongs to another base ({card.base_name or 'made in memory'}, "
-            f"{card.base_dtype}): {len(differing)} of {len(hashes)} tensors differ, first {min(differing)}"
+            f"{card.base_dtype}): {len(differing)} of {len(hashes)} tensors differ, first {min(differing)}: use the "
+            "model that the run was trained on"
         )
 
 

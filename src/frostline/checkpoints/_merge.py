@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils import cached_file
 
 from frostline.anatomy import find_anatomy, skeleton
 from frostline.checkpoints._delta import CARD_FILE, load_delta, read_card
 from frostline.checkpoints._models import (
+    OtherShapes,
     class_called,
     load_config,
     load_part,
     load_tokenizer,
     load_weights,
+    local_copy,
     quiet_libraries,
 )
 from frostline.checkpoints._parts import Shards, parts_of
 from frostline.core.errors import CheckpointError, ConfigError, UserError
-from frostline.core.files import atomic_folder
+from frostline.core.files import atomic_folder, new_folder
 from frostline.core.memory import give_back_free_memory
 from frostline.plan import Plan
 from frostline.surgery import to_plain
@@ -31,16 +38,38 @@ def load(folder: str | Path, *, base: str | None = None) -> Any:
     `base` is where the base is now, if it has moved. Raises `CheckpointError` when `folder` holds no delta or the base
     is not that of the delta.
     """
-    return _load(Path(folder), base).eval()
+    model = _load_base(Path(folder), base)
+    load_delta(model, Path(folder))
+    return model.eval()
 
 
-def merge(folder: str | Path, out: str | Path, *, base: str | None = None, dtype: str | None = None) -> Path:
+@dataclass(frozen=True)
+class Merged:
+    """What `merge` wrote.
+
+    Attributes:
+        folder: of the checkpoint.
+        dtype: of its tensors.
+        changed: how many entries training changed. Counted where `dtype` is not float32; else 0.
+        lost: how many of them were rounded to the value that the base has in this dtype.
+    """
+
+    folder: Path
+    dtype: str
+    changed: int = 0
+    lost: int = 0
+
+
+def merge(folder: str | Path, out: str | Path, *, base: str | None = None, dtype: str | None = None) -> Merged:
     """Write the trained model of a run as an ordinary checkpoint, which transformers loads without frostline.
 
     The model is made part by part, so that only one part is in memory, and a large one is written in several shards.
-    LoRA is merged by PEFT; every other tensor is bit for bit the trained one. Where trained tensors (float32) and
-    frozen ones differ in dtype, all are written in float32, so nothing is rounded. The tokenizer of the run, or of the
-    base, is written too. A layered loss changes nothing here: it changes how a model trains, not what it computes.
+    PEFT merges LoRA, in float32; every other tensor is bit for bit the trained one. By default nothing is rounded:
+    where trained tensors (float32) and frozen ones differ in dtype, all are written in float32. `dtype` rounds each
+    tensor once, and the result says how much of the training is lost by it.
+
+    The tokenizer of the run, or of the base, is written too. A layered loss changes nothing here: it changes how a
+    model trains, not what it computes.
 
     Args:
         folder: of the run or checkpoint.
@@ -48,13 +77,11 @@ def merge(folder: str | Path, out: str | Path, *, base: str | None = None, dtype
         base: where the base is now, if it has moved.
         dtype: "float32", "bfloat16" or "float16", to which all tensors are rounded.
 
-    Raises `CheckpointError` when `out` is not empty, when the plan has a residual interaction, and as `load` does;
-    `ConfigError` for an unknown dtype.
+    Raises `CheckpointError` when `out` is not empty, when the plan has a residual interaction, when a value is too
+    large for `dtype`, and as `load` does; `ConfigError` for an unknown dtype.
     """
-    out, chosen = Path(out), _dtype(dtype) if dtype else None
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise CheckpointError(f"{out} exists and is not empty: use a new folder")
-    folder = Path(folder)
+    chosen = _dtype(dtype) if dtype else None
+    out, folder = new_folder(out), Path(folder)
     card = read_card(folder)
     if Plan.read(card.plan, str(folder / CARD_FILE)).forward.interacts:
         raise CheckpointError(
@@ -62,22 +89,53 @@ def merge(folder: str | Path, out: str | Path, *, base: str | None = None, dtype
             "frostline.load, which loads it without merging"
         )
     anatomy = find_anatomy(skeleton(load_config(str(folder)), class_called(card.model_class)))
+    changed = lost = 0
     with atomic_folder(out) as staging, quiet_libraries():
         shards = Shards(staging)
         parts = list(parts_of(anatomy))
         for part in parts:
             if part is not parts[0]:
                 give_back_free_memory()  # of the part before
-            model = to_plain(_load(folder, base, part if len(parts) > 1 else None))
-            shards.add(model.to(chosen or _common_dtype(model)))
+            model = _load_base(folder, base, part if len(parts) > 1 else None)
+            before = {} if chosen in (None, torch.float32) else {n: p.clone() for n, p in _in_memory(model)}
+            load_delta(model, folder)
+            model = to_plain(model)
+            if chosen is not None:
+                moved, same = _count_lost(before, model, chosen)
+                changed, lost = changed + moved, lost + same
+                model = model.to(chosen)
+            written = str(model.dtype).removeprefix("torch.")
+            shards.add(model)
             del model
         shards.finish()
         _copy_tokenizer(folder, str(base or card.base_name), staging)
-    return out
+    return Merged(out, written, changed, lost)
 
 
-def _load(folder: Path, base: str | None, part: frozenset[str] | None = None) -> Any:
-    """The trained model. With `part`, only these tensors are in memory, and the others on the meta device."""
+def _in_memory(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """The parameters that are not on the meta device, by name."""
+    return ((name, p.detach()) for name, p in model.named_parameters() if not p.is_meta and p.is_floating_point())
+
+
+def _count_lost(before: Mapping[str, torch.Tensor], model: Any, dtype: torch.dtype) -> tuple[int, int]:
+    """How many entries of the tensors in `before` training changed, and how many of these `dtype` rounds to the base's.
+
+    Raises `CheckpointError` when a value is too large for `dtype`.
+    """
+    changed = lost = 0
+    for name, trained in _in_memory(model):
+        largest = trained.abs().max().item() if trained.numel() else 0.0
+        if torch.finfo(dtype).max < largest < float("inf"):
+            raise CheckpointError(f"{name} has values up to {largest:.3g}, too large for {dtype}: use another dtype")
+        if name in before and before[name].shape == trained.shape:
+            moved = before[name].to(trained.dtype) != trained
+            changed += int(moved.sum())
+            lost += int((moved & (before[name].to(dtype) == trained.to(dtype))).sum())
+    return changed, lost
+
+
+def _load_base(folder: Path, base: str | None, part: frozenset[str] | None = None) -> Any:
+    """The base of a delta. With `part`, only these tensors are in memory, and the others on the meta device."""
     card = read_card(folder)
     name = base or card.base_name
     if not name:
@@ -89,22 +147,19 @@ def _load(folder: Path, base: str | None, part: frozenset[str] | None = None) ->
         )  # a new head that the plan froze gets the same random values as in the run
         try:
             if part is None:
-                model = load_weights(name, model_class, config, card.base_dtype)
-            else:
-                model = load_part(name, model_class, config, part, card.base_dtype)
+                return load_weights(name, model_class, config, card.base_dtype)
+            return load_part(name, model_class, config, part, card.base_dtype)
+        except OtherShapes:
+            raise CheckpointError(
+                f"{name} is not the base of {folder} ({card.base_name or 'made in memory'}): its tensors have other "
+                "shapes: use the model that the run was trained on"
+            ) from None
         except UserError as error:
             if base is None:
                 raise CheckpointError(
                     f"the base of {folder}: {error}; if it has moved, use base to say where it is"
                 ) from None
             raise
-    load_delta(model, folder)
-    return model
-
-
-def _common_dtype(model: Any) -> torch.dtype:
-    dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
-    return dtypes.pop() if len(dtypes) == 1 else torch.float32
 
 
 def _dtype(name: str) -> torch.dtype:
@@ -114,10 +169,20 @@ def _dtype(name: str) -> torch.dtype:
     return known[name]
 
 
+_PIECES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+"""A vocabulary as SentencePiece writes it. transformers does not save it, and llama.cpp's converter prefers it."""
+
+
 def _copy_tokenizer(run: Path, base: str, out: Path) -> None:
+    """Write the tokenizer of the run, or else of its base."""
+    found = {}
     for place in (str(run), base):
-        try:
-            load_tokenizer(place).save_pretrained(out)
-        except UserError:
-            continue
+        with suppress(UserError):
+            found[place] = load_tokenizer(place)
+    if not found:
         return
+    next(iter(found.values())).save_pretrained(out)
+    if base in found and len({frozenset(tokenizer.get_vocab().items()) for tokenizer in found.values()}) == 1:
+        for name in _PIECES:
+            with suppress(OSError):
+                shutil.copyfile(cached_file(local_copy(base), name), out / name)

@@ -25,6 +25,10 @@ from frostline.bottom import Load, names_above
 from frostline.core.errors import UnsupportedModel, UserError, first_line
 
 
+class OtherShapes(UnsupportedModel):
+    """The tensors of a checkpoint have other shapes than its config, or the task, needs."""
+
+
 def local_copy(name: str) -> str:
     """Where the model `name` is: the folder itself, a copy of it in `$FROSTLINE_MODELS`, or the hub.
 
@@ -183,7 +187,7 @@ def _right_shapes(name: str) -> Iterator[None]:
     except RuntimeError as error:
         if "ignore_mismatched_sizes" not in str(error):
             raise
-        raise UnsupportedModel(
+        raise OtherShapes(
             f"model '{name}': its tensors have other shapes than this task needs. If it has a classification head, use "
             "a task with as many labels as that head was made for"
         ) from error

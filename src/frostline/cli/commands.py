@@ -16,7 +16,20 @@ from typer.core import TyperGroup
 from frostline.cli.answer import Answer
 from frostline.core.errors import unknown_name
 
-NAMES = ("demo", "inspect", "probe", "plan", "train", "evaluate", "generate", "merge", "study", "report", "cache")
+NAMES = (
+    "demo",
+    "inspect",
+    "probe",
+    "plan",
+    "train",
+    "evaluate",
+    "generate",
+    "merge",
+    "export",
+    "study",
+    "report",
+    "cache",
+)
 
 
 class Commands(TyperGroup):

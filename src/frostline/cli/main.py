@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except typer.Exit as done:
         return done.exit_code
     except typer.TyperException as error:
-        message = error.format_message().rstrip(".")
+        message = error.format_message().replace("Value error, ", "").rstrip(".")
         return _fail(f"{message} (see: frostline {_command(arguments)}--help)", error.exit_code)
     except UserError as error:
         return _fail(str(error), 2)

@@ -12,6 +12,8 @@ from frostline.cli.answer import Answer, Json
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from frostline.checkpoints import Merged
+
 
 def command(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or one of its checkpoints.")],
@@ -19,18 +21,24 @@ def command(
     base: Annotated[str | None, typer.Option(help="The base model's folder, if it has moved.")] = None,
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"] | None,
-        typer.Option(help="Round every tensor to this type; by default none is rounded."),
+        typer.Option(help="Round every tensor to this type; by default none is rounded, so they may be float32."),
     ] = None,
     as_json: Json = False,
 ) -> Answer:
     """Write a run's model as an ordinary checkpoint that any transformers tool loads."""
     from frostline.checkpoints import merge
 
-    folder = merge(run, out, base=base, dtype=dtype)
-    return Answer({"run": str(run), "out": str(folder)}, lambda: _view(folder), as_json)
+    merged = merge(run, out, base=base, dtype=dtype)
+    lost = merged.lost / merged.changed if merged.changed else None
+    document = {"run": str(run), "out": str(merged.folder), "dtype": merged.dtype, "lost_share": lost}
+    return Answer(document, lambda: _view(merged), as_json)
 
 
-def _view(folder: Path) -> list[RenderableType]:
+def _view(merged: Merged) -> list[RenderableType]:
     from rich.text import Text
 
-    return [Text(f"written to {folder}")]
+    shown: list[RenderableType] = [Text(f"written to {merged.folder}"), f"tensors in {merged.dtype}"]
+    if merged.lost:
+        share = f"{merged.lost / merged.changed:.1%} of the entries that training changed"
+        shown.append(f"{share} are rounded to the base's value; --dtype float32 keeps them")
+    return shown

@@ -10,7 +10,7 @@ from typing import Any
 from frostline.anatomy import text_model
 from frostline.checkpoints import save_delta
 from frostline.core.errors import PlanError
-from frostline.surgery import check_plain, to_plain
+from frostline.surgery import check_plain, one_dtype, to_plain
 
 
 def save_trained(trainer: Any) -> str | None:
@@ -40,6 +40,7 @@ def _merged(trainer: Any, own: Any) -> Any:
         model = trainer.model
         copied = copy.deepcopy(model)
         to_plain(text_model(copied))
+        one_dtype(copied)
         trainer.model = copied
         try:
             return own(output_dir, _internal_call)

@@ -18,7 +18,7 @@ from peft import PeftModel
 from torch import nn
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
-from frostline.adapters import check_mergeable
+from frostline.adapters import merge_adapters
 from frostline.anatomy import text_model
 from frostline.checkpoints import (
     OPTIMIZER_FILE,
@@ -38,7 +38,7 @@ from frostline.core.files import atomic_folder, disk_errors, read_json, write_js
 from frostline.engine._observe import Observer
 from frostline.engine._ranks import load_ranks, save_ranks
 from frostline.plan import Plan, Schedule, document
-from frostline.surgery import AS_GIVEN, Applied, applied_to, to_plain
+from frostline.surgery import AS_GIVEN, Applied, applied_to, one_dtype, to_plain
 
 SCHEDULE_FILE = "schedule.json"
 STAGING = ".saving-"
@@ -148,8 +148,7 @@ class SavingTrainer(transformers.Trainer):
             return to_plain(copied)
         if not isinstance(copied, PeftModel):
             return copied
-        check_mergeable(copied)
-        return copied.merge_and_unload()
+        return one_dtype(merge_adapters((copied,)))
 
     def _save_tokenizer(self, folder: str | Path) -> None:
         tokenizer = self.processing_class or getattr(self.data_collator, "tokenizer", None)

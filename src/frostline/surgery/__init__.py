@@ -1,6 +1,6 @@
 """What a plan does to a model, in any training loop."""
 
-from frostline.surgery._apply import Applied, applied_to, apply, change, check_plain, remember, to_plain
+from frostline.surgery._apply import Applied, applied_to, apply, change, check_plain, one_dtype, remember, to_plain
 from frostline.surgery._forward import check_loss_is_the_models
 from frostline.surgery._given import AS_GIVEN, as_given, partly_frozen
 from frostline.surgery._quantize import Quantized, quantize_frozen
@@ -15,6 +15,7 @@ __all__ = [
     "change",
     "check_loss_is_the_models",
     "check_plain",
+    "one_dtype",
     "partly_frozen",
     "quantize_frozen",
     "remember",

@@ -198,13 +198,24 @@ def check_plain(model: Any) -> Applied:
 def to_plain(model: Any) -> Any:
     """Turn the model into an ordinary transformers model: LoRA is merged by PEFT, rows go back into their matrices.
 
+    All its tensors then have one dtype. It is float32 where anything that trained (float32) or was merged (in float32)
+    differs from the rest, so that nothing is rounded.
+
     Raises `PlanError` as `check_plain` does.
     """
     applied = check_plain(model)
     _remove_hooks(applied)
     delattr(model, _ATTRIBUTE)
     fold_rows(model)
-    return merge_adapters(applied.peft_models) if applied.peft_models else model
+    plain: Any = merge_adapters(applied.peft_models) if applied.peft_models else model
+    return one_dtype(plain)
+
+
+def one_dtype(model: Any) -> Any:
+    """`model` in float32 if its tensors differ in dtype: a checkpoint has one dtype, and loading rounds the others."""
+    dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+    quantized = getattr(model, "is_quantized", False)  # cannot be converted
+    return model.to(torch.float32) if len(dtypes) > 1 and not quantized else model
 
 
 def _train(model: Any, plan: Plan, anatomy: Anatomy, lr_scales: Mapping[str, float]) -> tuple[RemovableHandle, ...]:
