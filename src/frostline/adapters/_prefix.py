@@ -172,10 +172,14 @@ class PrefixPart(AdapterPart):
             # Every query sees the prefix. "Seen" is True in a boolean mask, and 0 in one that is added to the scores.
             attention_mask = functional.pad(attention_mask, (more, 0), value=attention_mask.dtype == torch.bool)
         elif attention_implementation(module) == "sdpa" and query.shape[2] > 1 and _causal(module, options):
-            # Without a mask, sdpa lets query i see keys 0 ... i. So that it sees the prefix and the tokens 0 ... i, as
-            # many queries of zeros go before it.
-            ahead = more
-            query = functional.pad(query, (0, 0, ahead, 0))
+            # Without a mask, sdpa lets query i see keys 0 ... i, and it has to see the prefix and the tokens 0 ... i.
+            if more == 1:
+                # With a query of zeros before it, it is number i + 1: sdpa's own causal order, the fastest, is right.
+                ahead = 1
+                query = functional.pad(query, (0, 0, ahead, 0))
+            else:
+                ones = torch.ones(query.shape[2], key.shape[2] - more, dtype=torch.bool, device=query.device)
+                attention_mask = functional.pad(ones.tril(), (more, 0), value=True)[None, None]
         if options.get("position_bias") is not None:
             # A prefix has no positions: 0 is added to its scores.
             options["position_bias"] = functional.pad(options["position_bias"], (more, 0, ahead, 0))

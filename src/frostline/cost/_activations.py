@@ -236,9 +236,14 @@ class _Block:
         return self.workload.row_tokens("encoder" if flow.attention.cross else self.block.stack, self.anatomy)
 
     def _longer(self, flow: AttentionFlow) -> _prefix.Longer:
-        unmasked = self._fuses and not self.drops and self.block.stack == "decoder" and not self.narrow
         separate = self.drops or self.shape.family.softcap
-        return _prefix.Longer(flow, self._attended(flow), separate, masked=not unmasked or not flow.length)
+        unmasked = self._causal and not self.narrow and flow.added_keys(separate) == 1
+        return _prefix.Longer(flow, self._attended(flow), separate, masked=not unmasked)
+
+    @property
+    def _causal(self) -> bool:
+        """Whether fused attention knows the causal order by itself."""
+        return self._fuses and not self.drops and self.block.stack == "decoder"
 
     def _of_prefix(self, longer: _prefix.Longer, c: int) -> float:
         """What the gate of a prefix keeps, and the tensors that are joined with the prefix."""
@@ -246,8 +251,8 @@ class _Block:
         return longer.beside(c) + own * _prefix.of_its_gate(longer.flow, self.hidden)
 
     def _mask_of_prefix(self, longer: _prefix.Longer) -> float:
-        # A prefix makes a mask longer: a new tensor [tokens, keys], one for the whole batch.
-        longer_mask = self.narrow * self.c * (longer.keys + longer.added)
+        # A longer mask, in place of the causal order: a new tensor [tokens, keys], one for the whole batch.
+        longer_mask = self._causal * longer.masked * self.c * (longer.keys + longer.added)
         return longer_mask / self.workload.per_device_train_batch_size
 
     def _sources(self, matrices: Sequence[MatrixFlow]) -> float:

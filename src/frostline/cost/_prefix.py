@@ -8,8 +8,10 @@ Widths of all heads together, with l prefix tokens, h heads, u keys of the text,
                   for each row; the scores, h l, where the gate multiplies keys and values; their softmax, 2 h l in
                   float32; the weights of the prefix tokens, h l; what the gate reads, d. With dropout or a soft cap
                   there are l more keys and l more numbers instead, and no softmax beside
-    unmasked      in a causal model, where attention gets no mask, as many more queries go before the text's. A group's
-                  keys and values are there once; with a mask, once for each of its query heads
+    masked        where one key is added in a causal model, attention gets no mask: one more query goes before the
+                  text's, and a group's keys and values are there once. Otherwise a causal mask for fused attention,
+                  1 + l / u of one row: shared by the rows of a batch that has no padding, as is assumed. Keys and
+                  values are then there once for each query head
 """
 
 from __future__ import annotations
