@@ -13,10 +13,11 @@ from frostline.tasks._load import load_task
 from frostline.tasks._metrics import accuracy, bleu, exact_match, macro_f1, perplexity, rouge, text_scores
 from frostline.tasks._options import Columns, TaskOptions
 from frostline.tasks._packing import PackingCollator
-from frostline.tasks._task import Example, Message, Scores, Task, TaskKind, majority_share, score_texts
+from frostline.tasks._task import METRICS, Example, Message, Scores, Task, TaskKind, majority_share, score_texts
 from frostline.tasks._tokenize import ModelKind, model_kind, prepare_tokenizer
 
 __all__ = [
+    "METRICS",
     "TASKS",
     "Collator",
     "Columns",

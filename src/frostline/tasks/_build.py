@@ -6,16 +6,14 @@ import random
 from collections.abc import Sequence
 from typing import TypeVar
 
-from frostline.core.errors import DataError
+from frostline.core.errors import ConfigError, DataError
 from frostline.core.seeding import derive_seed
 from frostline.tasks._options import TaskOptions
 from frostline.tasks._reading import Reading, label_names, make_examples
 from frostline.tasks._rows import Rows
-from frostline.tasks._task import Scorer, Task, TaskKind, score_texts
+from frostline.tasks._task import METRICS, Scorer, Task, TaskKind, score_texts
 
 T = TypeVar("T")
-
-METRICS = {TaskKind.CLASSIFICATION: "accuracy", TaskKind.GENERATION: "rougeL", TaskKind.LANGUAGE: "loss"}
 
 
 def build_task(
@@ -46,7 +44,8 @@ def build_task(
         metric: the main metric; None is the usual one of the kind of task.
         score: scores generated texts.
 
-    Raises `DataError` with the place of the first bad row, also when that row would not be drawn.
+    Raises `DataError` with the place of the first bad row, also when that row would not be drawn, and `ConfigError` for
+    a main metric that the kind of task does not have.
     """
     if labels is None and reading.kind is TaskKind.CLASSIFICATION:
         labels = label_names(train.rows, reading.columns["label"])
@@ -56,22 +55,31 @@ def build_task(
         train_rows, eval_rows = hold_out(list(enumerate(train.rows)), options.eval_share, options.seed, train.origin)
     train_examples = make_examples(((f"train:{i}", row) for i, row in train_rows), reading, labels or ())
     eval_examples = make_examples(((f"eval:{i}", row) for i, row in eval_rows), reading, labels or ())
-    if metric is None:
-        metric = METRICS[reading.kind]
-    if reading.kind is TaskKind.GENERATION and not options.generate_rows:
-        metric = "loss"
     return Task(
         name=name,
         kind=reading.kind,
         train=draw_rows(train_examples, options.max_train_rows, options.seed, "train"),
         eval=draw_rows(eval_examples, options.max_eval_rows, options.seed, "eval"),
-        metric=metric,
+        metric=main_metric(reading.kind, options, metric),
         labels=labels or (),
         source=source,
         train_on_prompt=options.train_on_prompt,
         generate_rows=options.generate_rows,
         score=score,
     )
+
+
+def main_metric(kind: TaskKind, options: TaskOptions, usual: str | None = None) -> str:
+    """The main metric: that of the options, else `usual`, else the first of the kind of task.
+
+    Raises `ConfigError` for one that the kind of task does not have, or that needs texts where none are generated.
+    """
+    asked, known = options.metric, METRICS[kind]
+    if kind is TaskKind.GENERATION and not options.generate_rows:
+        known, usual = ("loss", "perplexity"), None
+    if asked is not None and asked not in known:
+        raise ConfigError(f"data.metric: no metric '{asked}' in this {kind} task: use one of {', '.join(known)}")
+    return asked or usual or known[0]
 
 
 def hold_out(rows: Sequence[T], share: float, seed: int, origin: str) -> tuple[list[T], list[T]]:

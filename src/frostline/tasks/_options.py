@@ -54,6 +54,7 @@ class TaskOptions(Options):
         seed: draws the held-out rows, and the rows of the two limits.
         train_on_prompt: count the prompt in the loss too, not only the completion.
         generate_rows: generate texts for this many distinct evaluation prompts; 0 generates none.
+        metric: the main metric, such as `bleu` or `chrf` for translations; None is the usual one of the kind of task.
     """
 
     kind: TaskKind | None = None
@@ -69,3 +70,4 @@ class TaskOptions(Options):
     seed: int = 42
     train_on_prompt: bool = False
     generate_rows: NonNegativeInt = 200
+    metric: str | None = None

@@ -99,7 +99,16 @@ class AnswerTask:
         )
 
     def _check(self, options: TaskOptions) -> None:
-        fixed = ["kind", "columns", "labels", "subset", "train", "eval", *(["eval_share"] if self.solved else [])]
+        fixed = [
+            "kind",
+            "columns",
+            "labels",
+            "subset",
+            "train",
+            "eval",
+            "metric",
+            *(["eval_share"] if self.solved else []),
+        ]
         for name in fixed:
             if getattr(options, name) != TaskOptions.model_fields[name].default:
                 raise ConfigError(
