@@ -15,7 +15,7 @@ from transformers.trainer_callback import PrinterCallback
 from frostline.anatomy import find_anatomy, tensor_hashes
 from frostline.bottom import Load
 from frostline.checkpoints import load_tokenizer, quiet_libraries
-from frostline.core.errors import ConfigError, first_line
+from frostline.core.errors import ConfigError, a_noun, first_line
 from frostline.core.labels import IGNORED
 from frostline.cost import Workload
 from frostline.engine import StepMeter, Trainer
@@ -157,14 +157,10 @@ def _check_packable(config: RunConfig, task: Task, kind: ModelKind) -> None:
     if kind != "decoder" or task.kind is TaskKind.CLASSIFICATION:
         raise ConfigError(
             "packing: only a decoder on a generation task can train on packed rows "
-            f"(this is {_a(kind)} on a {task.kind} task): use train_sampling_strategy=group_by_length"
+            f"(this is {a_noun(kind)} on a {task.kind} task): use train_sampling_strategy=group_by_length"
         )
     if config.pad_to_max_length:
         raise ConfigError("pad_to_max_length: packed rows have no padding: leave pad_to_max_length or packing out")
-
-
-def _a(noun: str) -> str:
-    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
 def _check_something_to_learn(rows: Encoded, max_length: int, *, shifted: bool) -> None:
