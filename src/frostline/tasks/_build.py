@@ -6,14 +6,23 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from frostline.core.errors import ConfigError
-from frostline.tasks._choices import label_form
+from frostline.rows import (
+    Reading,
+    Row,
+    Rows,
+    TaskKind,
+    TaskOptions,
+    label_form,
+    label_names,
+    label_text,
+    labelled,
+    reading_notices,
+    row_labels,
+    spelling_notices,
+)
 from frostline.tasks._examples import make_examples
-from frostline.tasks._labels import label_names, label_text, labelled, row_labels, spelling_notices
-from frostline.tasks._options import TaskOptions
-from frostline.tasks._reading import Reading, reading_notices
-from frostline.tasks._rows import Row, Rows
 from frostline.tasks._splits import content_of, draw_rows, hold_out
-from frostline.tasks._task import METRICS, Example, Scorer, Task, TaskKind, score_texts
+from frostline.tasks._task import METRICS, Example, Scorer, Task, score_texts
 
 Numbered = Sequence[tuple[int, Row]]
 ONE_LABEL = (TaskKind.CLASSIFICATION, TaskKind.CHOICE)

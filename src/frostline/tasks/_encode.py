@@ -13,10 +13,11 @@ from typing import Any, overload
 
 from frostline.core.errors import DataError, UnsupportedModel, a_noun
 from frostline.core.labels import IGNORED
+from frostline.rows import TaskKind
 from frostline.tasks._chat import chat_tokens
 from frostline.tasks._clip import clip_texts
 from frostline.tasks._encode_heads import answer_windows, as_completions, choices, joined_pairs, pairs, tagged_words
-from frostline.tasks._task import Example, Split, Task, TaskKind
+from frostline.tasks._task import Example, Split, Task
 from frostline.tasks._tokenize import ModelKind, Tokens, continuation_tokens, prompt_tokens
 
 EncodedRow = dict[str, Any]

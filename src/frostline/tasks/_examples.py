@@ -9,12 +9,27 @@ from typing import Any
 
 from frostline.core.errors import DataError
 from frostline.core.labels import IGNORED
-from frostline.tasks._cells import as_text, cell, entries, optional_cell, optional_text, text, texts
-from frostline.tasks._choices import choices_of, right_choice
-from frostline.tasks._labels import NOT_COUNTED, label_index, label_text, number, row_labels
-from frostline.tasks._reading import Reading
-from frostline.tasks._rows import Row, kind_of
-from frostline.tasks._task import Example, Message, TaskKind
+from frostline.rows import (
+    NOT_COUNTED,
+    Reading,
+    Row,
+    TaskKind,
+    as_text,
+    cell,
+    choices_of,
+    entries,
+    kind_of,
+    label_index,
+    label_text,
+    number,
+    optional_cell,
+    optional_text,
+    right_choice,
+    row_labels,
+    text,
+    texts,
+)
+from frostline.tasks._task import Example, Message
 
 Labels = tuple[str, ...]
 BETWEEN = "\n\n"

@@ -10,7 +10,8 @@ from typing import TypeVar
 
 from frostline.core.errors import DataError
 from frostline.core.seeding import derive_seed
-from frostline.tasks._task import Example, TaskKind
+from frostline.rows import TaskKind
+from frostline.tasks._task import Example
 
 T = TypeVar("T")
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from frostline.core.errors import DataError
-from frostline.tasks._rows import Row, kind_of
+from frostline.rows._files import Row, kind_of
 
 
 def cell(row: Row, column: str) -> Any:

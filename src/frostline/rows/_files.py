@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
 from frostline.core.errors import ConfigError, DataError, first_line
-from frostline.tasks._csv import csv_rows
-from frostline.tasks._options import TaskOptions
+from frostline.rows._csv import csv_rows
+from frostline.rows._options import TaskOptions
 
 ESCAPED = re.compile("[\udc80-\udcff]")
 

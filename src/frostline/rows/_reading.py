@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 import yaml
 
 from frostline.core.errors import DataError
-from frostline.tasks._cells import listed, optional_cell
-from frostline.tasks._forms import FORMS, PLAIN_TEXT, Found, Used, plain
-from frostline.tasks._labels import MANY_CLASSES, kind_of_labels, number
-from frostline.tasks._options import TaskOptions
-from frostline.tasks._rows import Rows
-from frostline.tasks._task import TaskKind
+from frostline.rows._cells import listed, optional_cell
+from frostline.rows._files import Rows
+from frostline.rows._forms import FORMS, PLAIN_TEXT, Found, Used, plain
+from frostline.rows._kinds import TaskKind
+from frostline.rows._labels import MANY_CLASSES, kind_of_labels, number
+from frostline.rows._options import TaskOptions
 
 OF_TEXTS = (TaskKind.CLASSIFICATION, TaskKind.REGRESSION, TaskKind.MULTI_LABEL)
 """The kinds of task whose rows have the roles text, pair and label."""

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from string import ascii_uppercase
 
 from frostline.core.errors import DataError
-from frostline.tasks._cells import as_text, cell, text, texts
-from frostline.tasks._labels import label_text
-from frostline.tasks._reading import Reading
-from frostline.tasks._rows import Row
+from frostline.rows._cells import as_text, cell, text, texts
+from frostline.rows._files import Row
+from frostline.rows._labels import label_text
+from frostline.rows._reading import Reading
 
 Find = Callable[[str, Row, Sequence[str], str], int | None]
 

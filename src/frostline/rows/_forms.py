@@ -14,9 +14,9 @@ from functools import cached_property
 from itertools import product
 from typing import Any
 
-from frostline.tasks._cells import optional_cell
-from frostline.tasks._rows import Rows
-from frostline.tasks._task import TaskKind
+from frostline.rows._cells import optional_cell
+from frostline.rows._files import Rows
+from frostline.rows._kinds import TaskKind
 
 Names = tuple[str, ...]
 Used = dict[str, str | tuple[str, ...]]

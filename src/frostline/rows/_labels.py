@@ -11,10 +11,10 @@ from typing import Any
 
 from frostline.core.errors import DataError
 from frostline.core.labels import IGNORED
-from frostline.tasks._cells import as_text, cell, listed
-from frostline.tasks._options import TaskOptions, label_name
-from frostline.tasks._rows import Row, Rows, kind_of
-from frostline.tasks._task import TaskKind
+from frostline.rows._cells import as_text, cell, listed
+from frostline.rows._files import Row, Rows, kind_of
+from frostline.rows._kinds import TaskKind
+from frostline.rows._options import TaskOptions, label_name
 
 MANY_CLASSES = 20
 NOT_COUNTED = str(IGNORED)
