@@ -103,7 +103,8 @@ def _found(row: Row, column: str) -> Any:
         value = cell(row, column)
     except DataError:
         return None
-    return None if isinstance(value, str) and not value.strip() else value
+    empty = (isinstance(value, str) and not value.strip()) or value != value  # NaN is not equal to itself
+    return None if empty else value
 
 
 def labelled(rows: Rows, column: str, options: TaskOptions) -> tuple[list[tuple[int, Row]], list[str]]:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from frostline.core.errors import ConfigError
 from frostline.rows import (
+    NOT_COUNTED,
     Reading,
     Row,
     Rows,
@@ -166,7 +167,7 @@ def _labels_of(rows: Sequence[Row], reading: Reading) -> tuple[str, ...]:
     if reading.kind is TaskKind.CLASSIFICATION:
         return label_names(label_text(row, reading.column("label")) for row in rows)
     if reading.kind is TaskKind.TAGGING:
-        return label_names(tag for row in rows for tag in row_labels(row, reading.column("tags")) if tag != "-100")
+        return label_names(tag for row in rows for tag in row_labels(row, reading.column("tags")) if tag != NOT_COUNTED)
     if reading.label_form == "flags":
         return tuple(map(str, range(len(row_labels(rows[0], reading.column("label"))))))
     if reading.kind is TaskKind.MULTI_LABEL:
@@ -189,5 +190,9 @@ def _outcome(reading: Reading, labels: Sequence[str], examples: Sequence[Example
     if reading.kind is TaskKind.REGRESSION:
         values = [example.value for example in examples if example.value is not None]
         return f"regression, {min(values):g} to {max(values):g}"
-    words = {TaskKind.CLASSIFICATION: "classes", TaskKind.MULTI_LABEL: "labels", TaskKind.TAGGING: "tags"}
-    return f"{len(labels)} {words[reading.kind]}" if reading.kind in words else ""
+    words = {
+        TaskKind.CLASSIFICATION: ("class", "classes"),
+        TaskKind.MULTI_LABEL: ("label", "labels"),
+        TaskKind.TAGGING: ("tag", "tags"),
+    }
+    return f"{len(labels)} {words[reading.kind][len(labels) != 1]}" if reading.kind in words else ""

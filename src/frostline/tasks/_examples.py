@@ -58,7 +58,8 @@ def _regression(name: str, row: Row, reading: Reading, labels: Labels) -> Exampl
     column = reading.column("label")
     value = number(cell(row, column))
     if value is None:
-        shown = kind_of(cell(row, column)) if not isinstance(cell(row, column), str) else repr(cell(row, column))
+        found = cell(row, column)
+        shown = repr(found) if isinstance(found, str | float) else kind_of(found)
         raise DataError(f"{row.where}: column '{column}' must be a number, found {shown}: correct or remove the row")
     return replace(_texts_of_pair(name, row, reading), value=value)
 

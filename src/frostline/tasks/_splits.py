@@ -74,7 +74,7 @@ def hold_out(
     apart = [replace(examples[i], id=examples[i].id.replace("train", "eval")) for i in sorted(chosen)]
     lost = sorted(set().union(*map(_classes, apart)) - set().union(*map(_classes, remaining)))
     evenly = ", the same share of every class" if kind is TaskKind.CLASSIFICATION else ""
-    notices = [f"{len(apart)} of {len(examples)} rows are held out for evaluation{evenly}: data.eval=FILE gives others"]
+    notices = [f"held out for evaluation: {len(apart)} of {len(examples)} rows{evenly} (data.eval=FILE gives others)"]
     if (repeats := len(examples) - len(together)) and len(together) > 1:
         notices.append(f"{repeats} rows repeat the content of another row; repeated rows are on one side of the split")
     if kept:
