@@ -84,7 +84,11 @@ def test_a_text_with_two_labels_is_one_content_and_a_pair_is_another(write: Writ
 
 def test_a_prompt_that_never_changes_can_be_split(write: Write) -> None:
     rows = [{"prompt": "Tell a story.", "completion": f"c{i}"} for i in range(20)]
-    assert (len(load(write, rows).train), len(load(write, rows).eval)) == (18, 2)
+    task = load(write, rows)
+    assert (len(task.train), len(task.eval)) == (18, 2)
+    assert "19 rows repeat the content of another row; repeated rows are on both sides of the split" in str(
+        task.notices
+    )
 
 
 def test_evaluation_rows_that_are_training_rows_too_are_counted(write: Write) -> None:

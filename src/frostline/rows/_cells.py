@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
 from frostline.core.errors import DataError
 from frostline.rows._files import Row, kind_of
+
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def cell(row: Row, column: str) -> Any:
@@ -59,9 +62,9 @@ def as_text(value: object, row: Row, column: str) -> str:
     """The value, where it is a text."""
     if not isinstance(value, str):
         raise DataError(f"{row.where}: column '{column}' must be text, found {kind_of(value)}")
-    if not value.strip():
+    if not value or value.isspace():
         raise DataError(f"{row.where}: column '{column}' is empty: give it a text")
-    if any("\ud800" <= character <= "\udfff" for character in value):
+    if not value.isascii() and SURROGATE.search(value):
         raise DataError(f"{row.where}: column '{column}' is not valid Unicode: it has half of a surrogate pair")
     return value
 

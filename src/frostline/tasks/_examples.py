@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from frostline.core.errors import DataError
@@ -44,14 +43,14 @@ def make_examples(rows: Iterable[tuple[str, Row]], reading: Reading, labels: Lab
     return [make(name, row, reading, labels) for name, row in rows]
 
 
-def _texts_of_pair(name: str, row: Row, reading: Reading) -> Example:
-    return Example(name, text=text(row, reading.column("text")), pair=optional_text(row, reading.optional("pair")))
+def _pair(row: Row, reading: Reading) -> tuple[str, str | None]:
+    return text(row, reading.column("text")), optional_text(row, reading.optional("pair"))
 
 
 def _classification(name: str, row: Row, reading: Reading, labels: Labels) -> Example:
     column = reading.column("label")
     index = label_index(label_text(row, column), row, column, labels)
-    return replace(_texts_of_pair(name, row, reading), label=index)
+    return Example(name, *_pair(row, reading), label=index)
 
 
 def _regression(name: str, row: Row, reading: Reading, labels: Labels) -> Example:
@@ -61,7 +60,7 @@ def _regression(name: str, row: Row, reading: Reading, labels: Labels) -> Exampl
         found = cell(row, column)
         shown = repr(found) if isinstance(found, str | float) else kind_of(found)
         raise DataError(f"{row.where}: column '{column}' must be a number, found {shown}: correct or remove the row")
-    return replace(_texts_of_pair(name, row, reading), value=value)
+    return Example(name, *_pair(row, reading), value=value)
 
 
 def _multi_label(name: str, row: Row, reading: Reading, labels: Labels) -> Example:
@@ -73,7 +72,7 @@ def _multi_label(name: str, row: Row, reading: Reading, labels: Labels) -> Examp
         found = [i for i, flag in enumerate(names) if flag in ("1", "true")]
     else:
         found = sorted({label_index(label, row, column, labels) for label in names})
-    return replace(_texts_of_pair(name, row, reading), labels=tuple(found))
+    return Example(name, *_pair(row, reading), labels=tuple(found))
 
 
 def _tagging(name: str, row: Row, reading: Reading, labels: Labels) -> Example:
