@@ -55,7 +55,7 @@ def hold_out(
         together[content_of(example)].append(i)
     groups = list(together.values())
     # Where few contents make up all rows (a prompt that never changes), too much would be held out with any of them.
-    apart_by_content = min(map(len, groups)) <= max(count, len(examples) // 3)
+    apart_by_content = min(map(len, groups)) <= min(2 * count, len(examples) // 2)
     if not apart_by_content:
         groups = [[i] for i in range(len(examples))]
     strata = defaultdict(list)
