@@ -51,6 +51,15 @@ class Encoded(Sequence[EncodedRow]):
         rows = (row["input_ids"] for row in self.rows)
         return [max(map(len, ids)) if isinstance(ids[0], list) else len(ids) for ids in rows]
 
+    def token_labels(self, *, shifted: bool) -> list[list[int]]:
+        """The labels of each row's tokens; empty where a row has a label of its own, or the places of an answer.
+
+        With `shifted`, each token is predicted from those before it, so that the first one's label does not count.
+        """
+        found = (row.get("labels") for row in self.rows)
+        of_tokens = [labels for labels in found if isinstance(labels, list) and all(isinstance(x, int) for x in labels)]
+        return [labels[1:] for labels in of_tokens] if shifted else of_tokens
+
     @property
     def texts(self) -> int:
         """How many texts a row has: the choices, where a head chooses among them, else 1."""
