@@ -20,7 +20,7 @@ from transformers.models.auto import modeling_auto
 from frostline.anatomy import Anatomy, find_anatomy, skeleton
 from frostline.checkpoints import load_config, load_weights
 from frostline.core.errors import ConfigError, DataError, UnsupportedModel, a_noun
-from frostline.tasks import Task, TaskKind, model_kind
+from frostline.tasks import Task, TaskKind, able_models, model_kind
 
 _OF_TEXTS = (AutoModelForSequenceClassification, modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES)
 HEADS: Mapping[TaskKind, tuple[Any, Mapping[str, Any]]] = {
@@ -53,7 +53,13 @@ def class_for(config: Any, kind: TaskKind) -> Any:
 
     Raises `UserError` for a task that this kind of model cannot do.
     """
-    if kind in HEADS and not (kind is TaskKind.CHOICE and model_kind(config) != "encoder"):
+    model = model_kind(config)
+    if model not in able_models(kind):
+        raise UnsupportedModel(
+            f"{a_noun(config.model_type)} model is {a_noun(model)} and cannot do {a_noun(kind)} task: use "
+            f"{' or '.join(map(a_noun, able_models(kind)))}"
+        )
+    if kind in HEADS and not (kind is TaskKind.CHOICE and model != "encoder"):
         auto, types = HEADS[kind]
         if config.model_type not in types:
             raise UnsupportedModel(
@@ -61,11 +67,7 @@ def class_for(config: Any, kind: TaskKind) -> Any:
                 "use another model, such as bert"
             )
         return auto
-    if config.is_encoder_decoder:
-        return AutoModelForSeq2SeqLM
-    if model_kind(config) == "encoder":
-        raise UnsupportedModel(f"a {config.model_type} model is an encoder and cannot do a {kind} task: use a decoder")
-    return AutoModelForCausalLM
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
 
 def config_for(name: str, task: Task | None) -> Any:
