@@ -6,7 +6,7 @@ from frostline.rows import Columns, TaskKind, TaskOptions
 from frostline.tasks._catalog import TASKS
 from frostline.tasks._collate import Collator, pad_rows
 from frostline.tasks._decoding import Decoding
-from frostline.tasks._encode import Encoded, encode
+from frostline.tasks._encode import Encoded, able_models, encode
 from frostline.tasks._entities import entities, entity_scores
 from frostline.tasks._evaluate import Evaluation, evaluate, generation_examples
 from frostline.tasks._generate import generate_texts
@@ -49,6 +49,7 @@ __all__ = [
     "Task",
     "TaskKind",
     "TaskOptions",
+    "able_models",
     "accuracy",
     "answer_scores",
     "bleu",
