@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import shlex
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import pytest
 
 from frostline.core.errors import UserError
 from frostline.core.settings import lay_over
+from frostline.rows._forms import FORMS
 from frostline.tasks import Example, Message, Task, TaskKind, TaskOptions, load_task
 
 Write = Callable[..., Path]
@@ -316,7 +318,7 @@ UNKNOWN: list[tuple[Rows, int]] = [
     ),
     ([{"de": f"Guten Tag {i}", "en": f"Good day {i}"} for i in range(9)], 1),
     ([{"translation": {"en": f"Good day {i}", "de": f"Guten Tag {i}"}} for i in range(9)], 1),
-    ([{"Satz A": f"eins {i}", "Satz B": f"zwei {i}", "yes": str(i % 2)} for i in range(9)], 3),
+    ([{"Satz A": f"eins {i}", "Satz B": f"zwei {i}", "yes": str(i % 2)} for i in range(9)], 2),
     ([{"a: b": f"eins {i}", "it's": f"zwei {i}"} for i in range(9)], 1),
     ([{"question": f"q {i}", "answer": f"a {i}", "category": "xy"[i % 2]} for i in range(9)], 2),
     ([{"text": f"t {i}", "Kategorie": "xy"[i % 2]} for i in range(9)], 2),
@@ -373,3 +375,24 @@ def test_every_kind_can_be_asked_for(kind: str, rows: Rows, write: Write) -> Non
 )
 def test_options_that_are_not_used_are_refused(options: dict[str, Any], message: str, write: Write) -> None:
     assert message in refused(write, [{"text": "t", "label": "x"}], **options)
+
+
+USUAL = sorted({name for form in FORMS for names in {**form.required, **form.optional}.values() for name in names})
+VALUES = ["t", "u v", 3, 0.5, True, None, "", ["a"], [0, 1], [USER, ANSWER], {"text": ["t"], "answer_start": [0]}, "A"]
+
+
+@pytest.mark.parametrize("seed", range(300))
+def test_whatever_the_columns_are_the_options_of_the_error_decide(seed: int, write: Write) -> None:
+    draw = random.Random(seed)
+    columns = {name: draw.choice(VALUES) for name in draw.sample(USUAL, draw.randrange(2, 6))}
+    path = write("a.jsonl", [columns, columns])
+    try:
+        load_task(str(path))
+    except UserError as error:
+        message = str(error).removeprefix(str(path))
+        unclear = ("fit more than one kind", "do not make a known task")
+        for flags in flags_in(message) if any(words in message for words in unclear) else ():
+            try:
+                load_task(str(path), TaskOptions.model_validate(options_of(flags)))
+            except UserError as other:
+                assert not any(words in str(other) for words in unclear), message

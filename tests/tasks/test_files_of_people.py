@@ -294,6 +294,12 @@ def test_the_values_of_some(tmp_path: Path) -> None:
     [
         ("survey_fr.csv", "all-MiniLM-L6-v2"),
         ("nli.tsv", "all-MiniLM-L6-v2"),
+        ("survey_de.csv", "all-MiniLM-L6-v2"),
+        ("squad.parquet", "all-MiniLM-L6-v2"),
+        ("emotions.parquet", "all-MiniLM-L6-v2"),
+        ("names.parquet", "all-MiniLM-L6-v2"),
+        ("exam.csv", "all-MiniLM-L6-v2"),
+        ("arc.jsonl", "stories260K"),
         ("legal.csv", "stories260K"),
         ("alpaca.json", "stories260K"),
         ("wmt.jsonl", "stories260K"),

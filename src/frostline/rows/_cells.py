@@ -9,6 +9,7 @@ from typing import Any
 from frostline.core.errors import DataError
 from frostline.rows._files import Row, kind_of
 
+LONGEST_NAME = 40
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -71,6 +72,6 @@ def as_text(value: object, row: Row, column: str) -> str:
 
 def listed(names: Iterable[str], most: int = 12) -> str:
     """The names in order of the alphabet, at most so many of them."""
-    ordered = sorted(map(str, names))
+    ordered = [name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}..." for name in sorted(map(str, names))]
     more = f" and {len(ordered) - most} more" if len(ordered) > most else ""
     return (", ".join(ordered[:most]) or "none") + more
