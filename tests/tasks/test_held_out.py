@@ -104,5 +104,5 @@ def test_evaluation_rows_that_are_training_rows_too_are_counted(write: Write) ->
 
 def test_a_share_that_is_not_used_is_said(write: Write) -> None:
     path = write("b.jsonl", [{"text": "t", "label": "a"}])
-    task = load(write, [{"text": "t", "label": "a"}], eval=str(path), eval_share=0.1)
+    task = load(write, [{"text": "t", "label": "a"}], eval=str(path), eval_share=0.2)
     assert "data.eval_share is not used: there are evaluation rows" in task.notices

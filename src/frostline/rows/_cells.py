@@ -60,7 +60,15 @@ def entries(row: Row, column: str) -> list[Any]:
 
 
 def as_text(value: object, row: Row, column: str) -> str:
-    """The value, where it is a text."""
+    """The value, where it is a text with something in it.
+
+    Args:
+        value: the value.
+        row: where it is from, for messages.
+        column: its column, for messages.
+
+    Raises `DataError` where it is not.
+    """
     if not isinstance(value, str):
         raise DataError(f"{row.where}: column '{column}' must be text, found {kind_of(value)}")
     if not value or value.isspace():

@@ -102,7 +102,14 @@ def label_form(rows: Iterable[Row], reading: Reading, origin: str) -> str:
 
 
 def right_choice(row: Row, reading: Reading, choices: Sequence[str], labels: tuple[str, ...]) -> int:
-    """The index of the right choice. `labels`, where given, are the labels of the first choice, the second, ..."""
+    """The index of the right choice. Raises `DataError` where the label names none.
+
+    Args:
+        row: the row.
+        reading: how rows are read.
+        choices: the row's choices.
+        labels: the labels of the first choice, the second, and so on, where the user gave them.
+    """
     column, columns = reading.column("label"), reading.columns["choices"]
     label = label_text(row, column)
     if labels:

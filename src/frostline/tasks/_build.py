@@ -71,7 +71,7 @@ def task_of_rows(
     if evaluation is not None:
         eval_examples = _examples("eval", kept[1], reading, labels)
         notices += _repeated(examples, eval_examples)
-        if "eval_share" in options.model_fields_set:
+        if options.eval_share != TaskOptions().eval_share:
             notices.append("data.eval_share is not used: there are evaluation rows")
     else:
         examples, eval_examples, held_out = hold_out(
