@@ -188,12 +188,15 @@ SHAPES: Mapping[str, frozenset[str]] = {
 }
 
 
+YES_OR_NO = ("true", "false", "yes", "no")
+
+
 def _shape(value: Any) -> str:
     if isinstance(value, list):
         kinds = {_shape(part) for part in value}
         return {frozenset({"text"}): "texts", frozenset({"object"}): "objects"}.get(frozenset(kinds), "list")
     if isinstance(value, dict):
         return "object"
-    if isinstance(value, bool) or (isinstance(value, str) and value.strip().lower() in ("true", "false", "yes", "no")):
+    if isinstance(value, bool) or (isinstance(value, str) and len(value) < 9 and value.strip().lower() in YES_OR_NO):
         return "boolean"
     return "number" if isinstance(value, int | float | Decimal) else "text"
