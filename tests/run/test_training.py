@@ -88,7 +88,7 @@ def test_a_run_is_evaluated_and_generated_with_again(tmp_path: Path) -> None:
     assert record.metrics is not None
     again = evaluate_target(str(wanted.folder), generate_rows=4, max_length=24, bf16=False)
     assert again.metrics == pytest.approx(record.metrics.after, rel=1e-5)
-    assert {"bleu", "rouge1", "rouge2", "rougeL", "exact_match", "perplexity", "loss"} == set(again.metrics)
+    assert {"bleu", "chrf", "rouge1", "rouge2", "rougeL", "exact_match", "perplexity", "loss"} == set(again.metrics)
     [text] = generate_target(str(wanted.folder), ["Once upon a time"], max_new_tokens=8)
     assert text
     assert record.notices[0].startswith("tied embeddings")

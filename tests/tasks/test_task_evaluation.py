@@ -155,7 +155,7 @@ def test_the_callers_autocast_is_respected(decoder: Any, tokenizer: Any) -> None
 def test_generation_is_scored_on_the_tasks_rows(decoder: Any, tokenizer: Any) -> None:
     task = _generation(generate_rows=3)
     result = evaluate(decoder, tokenizer, task, max_new_tokens=4, max_length=64)
-    assert set(result.metrics) == {"loss", "perplexity", "rouge1", "rouge2", "rougeL", "bleu", "exact_match"}
+    assert set(result.metrics) == {"loss", "perplexity", "rouge1", "rouge2", "rougeL", "bleu", "chrf", "exact_match"}
     chosen = generation_examples(task.eval, 3)
     assert [(p.id, p.expected) for p in result.predictions] == [(e.id, e.references) for e in chosen]
     texts = generate_texts(decoder, tokenizer, [e.text for e in chosen], max_new_tokens=4)

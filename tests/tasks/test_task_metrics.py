@@ -77,13 +77,13 @@ def test_perplexity_is_exp_and_never_overflows() -> None:
 
 def test_text_scores_holds_every_score() -> None:
     scores = text_scores(["a b c d"], [["a b c d"]])
-    assert scores == pytest.approx({"rouge1": 1, "rouge2": 1, "rougeL": 1, "bleu": 100, "exact_match": 1})
+    assert scores == pytest.approx({"rouge1": 1, "rouge2": 1, "rougeL": 1, "bleu": 100, "chrf": 100, "exact_match": 1})
     assert all(type(score) is float for score in scores.values())
 
 
 def test_silence_scores_nothing() -> None:
     scores = text_scores(["", ""], [["a b", "c"], ["d e f g h"]])
-    assert scores == pytest.approx({"rouge1": 0, "rouge2": 0, "rougeL": 0, "bleu": 0, "exact_match": 0})
+    assert scores == pytest.approx({"rouge1": 0, "rouge2": 0, "rougeL": 0, "bleu": 0, "chrf": 0, "exact_match": 0})
 
 
 def test_nothing_to_score_is_an_error() -> None:

@@ -58,6 +58,15 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def a_noun(noun: str) -> str:
+    """The noun with its article.
+
+    >>> a_noun("encoder"), a_noun("decoder")
+    ('an encoder', 'a decoder')
+    """
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str], likeness: float = 0.5) -> ConfigError:
     """The `ConfigError` for an unknown name, with the closest known name.
 

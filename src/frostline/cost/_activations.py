@@ -253,7 +253,7 @@ class _Block:
     def _mask_of_prefix(self, longer: _prefix.Longer) -> float:
         # A longer mask, in place of the causal order: a new tensor [tokens, keys], one for the whole batch.
         longer_mask = self._causal * longer.masked * self.c * (longer.keys + longer.added)
-        return longer_mask / self.workload.per_device_train_batch_size
+        return longer_mask / self.workload.batch_texts
 
     def _sources(self, matrices: Sequence[MatrixFlow]) -> float:
         """The inputs of the matrices that make queries, keys and values: hidden states, or latent vectors."""
@@ -339,7 +339,7 @@ def _head(block_loss: BlockLoss, step: Flow, workload: Workload) -> Saved:
         c = 2 if workload.bf16 else w
         per_token = inputs_kept([item.matrix], item.matrix.linear.in_features, w, c, workload)
         if not chunks:
-            total += (n if whole else workload.per_device_train_batch_size) * per_token
+            total += (n if whole else workload.batch_texts) * per_token
         weights += weights_kept(item.matrix, w, workload)
     if chunks:
         # The final norm's output everywhere, and at label positions a copy of it and that copy's gradient.

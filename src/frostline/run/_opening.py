@@ -44,7 +44,7 @@ def opening_record(prepared: Prepared) -> RunRecord:
             metric=task.metric,
             majority_share=majority_share(task) if task.kind is TaskKind.CLASSIFICATION else None,
             fingerprint=task.fingerprint,
-            labels=tuple(task.labels) if task.kind is TaskKind.CLASSIFICATION else (),
+            labels=tuple(task.labels),
         ),
         seed=config.seed,
         versions=versions(),

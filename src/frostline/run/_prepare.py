@@ -15,7 +15,7 @@ from transformers.trainer_callback import PrinterCallback
 from frostline.anatomy import find_anatomy, tensor_hashes
 from frostline.bottom import Load
 from frostline.checkpoints import load_tokenizer, quiet_libraries
-from frostline.core.errors import ConfigError, first_line
+from frostline.core.errors import ConfigError, a_noun, first_line
 from frostline.core.labels import IGNORED
 from frostline.cost import Workload
 from frostline.engine import StepMeter, Trainer
@@ -78,8 +78,9 @@ def read_data(config: RunConfig) -> Data:
             "frozen_bits out, or activation_cache and streaming"
         )
     rows, eval_rows = (encode(task, split, tokenizer, config.max_length, kind) for split in ("train", "eval"))
+    shifted = kind == "decoder" and task.kind is not TaskKind.TAGGING
     for split in (rows, eval_rows):
-        _check_something_to_learn(split, config.max_length, shifted=kind == "decoder")
+        _check_something_to_learn(split, config.max_length, shifted=shifted)
     return Data(task, tokenizer, rows, eval_rows)
 
 
@@ -154,22 +155,17 @@ def _collator(config: RunConfig, data: Data) -> Collator | PackingCollator:
 
 
 def _check_packable(config: RunConfig, task: Task, kind: ModelKind) -> None:
-    if kind != "decoder" or task.kind is TaskKind.CLASSIFICATION:
+    if kind != "decoder" or task.kind not in (TaskKind.GENERATION, TaskKind.LANGUAGE, TaskKind.CHOICE):
         raise ConfigError(
             "packing: only a decoder on a generation task can train on packed rows "
-            f"(this is {_a(kind)} on a {task.kind} task): use train_sampling_strategy=group_by_length"
+            f"(this is {a_noun(kind)} on a {task.kind} task): use train_sampling_strategy=group_by_length"
         )
     if config.pad_to_max_length:
         raise ConfigError("pad_to_max_length: packed rows have no padding: leave pad_to_max_length or packing out")
 
 
-def _a(noun: str) -> str:
-    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
-
-
 def _check_something_to_learn(rows: Encoded, max_length: int, *, shifted: bool) -> None:
-    # A decoder predicts each token from those before it, so that the first one's label does not count.
-    targets = [row["labels"][1 if shifted else 0 :] for row in rows if isinstance(row["labels"], list)]
+    targets = rows.token_labels(shifted=shifted)
     if targets and all(label == IGNORED for labels in targets for label in labels):
         raise ConfigError(
             f"max_length: {max_length} tokens leave nothing to predict in any row: use a larger max_length"

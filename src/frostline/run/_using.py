@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
+from transformers import AutoModelForMultipleChoice
 
 from frostline.anatomy import Anatomy, notices
 from frostline.checkpoints import CARD_FILE, load, load_config, load_tokenizer, load_weights
@@ -21,7 +22,16 @@ from frostline.run._config import RunConfig, read_config
 from frostline.run._device import autocast, device
 from frostline.run._optim import check_workload
 from frostline.run._probing import probe_model
-from frostline.run._setup import anatomy_of, check_length, class_for, config_for, load_model, model_class_of
+from frostline.run._setup import (
+    anatomy_of,
+    check_head,
+    check_length,
+    class_for,
+    config_for,
+    load_model,
+    model_class_of,
+    own_head,
+)
 from frostline.signals import Probe
 from frostline.strategies import Budget, Choice, Selection, Situation, make_selection
 from frostline.tasks import (
@@ -90,6 +100,10 @@ def plan_model(
     anatomy = anatomy_of(model, loaded)
     config = config_for(model, loaded)
     workload = _as_the_model_is(workload, config)
+    if loaded is not None and model_class_of(config, loaded) is AutoModelForMultipleChoice:
+        if workload.activation_cache:
+            raise ConfigError("activation_cache: a row of several texts is not stored: leave activation_cache out")
+        workload = workload.model_copy(update={"texts": len(loaded.train[0].choices)})
     situation = Situation(
         anatomy,
         seed,
@@ -175,17 +189,11 @@ def evaluate_target(
     loaded = load_task(config.task, config.data)
     if is_run(folder):
         model = load(folder)
-        if (loaded.kind is TaskKind.CLASSIFICATION) == model.can_generate():
-            raise ConfigError(
-                f"{target} is a {type(model).__name__}, which was not trained for {loaded.kind} tasks such as "
-                f"'{loaded.name}': use a task of the kind that it was trained for"
-            )
-        if loaded.kind is TaskKind.CLASSIFICATION and model.config.num_labels != len(loaded.labels):
-            raise ConfigError(
-                f"{target} has {model.config.num_labels} labels, and task '{loaded.name}' has {len(loaded.labels)}: "
-                "use a task with the labels that it was trained on"
-            )
+        check_head(target, type(model).__name__, model.config, loaded)
     else:
+        own = load_config(target)
+        for architecture in filter(own_head, own.architectures or ()):
+            check_head(target, architecture, own, loaded)
         model = load_model(target, loaded, seed=config.seed)
     check_length(config.max_length, model.config, target)
     tokenizer = prepare_tokenizer(load_tokenizer(target), model)

@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
-from frostline.tasks._build import draw_rows
+from frostline.rows import Columns, TaskKind, TaskOptions
 from frostline.tasks._catalog import TASKS
 from frostline.tasks._collate import Collator, pad_rows
 from frostline.tasks._decoding import Decoding
-from frostline.tasks._encode import Encoded, encode
-from frostline.tasks._evaluate import Evaluation, ModelAnswer, evaluate, generation_examples
+from frostline.tasks._encode import Encoded, able_models, encode
+from frostline.tasks._entities import entities, entity_scores
+from frostline.tasks._evaluate import Evaluation, evaluate, generation_examples
 from frostline.tasks._generate import generate_texts
 from frostline.tasks._load import load_task
-from frostline.tasks._metrics import accuracy, bleu, exact_match, macro_f1, perplexity, rouge, text_scores
-from frostline.tasks._options import Columns, TaskOptions
+from frostline.tasks._metrics import (
+    accuracy,
+    bleu,
+    chrf,
+    exact_match,
+    label_set_scores,
+    macro_f1,
+    mean_squared_error,
+    pearson,
+    perplexity,
+    rouge,
+    spearman,
+    text_scores,
+)
 from frostline.tasks._packing import PackingCollator
-from frostline.tasks._task import Example, Message, Scores, Task, TaskKind, majority_share, score_texts
+from frostline.tasks._predict import ModelAnswer
+from frostline.tasks._splits import draw_rows
+from frostline.tasks._squad import answer_scores
+from frostline.tasks._task import METRICS, Example, Message, Scores, Task, majority_share, score_texts
 from frostline.tasks._tokenize import ModelKind, model_kind, prepare_tokenizer
 
 __all__ = [
+    "METRICS",
     "TASKS",
     "Collator",
     "Columns",
@@ -32,22 +49,31 @@ __all__ = [
     "Task",
     "TaskKind",
     "TaskOptions",
+    "able_models",
     "accuracy",
+    "answer_scores",
     "bleu",
+    "chrf",
     "draw_rows",
     "encode",
+    "entities",
+    "entity_scores",
     "evaluate",
     "exact_match",
     "generate_texts",
     "generation_examples",
+    "label_set_scores",
     "load_task",
     "macro_f1",
     "majority_share",
+    "mean_squared_error",
     "model_kind",
     "pad_rows",
+    "pearson",
     "perplexity",
     "prepare_tokenizer",
     "rouge",
     "score_texts",
+    "spearman",
     "text_scores",
 ]

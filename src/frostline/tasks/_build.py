@@ -1,39 +1,41 @@
-"""Make a task from rows: split them, draw some, read them as examples."""
+"""Make a task from rows: read them as examples, split them, draw some."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
-from frostline.core.errors import DataError
-from frostline.core.seeding import derive_seed
-from frostline.tasks._options import TaskOptions
-from frostline.tasks._reading import Reading, label_names, make_examples
-from frostline.tasks._rows import Rows
-from frostline.tasks._task import Scorer, Task, TaskKind, score_texts
+from frostline.core.errors import ConfigError
+from frostline.rows import (
+    NOT_COUNTED,
+    Reading,
+    Row,
+    Rows,
+    TaskKind,
+    TaskOptions,
+    label_form,
+    label_names,
+    label_text,
+    labelled,
+    reading_notices,
+    row_labels,
+    spelling_notices,
+)
+from frostline.tasks._examples import make_examples
+from frostline.tasks._splits import content_of, draw_rows, hold_out
+from frostline.tasks._task import METRICS, Example, Scorer, Task, score_texts
 
-T = TypeVar("T")
+Numbered = Sequence[tuple[int, Row]]
+WITH_NAMES = (TaskKind.CLASSIFICATION, TaskKind.MULTI_LABEL, TaskKind.TAGGING)
+ONE_LABEL = (TaskKind.CLASSIFICATION, TaskKind.CHOICE)
 
-METRICS = {TaskKind.CLASSIFICATION: "accuracy", TaskKind.GENERATION: "rougeL", TaskKind.LANGUAGE: "loss"}
 
-
-def build_task(
-    name: str,
-    train: Rows,
-    evaluation: Rows | None,
-    reading: Reading,
-    options: TaskOptions,
-    *,
-    source: str,
-    labels: tuple[str, ...] | None = None,
-    metric: str | None = None,
-    score: Scorer = score_texts,
+def task_of_rows(
+    name: str, train: Rows, evaluation: Rows | None, reading: Reading, options: TaskOptions, source: str
 ) -> Task:
-    """Make a task from training rows and, where there are any, evaluation rows.
+    """Make a task from a user's own rows, with notices that say how they were read.
 
-    Without evaluation rows, a seeded share of the training rows is held out. Row n of a split, counted from 0 in the
-    source, has the id `train:n` or `eval:n`, also when only some rows are drawn.
+    Rows without a label are left out. Without evaluation rows, a seeded share of the training rows is held out.
 
     Args:
         name: the task's name.
@@ -42,61 +44,164 @@ def build_task(
         reading: how rows become examples.
         options: what the user wrote.
         source: where the rows are from: a path or a hub id.
-        labels: the label names in order; None reads them from the training rows.
-        metric: the main metric; None is the usual one of the kind of task.
-        score: scores generated texts.
 
     Raises `DataError` with the place of the first bad row, also when that row would not be drawn.
     """
-    if labels is None and reading.kind is TaskKind.CLASSIFICATION:
-        labels = label_names(train.rows, reading.columns["label"])
+    splits = [train] if evaluation is None else [train, evaluation]
+    column = reading.optional("label")
+    notices: list[str] = []
+    kept: list[Numbered] = []
+    for rows in splits:
+        found, left_out = (
+            labelled(rows, column, options)
+            if column is not None and reading.kind in ONE_LABEL
+            else (list(enumerate(rows.rows)), [])
+        )
+        kept.append(found)
+        notices += left_out
+    all_rows = [row for rows in kept for _, row in rows]
+    if reading.kind is TaskKind.CHOICE and not options.labels:
+        reading = replace(reading, label_form=label_form(all_rows, reading, train.origin))
+    elif reading.kind is TaskKind.MULTI_LABEL and _are_flags(all_rows, reading.column("label")):
+        reading = replace(reading, label_form="flags")
+    labels = options.labels or _labels_of([row for _, row in kept[0]], reading)
+    if reading.kind is TaskKind.CLASSIFICATION and column is not None:
+        notices += spelling_notices(all_rows, column)
+    examples = _examples("train", kept[0], reading, labels)
     if evaluation is not None:
-        train_rows, eval_rows = list(enumerate(train.rows)), list(enumerate(evaluation.rows))
+        eval_examples = _examples("eval", kept[1], reading, labels)
+        notices += _repeated(examples, eval_examples)
+        if options.eval_share != TaskOptions().eval_share:
+            notices.append("data.eval_share is not used: there are evaluation rows")
     else:
-        train_rows, eval_rows = hold_out(list(enumerate(train.rows)), options.eval_share, options.seed, train.origin)
-    train_examples = make_examples(((f"train:{i}", row) for i, row in train_rows), reading, labels or ())
-    eval_examples = make_examples(((f"eval:{i}", row) for i, row in eval_rows), reading, labels or ())
-    if metric is None:
-        metric = METRICS[reading.kind]
-    if reading.kind is TaskKind.GENERATION and not options.generate_rows:
-        metric = "loss"
+        examples, eval_examples, held_out = hold_out(
+            examples, reading.kind, labels, options.eval_share, options.seed, train.origin
+        )
+        notices += held_out
+    if options.labels and reading.kind not in (*WITH_NAMES, TaskKind.CHOICE):
+        raise ConfigError(f"data.labels: a {reading.kind} task has no labels: leave it out")
+    names = labels if reading.kind in WITH_NAMES else ()
+    task = _task(name, examples, eval_examples, reading.kind, options, names, source)
+    outcome = _outcome(reading, names, [*examples, *eval_examples])
+    return replace(task, notices=(*reading_notices(reading, splits, outcome), *notices))
+
+
+def build_task(
+    name: str,
+    train: Rows,
+    evaluation: Rows,
+    reading: Reading,
+    options: TaskOptions,
+    *,
+    source: str,
+    labels: tuple[str, ...] | None = None,
+    metric: str | None = None,
+    score: Scorer = score_texts,
+) -> Task:
+    """Make a built-in task, which has no notices, from its training and evaluation rows.
+
+    Args:
+        name: the task's name.
+        train: training rows.
+        evaluation: evaluation rows.
+        reading: how rows become examples.
+        options: what the user wrote.
+        source: where the rows are from: a path or a hub id.
+        labels: the label names in order, where the kind of task has labels.
+        metric: the main metric; None is the usual one of the kind of task.
+        score: scores generated texts.
+
+    Raises `DataError` with the place of the first bad row, also when that row would not be drawn, and `ConfigError` for
+    a main metric that the kind of task does not have.
+    """
+    train_examples, eval_examples = (
+        _examples(split, list(enumerate(part.rows)), reading, labels or ())
+        for split, part in (("train", train), ("eval", evaluation))
+    )
+    task = _task(name, train_examples, eval_examples, reading.kind, options, labels or (), source)
+    return replace(task, metric=main_metric(reading.kind, options, metric), score=score)
+
+
+def _examples(split: str, rows: Numbered, reading: Reading, labels: tuple[str, ...]) -> list[Example]:
+    """Row n of a split, counted from 0 in the source, has the id `train:n` or `eval:n`, also when only some are drawn
+    or a training row is held out."""
+    return make_examples(((f"{split}:{i}", row) for i, row in rows), reading, labels)
+
+
+def _repeated(train: Sequence[Example], evaluation: Sequence[Example]) -> Iterator[str]:
+    seen = {content_of(example) for example in train}
+    if count := sum(content_of(example) in seen for example in evaluation):
+        yield (
+            f"{count} of {len(evaluation)} evaluation rows have the content of a training row: scores on them do not "
+            "show how the model does on new rows"
+        )
+
+
+def _task(
+    name: str,
+    train: list[Example],
+    evaluation: list[Example],
+    kind: TaskKind,
+    options: TaskOptions,
+    labels: tuple[str, ...],
+    source: str,
+) -> Task:
     return Task(
         name=name,
-        kind=reading.kind,
-        train=draw_rows(train_examples, options.max_train_rows, options.seed, "train"),
-        eval=draw_rows(eval_examples, options.max_eval_rows, options.seed, "eval"),
-        metric=metric,
-        labels=labels or (),
+        kind=kind,
+        train=draw_rows(train, options.max_train_rows, options.seed, "train rows"),
+        eval=draw_rows(evaluation, options.max_eval_rows, options.seed, "eval rows"),
+        metric=main_metric(kind, options),
+        labels=labels,
         source=source,
         train_on_prompt=options.train_on_prompt,
         generate_rows=options.generate_rows,
-        score=score,
     )
 
 
-def hold_out(rows: Sequence[T], share: float, seed: int, origin: str) -> tuple[list[T], list[T]]:
-    """(Remaining rows, held-out rows), both in their order.
+def main_metric(kind: TaskKind, options: TaskOptions, usual: str | None = None) -> str:
+    """The main metric: that of the options, else `usual`, else the first of the kind of task.
 
-    Args:
-        rows: all rows.
-        share: which share of them is held out.
-        seed: draws the held-out rows.
-        origin: where the rows are from, for messages.
-
-    Raises `DataError` when no row would remain.
+    Raises `ConfigError` for one that the kind of task does not have, or that needs texts where none are generated.
     """
-    count = max(1, round(share * len(rows)))
-    if count >= len(rows):
-        raise DataError(
-            f"{origin}: too few rows ({len(rows)}) to hold out a share of {share:g} for evaluation: use data.eval=FILE"
-        )
-    held = set(random.Random(derive_seed(seed, "held out")).sample(range(len(rows)), count))
-    return [row for i, row in enumerate(rows) if i not in held], [row for i, row in enumerate(rows) if i in held]
+    asked, known = options.metric, METRICS[kind]
+    if kind is TaskKind.GENERATION and not options.generate_rows:
+        known, usual = ("loss", "perplexity"), None
+    if asked is not None and asked not in known:
+        raise ConfigError(f"data.metric: no metric '{asked}' in this {kind} task: use one of {', '.join(known)}")
+    return asked or usual or known[0]
 
 
-def draw_rows(rows: list[T], most: int | None, seed: int, split: str) -> list[T]:
-    """Draw at most `most` rows of a split ("train", "eval") by `seed`, and keep their order."""
-    if most is None or most >= len(rows):
-        return rows
-    draw = random.Random(derive_seed(seed, f"{split} rows"))
-    return [rows[i] for i in sorted(draw.sample(range(len(rows)), most))]
+def _labels_of(rows: Sequence[Row], reading: Reading) -> tuple[str, ...]:
+    if reading.kind is TaskKind.CLASSIFICATION:
+        return label_names(label_text(row, reading.column("label")) for row in rows)
+    if reading.kind is TaskKind.TAGGING:
+        return label_names(tag for row in rows for tag in row_labels(row, reading.column("tags")) if tag != NOT_COUNTED)
+    if reading.label_form == "flags":
+        return tuple(map(str, range(len(row_labels(rows[0], reading.column("label"))))))
+    if reading.kind is TaskKind.MULTI_LABEL:
+        return label_names(label for row in rows for label in row_labels(row, reading.column("label")))
+    return ()
+
+
+def _are_flags(rows: Iterable[Row], column: str) -> bool:
+    """Whether lists of labels are lists of zeros and ones, one for each label: some list then has one of them twice."""
+    lists = [row_labels(row, column) for row in rows]
+    return (
+        len({len(labels) for labels in lists}) == 1
+        and {label for labels in lists for label in labels} <= {"0", "1", "true", "false"}
+        and any(len(set(labels)) < len(labels) for labels in lists)
+    )
+
+
+def _outcome(reading: Reading, labels: Sequence[str], examples: Sequence[Example]) -> str:
+    """What is predicted, in short."""
+    if reading.kind is TaskKind.REGRESSION:
+        values = [example.value for example in examples if example.value is not None]
+        return f"regression, {min(values):g} to {max(values):g}"
+    words = {
+        TaskKind.CLASSIFICATION: ("class", "classes"),
+        TaskKind.MULTI_LABEL: ("label", "labels"),
+        TaskKind.TAGGING: ("tag", "tags"),
+    }
+    return f"{len(labels)} {words[reading.kind][len(labels) != 1]}" if reading.kind in words else ""

@@ -1,6 +1,6 @@
 """Batches of rows, padded on the right to the longest one, with an attention mask.
 
-B rows, L tokens of the longest one
+B rows, C choices of a row, L tokens of the longest text
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ from frostline.core.labels import IGNORED
 def pad_rows(
     rows: Sequence[Mapping[str, Any]], pad_id: int, *, type_id: int = 0, pad_to: int | None = None
 ) -> dict[str, Tensor]:
-    """Rows of token ids as tensors: [B, L] for columns with a number per token, [B] for one per row (a class label).
+    """Rows of token ids as tensors.
+
+    [B, L] for columns with a number per token; [B, C, L] where rows have several texts; [B] for columns with a number
+    per row (a class label). Floats belong to the row and are never padded: [B], or [B, labels].
 
     Args:
         rows: rows with the model's inputs as columns: `input_ids`, `labels`, ... A mask is added where they have none.
@@ -29,17 +32,31 @@ def pad_rows(
         pad_to: pad to this length instead of the longest row's.
     """
     padding = {"input_ids": pad_id, "token_type_ids": type_id, "labels": IGNORED}
-    columns = {name: [torch.as_tensor(row[name], dtype=torch.long) for row in rows] for name in rows[0]}
-    columns.setdefault("attention_mask", [torch.ones_like(ids) for ids in columns["input_ids"]])
-    batch = {}
-    for name, values in columns.items():
-        if values[0].dim() == 0:
-            batch[name] = torch.stack(values)
-            continue
-        fill = padding.get(name, 0)
-        padded = pad_sequence(values, batch_first=True, padding_value=fill)
-        batch[name] = padded if pad_to is None else pad(padded, (0, max(0, pad_to - padded.shape[1])), value=fill)
-    return batch
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    columns.setdefault("attention_mask", [_ones(ids) for ids in columns["input_ids"]])
+    return {name: _column(values, padding.get(name, 0), pad_to) for name, values in columns.items()}
+
+
+def _column(values: list[Any], fill: int, pad_to: int | None) -> Tensor:
+    if _several(values[0]):
+        texts = _column([text for value in values for text in value], fill, pad_to)
+        return texts.view(len(values), -1, texts.shape[-1])
+    tensors = [torch.as_tensor(value) for value in values]
+    if tensors[0].is_floating_point():
+        return torch.stack(tensors).float()
+    if tensors[0].dim() == 0:
+        return torch.stack(tensors).long()
+    padded = pad_sequence([tensor.long() for tensor in tensors], batch_first=True, padding_value=fill)
+    return padded if pad_to is None else pad(padded, (0, max(0, pad_to - padded.shape[1])), value=fill)
+
+
+def _ones(ids: Any) -> Any:
+    return [_ones(text) for text in ids] if _several(ids) else [1] * len(ids)
+
+
+def _several(value: Any) -> bool:
+    """Whether a row's value is a list for each of several texts."""
+    return isinstance(value, list) and bool(value) and isinstance(value[0], list)
 
 
 @dataclass(frozen=True)

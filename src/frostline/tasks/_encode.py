@@ -7,14 +7,17 @@ Rows have no padding: the collator adds it, and the attention mask.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
-from frostline.core.errors import DataError, UnsupportedModel
+from frostline.core.errors import DataError, UnsupportedModel, a_noun
 from frostline.core.labels import IGNORED
+from frostline.rows import TaskKind
 from frostline.tasks._chat import chat_tokens
-from frostline.tasks._task import Example, Split, Task, TaskKind
+from frostline.tasks._clip import clip_texts
+from frostline.tasks._encode_heads import answer_windows, as_completions, choices, joined_pairs, pairs, tagged_words
+from frostline.tasks._task import Example, Split, Task
 from frostline.tasks._tokenize import ModelKind, Tokens, continuation_tokens, prompt_tokens
 
 EncodedRow = dict[str, Any]
@@ -26,7 +29,7 @@ class Encoded(Sequence[EncodedRow]):
     """Encoded examples in order: a map-style data set for any loader or trainer.
 
     Attributes:
-        rows: the encoded examples.
+        rows: the encoded examples; an example with a long context has several.
         truncated: how many of them were cut to the maximum length.
     """
 
@@ -45,16 +48,38 @@ class Encoded(Sequence[EncodedRow]):
 
     @property
     def lengths(self) -> list[int]:
-        """The number of input tokens of each example."""
-        return [len(row["input_ids"]) for row in self.rows]
+        """The number of input tokens of each row; of its longest text, where a row has several."""
+        rows = (row["input_ids"] for row in self.rows)
+        return [max(map(len, ids)) if isinstance(ids[0], list) else len(ids) for ids in rows]
+
+    def token_labels(self, *, shifted: bool) -> list[list[int]]:
+        """The labels of each row's tokens; empty where a row has a label of its own, or the places of an answer.
+
+        With `shifted`, each token is predicted from those before it, so that the first one's label does not count.
+        """
+        found = (row.get("labels") for row in self.rows)
+        of_tokens = [labels for labels in found if isinstance(labels, list) and all(isinstance(x, int) for x in labels)]
+        return [labels[1:] for labels in of_tokens] if shifted else of_tokens
+
+    @property
+    def texts(self) -> int:
+        """How many texts a row has: the choices, where a head chooses among them, else 1."""
+        ids = self.rows[0]["input_ids"]
+        return len(ids) if isinstance(ids[0], list) else 1
 
 
 def encode(task: Task, split: Split, tokenizer: Any, max_length: int, kind: ModelKind) -> Encoded:
     """Encode one split of a task for a kind of model.
 
-    - Classification, encoders and encoder-decoders: the tokenizer's own encoding of a pair; the longer text is cut.
-    - Classification, decoders: `text`, a line break, `pair`, and no end token, so that the classification head reads
-      the last token of the pair. Cut on the left.
+    - Classification, multi-label and regression, encoders and encoder-decoders: the tokenizer's own encoding of a pair;
+      the longer text is cut.
+    - The same, decoders: `text`, a line break, `pair`, and no end token, so that the head reads the last token of the
+      pair. Cut on the left.
+    - Tagging: the words with a space between them, and each word's tag on its first token. Cut after a whole word.
+    - Extraction, encoders: the question with the context, in as many rows as the context needs. A question with more
+      than half of `max_length` tokens is cut.
+    - Multiple choice, encoders: the text with each choice, as pairs. Others: the right choice as the completion of the
+      text and a line break.
     - Generation, decoders: prompt, completion, end token. Prompt and completion are tokenized separately, so that the
       prompt has the same tokens as in generation. The prompt has no labels unless the task trains on it. Where a row
       is too long, the prompt is cut on the left; a completion is cut, at its end, only where one prompt token and the
@@ -79,66 +104,52 @@ def encode(task: Task, split: Split, tokenizer: Any, max_length: int, kind: Mode
     examples = task.split(split)
     if not examples:
         raise DataError(task.no_training or f"task '{task.name}': {task.source} has no {split} rows: add some")
-    pairs = list(_encoder(task, kind)(task, examples, tokenizer, max_length))
-    rows = [{**row, "example_id": example.id} for (row, _), example in zip(pairs, examples, strict=True)]
-    truncated = sum(cut for _, cut in pairs)
+    if kind not in able_models(task.kind):
+        raise UnsupportedModel(
+            f"task '{task.name}' is {a_noun(task.kind)} task, which {a_noun(kind)} model cannot do: use "
+            f"{' or '.join(map(a_noun, able_models(task.kind)))} model"
+        )
+    encoded = list(_ENCODERS[task.kind][kind](task, examples, tokenizer, max_length))
+    rows = [
+        {**row, "example_id": example.id}
+        for (own, _), example in zip(encoded, examples, strict=True)
+        for row in (own if isinstance(own, list) else [own])
+    ]
+    truncated = sum(cut for _, cut in encoded)
     if truncated:
-        _log.info("%s, %s: %d of %d examples cut to %d tokens", task.name, split, truncated, len(rows), max_length)
+        _log.info("%s, %s: %d of %d examples cut to %d tokens", task.name, split, truncated, len(examples), max_length)
     return Encoded(rows, truncated)
 
 
-Encoder = Callable[[Task, Sequence[Example], Any, int], Iterator[tuple[EncodedRow, bool]]]
+EncodedRows = Iterator[tuple[EncodedRow | list[EncodedRow], bool]]
+"""For each example its row, or rows, and whether it was cut."""
+Encoder = Callable[[Task, Sequence[Example], Any, int], EncodedRows]
 
 
-def _encoder(task: Task, kind: ModelKind) -> Encoder:
-    chat = any(example.messages for example in task.train[:1])
-    table: dict[tuple[TaskKind, ModelKind], Encoder] = {
-        (TaskKind.CLASSIFICATION, "encoder"): _pairs,
-        (TaskKind.CLASSIFICATION, "encoder-decoder"): _pairs,
-        (TaskKind.CLASSIFICATION, "decoder"): _joined_pairs,
-        (TaskKind.GENERATION, "decoder"): _completions,
-        (TaskKind.GENERATION, "encoder-decoder"): _translations,
-        (TaskKind.LANGUAGE, "decoder"): _chats if chat else _texts,
-    }
-    if (task.kind, kind) not in table:
-        raise UnsupportedModel(
-            f"task '{task.name}' is a {task.kind} task, which an {kind} model cannot do: use a decoder model"
-        )
-    return table[task.kind, kind]
+def _right_choices(write: Encoder) -> Encoder:
+    """Rows of the right choices alone, as completions."""
+
+    def rows(task: Task, examples: Sequence[Example], tokenizer: Any, max_length: int) -> EncodedRows:
+        right = [as_completions(example)[example.label or 0] for example in examples]
+        return write(task, right, tokenizer, max_length)
+
+    return rows
 
 
-def _pairs(
-    task: Task, examples: Sequence[Example], tokenizer: Any, max_length: int
-) -> Iterator[tuple[EncodedRow, bool]]:
-    texts: list[list[str]] = [[example.text for example in examples]]
-    if any(example.pair is not None for example in examples):
-        texts.append([example.pair or "" for example in examples])
-    whole = tokenizer(*texts, verbose=False)
-    cut = tokenizer(*texts, truncation=True, max_length=max_length)
-    names = [name for name in cut if name != "attention_mask"]
-    for i, example in enumerate(examples):
-        row = {name: cut[name][i] for name in names}
-        yield row | {"labels": example.label}, len(whole["input_ids"][i]) > max_length
-
-
-def _joined_pairs(
-    task: Task, examples: Sequence[Example], tokenizer: Any, max_length: int
-) -> Iterator[tuple[EncodedRow, bool]]:
-    texts = [e.text if e.pair is None else f"{e.text}\n{e.pair}" for e in examples]
-    for example, tokens in zip(examples, prompt_tokens(tokenizer, texts, closed=False), strict=True):
-        row = {"input_ids": tokens.last(max_length), "labels": example.label}
-        yield row, len(tokens.ids) > max_length
-
-
-def _completions(
-    task: Task, examples: Sequence[Example], tokenizer: Any, max_length: int
-) -> Iterator[tuple[EncodedRow, bool]]:
-    prompts = prompt_tokens(tokenizer, [example.text for example in examples], closed=False)
-    targets = continuation_tokens(tokenizer, [example.target or "" for example in examples])
+def _completions(task: Task, examples: Sequence[Example], tokenizer: Any, max_length: int) -> EncodedRows:
+    prompts, targets = _prompts_and_targets(examples, tokenizer, max_length, closed=False)
     for prompt, target in zip(prompts, targets, strict=True):
         before, after = _fit(prompt, target, max_length)
         labels = [*(before if task.train_on_prompt else [IGNORED] * len(before)), *after]
         yield {"input_ids": before + after, "labels": labels}, len(prompt.ids) + len(target) > max_length
+
+
+def _prompts_and_targets(
+    examples: Sequence[Example], tokenizer: Any, max_length: int, *, closed: bool
+) -> tuple[list[Tokens], list[list[int]]]:
+    prompts = clip_texts(tokenizer, [example.text for example in examples], max_length, "end")
+    targets = clip_texts(tokenizer, [example.target or "" for example in examples], max_length, "start")
+    return prompt_tokens(tokenizer, prompts, closed=closed), continuation_tokens(tokenizer, targets)
 
 
 def _fit(prompt: Tokens, target: list[int], most: int) -> tuple[list[int], list[int]]:
@@ -146,27 +157,26 @@ def _fit(prompt: Tokens, target: list[int], most: int) -> tuple[list[int], list[
     return prompt.last(kept), target[: most - kept]
 
 
-def _translations(
-    task: Task, examples: Sequence[Example], tokenizer: Any, max_length: int
-) -> Iterator[tuple[EncodedRow, bool]]:
-    prompts = prompt_tokens(tokenizer, [example.text for example in examples], closed=True)
-    targets = continuation_tokens(tokenizer, [example.target or "" for example in examples])
+def _translations(task: Task, examples: Sequence[Example], tokenizer: Any, max_length: int) -> EncodedRows:
+    prompts, targets = _prompts_and_targets(examples, tokenizer, max_length, closed=True)
     for prompt, target in zip(prompts, targets, strict=True):
         row = {"input_ids": prompt.last(max_length), "labels": target[:max_length]}
         yield row, max(len(prompt.ids), len(target)) > max_length
 
 
-def _texts(
-    task: Task, examples: Sequence[Example], tokenizer: Any, max_length: int
-) -> Iterator[tuple[EncodedRow, bool]]:
-    for tokens in prompt_tokens(tokenizer, [example.text for example in examples], closed=False):
+def _language(task: Task, examples: Sequence[Example], tokenizer: Any, max_length: int) -> EncodedRows:
+    chat = any(example.messages for example in examples[:1])
+    return (_chats if chat else _texts)(task, examples, tokenizer, max_length)
+
+
+def _texts(task: Task, examples: Sequence[Example], tokenizer: Any, max_length: int) -> EncodedRows:
+    texts = clip_texts(tokenizer, [example.text for example in examples], max_length, "start")
+    for tokens in prompt_tokens(tokenizer, texts, closed=False):
         ids = [*tokens.ids, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])]
         yield {"input_ids": ids[:max_length], "labels": ids[:max_length]}, len(ids) > max_length
 
 
-def _chats(
-    task: Task, examples: Sequence[Example], tokenizer: Any, max_length: int
-) -> Iterator[tuple[EncodedRow, bool]]:
+def _chats(task: Task, examples: Sequence[Example], tokenizer: Any, max_length: int) -> EncodedRows:
     for example in examples:
         ids, answers = chat_tokens(tokenizer, example)
         labels = [
@@ -174,3 +184,25 @@ def _chats(
         ]
         cut = len(ids) > max_length
         yield {"input_ids": ids[-max_length:], "labels": labels[-max_length:]}, cut
+
+
+_PAIRS: dict[ModelKind, Encoder] = {"encoder": pairs, "encoder-decoder": pairs, "decoder": joined_pairs}
+_ENCODERS: Mapping[TaskKind, Mapping[ModelKind, Encoder]] = {
+    TaskKind.CLASSIFICATION: _PAIRS,
+    TaskKind.MULTI_LABEL: _PAIRS,
+    TaskKind.REGRESSION: _PAIRS,
+    TaskKind.TAGGING: {"encoder": tagged_words, "decoder": tagged_words},
+    TaskKind.EXTRACTION: {"encoder": answer_windows},
+    TaskKind.CHOICE: {
+        "encoder": choices,
+        "decoder": _right_choices(_completions),
+        "encoder-decoder": _right_choices(_translations),
+    },
+    TaskKind.GENERATION: {"decoder": _completions, "encoder-decoder": _translations},
+    TaskKind.LANGUAGE: {"decoder": _language},
+}
+
+
+def able_models(kind: TaskKind) -> tuple[ModelKind, ...]:
+    """The kinds of models that can do a kind of task."""
+    return tuple(_ENCODERS[kind])

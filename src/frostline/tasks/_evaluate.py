@@ -6,42 +6,33 @@ import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 
-from frostline.core.labels import IGNORED
 from frostline.core.seeding import derive_seed
+from frostline.rows import TaskKind
 from frostline.tasks._collate import Collator
 from frostline.tasks._decoding import Decoding
 from frostline.tasks._encode import Encoded, encode
+from frostline.tasks._encode_heads import as_completions
 from frostline.tasks._generate import generate_texts
-from frostline.tasks._metrics import accuracy, macro_f1, perplexity
-from frostline.tasks._task import Example, Split, Task, TaskKind
-from frostline.tasks._tokenize import ModelKind, model_kind
+from frostline.tasks._metrics import perplexity
+from frostline.tasks._predict import (
+    HEADS,
+    Asked,
+    Batches,
+    ModelAnswer,
+    choose_by_loss,
+    outputs,
+    token_loss,
+    token_losses,
+)
+from frostline.tasks._task import Example, Split, Task
+from frostline.tasks._tokenize import model_kind
 
 GREEDY = Decoding()
-
-
-@dataclass(frozen=True)
-class ModelAnswer:
-    """A model's answer to one example, as text, and the right answers.
-
-    Attributes:
-        id: the example's id.
-        text: the answer.
-        expected: the right answers.
-        prompt: the prompt that the text was generated for; empty for a classification.
-        marks: the scorer's marks of this text, such as `extracted` and `right`.
-    """
-
-    id: str
-    text: str
-    expected: tuple[str, ...]
-    prompt: str = ""
-    marks: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -55,7 +46,7 @@ class Evaluation:
 
     def json_lines(self) -> str:
         """The answers as JSON, one line for each."""
-        return "".join(json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in self.predictions)
+        return "".join(json.dumps(item.document(), ensure_ascii=False) + "\n" for item in self.predictions)
 
 
 def evaluate(
@@ -73,7 +64,9 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate a model on one split of a task.
 
-    - Classification: `accuracy`, `macro_f1`, and `loss`, the mean cross-entropy over examples.
+    - Tasks that a head does: the metrics of their kind (`METRICS`), and `loss`, the mean over examples (over labelled
+      words in tagging, over the windows of contexts in extraction). Decoders and encoder-decoders choose among texts by
+      their loss.
     - Generation: `loss`, the mean over all labelled tokens of the split (it does not depend on the batches);
       `perplexity`; and the task's scores of generated texts.
     - Plain text and chats: `loss` and `perplexity`.
@@ -99,18 +92,28 @@ def evaluate(
 
     kind = model_kind(model.config)
     device = device or device_of(model)
-    encoded = encode(task, split, tokenizer, max_length, kind)
+    asked, by_loss = task, task.kind is TaskKind.CHOICE and kind != "encoder"
+    if by_loss:
+        every = [one for example in task.split(split) for one in as_completions(example)]
+        asked = replace(task, kind=TaskKind.GENERATION, train=every, eval=every)
+    encoded = encode(asked, split, tokenizer, max_length, kind)
     batches = _batches(encoded, Collator(tokenizer, keep_ids=True), batch_size, device)
+    given = Asked(task, task.split(split), [row["example_id"] for row in encoded.rows], tokenizer, max_length)
     with evaluation_mode(model), torch.inference_mode():
-        if task.kind is TaskKind.CLASSIFICATION:
-            return _classify(model, task, split, batches)
-        loss = _token_loss(model, batches, kind)
+        if task.kind in HEADS:
+            found = (
+                choose_by_loss(given, token_losses(model, batches, kind))
+                if by_loss
+                else HEADS[task.kind](given, outputs(model, batches))
+            )
+            return Evaluation(task.name, len(given.examples), found[0], tuple(found[1]))
+        loss = token_loss(model, batches, kind)
     metrics = {"loss": loss, "perplexity": perplexity(loss)}
     rows = task.generate_rows if generate_rows is None else generate_rows
     if task.kind is not TaskKind.GENERATION or not rows:
         return Evaluation(task.name, len(task.split(split)), metrics, ())
-    asked = task.questions if split == "eval" and task.questions else task.split(split)
-    examples = generation_examples(asked, rows)
+    questions = task.questions if split == "eval" and task.questions else task.split(split)
+    examples = generation_examples(questions, rows)
     with _drawing(decoding):
         texts = generate_texts(
             model,
@@ -157,48 +160,11 @@ def generation_examples(examples: Sequence[Example], count: int) -> list[Example
     return drawn[:count]
 
 
-def _batches(
-    encoded: Encoded, collate: Collator, batch_size: int, device: torch.device | str
-) -> Iterator[dict[str, Any]]:
+def _batches(encoded: Encoded, collate: Collator, batch_size: int, device: torch.device | str) -> Batches:
     # Rows of similar length share a batch, which needs less padding.
-    rows = sorted(encoded.rows, key=lambda row: len(row["input_ids"]))
-    for start in range(0, len(rows), batch_size):
-        batch = collate(rows[start : start + batch_size])
-        yield {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
-
-
-def _classify(model: Any, task: Task, split: Split, batches: Iterator[dict[str, Any]]) -> Evaluation:
-    total = 0.0
-    predicted: dict[str, int] = {}
-    for batch in batches:
-        ids, labels = batch.pop("example_id"), batch.pop("labels")
-        logits = model(**batch).logits.float()  # [batch, labels]
-        total += F.cross_entropy(logits, labels, reduction="sum").item()
-        predicted.update(zip(ids, logits.argmax(-1).tolist(), strict=True))
-    examples = task.split(split)
-    answers = [predicted[example.id] for example in examples]
-    truth = [example.label for example in examples if example.label is not None]
-    metrics = {
-        "accuracy": accuracy(answers, truth),
-        "macro_f1": macro_f1(answers, truth),
-        "loss": total / len(examples),
-    }
-    predictions = (
-        ModelAnswer(example.id, task.labels[answer], (task.labels[label],))
-        for example, answer, label in zip(examples, answers, truth, strict=True)
-    )
-    return Evaluation(task.name, len(task.split(split)), metrics, tuple(predictions))
-
-
-def _token_loss(model: Any, batches: Iterator[dict[str, Any]], kind: ModelKind) -> float:
-    total, count = 0.0, 0
-    for batch in batches:
-        batch.pop("example_id")
-        labels = batch["labels"] if kind == "encoder-decoder" else batch.pop("labels")
-        logits = model(**batch).logits  # [batch, length, vocabulary]
-        if kind == "decoder":  # position t predicts token t + 1. An encoder-decoder shifts its inputs itself.
-            logits, labels = logits[:, :-1], labels[:, 1:]
-        counted = labels != IGNORED
-        total += F.cross_entropy(logits[counted].float(), labels[counted], reduction="sum").item()
-        count += int(counted.sum())
-    return total / count
+    lengths = encoded.lengths
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    for start in range(0, len(order), batch_size):
+        places = order[start : start + batch_size]
+        batch = collate([encoded.rows[place] for place in places])
+        yield places, {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}

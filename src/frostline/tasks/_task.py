@@ -6,27 +6,27 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple, dataclass
-from enum import StrEnum
+from dataclasses import astuple, dataclass, fields
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
+from frostline.rows import TaskKind
 from frostline.tasks._metrics import text_scores
 
 Split = Literal["train", "eval"]
 
 
-class TaskKind(StrEnum):
-    """The kind of a task. It decides which head the model needs, and how the model is scored.
-
-    - `CLASSIFICATION`: one of the task's labels for a text or a pair of texts; accuracy, macro-F1, loss.
-    - `GENERATION`: a completion for a prompt; loss on the completion, and scores of generated texts.
-    - `LANGUAGE`: plain text or chats; loss and perplexity only.
-    """
-
-    CLASSIFICATION = "classification"
-    GENERATION = "generation"
-    LANGUAGE = "language"
+METRICS: Mapping[TaskKind, tuple[str, ...]] = {
+    TaskKind.CLASSIFICATION: ("accuracy", "macro_f1", "loss"),
+    TaskKind.MULTI_LABEL: ("micro_f1", "macro_f1", "subset_accuracy", "loss"),
+    TaskKind.REGRESSION: ("pearson", "spearman", "mse", "loss"),
+    TaskKind.TAGGING: ("f1", "precision", "recall", "accuracy", "loss"),
+    TaskKind.EXTRACTION: ("f1", "exact_match", "loss"),
+    TaskKind.CHOICE: ("accuracy", "loss"),
+    TaskKind.GENERATION: ("rougeL", "rouge1", "rouge2", "bleu", "chrf", "exact_match", "loss", "perplexity"),
+    TaskKind.LANGUAGE: ("loss", "perplexity"),
+}
+"""Kind of task -> the metrics that an evaluation has; the first is the main one, unless the task says otherwise."""
 
 
 class Message(NamedTuple):
@@ -42,13 +42,21 @@ class Example:
 
     Attributes:
         id: the split and the row's place in its source, such as `train:17`. It is the same in every run.
-        text: the text to classify, the prompt, or the plain text; empty for a chat.
-        pair: the second text of a pair to classify.
-        label: index into the task's labels.
+        text: the text to classify, the prompt, the question, or the plain text; empty for a chat and for words.
+        pair: the second text of a pair to classify; the context that a question is about.
+        label: index into the task's labels; the index of the right choice.
         target: the completion to train on.
         references: all texts that are right when a generated text is scored.
         messages: the turns of a chat.
         group: the data set of the row, where the rules of several data sets differ.
+        value: the number of a regression.
+        labels: indices into the task's labels, where a text may have several of them or none.
+        words: the words to tag.
+        tags: for each word an index into the task's labels, or -100 where it does not count.
+        choices: the texts of which one is right.
+        answers: the right answers to a question, each with where it starts in `pair`, in characters; empty where the
+            context does not answer it.
+        tools: descriptions of the tools that a chat may call, as JSON objects.
     """
 
     id: str
@@ -59,6 +67,17 @@ class Example:
     references: tuple[str, ...] = ()
     messages: tuple[Message, ...] = ()
     group: str = ""
+    value: float | None = None
+    labels: tuple[int, ...] | None = None
+    words: tuple[str, ...] = ()
+    tags: tuple[int, ...] = ()
+    choices: tuple[str, ...] = ()
+    answers: tuple[tuple[str, int], ...] = ()
+    tools: tuple[Mapping[str, Any], ...] = ()
+
+
+FIRST_FIELDS = 7
+"""The fields up to `messages`, which are in every fingerprint."""
 
 
 class Scores(NamedTuple):
@@ -86,7 +105,7 @@ class Task:
         train: training examples.
         eval: evaluation examples.
         metric: the main metric, a key of `Evaluation.metrics`.
-        labels: the label names in the order of their indices; classification only.
+        labels: the label names in the order of their indices, for the kinds of task that have labels.
         source: where the rows are from: a path or a hub id.
         train_on_prompt: whether the loss also counts the prompt (in a chat: the turns of other roles).
         generate_rows: for how many distinct evaluation prompts texts are generated.
@@ -119,12 +138,18 @@ class Task:
     def fingerprint(self) -> str:
         """SHA-256 over the labels and over every example's content, in order, of both splits and the questions."""
         digest = hashlib.sha256(json.dumps([self.kind, self.labels]).encode())
-        # Groups and questions count only where there are any, so that other tasks keep their fingerprints.
+        # Later fields and questions count only where there are any, so that other tasks keep their fingerprints.
         for part in (self.train, self.eval, *([self.questions] if self.questions else [])):
             digest.update(b"\n")
             for example in part:
-                fields = astuple(example)
-                digest.update(json.dumps(fields if example.group else fields[:-1]).encode() + b"\n")
+                values = astuple(example)
+                later = {
+                    own.name: value
+                    for own, value in zip(fields(example)[FIRST_FIELDS:], values[FIRST_FIELDS:], strict=True)
+                    if value != own.default
+                }
+                content = [*values[:FIRST_FIELDS], *([later] if later else [])]
+                digest.update(json.dumps(content).encode() + b"\n")
         return digest.hexdigest()
 
 

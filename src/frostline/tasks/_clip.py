@@ -1,0 +1,55 @@
+"""The part of a very long text that its first, or last, tokens come from, so that the rest is never tokenized.
+
+Tokenizers do not join what stands on both sides of a single space, or line break, between two letters or digits. So
+the tokens of a text that is cut there are those of the whole text, up to the cut. Vocabularies with a token that goes
+on after a word's end (`of▁the`) are the exception: texts are not cut for them. A text without such a place is not cut.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
+
+CHARACTERS = 16
+"""For each token that is kept, as many characters are tried first; in English a token has four to five."""
+BOUNDARY = re.compile(r"(?<=[^\W_])[ \n](?=[^\W_])")
+_ACROSS = re.compile(r"[^\W_▁ĠĊ][▁Ġ Ċ\n]")
+_split_at_spaces: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+
+Side = Literal["start", "end"]
+
+
+def clip_texts(tokenizer: Any, texts: Sequence[str], most: int, side: Side) -> list[str]:
+    """Texts with the same first (or last) `most` tokens as `texts`; a long one is cut, and still has more than that.
+
+    Args:
+        tokenizer: the tokenizer; special tokens are not counted.
+        texts: the texts.
+        most: how many tokens are read of a text at most.
+        side: which end of a text is read, "start" or "end".
+    """
+    tried = CHARACTERS * (most + CHARACTERS)
+    if all(len(text) <= tried for text in texts) or not _splits_at_spaces(tokenizer):
+        return list(texts)
+    return [_clip(tokenizer, text, most, side, tried) for text in texts]
+
+
+def _clip(tokenizer: Any, text: str, most: int, side: Side, tried: int) -> str:
+    while tried < len(text):
+        found = BOUNDARY.search(text, tried if side == "start" else len(text) - tried)
+        part = text if found is None else text[: found.start()] if side == "start" else text[found.start() :]
+        # Some tokenizers treat the first word of a text in a way of their own, so a cut start is not counted.
+        counted = part if side == "start" else part[found.start() if (found := BOUNDARY.search(part, 1)) else 0 :]
+        if len(tokenizer(counted, add_special_tokens=False, verbose=False)["input_ids"]) > most:
+            return part
+        tried *= 4
+    return text
+
+
+def _splits_at_spaces(tokenizer: Any) -> bool:
+    """Whether no token of the vocabulary goes on after a word's end."""
+    if tokenizer not in _split_at_spaces:
+        _split_at_spaces[tokenizer] = not any(_ACROSS.search(token) for token in tokenizer.get_vocab())
+    return _split_at_spaces[tokenizer]
