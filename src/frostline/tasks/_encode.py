@@ -16,7 +16,15 @@ from frostline.core.labels import IGNORED
 from frostline.rows import TaskKind
 from frostline.tasks._chat import chat_tokens
 from frostline.tasks._clip import clip_texts
-from frostline.tasks._encode_heads import answer_windows, as_completions, choices, joined_pairs, pairs, tagged_words
+from frostline.tasks._encode_heads import (
+    answer_windows,
+    as_completions,
+    choices,
+    ended_pairs,
+    joined_pairs,
+    pairs,
+    tagged_words,
+)
 from frostline.tasks._task import Example, Split, Task
 from frostline.tasks._tokenize import ModelKind, Tokens, continuation_tokens, prompt_tokens
 
@@ -186,7 +194,7 @@ def _chats(task: Task, examples: Sequence[Example], tokenizer: Any, max_length: 
         yield {"input_ids": ids[-max_length:], "labels": labels[-max_length:]}, cut
 
 
-_PAIRS: dict[ModelKind, Encoder] = {"encoder": pairs, "encoder-decoder": pairs, "decoder": joined_pairs}
+_PAIRS: dict[ModelKind, Encoder] = {"encoder": pairs, "encoder-decoder": ended_pairs, "decoder": joined_pairs}
 _ENCODERS: Mapping[TaskKind, Mapping[ModelKind, Encoder]] = {
     TaskKind.CLASSIFICATION: _PAIRS,
     TaskKind.MULTI_LABEL: _PAIRS,

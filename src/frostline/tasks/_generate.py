@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from frostline.core.errors import ConfigError
+from frostline.tasks._clip import clip_texts
 from frostline.tasks._tokenize import model_kind, prompt_tokens
 
 
@@ -53,7 +54,8 @@ def generate_texts(
                 "positions"
             )
         room = min(room or positions, positions - max_new_tokens)
-    tokens = prompt_tokens(tokenizer, prompts, closed=not decoder)
+    read = prompts if room is None else clip_texts(tokenizer, prompts, room, "end")
+    tokens = prompt_tokens(tokenizer, read, closed=not decoder)
     ids = [entry.ids if room is None else entry.last(room) for entry in tokens]
     options = {"do_sample": False, "num_beams": 1, "max_new_tokens": max_new_tokens, **decoding}
     options |= {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": _end_tokens(model, tokenizer)}
