@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from frostline.cli.answer import Answer, Json
+from frostline.cli.answer import Answer, Json, progress_console
 from frostline.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -113,8 +113,12 @@ def command(
         "task": evaluation.task,
         "rows": evaluation.rows,
         "answers": len(evaluation.predictions),
+        "labels": list(evaluation.labels),
         "metrics": evaluation.metrics,
+        "notices": list(evaluation.notices),
     }
+    for notice in evaluation.notices:
+        progress_console().print(f"note: {notice}", markup=False)
     return Answer(document, lambda: _view(evaluation.metrics), as_json)
 
 

@@ -26,7 +26,7 @@ from frostline.run._config import RunConfig
 from frostline.run._device import device, uses_bfloat16
 from frostline.run._optim import flora_of, optim_arguments
 from frostline.run._probing import LoadedModel
-from frostline.run._setup import check_length, config_for, load_model
+from frostline.run._setup import check_length, config_for, load_model, task_for
 from frostline.run._split import trainer_for
 from frostline.run._streaming import load_streaming
 from frostline.run._work import Data, workload_of
@@ -39,7 +39,6 @@ from frostline.tasks import (
     Task,
     TaskKind,
     encode,
-    load_task,
     model_kind,
     prepare_tokenizer,
 )
@@ -64,7 +63,7 @@ class Prepared:
 
 def read_data(config: RunConfig) -> Data:
     """The task's rows, encoded for the model. Raises `UserError` for wrong input."""
-    task = load_task(config.task, config.data)
+    task = task_for(config.model, config.task, config.data)
     model_config = config_for(config.model, task)
     check_length(config.max_length, model_config, config.model)
     _check_loggers(config.report_to)

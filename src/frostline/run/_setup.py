@@ -11,7 +11,24 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelF
 from frostline.anatomy import Anatomy, find_anatomy, skeleton
 from frostline.checkpoints import load_config, load_weights
 from frostline.core.errors import ConfigError, DataError, UnsupportedModel
-from frostline.tasks import Task, TaskKind, model_kind
+from frostline.tasks import Task, TaskKind, TaskOptions, load_task, model_kind, with_model_labels
+
+
+def task_for(model: str, task: str, options: TaskOptions | None = None) -> Task:
+    """The task called `task`, with the labels of the model at `model` where that was trained on labels before.
+
+    Args:
+        model: a hub id or a folder.
+        task: a built-in name, a file, a folder or a hub data set.
+        options: how the task's rows are read.
+
+    Raises `UserError` as `load_task` and `load_config` do, and for labels that the model does not know.
+    """
+    loaded = load_task(task, options)
+    config = load_config(model)
+    own_class = (config.architectures or [""])[0]
+    given = None if options is None else options.labels
+    return with_model_labels(loaded, config, model_class=own_class, name=model, given=given)
 
 
 def class_for(config: Any, kind: TaskKind) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from frostline.run._config import RunConfig, read_config
 from frostline.run._device import autocast, device
 from frostline.run._optim import check_workload
 from frostline.run._probing import probe_model
-from frostline.run._setup import anatomy_of, check_length, class_for, config_for, load_model, model_class_of
+from frostline.run._setup import anatomy_of, check_length, class_for, config_for, load_model, model_class_of, task_for
 from frostline.signals import Probe
 from frostline.strategies import Budget, Choice, Selection, Situation, make_selection
 from frostline.tasks import (
@@ -33,6 +33,7 @@ from frostline.tasks import (
     generate_texts,
     load_task,
     prepare_tokenizer,
+    with_model_labels,
 )
 
 
@@ -86,7 +87,7 @@ def plan_model(
     Raises `UserError` for an unknown model, strategy, option or task, and `PlanError` for a budget that no plan fits.
     """
     check_workload(workload)
-    loaded = load_task(task) if task else None
+    loaded = task_for(model, task) if task else None
     anatomy = anatomy_of(model, loaded)
     config = config_for(model, loaded)
     workload = _as_the_model_is(workload, config)
@@ -128,7 +129,7 @@ def _as_the_model_is(workload: Workload, config: Any) -> Workload:
 
 def inspect_model(model: str, *, task: str | None = None) -> Anatomy:
     """The anatomy of the model at `model`, from its config alone; `task` decides the head."""
-    return anatomy_of(model, load_task(task) if task else None)
+    return anatomy_of(model, task_for(model, task) if task else None)
 
 
 def evaluate_target(
@@ -172,25 +173,24 @@ def evaluate_target(
     generation = config.generation
     if max_new_tokens is not None:  # what is asked for here comes before what the run had, or its preset
         generation = generation.model_copy(update={"max_new_tokens": max_new_tokens})
-    loaded = load_task(config.task, config.data)
     if is_run(folder):
+        loaded = load_task(config.task, config.data)
         model = load(folder)
         if (loaded.kind is TaskKind.CLASSIFICATION) == model.can_generate():
             raise ConfigError(
                 f"{target} is a {type(model).__name__}, which was not trained for {loaded.kind} tasks such as "
                 f"'{loaded.name}': use a task of the kind that it was trained for"
             )
-        if loaded.kind is TaskKind.CLASSIFICATION and model.config.num_labels != len(loaded.labels):
-            raise ConfigError(
-                f"{target} has {model.config.num_labels} labels, and task '{loaded.name}' has {len(loaded.labels)}: "
-                "use a task with the labels that it was trained on"
-            )
+        loaded = with_model_labels(
+            loaded, model.config, model_class=type(model).__name__, name=target, given=config.data.labels
+        )
     else:
+        loaded = task_for(target, config.task, config.data)
         model = load_model(target, loaded, seed=config.seed)
     check_length(config.max_length, model.config, target)
     tokenizer = prepare_tokenizer(load_tokenizer(target), model)
     with autocast(config.bf16):
-        return evaluate(
+        evaluation = evaluate(
             model.to(device()),
             tokenizer,
             loaded,
@@ -200,6 +200,7 @@ def evaluate_target(
             max_new_tokens=config.max_new_tokens,
             decoding=generation,
         )
+    return replace(evaluation, labels=loaded.labels, notices=loaded.notices)
 
 
 def _settings(folder: Path, task: str | None, **given: Any) -> RunConfig:

@@ -25,6 +25,7 @@ from frostline.tasks._metrics import (
     spearman,
     text_scores,
 )
+from frostline.tasks._model_labels import with_model_labels
 from frostline.tasks._options import Columns, TaskOptions
 from frostline.tasks._packing import PackingCollator
 from frostline.tasks._predict import ModelAnswer
@@ -75,4 +76,5 @@ __all__ = [
     "score_texts",
     "spearman",
     "text_scores",
+    "with_model_labels",
 ]

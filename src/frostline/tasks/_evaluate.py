@@ -36,12 +36,17 @@ GREEDY = Decoding()
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metric name -> value on a task, and the model's answers (none for plain text and chats)."""
+    """Metric name -> value on a task, and the model's answers (none for plain text and chats).
+
+    `labels` are the task's, in the model's order; `notices` say what a reader of the results should know.
+    """
 
     task: str
     rows: int
     metrics: dict[str, float]
     predictions: tuple[ModelAnswer, ...]
+    labels: tuple[str, ...] = ()
+    notices: tuple[str, ...] = ()
 
     def json_lines(self) -> str:
         """The answers as JSON, one line for each."""
