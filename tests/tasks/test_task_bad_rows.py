@@ -14,6 +14,7 @@ from frostline.core.errors import UserError
 from frostline.tasks import Columns, TaskOptions, load_task
 
 Write = Callable[..., Path]
+QUOTE_IT = "put a text with ',' or line breaks in quotes, and two quotes for one inside"
 GOOD = '{"text": "t", "label": "no"}\n'
 
 
@@ -61,8 +62,12 @@ def test_a_bad_row_is_an_error_even_if_it_would_not_be_drawn(write: Write) -> No
 
 def test_text_that_is_not_utf8(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
-    path.write_bytes(GOOD.encode() + b'{"text": "\xff"}\n')
-    assert _error(path) == ":2: not UTF-8 text: invalid start byte"
+    path.write_bytes(GOOD.encode() + '{"text": "Ein Gruß", "label": "no"}\n'.encode("cp1252"))
+    assert _error(path) == (
+        ":2: not UTF-8 text: invalid continuation byte: use data.encoding=cp1252 if 'Gruß' is right, or the file's own"
+    )
+    examples = load_task(str(path), TaskOptions(encoding="cp1252", eval_share=0.5))
+    assert {example.text for example in (*examples.train, *examples.eval)} == {"t", "Ein Gruß"}
 
 
 def test_unknown_label_in_the_evaluation_file(write: Write) -> None:
@@ -85,9 +90,13 @@ def test_a_held_out_label_is_no_unknown_label(write: Write) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('text,label\n"a\nb",no\n\nc,no,more\n', ":5: the row has 3 field(s), but the header has 2"),
-        ("text,label\na,no\nb\n", ":3: the row has 1 field(s), but the header has 2"),
-        ('text,label\na,no\n"b,no\n', ":3: not a CSV row: unexpected end of data"),
+        ('text,label\n"a\nb",no\n\nc,no,more\n', ":5: the row has 3 field(s), but the header has 2: " + QUOTE_IT),
+        ("text,label\na,no\nb\n", ":3: the row has 1 field(s), but the header has 2: " + QUOTE_IT),
+        (
+            'text,label\na,no\n"b,no\n',
+            ":3: not a CSV row: unexpected end of data: correct the quotes, or use data.quotes=false where they are "
+            "ordinary characters",
+        ),
         ("text,text\na,no\n", ":1: the header has the column 'text' twice: rename one of them"),
         ('text,label\n"a\nb",no\n,no\n', ":4: column 'text' is empty: give it a text"),
         ("text,label\n", ": the file has no rows: add at least one"),
@@ -118,7 +127,9 @@ def test_empty_file(name: str, write: Write) -> None:
 
 def test_missing_file_and_unknown_format(write: Write, tmp_path: Path) -> None:
     assert _error(tmp_path / "no.jsonl") == f"data file not found: {tmp_path / 'no.jsonl'}"
-    assert _error(write("a.txt", "x")) == ": unknown file format: use a file that ends in .jsonl, .csv, .tsv, .parquet"
+    assert _error(write("a.txt", "x")) == (
+        ": unknown file format: use a file that ends in .jsonl, .json, .csv, .tsv, .parquet"
+    )
     good = write("a.jsonl", GOOD)
     assert _error(good, TaskOptions(eval="no.csv")) == "data file not found: no.csv"
     assert "already is the training file: leave it out" in _error(good, TaskOptions(train="train"))

@@ -95,7 +95,7 @@ def test_unknown_name_says_what_would_be_right(no_data: None) -> None:
         load_task("rta")
     assert str(caught.value) == (
         f"unknown task 'rta': did you mean 'rte'? known: {', '.join(TASKS)}; "
-        "or use the path of a .jsonl, .csv, .tsv, .parquet file, or a hub data set 'owner/name'"
+        "or use the path of a .jsonl, .json, .csv, .tsv, .parquet file, or a hub data set 'owner/name'"
     )
 
 

@@ -90,7 +90,8 @@ def test_columns_that_fit_two_kinds_are_refused(write: Write) -> None:
 def test_columns_that_fit_no_kind_are_refused(write: Write) -> None:
     path = write("a.jsonl", [{"a": "t", "b": "l"}])
     with pytest.raises(
-        UserError, match=rf"^{path}: columns a, b do not make a known task: use data.columns for text and label"
+        UserError,
+        match=rf"^{path}: columns a, b do not make a known task: use data.columns.prompt=a data.columns.completion=b$",
     ):
         load_task(str(path))
     with pytest.raises(UserError, match="do not make a generation task"):

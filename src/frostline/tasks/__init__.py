@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from frostline.tasks._build import draw_rows
 from frostline.tasks._catalog import TASKS
 from frostline.tasks._collate import Collator, pad_rows
 from frostline.tasks._decoding import Decoding
@@ -29,6 +28,7 @@ from frostline.tasks._model_labels import with_model_labels
 from frostline.tasks._options import Columns, TaskOptions
 from frostline.tasks._packing import PackingCollator
 from frostline.tasks._predict import ModelAnswer
+from frostline.tasks._splits import draw_rows
 from frostline.tasks._squad import answer_scores
 from frostline.tasks._task import METRICS, Example, Message, Scores, Task, TaskKind, majority_share, score_texts
 from frostline.tasks._tokenize import ModelKind, model_kind, prepare_tokenizer

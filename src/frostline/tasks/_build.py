@@ -1,37 +1,30 @@
-"""Make a task from rows: split them, draw some, read them as examples."""
+"""Make a task from rows: read them as examples, split them, draw some."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
-from frostline.core.errors import ConfigError, DataError
-from frostline.core.seeding import derive_seed
+from frostline.core.errors import ConfigError
+from frostline.tasks._choices import label_form
+from frostline.tasks._examples import make_examples
+from frostline.tasks._labels import label_names, label_text, labelled, row_labels, spelling_notices
 from frostline.tasks._options import TaskOptions
-from frostline.tasks._reading import Reading, label_names, make_examples
-from frostline.tasks._rows import Rows
-from frostline.tasks._task import METRICS, Scorer, Task, TaskKind, score_texts
+from frostline.tasks._reading import Reading, reading_notices
+from frostline.tasks._rows import Row, Rows
+from frostline.tasks._splits import content_of, draw_rows, hold_out
+from frostline.tasks._task import METRICS, Example, Scorer, Task, TaskKind, score_texts
 
-T = TypeVar("T")
+Numbered = Sequence[tuple[int, Row]]
+ONE_LABEL = (TaskKind.CLASSIFICATION, TaskKind.CHOICE)
 
 
-def build_task(
-    name: str,
-    train: Rows,
-    evaluation: Rows | None,
-    reading: Reading,
-    options: TaskOptions,
-    *,
-    source: str,
-    labels: tuple[str, ...] | None = None,
-    metric: str | None = None,
-    score: Scorer = score_texts,
+def task_of_rows(
+    name: str, train: Rows, evaluation: Rows | None, reading: Reading, options: TaskOptions, source: str
 ) -> Task:
-    """Make a task from training rows and, where there are any, evaluation rows.
+    """Make a task from a user's own rows, with notices that say how they were read.
 
-    Without evaluation rows, a seeded share of the training rows is held out. Row n of a split, counted from 0 in the
-    source, has the id `train:n` or `eval:n`, also when only some rows are drawn.
+    Rows without a label are left out. Without evaluation rows, a seeded share of the training rows is held out.
 
     Args:
         name: the task's name.
@@ -40,32 +33,110 @@ def build_task(
         reading: how rows become examples.
         options: what the user wrote.
         source: where the rows are from: a path or a hub id.
-        labels: the label names in order; None reads them from the training rows.
+
+    Raises `DataError` with the place of the first bad row, also when that row would not be drawn.
+    """
+    splits = [train] if evaluation is None else [train, evaluation]
+    column = reading.optional("label")
+    notices: list[str] = []
+    kept: list[Numbered] = []
+    for rows in splits:
+        found, left_out = (
+            labelled(rows, column, options)
+            if column is not None and reading.kind in ONE_LABEL
+            else (list(enumerate(rows.rows)), [])
+        )
+        kept.append(found)
+        notices += left_out
+    all_rows = [row for rows in kept for _, row in rows]
+    if reading.kind is TaskKind.CHOICE and not options.labels:
+        reading = replace(reading, label_form=label_form(all_rows, reading, train.origin))
+    elif reading.kind is TaskKind.MULTI_LABEL and _are_flags(all_rows, reading.column("label")):
+        reading = replace(reading, label_form="flags")
+    labels = options.labels or _labels_of([row for _, row in kept[0]], reading)
+    if reading.kind is TaskKind.CLASSIFICATION and column is not None:
+        notices += spelling_notices(all_rows, column)
+    task = _task(name, kept, reading, options, labels, source, train.origin)
+    if reading.kind is TaskKind.CHOICE:
+        labels = ()
+    elif options.labels and reading.kind not in (TaskKind.CLASSIFICATION, TaskKind.MULTI_LABEL, TaskKind.TAGGING):
+        raise ConfigError(f"data.labels: a {reading.kind} task has no labels: leave it out")
+    outcome = _outcome(reading, labels, [*task.train, *task.eval])
+    if evaluation is not None and "eval_share" in options.model_fields_set:
+        notices.append("data.eval_share is not used: there are evaluation rows")
+    return replace(task, labels=labels, notices=(*reading_notices(reading, splits, outcome), *notices, *task.notices))
+
+
+def build_task(
+    name: str,
+    train: Rows,
+    evaluation: Rows,
+    reading: Reading,
+    options: TaskOptions,
+    *,
+    source: str,
+    labels: tuple[str, ...] | None = None,
+    metric: str | None = None,
+    score: Scorer = score_texts,
+) -> Task:
+    """Make a built-in task from its training and evaluation rows.
+
+    Args:
+        name: the task's name.
+        train: training rows.
+        evaluation: evaluation rows.
+        reading: how rows become examples.
+        options: what the user wrote.
+        source: where the rows are from: a path or a hub id.
+        labels: the label names in order, where the kind of task has labels.
         metric: the main metric; None is the usual one of the kind of task.
         score: scores generated texts.
 
     Raises `DataError` with the place of the first bad row, also when that row would not be drawn, and `ConfigError` for
     a main metric that the kind of task does not have.
     """
-    if labels is None and reading.kind is TaskKind.CLASSIFICATION:
-        labels = label_names(train.rows, reading.columns["label"])
-    if evaluation is not None:
-        train_rows, eval_rows = list(enumerate(train.rows)), list(enumerate(evaluation.rows))
+    rows = [list(enumerate(part.rows)) for part in (train, evaluation)]
+    task = _task(name, rows, reading, options, labels or (), source, train.origin)
+    return replace(task, metric=main_metric(reading.kind, options, metric), score=score)
+
+
+def _task(
+    name: str,
+    splits: Sequence[Numbered],
+    reading: Reading,
+    options: TaskOptions,
+    labels: tuple[str, ...],
+    source: str,
+    origin: str,
+) -> Task:
+    """Row n of a split, counted from 0 in the source, has the id `train:n` or `eval:n`, also when only some are drawn
+    or a training row is held out."""
+    examples = [
+        make_examples(((f"{split}:{i}", row) for i, row in rows), reading, labels)
+        for split, rows in zip(("train", "eval"), splits, strict=False)
+    ]
+    train, notices = examples[0], list[str]()
+    if len(examples) > 1:
+        evaluation = examples[1]
+        seen = {content_of(example) for example in train}
+        if repeated := sum(content_of(example) in seen for example in evaluation):
+            notices.append(
+                f"{repeated} of {len(evaluation)} evaluation rows have the content of a training row: scores on them "
+                "do not show how the model does on new rows"
+            )
     else:
-        train_rows, eval_rows = hold_out(list(enumerate(train.rows)), options.eval_share, options.seed, train.origin)
-    train_examples = make_examples(((f"train:{i}", row) for i, row in train_rows), reading, labels or ())
-    eval_examples = make_examples(((f"eval:{i}", row) for i, row in eval_rows), reading, labels or ())
+        train, evaluation, notices = hold_out(train, reading.kind, labels, options.eval_share, options.seed, origin)
     return Task(
         name=name,
         kind=reading.kind,
-        train=draw_rows(train_examples, options.max_train_rows, options.seed, "train"),
-        eval=draw_rows(eval_examples, options.max_eval_rows, options.seed, "eval"),
-        metric=main_metric(reading.kind, options, metric),
-        labels=labels or (),
+        train=draw_rows(train, options.max_train_rows, options.seed, "train rows"),
+        eval=draw_rows(evaluation, options.max_eval_rows, options.seed, "eval rows"),
+        metric=main_metric(reading.kind, options),
+        labels=labels,
         source=source,
         train_on_prompt=options.train_on_prompt,
         generate_rows=options.generate_rows,
-        score=score,
+        notices=tuple(notices),
     )
 
 
@@ -82,29 +153,32 @@ def main_metric(kind: TaskKind, options: TaskOptions, usual: str | None = None) 
     return asked or usual or known[0]
 
 
-def hold_out(rows: Sequence[T], share: float, seed: int, origin: str) -> tuple[list[T], list[T]]:
-    """(Remaining rows, held-out rows), both in their order.
-
-    Args:
-        rows: all rows.
-        share: which share of them is held out.
-        seed: draws the held-out rows.
-        origin: where the rows are from, for messages.
-
-    Raises `DataError` when no row would remain.
-    """
-    count = max(1, round(share * len(rows)))
-    if count >= len(rows):
-        raise DataError(
-            f"{origin}: too few rows ({len(rows)}) to hold out a share of {share:g} for evaluation: use data.eval=FILE"
-        )
-    held = set(random.Random(derive_seed(seed, "held out")).sample(range(len(rows)), count))
-    return [row for i, row in enumerate(rows) if i not in held], [row for i, row in enumerate(rows) if i in held]
+def _labels_of(rows: Sequence[Row], reading: Reading) -> tuple[str, ...]:
+    if reading.kind is TaskKind.CLASSIFICATION:
+        return label_names(label_text(row, reading.column("label")) for row in rows)
+    if reading.kind is TaskKind.TAGGING:
+        return label_names(tag for row in rows for tag in row_labels(row, reading.column("tags")) if tag != "-100")
+    if reading.label_form == "flags":
+        return tuple(map(str, range(len(row_labels(rows[0], reading.column("label"))))))
+    if reading.kind is TaskKind.MULTI_LABEL:
+        return label_names(label for row in rows for label in row_labels(row, reading.column("label")))
+    return ()
 
 
-def draw_rows(rows: list[T], most: int | None, seed: int, split: str) -> list[T]:
-    """Draw at most `most` rows of a split ("train", "eval") by `seed`, and keep their order."""
-    if most is None or most >= len(rows):
-        return rows
-    draw = random.Random(derive_seed(seed, f"{split} rows"))
-    return [rows[i] for i in sorted(draw.sample(range(len(rows)), most))]
+def _are_flags(rows: Iterable[Row], column: str) -> bool:
+    """Whether lists of labels are lists of zeros and ones, one for each label: some list then has one of them twice."""
+    lists = [row_labels(row, column) for row in rows]
+    return (
+        len({len(labels) for labels in lists}) == 1
+        and {label for labels in lists for label in labels} <= {"0", "1", "true", "false"}
+        and any(len(set(labels)) < len(labels) for labels in lists)
+    )
+
+
+def _outcome(reading: Reading, labels: Sequence[str], examples: Sequence[Example]) -> str:
+    """What is predicted, in short."""
+    if reading.kind is TaskKind.REGRESSION:
+        values = [example.value for example in examples if example.value is not None]
+        return f"regression, {min(values):g} to {max(values):g}"
+    words = {TaskKind.CLASSIFICATION: "classes", TaskKind.MULTI_LABEL: "labels", TaskKind.TAGGING: "tags"}
+    return f"{len(labels)} {words[reading.kind]}" if reading.kind in words else ""

@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from frostline.core.errors import ConfigError, DataError
+from frostline.core.errors import DataError
 from frostline.core.registry import Registry
 from frostline.tasks._build import build_task
 from frostline.tasks._hub import HubSource, exported, hub_rows, read_hub
-from frostline.tasks._options import TaskOptions
+from frostline.tasks._options import OF_FILES, TaskOptions
 from frostline.tasks._question_catalog import QUESTION_TASKS
 from frostline.tasks._reading import Reading
 from frostline.tasks._rows import Rows, read_rows, split_file
@@ -56,11 +56,7 @@ class BuiltIn:
 
     def __call__(self, options: TaskOptions) -> Task:
         """Read the task. Raises `DataError` when its rows cannot be read, `ConfigError` for an option that is fixed."""
-        for name in ("kind", "columns", "labels", "subset", "eval_share"):
-            if getattr(options, name) != TaskOptions.model_fields[name].default:
-                raise ConfigError(
-                    f"data.{name}: it is fixed for a built-in task: leave it out (it is for files and hub data sets)"
-                )
+        options.refuse(OF_FILES, "it is fixed for a built-in task: leave it out (it is for files and hub data sets)")
         if options.max_train_rows is None:
             options = options.model_copy(update={"max_train_rows": self.max_train_rows})
         wanted = (options.train or "train", options.eval or "dev")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,12 +78,24 @@ def hub_rows(source: HubSource, datasets: Mapping[str, Any], split: str) -> Rows
 
 
 def _named_rows(source: HubSource, origin: str, dataset: Any) -> Iterator[Row]:
-    names = {column: feature.names for column, feature in dataset.features.items() if hasattr(feature, "names")}
+    names = {column: found for column, feature in dataset.features.items() if (found := _class_names(feature))}
     for number, raw in enumerate(dataset, start=1):
         row = source.convert(raw)
         if row is None:
             continue
         for column in names.keys() & row.keys():
-            # In a split without answers, every label is -1.
-            row[column] = names[column][row[column]] if (row[column] or 0) >= 0 else None
+            row[column] = _named(row[column], names[column])
         yield Row(row, f"{origin}:row {number}")
+
+
+def _class_names(feature: Any) -> Sequence[str] | None:
+    """The names of a column of class labels, or of lists of them."""
+    inner = getattr(feature, "feature", feature)
+    return getattr(inner, "names", None)
+
+
+def _named(value: Any, names: Sequence[str]) -> Any:
+    if isinstance(value, list):
+        return [_named(one, names) for one in value]
+    # In a split without answers, every label is -1.
+    return names[value] if (value or 0) >= 0 else None

@@ -13,14 +13,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from frostline.core.errors import ConfigError, DataError, unknown_name
+from frostline.core.errors import DataError, unknown_name
 from frostline.tasks._answers import RULES
-from frostline.tasks._build import draw_rows, hold_out
+from frostline.tasks._examples import make_examples
 from frostline.tasks._hub import HubSource, hub_rows, read_hub
 from frostline.tasks._marks import score_answers
-from frostline.tasks._options import TaskOptions
-from frostline.tasks._reading import Reading, make_examples
+from frostline.tasks._options import OF_FILES, TaskOptions
+from frostline.tasks._reading import Reading
 from frostline.tasks._rows import Row, Rows, read_rows
+from frostline.tasks._splits import draw_rows, held_count
 from frostline.tasks._task import Example, Task, TaskKind
 
 INSTRUCTION = (
@@ -60,7 +61,10 @@ class AnswerTask:
 
         Raises `DataError` when rows cannot be read, or one is wrong. Raises `ConfigError` for an option that is fixed.
         """
-        self._check(options)
+        fixed = {*OF_FILES, "train", "eval", "metric"} - (set() if self.solved else {"eval_share"})
+        options.refuse(
+            sorted(fixed), "it is fixed for this built-in task: leave it out (it is for files and hub data sets)"
+        )
         local = os.environ.get("FROSTLINE_DATA")
         folder = Path(local) if local else None
         train_rows, test_rows = self._local(folder) if folder else self._remote()
@@ -74,20 +78,23 @@ class AnswerTask:
         ]
         held: list[Example] = []
         if not self.solved and apart:
-            remaining, held = hold_out(apart, options.eval_share, options.seed, self.train)
+            count = held_count(len(apart), options.eval_share, self.train)
+            held = draw_rows(apart, count, options.seed, "held out")
+            taken = {example.id for example in held}
+            remaining = [example for example in apart if example.id not in taken]
             held = [replace(example, id=example.id.replace("train", "eval")) for example in held]
             apart = _without(remaining, held)
             notices += [f"the loss is measured on {len(held)} held-out training rows: the test rows have no output"]
             notices += _left_out(len(remaining) - len(apart), "because the held-out rows have the same question")
-        drawn = draw_rows(apart, options.max_train_rows, options.seed, "train")
+        drawn = draw_rows(apart, options.max_train_rows, options.seed, "train rows")
         if len(drawn) < len(apart):
             notices.append(f"{len(drawn)} of {len(apart)} training rows drawn by seed {options.seed}")
-        test = draw_rows(test, options.max_eval_rows, options.seed, "eval")
+        test = draw_rows(test, options.max_eval_rows, options.seed, "eval rows")
         return Task(
             name=self.sets[0],
             kind=TaskKind.GENERATION,
             train=drawn,
-            eval=test if self.solved else draw_rows(held, options.max_eval_rows, options.seed, "eval"),
+            eval=test if self.solved else draw_rows(held, options.max_eval_rows, options.seed, "eval rows"),
             metric="accuracy" if options.generate_rows else "loss",
             source=str(folder / self.test) if folder else str(self.hub),
             train_on_prompt=options.train_on_prompt,
@@ -97,23 +104,6 @@ class AnswerTask:
             notices=tuple(notices),
             no_training="" if drawn else self._no_training(folder),
         )
-
-    def _check(self, options: TaskOptions) -> None:
-        fixed = [
-            "kind",
-            "columns",
-            "labels",
-            "subset",
-            "train",
-            "eval",
-            "metric",
-            *(["eval_share"] if self.solved else []),
-        ]
-        for name in fixed:
-            if getattr(options, name) != TaskOptions.model_fields[name].default:
-                raise ConfigError(
-                    f"data.{name}: it is fixed for this built-in task: leave it out (it is for files and hub data sets)"
-                )
 
     def _local(self, data: Path) -> tuple[Numbered, Numbered]:
         test = data / self.test

@@ -1,38 +1,28 @@
-"""Make examples from rows: choose the kind of task by the columns, and check every row."""
+"""How rows are read: the kind of task and the roles of its columns."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+import json
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import yaml
 
 from frostline.core.errors import DataError
+from frostline.tasks._cells import listed, optional_cell
+from frostline.tasks._forms import FORMS, PLAIN_TEXT, Found, Used, plain
+from frostline.tasks._labels import MANY_CLASSES, kind_of_labels, number
 from frostline.tasks._options import TaskOptions
-from frostline.tasks._rows import Row, Rows, kind_of
-from frostline.tasks._task import Example, Message, TaskKind
+from frostline.tasks._rows import Rows
+from frostline.tasks._task import TaskKind
 
-
-@dataclass(frozen=True)
-class ColumnSet:
-    """The roles of columns that make one kind of task."""
-
-    kind: TaskKind
-    required: tuple[str, ...]
-    optional: tuple[str, ...] = ()
-
-    def columns(self, available: Mapping[str, str]) -> dict[str, str] | None:
-        """The part of `available` (role -> column) that is used; None where a required role is missing."""
-        if not all(role in available for role in self.required):
-            return None
-        return {role: available[role] for role in (*self.required, *self.optional) if role in available}
-
-
-COLUMN_SETS = (
-    ColumnSet(TaskKind.CLASSIFICATION, ("text", "label"), ("pair",)),
-    ColumnSet(TaskKind.GENERATION, ("prompt", "completion"), ("references",)),
-    ColumnSet(TaskKind.GENERATION, ("prompt", "references")),
-    ColumnSet(TaskKind.LANGUAGE, ("messages",)),
-    ColumnSet(TaskKind.LANGUAGE, ("text",)),
+OF_TEXTS = (TaskKind.CLASSIFICATION, TaskKind.REGRESSION, TaskKind.MULTI_LABEL)
+"""The kinds of task whose rows have the roles text, pair and label."""
+TARGETS = ("label", "completion", "references", "tags", "answers")
+NO_CONTENT = re.compile(
+    r"(.*_)?(id|idx|index|uuid|guid|url|uri|link|date|time|timestamp|created_at|split|lang)|column_\d+"
 )
 
 
@@ -42,171 +32,193 @@ class Reading:
 
     Attributes:
         kind: the kind of task.
-        columns: role -> column.
+        columns: role -> column (the choices may have several).
         prompt: template around the prompt.
+        label_form: how a label says which choice is right, or `flags` for lists of zeros and ones.
     """
 
     kind: TaskKind
-    columns: Mapping[str, str]
+    columns: Mapping[str, str | tuple[str, ...]]
     prompt: str = "{}"
+    label_form: str = ""
+
+    def column(self, role: str) -> str:
+        """The column of a role that has one."""
+        return str(self.columns[role])
+
+    def optional(self, role: str) -> str | None:
+        """The column of a role; None where the rows do not have it."""
+        return self.column(role) if role in self.columns else None
+
+    @property
+    def used(self) -> tuple[str, ...]:
+        """The columns that are read."""
+        return tuple(one for column in self.columns.values() for one in _each(column))
+
+    def described(self, outcome: str = "") -> str:
+        """One line that says how rows are read. `outcome` says more of what is predicted: "3 classes"."""
+        if self.kind in OF_TEXTS and "pair" in self.columns:
+            name = "pairs"
+        elif self.kind is TaskKind.LANGUAGE:
+            name = "chats" if "messages" in self.columns else "plain text"
+        else:
+            name = self.kind.replace("-choice", " choice")
+        roles = sorted(self.columns, key=lambda role: role != "system")
+        given = ", ".join(one for role in roles if role not in TARGETS for one in _each(self.columns[role]))
+        wanted = ", ".join(self.column(role) for role in TARGETS if role in self.columns)
+        more = f" ({outcome})" if outcome else ""
+        return f"read as {name}: {given}{f' -> {wanted}' if wanted else ''}{more}"
+
+
+def _each(column: str | tuple[str, ...]) -> tuple[str, ...]:
+    return column if isinstance(column, tuple) else (column,)
 
 
 def choose_reading(rows: Rows, options: TaskOptions) -> Reading:
     """The reading that fits the columns and the options.
 
-    Raises `DataError` when a mapped column is missing, and when no reading fits or more than one.
+    Columns that hold all of another reading's columns and more come before it: text with a label is a classification,
+    and not also plain text with one more column.
+
+    Raises `DataError` when a mapped column is missing, when rows hold preferences, and when no reading fits or more
+    than one; the message has the options that decide.
     """
-    found = list(rows.rows[0].values)
     mapped = options.columns.given()
     for role, column in mapped.items():
-        if column not in found:
-            raise DataError(
-                f"{rows.rows[0].where}: data.columns.{role}: no column '{column}': use one of {_listed(found)}"
-            )
-    roles = {role for one in COLUMN_SETS for role in (*one.required, *one.optional)}
-    available = {role: role for role in roles if role in found} | mapped
-    fits = [
-        Reading(one.kind, used)
-        for one in COLUMN_SETS
-        if options.kind in (None, one.kind)
-        and (used := one.columns(available)) is not None
-        and mapped.keys() <= used.keys()
-    ]
-    # Text with a label is a classification, and not also plain text with one more column.
-    widest = [reading for reading in fits if not any(reading.columns.keys() < other.columns.keys() for other in fits)]
+        for one in _each(column):
+            if one not in rows.columns and one.partition(".")[0] not in rows.columns:
+                raise DataError(
+                    f"{rows.rows[0].where}: data.columns.{role}: no column '{one}': use one of {listed(rows.columns)}"
+                )
+    found = Found(rows)
+    if not mapped and options.kind is None:
+        _refuse_preferences(found)
+    fits = _fitting(found, mapped, options) or list(_plain_text(found, mapped, options))
+    widest = [one for one in fits if not any({*one.used} < {*other.used} for other in fits)]
     if len(widest) == 1:
-        return widest[0]
+        reading = widest[0]
+        if reading.kind is TaskKind.CLASSIFICATION:
+            reading = replace(reading, kind=kind_of_labels(rows, reading.column("label"), options))
+        if reading.used == ("text",) and not mapped and options.kind is None:
+            _refuse_a_forgotten_label(found)
+        return reading
+    columns = f"{rows.origin}: columns {listed(rows.columns, 8)}"
     if widest:
-        kinds = " or ".join(f"{reading.kind} ({', '.join(reading.columns)})" for reading in widest)
+        kinds = " or ".join(f"{one.kind} ({flags(one.columns)})" for one in widest[:3])
+        raise DataError(f"{columns} fit more than one kind: {kinds}: use the options of one")
+    ways = " or ".join(flags(columns) for columns in _guesses(found, options.kind))
+    otherwise = "a column for each part of the task: see docs/tasks.md"
+    raise DataError(f"{columns} do not make a {options.kind or 'known'} task: use {ways or otherwise}")
+
+
+def _fitting(found: Found, mapped: Used, options: TaskOptions) -> list[Reading]:
+    kind = TaskKind.CLASSIFICATION if options.kind in OF_TEXTS else options.kind
+    fits: list[Reading] = []
+    for form in FORMS:
+        for columns in form.matches(found, mapped) if kind in (None, form.kind) else ():
+            if all(one.columns != columns for one in fits):
+                fits.append(Reading(form.kind, columns))
+    return fits
+
+
+def _plain_text(found: Found, mapped: Used, options: TaskOptions) -> Iterator[Reading]:
+    if options.kind in (None, TaskKind.LANGUAGE):
+        yield from (Reading(PLAIN_TEXT.kind, columns) for columns in PLAIN_TEXT.matches(found, mapped))
+
+
+def _refuse_preferences(found: Found) -> None:
+    names = found.names
+    if "chosen" in names and "rejected" in names:
         raise DataError(
-            f"{rows.origin}: columns {_listed(found)} fit more than one kind: {kinds}: use data.kind or data.columns"
+            f"{found.rows.origin}: rows with chosen and rejected answers are preferences, not a task of frostline: use "
+            "TRL's DPOTrainer with frostline.attach(trainer), or map the columns to train on the chosen answers alone"
         )
-    raise DataError(
-        f"{rows.origin}: columns {_listed(found)} do not make a {options.kind or 'known'} task: use data.columns for "
-        "text and label (and pair), prompt and completion (or references), messages, or text"
-    )
+    if {"prompt", "completion", "label"} <= names.keys() and found.shape(names["label"][0]) == {"boolean"}:
+        raise DataError(
+            f"{found.rows.origin}: completions with a label true or false are preferences, not a task of frostline: "
+            "use TRL's KTOTrainer with frostline.attach(trainer), or map the columns to train on all completions"
+        )
 
 
-def label_names(rows: Iterable[Row], column: str) -> tuple[str, ...]:
-    """The distinct labels of `rows`: whole numbers in numeric order, others in alphabetic order."""
-    names = {label_text(row, column) for row in rows}
+def _refuse_a_forgotten_label(found: Found) -> None:
+    rows = found.rows.rows
+    for column in _inner_columns(found):
+        values = {str(value) for row in rows if (value := optional_cell(row, column)) is not None}
+        if column != "text" and 1 < len(values) <= min(MANY_CLASSES, len(rows) // 2):
+            raise DataError(
+                f"{found.rows.origin}: column '{column}' may be the label of 'text' or not matter: use "
+                f"{flags({'label': column})} for a classification, data.kind=language for plain text"
+            )
+
+
+def flags(columns: Mapping[str, str | tuple[str, ...]]) -> str:
+    """The options that map these columns, as they are typed in a shell."""
+    return " ".join(shlex.quote(f"data.columns.{role}={_as_yaml(column)}") for role, column in columns.items())
+
+
+def _as_yaml(column: str | tuple[str, ...]) -> str:
+    if isinstance(column, tuple):
+        return f"[{', '.join(json.dumps(one, ensure_ascii=False) for one in column)}]"
     try:
-        return tuple(sorted(names, key=int))
-    except ValueError:
-        return tuple(sorted(names))
+        same = yaml.safe_load(column) == column
+    except yaml.YAMLError:
+        same = False
+    return column if same else json.dumps(column, ensure_ascii=False)
 
 
-def make_examples(rows: Iterable[tuple[str, Row]], reading: Reading, labels: tuple[str, ...]) -> list[Example]:
-    """An example for every (id, row). Raises `DataError` with the place of the first bad row."""
-    make = _MAKERS["messages" if "messages" in reading.columns else reading.kind]
-    return [make(name, row, reading, labels) for name, row in rows]
+def _guesses(found: Found, kind: TaskKind | None) -> Iterator[Mapping[str, str]]:
+    """Mappings that may be meant, from what stands in the columns: for a classification, and for texts to write."""
+    rows = found.rows.rows
+    lengths: dict[str, float] = {}
+    distinct: dict[str, int] = {}
+    for column in _inner_columns(found):
+        values = [value for row in rows if (value := optional_cell(row, column)) is not None]
+        shape = found.shape(column)
+        if shape == {"objects"} and kind in (None, TaskKind.LANGUAGE):
+            yield {"messages": column}
+        if not values or shape & {"list", "texts", "objects", "object"} or NO_CONTENT.fullmatch(plain(column)):
+            continue
+        distinct[column] = len(set(map(str, values)))
+        if shape == {"text"} and not all(number(value) is not None for value in values):
+            lengths[column] = sum(map(len, values)) / len(values)
+    longest = sorted(lengths, key=lambda column: -lengths[column])
+    labels = [
+        column
+        for column in distinct
+        if column not in longest[:1] and (distinct[column] < len(rows) or column not in lengths)
+    ]
+    if longest and labels and kind in (None, *OF_TEXTS):
+        label = min(labels, key=lambda column: distinct[column])
+        yield {"text": longest[0], "label": label}
+        others = [column for column in longest[1:] if column != label and lengths[column] > lengths[longest[0]] / 3]
+        if others:
+            yield {"text": longest[0], "pair": others[0], "label": label}
+    if len(longest) > 1 and kind in (None, TaskKind.GENERATION):
+        prompt, completion = sorted(longest[:2], key=list(lengths).index)
+        yield {"prompt": prompt, "completion": completion}
+    elif longest and not labels and kind in (None, TaskKind.LANGUAGE):
+        yield {"text": longest[0]}
 
 
-def label_text(row: Row, column: str) -> str:
-    """A row's label as text. Whole numbers and booleans become their JSON text."""
-    value = _value(row, column)
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, int):
-        return str(value)
-    return _as_text(value, row, column)
+def _inner_columns(found: Found) -> Iterator[str]:
+    for column in found.rows.columns:
+        if found.shape(column) == {"object"}:
+            inner = dict.fromkeys(key for row in found.rows.rows for key in optional_cell(row, column) or ())
+            yield from (f"{column}.{key}" for key in inner)
+        else:
+            yield column
 
 
-def _classification(name: str, row: Row, reading: Reading, labels: tuple[str, ...]) -> Example:
-    columns = reading.columns
-    label = label_text(row, columns["label"])
-    if label not in labels:
-        raise DataError(
-            f"{row.where}: unknown label '{label}' in column '{columns['label']}': use one of {', '.join(labels)}"
-        )
-    return Example(
-        name,
-        text=_text(row, columns["text"]),
-        pair=_text(row, columns["pair"]) if "pair" in columns else None,
-        label=labels.index(label),
-    )
+def reading_notices(reading: Reading, rows: Sequence[Rows], outcome: str) -> Iterator[str]:
+    """How the rows are read, and which of their columns are not.
 
-
-def _generation(name: str, row: Row, reading: Reading, labels: tuple[str, ...]) -> Example:
-    columns = reading.columns
-    completion = (_text(row, columns["completion"]),) if "completion" in columns else ()
-    references = _texts(row, columns["references"]) if "references" in columns else completion
-    return Example(
-        name,
-        text=reading.prompt.format(_text(row, columns["prompt"])),
-        target=(*completion, *references)[0],
-        references=references,
-        group=_text(row, columns["group"]) if "group" in columns else "",
-    )
-
-
-def _plain(name: str, row: Row, reading: Reading, labels: tuple[str, ...]) -> Example:
-    return Example(name, text=_text(row, reading.columns["text"]))
-
-
-def _chat(name: str, row: Row, reading: Reading, labels: tuple[str, ...]) -> Example:
-    column = reading.columns["messages"]
-    messages = tuple(_message(turn, i, row, column) for i, turn in enumerate(_list(row, column)))
-    if not any(message.role == "assistant" for message in messages):
-        raise DataError(f"{row.where}: column '{column}' needs at least one message with the role 'assistant'")
-    return Example(name, messages=messages)
-
-
-def _message(turn: object, index: int, row: Row, column: str) -> Message:
-    place = f"{column}[{index}]"
-    if not isinstance(turn, dict):
-        raise DataError(f"{row.where}: {place} must be an object with role and content, found {kind_of(turn)}")
-    for key, value in turn.items():
-        if key not in ("role", "content") and value is not None:
-            raise DataError(f"{row.where}: {place} has the key '{key}': a message must have only role and content")
-    return Message(
-        role=_as_text(turn.get("role"), row, f"{place}.role"),
-        content=_as_text(turn.get("content"), row, f"{place}.content"),
-    )
-
-
-def _value(row: Row, column: str) -> Any:
-    if column not in row.values:
-        raise DataError(f"{row.where}: no column '{column}', only {_listed(row.values)}: add it to this row")
-    return row.values[column]
-
-
-def _text(row: Row, column: str) -> str:
-    return _as_text(_value(row, column), row, column)
-
-
-def _as_text(value: object, row: Row, column: str) -> str:
-    if not isinstance(value, str):
-        raise DataError(f"{row.where}: column '{column}' must be text, found {kind_of(value)}")
-    if not value.strip():
-        raise DataError(f"{row.where}: column '{column}' is empty: give it a text")
-    if any("\ud800" <= character <= "\udfff" for character in value):
-        raise DataError(f"{row.where}: column '{column}' is not valid Unicode: it has half of a surrogate pair")
-    return value
-
-
-def _list(row: Row, column: str) -> list[Any]:
-    value = _value(row, column)
-    if not isinstance(value, list):
-        raise DataError(f"{row.where}: column '{column}' must be a list, found {kind_of(value)}")
-    if not value:
-        raise DataError(f"{row.where}: column '{column}' is an empty list: it needs at least one entry")
-    return value
-
-
-def _texts(row: Row, column: str) -> tuple[str, ...]:
-    if isinstance(_value(row, column), str):
-        return (_text(row, column),)
-    return tuple(_as_text(value, row, f"{column}[{i}]") for i, value in enumerate(_list(row, column)))
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(sorted(map(str, names))) or "none"
-
-
-_MAKERS: dict[str, Callable[[str, Row, Reading, tuple[str, ...]], Example]] = {
-    TaskKind.CLASSIFICATION: _classification,
-    TaskKind.GENERATION: _generation,
-    TaskKind.LANGUAGE: _plain,
-    "messages": _chat,
-}
+    Args:
+        reading: how they are read.
+        rows: the rows of every split.
+        outcome: says more of what is predicted, such as "3 classes".
+    """
+    yield reading.described(outcome)
+    used = {*reading.used, *(column.partition(".")[0] for column in reading.used)}
+    unused = dict.fromkeys(column for part in rows for column in part.columns if column not in used)
+    if unused:
+        yield f"columns not used: {listed(unused, 30)}"

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-import csv
+import gzip
 import json
-from collections.abc import Callable, Iterator, Sequence
+import re
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
-from frostline.core.errors import DataError
+from frostline.core.errors import ConfigError, DataError, first_line
+from frostline.tasks._csv import csv_rows
+from frostline.tasks._options import TaskOptions
+
+ESCAPED = re.compile("[\udc80-\udcff]")
 
 
 class Row(NamedTuple):
@@ -26,86 +34,185 @@ class Rows:
     origin: str
     rows: Sequence[Row]
 
+    @cached_property
+    def columns(self) -> tuple[str, ...]:
+        """Every column that any row has, in the order of their first appearance."""
+        return tuple(dict.fromkeys(column for row in self.rows for column in row.values))
 
-def read_rows(path: Path) -> Rows:
-    """All rows of a `.jsonl`, `.csv`, `.tsv` or `.parquet` file.
+
+def read_rows(path: Path, options: TaskOptions | None = None) -> Rows:
+    """All rows of a `.jsonl`, `.json`, `.csv`, `.tsv` or `.parquet` file; all but the last may end in `.gz` too.
 
     Raises `DataError` for a file that is missing, empty or of another format, and for a row that cannot be read, with
-    its line, counted from 1 (in a CSV file the row's first line, in a Parquet file the row's number).
+    its line, counted from 1 (in a CSV file the row's first line; the row's number in a Parquet file and a JSON array).
     """
-    reader = _READERS.get(path.suffix.lower())
+    options = options or TaskOptions()
+    reader = _READERS.get(_suffix(path))
     if reader is None:
         raise DataError(f"{path}: unknown file format: use a file that ends in {', '.join(SUFFIXES)}")
     if not path.is_file():
         raise DataError(f"data file {'is a folder' if path.is_dir() else 'not found'}: {path}")
-    rows = list(reader(path))
+    if reader is not _read_csv:
+        options.refuse(("delimiter", "quotes"), "it is for CSV files: leave it out")
+    if reader is _read_parquet:
+        options.refuse(("encoding",), "it is for text files: leave it out")
+    try:
+        rows = list(reader(path, options))
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: not a whole gzip file: {error}: write it again") from None
+    except RecursionError:
+        raise DataError(f"{path}: not JSON: it is nested too deeply: use flat rows") from None
     if not rows:
         raise DataError(f"{path}: the file has no rows: add at least one")
     return Rows(str(path), rows)
 
 
+def is_data_file(path: Path) -> bool:
+    """Whether the name of a file is that of a format that can be read."""
+    return _suffix(path) in _READERS
+
+
 def split_file(folder: Path, split: str) -> Path | None:
     """The data file of a split in a folder, such as `train.jsonl`; None where there is none."""
-    files = (folder / f"{split}{suffix}" for suffix in SUFFIXES)
+    files = (folder / f"{split}{suffix}{packed}" for suffix in SUFFIXES for packed in ("", ".gz"))
     return next((file for file in files if file.is_file()), None)
 
 
-def _read_jsonl(path: Path) -> Iterator[Row]:
-    for number, line in _lines(path):
+def _suffix(path: Path) -> str:
+    name = path.name.lower()
+    return Path(name.removesuffix(".gz")).suffix if not name.endswith(".parquet.gz") else ".parquet.gz"
+
+
+def _read_json(path: Path, options: TaskOptions) -> Iterator[Row]:
+    lines = _lines(path, options.encoding)
+    start = next(((number, line) for number, line in lines if line.strip()), None)
+    if start is None:
+        return
+    if start[1].lstrip().startswith("[") or _suffix(path) == ".json":
+        rest = [*chain([start], lines)]
+        text = "\n" * (start[0] - 1) + "".join(line for _, line in rest)
+        try:
+            values = json.loads(text)
+        except ValueError as error:
+            # JSON lines are often in a file that ends in .json.
+            if not start[1].lstrip().startswith("{") or "Extra data" not in str(error):
+                place = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+                raise DataError(f"{path}{place}: {_not_json(error)}") from None
+            lines = iter(rest)
+        else:
+            yield from _json_rows(values, path)
+            return
+    else:
+        lines = chain([start], lines)
+    for number, line in lines:
         if not line.strip():
             continue
         where = f"{path}:{number}"
         try:
-            values = json.loads(line.rstrip())
-        except json.JSONDecodeError as error:
-            raise DataError(f"{where}: not JSON: {error.msg} at column {error.colno}") from None
-        if not isinstance(values, dict):
-            raise DataError(f"{where}: a row must be a JSON object, found {kind_of(values)}")
-        yield Row(values, where)
+            row = json.loads(line.rstrip())
+        except ValueError as error:
+            raise DataError(f"{where}: {_not_json(error)}") from None
+        if not isinstance(row, dict):
+            raise DataError(f"{where}: a row must be a JSON object, found {kind_of(row)}")
+        yield Row(row, where)
 
 
-def _read_csv(path: Path, delimiter: str = ",") -> Iterator[Row]:
-    reader = csv.reader((line for _, line in _lines(path)), delimiter=delimiter, strict=True)
-    header: list[str] | None = None
-    while True:
-        where = f"{path}:{reader.line_num + 1}"
-        try:
-            fields = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise DataError(f"{where}: not a CSV row: {error}") from None
-        if not fields:
-            continue
-        if header is None:
-            header = fields
-            if repeated := [name for name in header if header.count(name) > 1]:
-                raise DataError(f"{where}: the header has the column '{repeated[0]}' twice: rename one of them")
-        elif len(fields) != len(header):
-            raise DataError(f"{where}: the row has {len(fields)} field(s), but the header has {len(header)}")
+def _not_json(error: ValueError) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"not JSON: {error.msg} at column {error.colno}"
+    return f"not JSON: {first_line(error).partition(';')[0]}"
+
+
+def _json_rows(values: Any, path: Path) -> Iterator[Row]:
+    """The rows of a whole JSON document: an array of objects, alone or as the one such value of an object; or an object
+    with a list (or an object) of equally many values for each column."""
+    if isinstance(values, dict):
+        tables = [value for value in values.values() if _is_table(value)]
+        parts = [list(part.values()) if isinstance(part, dict) else part for part in values.values()]
+        if len(tables) == 1:
+            values = _squad(tables[0])
+        elif not tables and parts and all(isinstance(part, list) and len(part) == len(parts[0]) for part in parts):
+            values = [dict(zip(values, row, strict=True)) for row in zip(*parts, strict=True)]
+        elif len(tables) > 1:
+            raise DataError(f"{path}: it has several lists of rows: write each of them to a file of its own")
         else:
-            yield Row(dict(zip(header, fields, strict=True)), where)
+            values = [values]
+    for number, row in enumerate(values if isinstance(values, list) else [values], start=1):
+        if not isinstance(row, dict):
+            raise DataError(f"{path}:row {number}: a row must be a JSON object, found {kind_of(row)}")
+        yield Row(row, f"{path}:row {number}")
 
 
-def _read_parquet(path: Path) -> Iterator[Row]:
+def _is_table(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(row, dict) for row in value)
+
+
+def _squad(articles: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row for each question, where the file is in SQuAD's own form (article, paragraphs, questions)."""
+    if not all(_is_table(article.get("paragraphs")) for article in articles):
+        return articles
+    return [
+        {"context": paragraph.get("context"), **question}
+        for article in articles
+        for paragraph in article["paragraphs"]
+        for question in paragraph.get("qas", [])
+    ]
+
+
+def _read_csv(path: Path, options: TaskOptions) -> Iterator[Row]:
+    tab = _suffix(path) == ".tsv"
+    for line, values in csv_rows(path, (line for _, line in _lines(path, options.encoding)), options, tab=tab):
+        yield Row(values, f"{path}:{line}")
+
+
+def _read_parquet(path: Path, options: TaskOptions) -> Iterator[Row]:
     import pyarrow
     from pyarrow import parquet
 
     try:
-        table = parquet.read_table(path)
-    except pyarrow.ArrowInvalid as error:
-        raise DataError(f"{path}: not a Parquet file: {error}") from None
-    for number, values in enumerate(table.to_pylist(), start=1):
+        rows = parquet.read_table(path).to_pylist()
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
+        raise DataError(f"{path}: not a Parquet file: {first_line(error)}") from None
+    for number, values in enumerate(rows, start=1):
         yield Row(values, f"{path}:row {number}")
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise DataError(f"{path}:{number}: not UTF-8 text: {error.reason}") from None
+def _lines(path: Path, encoding: str | None) -> Iterator[tuple[int, str]]:
+    """The numbered lines of a text file, each with its end. A byte order mark says the encoding, else it is UTF-8."""
+    # Bytes that are not UTF-8 become half surrogates, so that the message can say the line.
+    known = {"encoding": encoding} if encoding else {"encoding": "utf-8-sig", "errors": "surrogateescape"}
+    with _opened(path, "rb") as raw:
+        if not encoding and raw.read(2) in (b"\xff\xfe", b"\xfe\xff"):
+            known = {"encoding": "utf-16"}
+    try:
+        with _opened(path, "rt", newline="", **known) as file:
+            for number, line in enumerate(file, start=1):
+                if "\0" in line:
+                    raise DataError(f"{path}:{number}: it has NUL bytes: save the file as UTF-8 text")
+                if not line.isascii() and ESCAPED.search(line):
+                    raise DataError(f"{path}:{number}: {_not_utf8(line)}")
+                yield number, line
+    except UnicodeError as error:
+        raise DataError(f"{path}: not {known['encoding']} text: {error}: use another data.encoding") from None
+    except LookupError as error:
+        raise ConfigError(f"data.encoding: {error}: use for example cp1252 or utf-16") from None
+
+
+def _opened(path: Path, mode: str, **options: str) -> IO[Any]:
+    """The file, unpacked where it ends in `.gz`."""
+    opener = cast("Callable[..., IO[Any]]", gzip.open if path.suffix.lower() == ".gz" else open)
+    return opener(path, mode, **options)
+
+
+def _not_utf8(line: str) -> str:
+    data = line.encode("utf-8", "surrogateescape")
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        before, after = re.split(rb"\W", data[: error.start])[-1], re.split(rb"[\x00-/:-@]", data[error.start :])[0]
+        word = (before[-20:] + after[:20]).decode("cp1252", "replace")
+        return f"not UTF-8 text: {error.reason}: use data.encoding=cp1252 if '{word}' is right, or the file's own"
+    raise AssertionError("the line is UTF-8")
 
 
 def kind_of(value: object) -> str:
@@ -121,10 +228,11 @@ def kind_of(value: object) -> str:
     return "nothing" if value is None else names.get(type(value), type(value).__name__)
 
 
-_READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
-    ".jsonl": _read_jsonl,
+_READERS: Mapping[str, Callable[[Path, TaskOptions], Iterator[Row]]] = {
+    ".jsonl": _read_json,
+    ".json": _read_json,
     ".csv": _read_csv,
-    ".tsv": lambda path: _read_csv(path, delimiter="\t"),
+    ".tsv": _read_csv,
     ".parquet": _read_parquet,
 }
 SUFFIXES = tuple(_READERS)

@@ -79,6 +79,7 @@ class Example:
         choices: the texts of which one is right.
         answers: the right answers to a question, each with where it starts in `pair`, in characters; empty where the
             context does not answer it.
+        tools: descriptions of the tools that a chat may call, as JSON objects.
     """
 
     id: str
@@ -95,6 +96,7 @@ class Example:
     tags: tuple[int, ...] = ()
     choices: tuple[str, ...] = ()
     answers: tuple[tuple[str, int], ...] = ()
+    tools: tuple[Mapping[str, Any], ...] = ()
 
 
 FIRST_FIELDS = 7

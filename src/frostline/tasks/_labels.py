@@ -1,0 +1,152 @@
+"""Labels: their names, the numbers of a regression, and what kind of task they make."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from decimal import Decimal
+from math import isfinite
+from typing import Any
+
+from frostline.core.errors import DataError
+from frostline.core.labels import IGNORED
+from frostline.tasks._cells import as_text, cell, listed
+from frostline.tasks._options import TaskOptions, label_name
+from frostline.tasks._rows import Row, Rows, kind_of
+from frostline.tasks._task import TaskKind
+
+MANY_CLASSES = 20
+NOT_COUNTED = str(IGNORED)
+NO_LABEL = ("-1", "-")
+"""What published test sets have in place of a label: GLUE, SNLI."""
+
+
+def label_text(row: Row, column: str, value: Any = None) -> str:
+    """The name of a row's label, or of `value` in place of it. Whole numbers and booleans become their JSON text."""
+    name = label_name(cell(row, column) if value is None else value)
+    return as_text(name, row, column)
+
+
+def row_labels(row: Row, column: str) -> list[str]:
+    """The names of all labels of a row, where it has a list of them."""
+    values = cell(row, column)
+    if not isinstance(values, list):
+        raise DataError(f"{row.where}: column '{column}' must be a list of labels, found {kind_of(values)}")
+    return [label_text(row, f"{column}[{i}]", value) for i, value in enumerate(values)]
+
+
+def label_names(names: Iterable[str]) -> tuple[str, ...]:
+    """The distinct names: whole numbers in numeric order, others in alphabetic order."""
+    distinct = set(names)
+    try:
+        return tuple(sorted(distinct, key=int))
+    except ValueError:
+        return tuple(sorted(distinct))
+
+
+def label_index(name: str, row: Row, column: str, labels: Sequence[str]) -> int:
+    """The place of a label among `labels`. Raises `DataError` where it is none of them."""
+    if name not in labels:
+        raise DataError(f"{row.where}: unknown label '{name}' in column '{column}': use one of {', '.join(labels)}")
+    return labels.index(name)
+
+
+def number(value: object) -> float | None:
+    """The number that a value is, also as text, with a point or a comma before its decimals; else None."""
+    if isinstance(value, str) and re.fullmatch(r"\s*[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?\s*", value):
+        value = float(value.replace(",", "."))
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
+        return None
+    try:
+        return float(value) if isfinite(value) else None
+    except OverflowError:
+        return None
+
+
+def kind_of_labels(rows: Rows, column: str, options: TaskOptions) -> TaskKind:
+    """The kind of task that a column of labels makes: lists are several labels, numbers with decimals a regression.
+
+    Raises `DataError` where most rows have a label of their own, unless the options give the kind.
+    """
+    if options.kind is not None:
+        return options.kind
+    values = [value for row in rows.rows if (value := _found(row, column)) is not None]
+    if values and all(isinstance(value, list) for value in values):
+        return TaskKind.MULTI_LABEL
+    names = [str(label_name(value)) for value in values]
+    numbers = [number(value) for value in values]
+    whole = all(re.fullmatch(r"[+-]?\d+([.,]0*)?", name) for name in names)
+    if options.labels is None and values and None not in numbers and not whole:
+        _check_commas(names, rows, column)
+        return TaskKind.REGRESSION
+    if options.labels is None and len(set(names)) > max(MANY_CLASSES, len(names) // 2):
+        other = "" if None in numbers else "data.kind=regression if they are numbers to predict, "
+        raise DataError(
+            f"{rows.origin}: column '{column}' has {len(set(names))} different labels in {len(names)} rows: use "
+            f"{other}data.kind=classification if each is a class, data.kind=language to leave it out"
+        )
+    return TaskKind.CLASSIFICATION
+
+
+def _check_commas(names: Sequence[str], rows: Rows, column: str) -> None:
+    commas = [name for name in names if "," in name]
+    if commas and (any("." in name for name in names) or all(re.search(r",\d{3}$", name) for name in commas)):
+        raise DataError(
+            f"{rows.origin}: column '{column}': the comma in '{commas[0]}' may be for decimals or for thousands: "
+            "write the numbers with a point, and nothing for thousands"
+        )
+
+
+def _found(row: Row, column: str) -> Any:
+    try:
+        value = cell(row, column)
+    except DataError:
+        return None
+    return None if isinstance(value, str) and not value.strip() else value
+
+
+def labelled(rows: Rows, column: str, options: TaskOptions) -> tuple[list[tuple[int, Row]], list[str]]:
+    """(Place, row) of the rows with a label, and notices. A row with -100 has none, as in the loss.
+
+    -1 and - are what published test sets have for "no label", but may be classes too: `options.labels` decides.
+
+    Raises `DataError` where it does not, and where no row has a label.
+    """
+    marks = {NOT_COUNTED, *NO_LABEL} - set(options.labels or ())
+    found = {i: label_name(value) for i, row in enumerate(rows.rows) if (value := _found(row, column)) is not None}
+    unlabelled = {i: str(name) for i, name in found.items() if str(name) in marks}
+    if len(unlabelled) == len(rows.rows):
+        raise DataError(
+            f"{rows.origin}: column '{column}' has {listed(set(unlabelled.values()))} in every row, which means that "
+            "there is no label: use another file or split"
+        )
+    unclear = {name for name in unlabelled.values() if name != NOT_COUNTED}
+    if unclear and options.labels is None:
+        others = label_names(str(name) for i, name in found.items() if i not in unlabelled)
+        mark = min(unclear)
+        raise DataError(
+            f"{rows.origin}: the label {mark} in column '{column}' may be a class or mean that there is none: use "
+            f"'data.labels=[{', '.join((mark, *others))}]' where it is a class, "
+            f"'data.labels=[{', '.join(others)}]' to leave these rows out"
+        )
+    kept = [(i, row) for i, row in enumerate(rows.rows) if i not in unlabelled]
+    if not unlabelled:
+        return kept, []
+    left = f"{rows.origin}: {len(unlabelled)} rows left out: their label is {listed(set(unlabelled.values()))}"
+    return kept, [left]
+
+
+def spelling_notices(rows: Iterable[Row], column: str) -> Iterator[str]:
+    """Which labels were one class but for spaces and Unicode's forms, and which are two but for capital letters."""
+    written = {value for row in rows if isinstance(value := _found(row, column), str)}
+    names = {str(label_name(value)) for value in written}
+    merged = Counter(str(label_name(value)) for value in written)
+    if same := [name for name, count in merged.items() if count > 1]:
+        yield (
+            f"labels that differ only in spaces at their ends or in their Unicode form are one class: {listed(same)} "
+            f"({len(written)} spellings, {len(names)} classes)"
+        )
+    lower = Counter(name.lower() for name in names)
+    if near := [name for name in names if lower[name.lower()] > 1]:
+        yield f"labels that differ only in capital letters are different classes: {listed(near)}"
