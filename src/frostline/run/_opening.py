@@ -55,6 +55,7 @@ def opening_record(prepared: Prepared) -> RunRecord:
             *task.notices,
             *applied.notices,
             *_choice_notices(prepared),
+            *_chats_notice(prepared),
             *_cut_notice(prepared),
             *_quantized_notice(prepared),
             *_optimizer_notice(prepared),
@@ -96,6 +97,17 @@ def _quantized_notice(prepared: Prepared) -> list[str]:
 def _optimizer_notice(prepared: Prepared) -> list[str]:
     notice = optimizer_notice(prepared.config.optim)
     return [notice] if notice else []
+
+
+def _chats_notice(prepared: Prepared) -> list[str]:
+    """That chats have several rows, where the template changes earlier turns."""
+    chats, rows = prepared.data.task.train, len(prepared.data.rows)
+    if not any(chat.messages for chat in chats) or rows == len(chats):
+        return []
+    return [
+        f"{len(chats)} chats make {rows} training rows: the chat template changes earlier turns of the assistant (it "
+        "may drop their thinking), so each of them is learned in a row that ends with it"
+    ]
 
 
 def _cut_notice(prepared: Prepared) -> list[str]:

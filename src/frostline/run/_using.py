@@ -27,12 +27,15 @@ from frostline.strategies import Budget, Choice, Selection, Situation, make_sele
 from frostline.tasks import (
     Decoding,
     Evaluation,
+    Example,
     TaskKind,
     TaskOptions,
+    chat_prompt,
     evaluate,
     generate_texts,
     load_task,
     prepare_tokenizer,
+    turn_end,
     with_model_labels,
 )
 
@@ -136,6 +139,7 @@ def evaluate_target(
     target: str,
     task: str | None = None,
     *,
+    base: str | None = None,
     options: TaskOptions | None = None,
     per_device_eval_batch_size: int | None = None,
     max_length: int | None = None,
@@ -152,6 +156,7 @@ def evaluate_target(
     Args:
         target: a run's folder, a checkpoint's folder, a hub id or a model's folder.
         task: the task; by default the run's own.
+        base: where the base of a run is now, if it has moved.
         options: how rows are read; by default as the run did, if the task is its own.
         per_device_eval_batch_size, max_length, generate_rows, max_new_tokens, bf16, seed: as in `RunConfig`.
         decoding: how texts are generated.
@@ -175,7 +180,7 @@ def evaluate_target(
         generation = generation.model_copy(update={"max_new_tokens": max_new_tokens})
     if is_run(folder):
         loaded = load_task(config.task, config.data)
-        model = load(folder)
+        model = load(folder, base=base)
         if (loaded.kind is TaskKind.CLASSIFICATION) == model.can_generate():
             raise ConfigError(
                 f"{target} is a {type(model).__name__}, which was not trained for {loaded.kind} tasks such as "
@@ -185,6 +190,7 @@ def evaluate_target(
             loaded, model.config, model_class=type(model).__name__, name=target, given=config.data.labels
         )
     else:
+        _check_no_base(base, target)
         loaded = task_for(target, config.task, config.data)
         model = load_model(target, loaded, seed=config.seed)
     check_length(config.max_length, model.config, target)
@@ -224,32 +230,53 @@ def _settings(folder: Path, task: str | None, **given: Any) -> RunConfig:
     return read_config(None, **{**own, "task": task, **{k: v for k, v in given.items() if v is not None}})
 
 
-def generate_target(target: str, prompts: Sequence[str], *, max_new_tokens: int = 64, **decoding: Any) -> list[str]:
+def generate_target(
+    target: str,
+    prompts: Sequence[str | Example],
+    *,
+    base: str | None = None,
+    max_new_tokens: int = 64,
+    **decoding: Any,
+) -> list[str]:
     """What a run's model (or a checkpoint's), or a pretrained one, writes after each prompt; greedy by default.
 
     Args:
         target: a run's folder, a checkpoint's folder, a hub id or a model's folder.
-        prompts: the texts to continue.
+        prompts: the texts to continue, and the chats (`read_chats`) in which the assistant's turn is next. A chat is
+            rendered by the tokenizer's chat template, and the token that ends a turn there ends the text.
+        base: where the base of a run is now, if it has moved.
         max_new_tokens: the most tokens to generate.
         decoding: keywords of transformers' `generate`, and `seed`.
 
-    Raises `UnsupportedModel` for a model that writes no text, and `DataError` for an empty prompt.
+    Raises `UnsupportedModel` for a model that writes no text, and `DataError` for an empty prompt, or a chat that the
+    template refuses.
     """
     if "" in prompts:
         raise DataError("--prompt: an empty prompt gives the model nothing to continue: use some text")
     folder = Path(target)
     if is_run(folder):
-        model = load(folder)
+        model = load(folder, base=base)
     else:
+        _check_no_base(base, target)
         config = load_config(target)
         model = load_weights(target, class_for(config, TaskKind.GENERATION), config)
     if not model.can_generate():
         raise UnsupportedModel(f"{target} is a {type(model).__name__}, which writes no text: use a language model")
     transformers.set_seed(decoding.pop("seed", 42))
     tokenizer = prepare_tokenizer(load_tokenizer(target), model)
-    return generate_texts(
-        model.to(device()), tokenizer, prompts, max_new_tokens=max_new_tokens, strip=False, **decoding
+    chats = [prompt for prompt in prompts if isinstance(prompt, Example)]
+    ends = {end for chat in chats if (end := turn_end(tokenizer, chat)) is not None}
+    read = [chat_prompt(tokenizer, prompt) if isinstance(prompt, Example) else prompt for prompt in prompts]
+    texts = generate_texts(
+        model.to(device()), tokenizer, read, max_new_tokens=max_new_tokens, strip=False, ends=ends, **decoding
     )
+    # A prompt and its text make the whole text. An answer stands by itself, and templates put spaces around it.
+    return [text.strip() if isinstance(prompt, Example) else text for prompt, text in zip(prompts, texts, strict=True)]
+
+
+def _check_no_base(base: str | None, target: str) -> None:
+    if base is not None:
+        raise ConfigError(f"--base: {target} is no run, so it has no base: leave --base out")
 
 
 def is_run(folder: Path) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from frostline.tasks._catalog import TASKS
+from frostline.tasks._chat import chat_prompt, turn_end
+from frostline.tasks._chat_file import read_chats
 from frostline.tasks._collate import Collator, pad_rows
 from frostline.tasks._decoding import Decoding
 from frostline.tasks._encode import Encoded, encode
@@ -31,7 +33,7 @@ from frostline.tasks._predict import ModelAnswer
 from frostline.tasks._splits import draw_rows
 from frostline.tasks._squad import answer_scores
 from frostline.tasks._task import METRICS, Example, Message, Scores, Task, TaskKind, majority_share, score_texts
-from frostline.tasks._tokenize import ModelKind, model_kind, prepare_tokenizer
+from frostline.tasks._tokenize import ModelKind, Tokens, model_kind, prepare_tokenizer
 
 __all__ = [
     "METRICS",
@@ -50,9 +52,11 @@ __all__ = [
     "Task",
     "TaskKind",
     "TaskOptions",
+    "Tokens",
     "accuracy",
     "answer_scores",
     "bleu",
+    "chat_prompt",
     "chrf",
     "draw_rows",
     "encode",
@@ -72,9 +76,11 @@ __all__ = [
     "pearson",
     "perplexity",
     "prepare_tokenizer",
+    "read_chats",
     "rouge",
     "score_texts",
     "spearman",
     "text_scores",
+    "turn_end",
     "with_model_labels",
 ]
