@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_cli_commands import frostline
 from transformers import AutoTokenizer
 
+from command_line import frostline
 from frostline.core.errors import DataError
 from frostline.tasks import Message, chat_prompt, read_chats
 from tiny_files import write_model

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from frostline.anatomy import find_anatomy, skeleton
-from frostline.checkpoints._delta import CARD_FILE, load_delta, read_card
+from frostline.checkpoints._delta import CARD_FILE, DeltaCard, load_delta, read_card
 from frostline.checkpoints._models import (
     class_called,
     load_config,
@@ -21,6 +22,7 @@ from frostline.checkpoints._parts import Shards, parts_of
 from frostline.core.errors import CheckpointError, ConfigError, UserError
 from frostline.core.files import atomic_folder
 from frostline.core.memory import give_back_free_memory
+from frostline.core.places import found_places
 from frostline.plan import Plan
 from frostline.surgery import to_plain
 
@@ -72,34 +74,53 @@ def merge(folder: str | Path, out: str | Path, *, base: str | None = None, dtype
             shards.add(model.to(chosen or _common_dtype(model)))
             del model
         shards.finish()
-        _copy_tokenizer(folder, str(base or card.base_name), staging)
+        _copy_tokenizer([str(folder), *([base] if base else _bases(card, folder))], staging)
     return out
 
 
 def _load(folder: Path, base: str | None, part: frozenset[str] | None = None) -> Any:
-    """The trained model. With `part`, only these tensors are in memory, and the others on the meta device."""
+    """The trained model. With `part`, only these tensors are in memory, and the others on the meta device.
+
+    The base is looked for where it was, from anywhere, and then where it was as seen from the delta. The first that has
+    the tensors of the delta's base counts.
+    """
     card = read_card(folder)
-    name = base or card.base_name
-    if not name:
+    names = [base] if base else _bases(card, folder)
+    if not names:
         raise CheckpointError(f"{folder} was trained on a model made in memory: save that model and use base=...")
+    failed: CheckpointError | None = None
+    for name in names:
+        try:
+            model = _load_base(name, card, folder, part)
+        except UserError as error:
+            if base:
+                raise
+            failed = failed or CheckpointError(
+                f"the base of {folder}: {error}; if it has moved, use base to say where it is"
+            )
+            continue
+        try:
+            load_delta(model, folder)
+        except CheckpointError as error:
+            failed = error
+            continue
+        return model
+    raise failed or AssertionError
+
+
+def _bases(card: DeltaCard, folder: Path) -> list[str]:
+    """Where the base may be now, best first."""
+    return found_places(card.base_places, folder) or [name for name in (card.base_name,) if name]
+
+
+def _load_base(name: str, card: DeltaCard, folder: Path, part: frozenset[str] | None) -> Any:
     config, model_class = load_config(str(folder)), class_called(card.model_class)
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(
-            card.seed
-        )  # a new head that the plan froze gets the same random values as in the run
-        try:
-            if part is None:
-                model = load_weights(name, model_class, config, card.base_dtype)
-            else:
-                model = load_part(name, model_class, config, part, card.base_dtype)
-        except UserError as error:
-            if base is None:
-                raise CheckpointError(
-                    f"the base of {folder}: {error}; if it has moved, use base to say where it is"
-                ) from None
-            raise
-    load_delta(model, folder)
-    return model
+        # A new head that the plan froze gets the same random values as in the run.
+        torch.default_generator.manual_seed(card.seed)
+        if part is None:
+            return load_weights(name, model_class, config, card.base_dtype)
+        return load_part(name, model_class, config, part, card.base_dtype)
 
 
 def _common_dtype(model: Any) -> torch.dtype:
@@ -114,8 +135,8 @@ def _dtype(name: str) -> torch.dtype:
     return known[name]
 
 
-def _copy_tokenizer(run: Path, base: str, out: Path) -> None:
-    for place in (str(run), base):
+def _copy_tokenizer(places: Sequence[str], out: Path) -> None:
+    for place in places:
         try:
             load_tokenizer(place).save_pretrained(out)
         except UserError:

@@ -23,7 +23,7 @@ from frostline.plan import OptimArgs, read_optim_args
 from frostline.run._optim import check_optim, check_optim_args, check_schedule
 from frostline.run._training_arguments import check_needs, read_training, top_level_names
 from frostline.strategies import Budget
-from frostline.tasks import Decoding, TaskOptions
+from frostline.tasks import TASKS, Decoding, TaskOptions
 
 
 def _whole_or_share(value: float) -> float:
@@ -241,3 +241,9 @@ def read_config(path: Path | None, overrides: Sequence[str] = (), **given: Any) 
     except ValidationError as error:
         where = str(path) if path is not None else "run config"
         raise ConfigError(f"{where}: {first_error(error)}") from None
+
+
+def paths_of(config: RunConfig) -> list[str]:
+    """The settings that may be paths: the model, the task (unless it is built in), its evaluation file, a plan file."""
+    task = [] if config.task in TASKS else [config.task]
+    return [path for path in (config.model, *task, config.data.eval, config.strategy) if path]

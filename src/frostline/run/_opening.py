@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from frostline.anatomy import fingerprint
+from frostline.core.places import places_of
 from frostline.cost import optimizer_notice, predict, total_parameters
 from frostline.plan import document
 from frostline.records import DataFacts, ModelFacts, RunRecord, now
+from frostline.run._config import paths_of
 from frostline.run._prepare import Prepared
 from frostline.run._streaming import streaming_notices
 from frostline.run._versions import versions
@@ -47,6 +49,7 @@ def opening_record(prepared: Prepared) -> RunRecord:
             labels=tuple(task.labels) if task.kind is TaskKind.CLASSIFICATION else (),
         ),
         seed=config.seed,
+        places={path: places for path in paths_of(config) if (places := places_of(path, config.folder))},
         versions=versions(),
         trainable_parameters=sum(p.numel() for p in prepared.model.parameters() if p.requires_grad),
         total_parameters=total_parameters(applied.plan, applied.anatomy),

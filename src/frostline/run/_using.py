@@ -15,7 +15,7 @@ from frostline.checkpoints import CARD_FILE, load, load_config, load_tokenizer, 
 from frostline.core.errors import ConfigError, DataError, UnsupportedModel
 from frostline.cost import Prediction, Workload, has_dropout, optimizer_notice, predict, storage_dtype
 from frostline.plan import Plan, document
-from frostline.records import RECORD_FILE, read_record
+from frostline.records import RECORD_FILE, RunRecord, read_record
 from frostline.run._calibrate import calibrate
 from frostline.run._config import RunConfig, read_config
 from frostline.run._device import autocast, device
@@ -214,9 +214,10 @@ def _settings(folder: Path, task: str | None, **given: Any) -> RunConfig:
     own: dict[str, Any] = {"model": str(folder)}
     for place in (folder, folder.parent):
         if is_run(folder) and (place / RECORD_FILE).is_file():
-            own = read_record(place).config
+            own = _found(read_record(place), place)
             break
-    task = task or own.get("task")
+    if task is None or _is_file(own.get("task"), task):
+        task = own.get("task")
     if task is None:
         if not folder.exists():
             raise ConfigError(f"no such folder: {folder}: use the folder of a run, or --task for a hub id")
@@ -228,6 +229,20 @@ def _settings(folder: Path, task: str | None, **given: Any) -> RunConfig:
             # A file that is named here is evaluated as a whole, unless a share of it is asked for.
             given["data"] = data.model_copy(update={"eval": task})
     return read_config(None, **{**own, "task": task, **{k: v for k, v in given.items() if v is not None}})
+
+
+def _found(record: RunRecord, folder: Path) -> dict[str, Any]:
+    """The run's config, with its paths as they are seen from here."""
+    own = dict(record.config)
+    own["task"] = record.found(own["task"], folder)
+    if (evaluation := own["data"].get("eval")) is not None:
+        own["data"] = {**own["data"], "eval": record.found(evaluation, folder)}
+    return own
+
+
+def _is_file(own: str | None, task: str) -> bool:
+    """Whether the run's own task is the file or folder `task`."""
+    return own is not None and Path(own).exists() and Path(task).exists() and Path(own).samefile(task)
 
 
 def generate_target(
