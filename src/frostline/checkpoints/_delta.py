@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from transformers.trainer_utils import get_last_checkpoint
 
 from frostline.anatomy import find_anatomy, fingerprint, tensor_hashes
+from frostline.checkpoints._resize import resized_tensors, rows_of_the_base
 from frostline.checkpoints._tensors import read_tensors
 from frostline.core.errors import CheckpointError, PlanError
 from frostline.core.files import atomic_file, read_json, write_json, write_text
@@ -36,6 +37,7 @@ class DeltaCard(BaseModel):
         base_name: where the base came from: a hub id or a folder.
         base_places: where that folder was: absolute, and relative to the delta's folder.
         base_dtype: of the base.
+        base_rows: how many embeddings the base has, where the trained model has more (`resize_embeddings`).
         base_fingerprint: a hash of the whole base.
         base_tensors: tensor name -> hash, of the base.
         model_class: name of the transformers class.
@@ -50,6 +52,7 @@ class DeltaCard(BaseModel):
     base_name: str
     base_places: Places = ()
     base_dtype: str
+    base_rows: int | None = None
     base_fingerprint: str
     base_tensors: dict[str, str]
     model_class: str
@@ -90,6 +93,7 @@ def save_delta(model: Any, folder: Path, *, moves_to: Path | None = None) -> Non
         base_name=base_name,
         base_places=places_of(base_name, moves_to or folder),
         base_dtype=applied.base_dtype,
+        base_rows=rows_of_the_base(model),
         base_fingerprint=fingerprint(applied.base),
         base_tensors=dict(applied.base),
         model_class=applied.anatomy.model_class,
@@ -133,7 +137,9 @@ def load_delta(model: Any, folder: Path) -> Applied:
     tensors = read_tensors(folder / TENSORS_FILE, "delta file")
     plan = Plan.read(card.plan, str(folder / CARD_FILE))
     anatomy = applied.anatomy if applied else find_anatomy(model)
-    replaced = {tensor.name for tensor in anatomy.head} & set(tensors)
+    # New rows of embeddings are drawn at random too, and the delta holds the whole tensor.
+    drawn = resized_tensors(model) if card.base_rows is not None else set[str]()
+    replaced = ({tensor.name for tensor in anatomy.head} | drawn) & set(tensors)
     if applied:
         _check_base(applied.base, card.base_tensors, replaced, card, folder)
     else:

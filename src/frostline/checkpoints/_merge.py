@@ -19,6 +19,7 @@ from frostline.checkpoints._models import (
     quiet_libraries,
 )
 from frostline.checkpoints._parts import Shards, parts_of
+from frostline.checkpoints._resize import resize_embeddings, with_vocabulary
 from frostline.core.errors import CheckpointError, ConfigError, UserError
 from frostline.core.files import atomic_folder
 from frostline.core.memory import give_back_free_memory
@@ -66,7 +67,8 @@ def merge(folder: str | Path, out: str | Path, *, base: str | None = None, dtype
     anatomy = find_anatomy(skeleton(load_config(str(folder)), class_called(card.model_class)))
     with atomic_folder(out) as staging, quiet_libraries():
         shards = Shards(staging)
-        parts = list(parts_of(anatomy))
+        whole = card.base_rows is not None  # new rows of embeddings are made in a whole model
+        parts = [frozenset[str]()] if whole else list(parts_of(anatomy))
         for part in parts:
             if part is not parts[0]:
                 give_back_free_memory()  # of the part before
@@ -118,6 +120,11 @@ def _load_base(name: str, card: DeltaCard, folder: Path, part: frozenset[str] | 
     with torch.random.fork_rng(devices=[]):
         # A new head that the plan froze gets the same random values as in the run.
         torch.default_generator.manual_seed(card.seed)
+        if card.base_rows is not None:
+            model = load_weights(name, model_class, with_vocabulary(config, card.base_rows), card.base_dtype)
+            resize_embeddings(model, config.get_text_config().vocab_size, drawn=False)
+            model.config.pad_token_id = config.pad_token_id
+            return model
         if part is None:
             return load_weights(name, model_class, config, card.base_dtype)
         return load_part(name, model_class, config, part, card.base_dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from frostline.anatomy import fingerprint
+from frostline.checkpoints import rows_of_the_base
 from frostline.core.places import places_of
 from frostline.cost import optimizer_notice, predict, total_parameters
 from frostline.plan import document
@@ -58,6 +59,7 @@ def opening_record(prepared: Prepared) -> RunRecord:
             *task.notices,
             *applied.notices,
             *_choice_notices(prepared),
+            *_resize_notice(prepared),
             *_chats_notice(prepared),
             *_cut_notice(prepared),
             *_quantized_notice(prepared),
@@ -100,6 +102,16 @@ def _quantized_notice(prepared: Prepared) -> list[str]:
 def _optimizer_notice(prepared: Prepared) -> list[str]:
     notice = optimizer_notice(prepared.config.optim)
     return [notice] if notice else []
+
+
+def _resize_notice(prepared: Prepared) -> list[str]:
+    """What became of `resize_embeddings`."""
+    if not prepared.config.resize_embeddings:
+        return []
+    before, rows = rows_of_the_base(prepared.model), prepared.model.get_input_embeddings().weight.shape[0]
+    if before is None:
+        return [f"resize_embeddings: nothing to do, the model has {rows} embeddings"]
+    return [f"resize_embeddings: {rows} embeddings in place of {before}; the new ones are drawn by transformers"]
 
 
 def _chats_notice(prepared: Prepared) -> list[str]:

@@ -14,7 +14,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from frostline.anatomy import find_anatomy, tensor_hashes
 from frostline.bottom import Load
-from frostline.checkpoints import load_tokenizer, quiet_libraries
+from frostline.checkpoints import load_tokenizer, quiet_libraries, resize_embeddings, resized_tensors, rows_of_the_base
 from frostline.core.errors import ConfigError, a_noun, first_line
 from frostline.core.labels import IGNORED
 from frostline.cost import Workload
@@ -78,6 +78,8 @@ def read_data(config: RunConfig) -> Data:
         )
     rows, eval_rows = (encode(task, split, tokenizer, config.max_length, kind) for split in ("train", "eval"))
     for split in (rows, eval_rows):
+        if not config.resize_embeddings:
+            split.check_ids(tokenizer, model_config, "resize_embeddings=true, or ")
         _check_something_to_learn(split, config.max_length, shifted=kind == "decoder")
     return Data(task, tokenizer, rows, eval_rows)
 
@@ -118,6 +120,7 @@ def prepare(asked: RunConfig, data: Data, before: RunRecord | None = None) -> Pr
             OSError
         ):  # transformers made it, and the run may still be refused; a folder that holds files stays
             config.folder.rmdir()
+        _check_new_rows(model, config.strategy)
         bits = config.frozen_bits
         quantized = quantize_frozen(model, trainer.applied.anatomy, bits) if bits else None
         if config.packing:
@@ -131,6 +134,8 @@ def _load(config: RunConfig, data: Data, before: RunRecord | None) -> tuple[Any,
     if config.streaming:
         return load_streaming(config, data, goes_on)
     model = load_model(config.model, data.task, seed=config.seed, dtype=config.frozen_dtype)
+    if config.resize_embeddings:
+        resize_embeddings(model, max(data.tokenizer.get_vocab().values()) + 1)
     if goes_on is not None:
         return model, goes_on, None
     anatomy = find_anatomy(model)
@@ -144,6 +149,18 @@ def _load(config: RunConfig, data: Data, before: RunRecord | None) -> tuple[Any,
 
     blocks = measure_here(loaded, model, anatomy, config, data)
     return model, choose(config, anatomy, work, blocks, model.config, type(model)), None
+
+
+def _check_new_rows(model: Any, strategy: str) -> None:
+    """Embeddings that were drawn say nothing until they train."""
+    if rows_of_the_base(model) is None:
+        return
+    for name in sorted(resized_tensors(model)):
+        if not model.get_parameter(name).requires_grad:
+            raise ConfigError(
+                f"resize_embeddings: the new embeddings are drawn at random and have to train, but strategy "
+                f"'{strategy}' freezes {name}: use strategy=all, or a plan file that trains it"
+            )
 
 
 def _collator(config: RunConfig, data: Data) -> Collator | PackingCollator:

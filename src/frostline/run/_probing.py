@@ -54,7 +54,9 @@ def probe_model(
     config = config_for(model, found)
     check_length(max_length, config, model)
     tokenizer = prepare_tokenizer(load_tokenizer(model))
-    sample = encode(found, "train", tokenizer, max_length, model_kind(config)).rows
+    encoded = encode(found, "train", tokenizer, max_length, model_kind(config))
+    encoded.check_ids(tokenizer, config)
+    sample = encoded.rows
     bare = skeleton(config, class_for(config, found.kind))
     anatomy = find_anatomy(bare)
     chosen = choose_signals(bare, anatomy, sample, signals, streaming=streaming)  # refuses before weights are read

@@ -17,7 +17,7 @@ from frostline.tasks._chat import chat_rows
 from frostline.tasks._clip import clip_texts
 from frostline.tasks._encode_heads import answer_windows, as_completions, choices, joined_pairs, pairs, tagged_words
 from frostline.tasks._task import Example, Split, Task, TaskKind
-from frostline.tasks._tokenize import ModelKind, Tokens, continuation_tokens, ended, prompt_tokens
+from frostline.tasks._tokenize import ModelKind, Tokens, check_ids, continuation_tokens, ended, prompt_tokens
 
 EncodedRow = dict[str, Any]
 _log = logging.getLogger(__name__)
@@ -44,6 +44,16 @@ class Encoded(Sequence[EncodedRow]):
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def check_ids(self, tokenizer: Any, config: Any, advice: str = "") -> None:
+        """Check that a model of `config` knows every token of the rows (`tasks._tokenize.check_ids`)."""
+        texts: list[list[int]] = []
+        for row in self.rows:
+            ids = row["input_ids"]
+            texts += ids if isinstance(ids[0], list) else [ids]
+            if isinstance(row.get("labels"), list):
+                texts.append(row["labels"])
+        check_ids(tokenizer, texts, config, advice)
 
     @property
     def lengths(self) -> list[int]:

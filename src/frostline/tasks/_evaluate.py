@@ -101,6 +101,7 @@ def evaluate(
         every = [one for example in task.split(split) for one in as_completions(example)]
         asked = replace(task, kind=TaskKind.GENERATION, train=every, eval=every)
     encoded = encode(asked, split, tokenizer, max_length, kind)
+    encoded.check_ids(tokenizer, model.config)
     batches = _batches(encoded, Collator(tokenizer, keep_ids=True), batch_size, device)
     given = Asked(task, task.split(split), [row["example_id"] for row in encoded.rows], tokenizer, max_length)
     with evaluation_mode(model), torch.inference_mode():

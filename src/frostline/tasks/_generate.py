@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from frostline.core.errors import ConfigError
-from frostline.tasks._tokenize import Tokens, model_kind, prompt_tokens
+from frostline.tasks._tokenize import Tokens, check_ids, model_kind, prompt_tokens
 
 
 def generate_texts(
@@ -59,6 +59,7 @@ def generate_texts(
     read = iter(prompt_tokens(tokenizer, texts, closed=not decoder) if texts else [])
     tokens = [prompt if isinstance(prompt, Tokens) else next(read) for prompt in prompts]
     ids = [entry.ids if room is None else entry.last(room) for entry in tokens]
+    check_ids(tokenizer, ids, model.config)
     options = {"do_sample": False, "num_beams": 1, "max_new_tokens": max_new_tokens, **decoding}
     options |= {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": _end_tokens(model, tokenizer, ends)}
     device = device or device_of(model)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 from frostline.core.errors import UnsupportedModel
@@ -37,6 +37,29 @@ def prepare_tokenizer(tokenizer: Any, model: Any = None) -> Any:
     if model is not None:
         model.config.pad_token_id = tokenizer.pad_token_id
     return tokenizer
+
+
+def check_ids(tokenizer: Any, rows: Iterable[Sequence[int]], config: Any, advice: str = "") -> None:
+    """Check that a model knows every token id in `rows`, and the pad token's.
+
+    Args:
+        tokenizer: the tokenizer.
+        rows: the ids.
+        config: of the model.
+        advice: what else to do, for the message.
+
+    Raises `UnsupportedModel` with the first token that the model does not know.
+    """
+    known = getattr(config.get_text_config(), "vocab_size", None)
+    if known is None:
+        return
+    for ids in ([] if tokenizer.pad_token_id is None else [tokenizer.pad_token_id], *rows):
+        if ids and max(ids) >= known:
+            wrong = next(token for token in ids if token >= known)
+            raise UnsupportedModel(
+                f"the tokenizer has {len(tokenizer)} tokens, and the model has embeddings for {known}: token "
+                f"'{tokenizer.convert_ids_to_tokens(wrong)}' has the id {wrong}: use {advice}the model's own tokenizer"
+            )
 
 
 class Tokens(NamedTuple):
