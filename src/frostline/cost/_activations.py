@@ -238,7 +238,7 @@ class _Block:
     def _mask_of_prefix(self, flow: AttentionFlow) -> float:
         # A prefix makes the mask of a causal model longer: a new tensor [tokens, keys], one for the whole batch.
         causal = self.block.stack == "decoder"
-        return causal * self.c * (self._attended(flow) + flow.length) / self.workload.per_device_train_batch_size
+        return causal * self.c * (self._attended(flow) + flow.length) / self.workload.batch_texts
 
     def _sources(self, matrices: Sequence[MatrixFlow]) -> float:
         """The inputs of the matrices that make queries, keys and values: hidden states, or latent vectors."""
@@ -324,7 +324,7 @@ def _head(block_loss: BlockLoss, step: Flow, workload: Workload) -> Saved:
         c = 2 if workload.bf16 else w
         per_token = inputs_kept([item.matrix], item.matrix.linear.in_features, w, c, workload)
         if not chunks:
-            total += (n if whole else workload.per_device_train_batch_size) * per_token
+            total += (n if whole else workload.batch_texts) * per_token
         weights += weights_kept(item.matrix, w, workload)
     if chunks:
         # The final norm's output everywhere, and at label positions a copy of it and that copy's gradient.

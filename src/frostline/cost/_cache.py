@@ -92,6 +92,10 @@ def cache_estimate(plan: Plan, anatomy: Anatomy, workload: Workload, store_bytes
 
     Raises `PlanError` when the plan does not fit the anatomy.
     """
+    if workload.texts > 1:
+        return Estimate(
+            workload.num_train_epochs, 0, math.inf, 0.0, False, "a row holds several texts, which are not stored"
+        )
     without = workload.model_copy(update={"activation_cache": False})
     an_epoch = step_flops(plan, anatomy, without).total * workload.rows / workload.per_device_train_batch_size
     if store_bytes is None:

@@ -154,7 +154,7 @@ def _block(block: BlockFlow, step: Flow, workload: Workload) -> Flops:
             positions = encoded if matrix in attention.from_encoder else _positions(matrix, n, read)
             parts.append(_matrix(matrix, positions))
         parts.append(_matrix(attention.output, read))
-        attended = (encoded if cross else n) / workload.per_device_train_batch_size
+        attended = (encoded if cross else n) / workload.batch_texts
         parts.append(_products(attention, read, attended, step.anatomy.hidden_size))
     done = _sum(parts)
     if not (workload.activation_checkpointing and block.trains):

@@ -202,6 +202,11 @@ class Flow:
         """Whether the loss reads one position of each row."""
         return self.anatomy.model_class.endswith("ForSequenceClassification")
 
+    @property
+    def has_positions(self) -> bool:
+        """Whether the loss tells where it reads: not in extracted answers, and not in a choice among texts."""
+        return "ForQuestionAnswering" not in self.anatomy.model_class and not _chooses(self.anatomy.model_class)
+
 
 def as_trained(plan: Plan, anatomy: Anatomy) -> Anatomy:
     """The anatomy of the model as the plan trains it: with a head of its own if it unties."""
@@ -340,4 +345,9 @@ def _attention(
 def _pooled(linear: Linear, model_class: str) -> bool:
     """Encoders classify by one token; decoders' `score` runs at every position (transformers picks later)."""
     leaf = linear.name.rpartition(".")[2]
-    return "pooler" in linear.name or (model_class.endswith("ForSequenceClassification") and leaf != "score")
+    classifies = model_class.endswith("ForSequenceClassification") or _chooses(model_class)
+    return "pooler" in linear.name or (classifies and leaf != "score")
+
+
+def _chooses(model_class: str) -> bool:
+    return model_class.endswith("ForMultipleChoice")

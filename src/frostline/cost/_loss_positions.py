@@ -16,7 +16,7 @@ def block_positions(block: BlockFlow, step: Flow, workload: Workload) -> float:
     """
     n = workload.step_tokens(block.stack, step.anatomy)
     last = block.index == step.blocks[-1].index
-    if not (workload.loss_positions and last and block.structure.family.splits):
+    if not (workload.loss_positions and step.has_positions and last and block.structure.family.splits):
         return n
     return workload.per_device_train_batch_size if step.classifies else n * workload.label_share
 
@@ -24,14 +24,14 @@ def block_positions(block: BlockFlow, step: Flow, workload: Workload) -> float:
 def head_positions(item: HeadMatrix, step: Flow, workload: Workload) -> float:
     """Where a matrix after the blocks multiplies."""
     if item.pooled:
-        return workload.per_device_train_batch_size
+        return workload.batch_texts
     n = workload.step_tokens("decoder", step.anatomy)
     return n * workload.label_share if chunked(step, workload) else n
 
 
 def chunked(step: Flow, workload: Workload) -> bool:
     """Whether the head and the loss run in chunks of label positions; a classifier's head is small and does not."""
-    return workload.loss_positions and not step.classifies and bool(step.head)
+    return workload.loss_positions and step.has_positions and not step.classifies and bool(step.head)
 
 
 def logit_positions(step: Flow, workload: Workload) -> float:

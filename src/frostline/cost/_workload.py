@@ -21,7 +21,8 @@ class Workload(BaseModel):
 
     Attributes:
         rows: examples per epoch. Several `devices` share them.
-        length: tokens of a row after padding: the mean over the batches.
+        length: tokens of a row (of each of its texts) after padding: the mean over the batches.
+        texts: texts of a row: the choices of a multiple-choice head. Such rows have no activation cache.
         per_device_train_batch_size: rows of a batch on one device.
         devices: devices that train together. They share the model too: FSDP shards it block by block.
         gradient_accumulation_steps: batches of a device in one optimizer step.
@@ -50,6 +51,7 @@ class Workload(BaseModel):
 
     rows: int = Field(1000, gt=0)
     length: int = Field(128, gt=0)
+    texts: int = Field(1, gt=0)
     per_device_train_batch_size: int = Field(32, gt=0)
     devices: int = Field(1, gt=0)
     gradient_accumulation_steps: int = Field(1, gt=0)
@@ -117,7 +119,12 @@ class Workload(BaseModel):
 
     def step_tokens(self, stack: str, anatomy: Anatomy) -> int:
         """How many tokens of one batch pass the blocks of a stack."""
-        return self.per_device_train_batch_size * self.row_tokens(stack, anatomy)
+        return self.batch_texts * self.row_tokens(stack, anatomy)
+
+    @property
+    def batch_texts(self) -> int:
+        """Texts of a batch on one device."""
+        return self.per_device_train_batch_size * self.texts
 
 
 def weight_bytes(trains: bool, workload: Workload) -> int:

@@ -40,7 +40,7 @@ class ModelFacts(_Data):
 class DataFacts(_Data):
     """Which data.
 
-    `labels` are those of a classification task; other tasks have none. `fingerprint` is over the content and order of
+    `labels` are those of a task that has labels; other tasks have none. `fingerprint` is over the content and order of
     the examples of both splits.
     """
 

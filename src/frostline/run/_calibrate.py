@@ -181,18 +181,32 @@ def _plan_of_all_kinds(anatomy: Anatomy) -> Plan:
 
 def _rows(model: Any, anatomy: Anatomy, workload: Workload) -> list[dict[str, Any]]:
     """Random rows; each ends in one token of padding, so that there is a mask, as there is in most batches."""
-    length = workload.length
     rows = []
-    for ids in torch.randint(3, anatomy.vocab_size, (workload.per_device_train_batch_size * 4, length)).tolist():
-        if anatomy.encoder_decoder:
-            labels: Any = (ids * -(-(workload.label_tokens or 1) // length))[: workload.label_tokens or length]
-        elif anatomy.model_class.endswith("ForSequenceClassification"):
-            labels = ids[0] % model.config.num_labels
-        else:
-            unlabelled = length - max(2, round(workload.label_share * length))
-            labels = [IGNORED] * unlabelled + ids[unlabelled:]
-        rows.append({"input_ids": ids, "attention_mask": [1] * (length - 1) + [0], "labels": labels})
+    count = workload.per_device_train_batch_size * 4
+    for ids in torch.randint(3, anatomy.vocab_size, (count, workload.length)).tolist():
+        row = {"input_ids": ids, "attention_mask": [1] * (workload.length - 1) + [0]}
+        if workload.texts > 1:
+            row = {name: [values] * workload.texts for name, values in row.items()}
+        rows.append(row | _labels(model.config, anatomy, workload, ids))
     return rows
+
+
+def _labels(config: Any, anatomy: Anatomy, workload: Workload, ids: list[int]) -> dict[str, Any]:
+    """Labels for a row of token ids, of the kind that the model's head needs."""
+    length, head = workload.length, anatomy.model_class
+    if "ForQuestionAnswering" in head:
+        return {"start_positions": ids[0] % length, "end_positions": ids[1] % length}
+    if "ForMultipleChoice" in head:
+        return {"labels": ids[0] % workload.texts}
+    if "ForSequenceClassification" in head:
+        marks = [float(token % 2) for token in ids[: config.num_labels]]
+        kinds = {"regression": marks[0], "multi_label_classification": marks}
+        return {"labels": kinds.get(config.problem_type, ids[0] % config.num_labels)}
+    if anatomy.encoder_decoder:
+        return {"labels": (ids * -(-(workload.label_tokens or 1) // length))[: workload.label_tokens or length]}
+    unlabelled = length - max(2, round(workload.label_share * length))
+    classes = config.num_labels if "ForTokenClassification" in head else anatomy.vocab_size
+    return {"labels": [IGNORED] * unlabelled + [token % classes for token in ids[unlabelled:]]}
 
 
 def _arguments(workload: Workload, folder: str) -> TrainingArguments:
@@ -217,7 +231,7 @@ def _arguments(workload: Workload, folder: str) -> TrainingArguments:
 def _embedding_gradient(model: Any, workload: Workload, clocks: Clocks) -> dict[Clock, float]:
     """Seconds that the gradient of the token embedding takes, for each of its parameters, by each clock."""
     table = model.get_input_embeddings().weight.detach().float().requires_grad_()
-    ids = torch.randint(3, len(table), (workload.per_device_train_batch_size, workload.length), device=table.device)
+    ids = torch.randint(3, len(table), (workload.batch_texts, workload.length), device=table.device)
     timeline = Timeline(clocks)
     for _ in range(WARM_UP + FEWEST):
         states: Any = embedding(ids, table)

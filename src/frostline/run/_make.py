@@ -133,7 +133,8 @@ def _measure(
     if not sample or not {"input_ids", "labels"} <= sample[0].keys():
         raise DataError("data: the rows have no input_ids or no labels: use a data set of tokenized rows with both")
     found = measure(model, sample, collate or partial(_padded, model), signals=signals)
-    classes = isinstance(sample[0]["labels"], int)
+    labels = torch.as_tensor(sample[0]["labels"])
+    classes = labels.dim() == 0 or labels.is_floating_point()
     read = token_text(Situation.of(model).anatomy, classes=classes, tokens="first")
     return Probe(str(getattr(model.config, "_name_or_path", "")) or "the model", "the data", len(sample), read, found)
 

@@ -47,7 +47,7 @@ def opening_record(prepared: Prepared) -> RunRecord:
             metric=task.metric,
             majority_share=majority_share(task) if task.kind is TaskKind.CLASSIFICATION else None,
             fingerprint=task.fingerprint,
-            labels=tuple(task.labels) if task.kind is TaskKind.CLASSIFICATION else (),
+            labels=tuple(task.labels),
         ),
         seed=config.seed,
         places={path: places for path in paths_of(config) if (places := places_of(path, config.folder))},

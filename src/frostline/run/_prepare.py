@@ -77,10 +77,11 @@ def read_data(config: RunConfig) -> Data:
             "frozen_bits out, or activation_cache and streaming"
         )
     rows, eval_rows = (encode(task, split, tokenizer, config.max_length, kind) for split in ("train", "eval"))
+    shifted = kind == "decoder" and task.kind is not TaskKind.TAGGING
     for split in (rows, eval_rows):
         if not config.resize_embeddings:
             split.check_ids(tokenizer, model_config, "resize_embeddings=true, or ")
-        _check_something_to_learn(split, config.max_length, shifted=kind == "decoder")
+        _check_something_to_learn(split, config.max_length, shifted=shifted)
     return Data(task, tokenizer, rows, eval_rows)
 
 
@@ -170,7 +171,7 @@ def _collator(config: RunConfig, data: Data) -> Collator | PackingCollator:
 
 
 def _check_packable(config: RunConfig, task: Task, kind: ModelKind) -> None:
-    if kind != "decoder" or task.kind is TaskKind.CLASSIFICATION:
+    if kind != "decoder" or task.kind not in (TaskKind.GENERATION, TaskKind.LANGUAGE, TaskKind.CHOICE):
         raise ConfigError(
             "packing: only a decoder on a generation task can train on packed rows "
             f"(this is {a_noun(kind)} on a {task.kind} task): use train_sampling_strategy=group_by_length"
@@ -180,8 +181,7 @@ def _check_packable(config: RunConfig, task: Task, kind: ModelKind) -> None:
 
 
 def _check_something_to_learn(rows: Encoded, max_length: int, *, shifted: bool) -> None:
-    # A decoder predicts each token from those before it, so that the first one's label does not count.
-    targets = [row["labels"][1 if shifted else 0 :] for row in rows if isinstance(row["labels"], list)]
+    targets = rows.token_labels(shifted=shifted)
     if targets and all(label == IGNORED for labels in targets for label in labels):
         raise ConfigError(
             f"max_length: {max_length} tokens leave nothing to predict in any row: use a larger max_length"

@@ -14,7 +14,7 @@ from frostline.bottom import CannotCut, Load, Streaming
 from frostline.checkpoints import load_above, load_tokenizer, quiet_libraries
 from frostline.core.errors import UnsupportedModel
 from frostline.run._device import device
-from frostline.run._setup import check_length, class_for, config_for, load_model, task_for
+from frostline.run._setup import PROBLEMS, check_length, class_for, config_for, load_model, task_for
 from frostline.signals import (
     FIVE_STEPS,
     Probe,
@@ -91,7 +91,7 @@ def measure_loaded(
                 load=loaded.load,
                 warm_up=warm_up,
             )
-        read = token_text(find_anatomy(loaded.model), classes=task.kind is TaskKind.CLASSIFICATION, tokens=reading)
+        read = token_text(find_anatomy(loaded.model), classes=task.kind in PROBLEMS, tokens=reading)
         return Probe(model, task.name, len(sample), read, measured, time.perf_counter() - begun)
 
     kind = device().type

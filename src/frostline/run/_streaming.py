@@ -17,7 +17,7 @@ from frostline.run._config import RunConfig
 from frostline.run._probing import LoadedModel, load_streamed
 from frostline.run._setup import class_for, config_for
 from frostline.run._work import Data, workload_of
-from frostline.tasks import Task, TaskKind, prepare_tokenizer
+from frostline.tasks import Task, TaskKind, model_kind, prepare_tokenizer
 
 
 def load_streaming(config: RunConfig, data: Data, before: Chosen | None) -> tuple[Any, Chosen, Load]:
@@ -35,6 +35,10 @@ def load_streaming(config: RunConfig, data: Data, before: Chosen | None) -> tupl
     _check_config(config)
     task = data.task
     model_config = config_for(config.model, task)
+    if task.kind is TaskKind.CHOICE and model_kind(model_config) != "encoder":
+        raise ConfigError(
+            "streaming: this model chooses by the loss of each choice, which needs the whole model: leave streaming out"
+        )
     model_class = class_for(model_config, task.kind)
     bare = skeleton(model_config, model_class)
     anatomy = find_anatomy(bare)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
+from transformers import AutoModelForMultipleChoice
 
 from frostline.anatomy import Anatomy, notices
 from frostline.checkpoints import CARD_FILE, load, load_config, load_tokenizer, load_weights
@@ -21,7 +22,18 @@ from frostline.run._config import RunConfig, read_config
 from frostline.run._device import autocast, device
 from frostline.run._optim import check_workload
 from frostline.run._probing import probe_model
-from frostline.run._setup import anatomy_of, check_length, class_for, config_for, load_model, model_class_of, task_for
+from frostline.run._setup import (
+    anatomy_of,
+    check_head,
+    check_length,
+    class_for,
+    config_for,
+    in_labels_of,
+    load_model,
+    model_class_of,
+    own_head,
+    task_for,
+)
 from frostline.signals import Probe
 from frostline.strategies import Budget, Choice, Selection, Situation, make_selection
 from frostline.tasks import (
@@ -94,6 +106,10 @@ def plan_model(
     anatomy = anatomy_of(model, loaded)
     config = config_for(model, loaded)
     workload = _as_the_model_is(workload, config)
+    if loaded is not None and model_class_of(config, loaded) is AutoModelForMultipleChoice:
+        if workload.activation_cache:
+            raise ConfigError("activation_cache: a row of several texts is not stored: leave activation_cache out")
+        workload = workload.model_copy(update={"texts": len(loaded.train[0].choices)})
     situation = Situation(
         anatomy,
         seed,
@@ -178,20 +194,19 @@ def evaluate_target(
     generation = config.generation
     if max_new_tokens is not None:  # what is asked for here comes before what the run had, or its preset
         generation = generation.model_copy(update={"max_new_tokens": max_new_tokens})
+    loaded = load_task(config.task, config.data)
     if is_run(folder):
-        loaded = load_task(config.task, config.data)
         model = load(folder, base=base)
-        if (loaded.kind is TaskKind.CLASSIFICATION) == model.can_generate():
-            raise ConfigError(
-                f"{target} is a {type(model).__name__}, which was not trained for {loaded.kind} tasks such as "
-                f"'{loaded.name}': use a task of the kind that it was trained for"
-            )
+        check_head(target, type(model).__name__, model.config, loaded)
         loaded = with_model_labels(
             loaded, model.config, model_class=type(model).__name__, name=target, given=config.data.labels
         )
     else:
         _check_no_base(base, target)
-        loaded = task_for(target, config.task, config.data)
+        own = load_config(target)
+        for architecture in filter(own_head, own.architectures or ()):
+            check_head(target, architecture, own, loaded)
+        loaded = in_labels_of(target, loaded, config.data)
         model = load_model(target, loaded, seed=config.seed)
     check_length(config.max_length, model.config, target)
     tokenizer = prepare_tokenizer(load_tokenizer(target), model)

@@ -12,7 +12,7 @@ from frostline.cost import Workload, has_dropout, storage_dtype
 from frostline.engine import GroupedByLength
 from frostline.run._config import RunConfig
 from frostline.run._device import uses_bfloat16
-from frostline.tasks import Encoded, Task
+from frostline.tasks import Encoded, Task, TaskKind
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ def workload_of(config: RunConfig, data: Data, anatomy: Anatomy, model_config: A
     return Workload(
         rows=rows,
         length=length,
+        texts=data.rows.texts,
         per_device_train_batch_size=config.per_device_train_batch_size,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         num_train_epochs=config.max_steps * per_step / rows if config.max_steps else config.num_train_epochs,
@@ -80,8 +81,9 @@ def _expected_longest(lengths: Sequence[int], count: int) -> float:
 
 
 def _label_share(data: Data, length: int) -> float:
-    """The share of a decoder's positions, of `length` in a row, from which the loss reads: those before a label."""
-    targets = [row["labels"][1:] for row in data.rows if isinstance(row["labels"], list)]
+    """The share of the positions, of `length` in a row, from which the loss reads: a decoder's are those before a
+    label."""
+    targets = data.rows.token_labels(shifted=data.task.kind is not TaskKind.TAGGING)
     if not targets:
         return 1.0
     labels = sum(sum(label != IGNORED for label in row) for row in targets)
@@ -89,6 +91,5 @@ def _label_share(data: Data, length: int) -> float:
 
 
 def _target_length(data: Data) -> int | None:
-    targets = [row["labels"] for row in data.rows if isinstance(row["labels"], list)]
-    lengths = [sum(label != IGNORED for label in labels) for labels in targets]
+    lengths = [sum(label != IGNORED for label in labels) for labels in data.rows.token_labels(shifted=False)]
     return round(sum(lengths) / len(lengths)) if lengths else None

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from frostline.anatomy import Anatomy
 from frostline.core.labels import IGNORED
+from frostline.signals._reading import tags_tokens
 
 
 def loss_gradients(model: Any, anatomy: Anatomy, batches: Iterable[Mapping[str, Any]]) -> dict[str, Tensor]:
@@ -24,7 +25,7 @@ def loss_gradients(model: Any, anatomy: Anatomy, batches: Iterable[Mapping[str, 
     total = 0
     with _only_these_learn(model, names) as parameters, torch.enable_grad():
         for batch in batches:
-            count = _labels(batch["labels"], shifted=not anatomy.encoder_decoder)
+            count = _labels(batch["labels"], shifted=not (anatomy.encoder_decoder or tags_tokens(anatomy)))
             if not count:
                 continue
             total += count
@@ -38,8 +39,8 @@ def loss_gradients(model: Any, anatomy: Anatomy, batches: Iterable[Mapping[str, 
 
 
 def _labels(labels: Tensor, *, shifted: bool) -> int:
-    """How many labels the model's mean loss is over."""
-    if labels.dim() == 1:
+    """How many labels the model's mean loss is over; how many rows, where each has one or a number for each class."""
+    if labels.dim() == 1 or labels.is_floating_point():
         return len(labels)
     return int(((labels[:, 1:] if shifted else labels) != IGNORED).sum())
 

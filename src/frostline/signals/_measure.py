@@ -50,11 +50,16 @@ def choose_signals(
         streaming: whether the model is read block by block.
 
     Raises `ConfigError` for an unknown name, and for gradients with `streaming`. Raises `UnsupportedModel` for `vds`
-    where the model has no semantic basis, and `DataError` for rows of several texts.
+    where the model has no semantic basis, and `DataError` for rows of several texts or without labels.
     """
     if rows and holds_several(rows[0]["input_ids"]):
         raise DataError(
             "a row holds several texts, as for multiple choice, and signals read one: use bot50, for example"
+        )
+    if rows and "labels" not in rows[0]:
+        raise DataError(
+            "a row has no labels, as in question answering, so signals do not know which token to read: use bot50, for "
+            "example"
         )
     for name in names or ():
         if name not in SIGNALS:

@@ -26,7 +26,7 @@ class ReadTokens:
     Attributes:
         rows: [R], the batch row of each.
         positions: [R], its position.
-        targets: [R], the token that it predicts; None for class labels.
+        targets: [R], the token (or tag) that it predicts; None for labels of a row.
     """
 
     rows: Tensor
@@ -47,18 +47,18 @@ class ReadTokens:
 def reads_of(batch: Mapping[str, Any], anatomy: Anatomy, tokens: Tokens = "first") -> dict[str, ReadTokens]:
     """Stack -> the tokens of a batch that are read: those that predict its labels.
 
-    Class labels: the first token in an encoder, where its head reads too; else the last token. Token labels: in a
-    decoder, the position before the labelled token; in the decoder of an encoder-decoder, the position of the label; in
-    its encoder, the last input token.
+    Labels of a row (a class, a number, a mark for each class): the first token in an encoder, where its head reads too;
+    else the last token. Tags: the tagged token. Other token labels: in a decoder, the position before the labelled
+    token; in the decoder of an encoder-decoder, the position of the label; in its encoder, the last input token.
     """
     ids, labels = batch["input_ids"], batch["labels"]
     mask = batch.get("attention_mask")
     ends = _ends(torch.ones_like(ids) if mask is None else mask)
     stacks = dict.fromkeys(block.stack for block in anatomy.blocks)
-    if labels.dim() == 1:
+    if labels.dim() == 1 or labels.is_floating_point():
         whole = anatomy.encoder_decoder or "decoder" in stacks
         return dict.fromkeys(stacks, ends[1] if whole else ends[0])
-    labels = labels if anatomy.encoder_decoder else labels[:, 1:]
+    labels = labels if anatomy.encoder_decoder or tags_tokens(anatomy) else labels[:, 1:]
     wanted = labels != IGNORED
     if tokens == "first":
         wanted = wanted & (wanted.cumsum(1) == 1)
@@ -67,11 +67,18 @@ def reads_of(batch: Mapping[str, Any], anatomy: Anatomy, tokens: Tokens = "first
     return {stack: ends[1] if anatomy.encoder_decoder and stack == "encoder" else written for stack in stacks}
 
 
+def tags_tokens(anatomy: Anatomy) -> bool:
+    """Whether the head gives a label to each token that it reads, and not to the next one."""
+    return "ForTokenClassification" in anatomy.model_class
+
+
 def token_text(anatomy: Anatomy, *, classes: bool, tokens: Tokens) -> str:
     """Which token `reads_of` reads, in words."""
     if classes:
         encoder = not anatomy.encoder_decoder and all(block.stack == "encoder" for block in anatomy.blocks)
         return "the first token, where the head reads" if encoder else "the last input token"
+    if tags_tokens(anatomy):
+        return "every tagged token" if tokens == "all" else "the first tagged token"
     read = "every token that predicts a labelled one"
     if tokens == "first":
         read = "the token that predicts the first labelled one"

@@ -41,7 +41,8 @@ def search(situation: Situation, worths: Sequence[float], freedom: Freedom | Non
     if len(worths) != situation.blocks or min(worths) < 0:
         raise ValueError(f"{situation.blocks} blocks need a worth of 0 or more each (given: {list(worths)})")
     freedom = freedom or Freedom()
-    free = tuple(setting for setting in freedom.choose if setting not in situation.decided)
+    decided = {*situation.decided, *(["activation_cache"] if situation.workload.texts > 1 else [])}
+    free = tuple(setting for setting in freedom.choose if setting not in decided)
     candidates = Candidates(situation, worths, freedom.model_copy(update={"choose": free}))
     return _Planner(situation, candidates).choice()
 

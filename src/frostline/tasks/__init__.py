@@ -7,7 +7,7 @@ from frostline.tasks._chat import chat_prompt, turn_end
 from frostline.tasks._chat_file import read_chats
 from frostline.tasks._collate import Collator, pad_rows
 from frostline.tasks._decoding import Decoding
-from frostline.tasks._encode import Encoded, encode
+from frostline.tasks._encode import Encoded, able_models, encode
 from frostline.tasks._entities import entities, entity_scores
 from frostline.tasks._evaluate import Evaluation, evaluate, generation_examples
 from frostline.tasks._generate import generate_texts
@@ -53,6 +53,7 @@ __all__ = [
     "TaskKind",
     "TaskOptions",
     "Tokens",
+    "able_models",
     "accuracy",
     "answer_scores",
     "bleu",

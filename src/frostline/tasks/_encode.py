@@ -7,7 +7,7 @@ Rows have no padding: the collator adds it, and the attention mask.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
@@ -15,7 +15,15 @@ from frostline.core.errors import DataError, UnsupportedModel, a_noun
 from frostline.core.labels import IGNORED
 from frostline.tasks._chat import chat_rows
 from frostline.tasks._clip import clip_texts
-from frostline.tasks._encode_heads import answer_windows, as_completions, choices, joined_pairs, pairs, tagged_words
+from frostline.tasks._encode_heads import (
+    answer_windows,
+    as_completions,
+    choices,
+    ended_pairs,
+    joined_pairs,
+    pairs,
+    tagged_words,
+)
 from frostline.tasks._task import Example, Split, Task, TaskKind
 from frostline.tasks._tokenize import ModelKind, Tokens, check_ids, continuation_tokens, ended, prompt_tokens
 
@@ -61,6 +69,15 @@ class Encoded(Sequence[EncodedRow]):
         rows = (row["input_ids"] for row in self.rows)
         return [max(map(len, ids)) if isinstance(ids[0], list) else len(ids) for ids in rows]
 
+    def token_labels(self, *, shifted: bool) -> list[list[int]]:
+        """The labels of each row's tokens; empty where a row has a label of its own, or the places of an answer.
+
+        With `shifted`, each token is predicted from those before it, so that the first one's label does not count.
+        """
+        found = (row.get("labels") for row in self.rows)
+        of_tokens = [labels for labels in found if isinstance(labels, list) and all(isinstance(x, int) for x in labels)]
+        return [labels[1:] for labels in of_tokens] if shifted else of_tokens
+
     @property
     def texts(self) -> int:
         """How many texts a row has: the choices, where a head chooses among them, else 1."""
@@ -104,7 +121,12 @@ def encode(task: Task, split: Split, tokenizer: Any, max_length: int, kind: Mode
     examples = task.split(split)
     if not examples:
         raise DataError(task.no_training or f"task '{task.name}': {task.source} has no {split} rows: add some")
-    encoded = list(_encoder(task, kind)(task, examples, tokenizer, max_length))
+    if kind not in able_models(task.kind):
+        raise UnsupportedModel(
+            f"task '{task.name}' is {a_noun(task.kind)} task, which {a_noun(kind)} model cannot do: use "
+            f"{' or '.join(map(a_noun, able_models(task.kind)))} model"
+        )
+    encoded = list(_ENCODERS[task.kind][kind](task, examples, tokenizer, max_length))
     rows = [
         {**row, "example_id": example.id}
         for (own, _), example in zip(encoded, examples, strict=True)
@@ -119,33 +141,6 @@ def encode(task: Task, split: Split, tokenizer: Any, max_length: int, kind: Mode
 EncodedRows = Iterator[tuple[EncodedRow | list[EncodedRow], bool]]
 """For each example its row, or rows, and whether it was cut."""
 Encoder = Callable[[Task, Sequence[Example], Any, int], EncodedRows]
-
-
-def _encoder(task: Task, kind: ModelKind) -> Encoder:
-    chat = any(example.messages for example in task.train[:1])
-    heads: dict[ModelKind, Encoder] = {"encoder": pairs, "encoder-decoder": pairs, "decoder": joined_pairs}
-    writers: dict[ModelKind, Encoder] = {"decoder": _completions, "encoder-decoder": _translations}
-    choosers: dict[ModelKind, Encoder] = {
-        "encoder": choices,
-        "decoder": _right_choices(_completions),
-        "encoder-decoder": _right_choices(_translations),
-    }
-    table: dict[TaskKind, dict[ModelKind, Encoder]] = {
-        TaskKind.CLASSIFICATION: heads,
-        TaskKind.MULTI_LABEL: heads,
-        TaskKind.REGRESSION: heads,
-        TaskKind.TAGGING: {"encoder": tagged_words, "decoder": tagged_words},
-        TaskKind.EXTRACTION: {"encoder": answer_windows},
-        TaskKind.CHOICE: choosers,
-        TaskKind.GENERATION: writers,
-        TaskKind.LANGUAGE: {"decoder": _chats if chat else _texts},
-    }
-    if kind not in table[task.kind]:
-        raise UnsupportedModel(
-            f"task '{task.name}' is {a_noun(task.kind)} task, which {a_noun(kind)} model cannot do: use "
-            f"{' or '.join(a_noun(able) for able in table[task.kind])} model"
-        )
-    return table[task.kind][kind]
 
 
 def _right_choices(write: Encoder) -> Encoder:
@@ -186,6 +181,11 @@ def _translations(task: Task, examples: Sequence[Example], tokenizer: Any, max_l
         yield row, max(len(prompt.ids), len(target)) > max_length
 
 
+def _language(task: Task, examples: Sequence[Example], tokenizer: Any, max_length: int) -> EncodedRows:
+    chat = any(example.messages for example in examples[:1])
+    return (_chats if chat else _texts)(task, examples, tokenizer, max_length)
+
+
 def _texts(task: Task, examples: Sequence[Example], tokenizer: Any, max_length: int) -> EncodedRows:
     texts = clip_texts(tokenizer, [example.text for example in examples], max_length, "start")
     for tokens in prompt_tokens(tokenizer, texts, closed=False):
@@ -211,3 +211,25 @@ def _common_start(one: Sequence[int], other: Sequence[int]) -> int:
     """How many ids at the start are the same."""
     length = min(len(one), len(other))
     return next((i for i in range(length) if one[i] != other[i]), length)
+
+
+_PAIRS: dict[ModelKind, Encoder] = {"encoder": pairs, "encoder-decoder": ended_pairs, "decoder": joined_pairs}
+_ENCODERS: Mapping[TaskKind, Mapping[ModelKind, Encoder]] = {
+    TaskKind.CLASSIFICATION: _PAIRS,
+    TaskKind.MULTI_LABEL: _PAIRS,
+    TaskKind.REGRESSION: _PAIRS,
+    TaskKind.TAGGING: {"encoder": tagged_words, "decoder": tagged_words},
+    TaskKind.EXTRACTION: {"encoder": answer_windows},
+    TaskKind.CHOICE: {
+        "encoder": choices,
+        "decoder": _right_choices(_completions),
+        "encoder-decoder": _right_choices(_translations),
+    },
+    TaskKind.GENERATION: {"decoder": _completions, "encoder-decoder": _translations},
+    TaskKind.LANGUAGE: {"decoder": _language},
+}
+
+
+def able_models(kind: TaskKind) -> tuple[ModelKind, ...]:
+    """The kinds of models that can do a kind of task."""
+    return tuple(_ENCODERS[kind])

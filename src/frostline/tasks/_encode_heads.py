@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from frostline.core.errors import DataError
+from frostline.core.errors import DataError, UnsupportedModel
 from frostline.core.labels import IGNORED
 from frostline.tasks._clip import clip_texts
 from frostline.tasks._task import Example, Task, TaskKind
@@ -24,6 +24,25 @@ def pairs(task: Task, examples: Sequence[Example], tokenizer: Any, max_length: i
     encoded = _paired(tokenizer, firsts, seconds if paired else None, max_length)
     for example, (row, cut) in zip(examples, encoded, strict=True):
         yield row | {"labels": _label(task, example)}, cut
+
+
+def ended_pairs(task: Task, examples: Sequence[Example], tokenizer: Any, max_length: int) -> Iterator[tuple[Row, bool]]:
+    """As `pairs`, with an end token, which the heads of encoder-decoders read, also where the tokenizer adds none.
+
+    Raises `UnsupportedModel` for a tokenizer without an end token, or where it is the pad token too.
+    """
+    end = tokenizer.eos_token_id
+    if end is None or end == tokenizer.pad_token_id:
+        raise UnsupportedModel(
+            "this model's head reads the end token, and the tokenizer has none that is not its pad token too: set "
+            "eos_token and pad_token"
+        )
+    for row, cut in pairs(task, examples, tokenizer, max_length):
+        ids = row["input_ids"]
+        if end in ids:
+            yield row, cut
+        else:
+            yield row | {"input_ids": [*ids[: max_length - 1], end]}, cut or len(ids) == max_length
 
 
 def joined_pairs(

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from frostline.core.errors import ConfigError
+from frostline.tasks._clip import clip_texts
 from frostline.tasks._tokenize import Tokens, check_ids, model_kind, prompt_tokens
 
 
@@ -56,7 +57,8 @@ def generate_texts(
             )
         room = min(room or positions, positions - max_new_tokens)
     texts = [prompt for prompt in prompts if isinstance(prompt, str)]
-    read = iter(prompt_tokens(tokenizer, texts, closed=not decoder) if texts else [])
+    clipped = texts if room is None else clip_texts(tokenizer, texts, room, "end")
+    read = iter(prompt_tokens(tokenizer, clipped, closed=not decoder) if texts else [])
     tokens = [prompt if isinstance(prompt, Tokens) else next(read) for prompt in prompts]
     ids = [entry.ids if room is None else entry.last(room) for entry in tokens]
     check_ids(tokenizer, ids, model.config)

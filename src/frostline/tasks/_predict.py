@@ -58,11 +58,12 @@ class ModelAnswer:
 
 
 class Outputs(NamedTuple):
-    """One batch: the places of its rows, the ids of their examples, their labels by name, and what the model gives
-    without these."""
+    """One batch: the places of its rows, the ids of their examples, which tokens are no padding, the labels by name,
+    and what the model gives without these."""
 
     places: list[int]
     ids: list[str]
+    real: Tensor
     labels: dict[str, Tensor]
     given: Any
 
@@ -95,7 +96,7 @@ def outputs(model: Any, batches: Batches) -> Iterator[Outputs]:
     for places, batch in batches:
         ids = batch.pop("example_id")
         labels = {name: batch.pop(name) for name in LABELS if name in batch}
-        yield Outputs(places, ids, labels, model(**batch))
+        yield Outputs(places, ids, batch["attention_mask"] > 0, labels, model(**batch))
 
 
 def classify(asked: Asked, batches: Iterator[Outputs]) -> Found:
@@ -147,7 +148,7 @@ def _highest(batches: Iterator[Outputs]) -> tuple[dict[str, int], float]:
     """For each example the index with the highest logit, and the mean cross-entropy."""
     chosen: dict[str, int] = {}
     total = 0.0
-    for _, ids, labels, given in batches:
+    for _, ids, _, labels, given in batches:
         logits = given.logits.float()  # [B, labels] or [B, C]
         total += F.cross_entropy(logits, labels["labels"], reduction="sum").item()
         chosen.update(zip(ids, logits.argmax(-1).tolist(), strict=True))
@@ -158,7 +159,7 @@ def label_sets(asked: Asked, batches: Iterator[Outputs]) -> Found:
     """The labels with a probability above 0.5: micro-F1, macro-F1, subset accuracy, mean binary cross-entropy."""
     found: dict[str, list[int]] = {}
     total = 0.0
-    for _, ids, labels, given in batches:
+    for _, ids, _, labels, given in batches:
         logits = given.logits.float()  # [B, labels]
         total += F.binary_cross_entropy_with_logits(logits, labels["labels"], reduction="sum").item()
         found.update((name, row.nonzero().flatten().tolist()) for name, row in zip(ids, logits > 0, strict=True))
@@ -174,7 +175,7 @@ def label_sets(asked: Asked, batches: Iterator[Outputs]) -> Found:
 def regress(asked: Asked, batches: Iterator[Outputs]) -> Found:
     """A number for each example: Pearson's and Spearman's correlation, and the mean squared error, also as the loss."""
     found: dict[str, float] = {}
-    for _, ids, _, given in batches:
+    for _, ids, _, _, given in batches:
         found.update(zip(ids, given.logits.float().squeeze(-1).tolist(), strict=True))
     answers = [found[example.id] for example in asked.examples]
     truth = [float(example.value or 0) for example in asked.examples]
@@ -193,7 +194,7 @@ def tag(asked: Asked, batches: Iterator[Outputs]) -> Found:
     """
     highest: dict[str, list[int]] = {}
     total, count = 0.0, 0
-    for _, ids, labels, given in batches:
+    for _, ids, _, labels, given in batches:
         logits, right = given.logits.float(), labels["labels"]  # [B, T, labels], [B, T]
         total += F.cross_entropy(logits.flatten(0, 1), right.flatten(), ignore_index=IGNORED, reduction="sum").item()
         count += int((right != IGNORED).sum())
@@ -222,12 +223,14 @@ def extract(asked: Asked, batches: Iterator[Outputs]) -> Found:
 
     It is the best of all windows, of at most `LONGEST_ANSWER` tokens. Where the task has questions without an answer,
     the answer is empty if the logits at the class token are higher, in the window where they are lowest. The loss is
-    the mean over all windows.
+    the mean over all windows; unlike in training, it does not count the padding of a batch.
     """
     logits: dict[int, tuple[Tensor, Tensor]] = {}
     total = 0.0
-    for places, _, labels, given in batches:
-        starts, ends = given.start_logits.float(), given.end_logits.float()  # [B, T]
+    for places, _, real, labels, given in batches:
+        starts, ends = (
+            side.float().masked_fill(~real, float("-inf")) for side in (given.start_logits, given.end_logits)
+        )  # [B, T]
         for side, name in ((starts, "start_positions"), (ends, "end_positions")):
             total += F.cross_entropy(side, labels[name], reduction="sum").item() / 2
         logits.update(zip(places, zip(starts.cpu(), ends.cpu(), strict=True), strict=True))
