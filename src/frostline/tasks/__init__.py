@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from frostline.rows import Columns, TaskKind, TaskOptions
 from frostline.tasks._catalog import TASKS
 from frostline.tasks._chat import chat_prompt, turn_end
 from frostline.tasks._chat_file import read_chats
@@ -27,12 +28,11 @@ from frostline.tasks._metrics import (
     text_scores,
 )
 from frostline.tasks._model_labels import with_model_labels
-from frostline.tasks._options import Columns, TaskOptions
 from frostline.tasks._packing import PackingCollator
 from frostline.tasks._predict import ModelAnswer
 from frostline.tasks._splits import draw_rows
 from frostline.tasks._squad import answer_scores
-from frostline.tasks._task import METRICS, Example, Message, Scores, Task, TaskKind, majority_share, score_texts
+from frostline.tasks._task import METRICS, Example, Message, Scores, Task, majority_share, score_texts
 from frostline.tasks._tokenize import ModelKind, Tokens, model_kind, prepare_tokenizer
 
 __all__ = [

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from frostline.core.errors import ConfigError
-from frostline.tasks._choices import label_form
+from frostline.rows import (
+    NOT_COUNTED,
+    Reading,
+    Row,
+    Rows,
+    TaskKind,
+    TaskOptions,
+    label_form,
+    label_names,
+    label_text,
+    labelled,
+    reading_notices,
+    row_labels,
+    spelling_notices,
+)
 from frostline.tasks._examples import make_examples
-from frostline.tasks._labels import label_names, label_text, labelled, row_labels, spelling_notices
-from frostline.tasks._options import TaskOptions
-from frostline.tasks._reading import Reading, reading_notices
-from frostline.tasks._rows import Row, Rows
 from frostline.tasks._splits import content_of, draw_rows, hold_out
-from frostline.tasks._task import METRICS, Example, Scorer, Task, TaskKind, score_texts
+from frostline.tasks._task import METRICS, Example, Scorer, Task, score_texts
 
 Numbered = Sequence[tuple[int, Row]]
+WITH_NAMES = (TaskKind.CLASSIFICATION, TaskKind.MULTI_LABEL, TaskKind.TAGGING)
 ONE_LABEL = (TaskKind.CLASSIFICATION, TaskKind.CHOICE)
 
 
@@ -56,15 +67,23 @@ def task_of_rows(
     labels = options.labels or _labels_of([row for _, row in kept[0]], reading)
     if reading.kind is TaskKind.CLASSIFICATION and column is not None:
         notices += spelling_notices(all_rows, column)
-    task = _task(name, kept, reading, options, labels, source, train.origin)
-    if reading.kind is TaskKind.CHOICE:
-        labels = ()
-    elif options.labels and reading.kind not in (TaskKind.CLASSIFICATION, TaskKind.MULTI_LABEL, TaskKind.TAGGING):
+    examples = _examples("train", kept[0], reading, labels)
+    if evaluation is not None:
+        eval_examples = _examples("eval", kept[1], reading, labels)
+        notices += _repeated(examples, eval_examples)
+        if options.eval_share != TaskOptions().eval_share:
+            notices.append("data.eval_share is not used: there are evaluation rows")
+    else:
+        examples, eval_examples, held_out = hold_out(
+            examples, reading.kind, labels, options.eval_share, options.seed, train.origin
+        )
+        notices += held_out
+    if options.labels and reading.kind not in (*WITH_NAMES, TaskKind.CHOICE):
         raise ConfigError(f"data.labels: a {reading.kind} task has no labels: leave it out")
-    outcome = _outcome(reading, labels, [*task.train, *task.eval])
-    if evaluation is not None and "eval_share" in options.model_fields_set:
-        notices.append("data.eval_share is not used: there are evaluation rows")
-    return replace(task, labels=labels, notices=(*reading_notices(reading, splits, outcome), *notices, *task.notices))
+    names = labels if reading.kind in WITH_NAMES else ()
+    task = _task(name, examples, eval_examples, reading.kind, options, names, source)
+    outcome = _outcome(reading, names, [*examples, *eval_examples])
+    return replace(task, notices=(*reading_notices(reading, splits, outcome), *notices))
 
 
 def build_task(
@@ -79,7 +98,7 @@ def build_task(
     metric: str | None = None,
     score: Scorer = score_texts,
 ) -> Task:
-    """Make a built-in task from its training and evaluation rows.
+    """Make a built-in task, which has no notices, from its training and evaluation rows.
 
     Args:
         name: the task's name.
@@ -95,48 +114,48 @@ def build_task(
     Raises `DataError` with the place of the first bad row, also when that row would not be drawn, and `ConfigError` for
     a main metric that the kind of task does not have.
     """
-    rows = [list(enumerate(part.rows)) for part in (train, evaluation)]
-    task = _task(name, rows, reading, options, labels or (), source, train.origin)
+    train_examples, eval_examples = (
+        _examples(split, list(enumerate(part.rows)), reading, labels or ())
+        for split, part in (("train", train), ("eval", evaluation))
+    )
+    task = _task(name, train_examples, eval_examples, reading.kind, options, labels or (), source)
     return replace(task, metric=main_metric(reading.kind, options, metric), score=score)
+
+
+def _examples(split: str, rows: Numbered, reading: Reading, labels: tuple[str, ...]) -> list[Example]:
+    """Row n of a split, counted from 0 in the source, has the id `train:n` or `eval:n`, also when only some are drawn
+    or a training row is held out."""
+    return make_examples(((f"{split}:{i}", row) for i, row in rows), reading, labels)
+
+
+def _repeated(train: Sequence[Example], evaluation: Sequence[Example]) -> Iterator[str]:
+    seen = {content_of(example) for example in train}
+    if count := sum(content_of(example) in seen for example in evaluation):
+        yield (
+            f"{count} of {len(evaluation)} evaluation rows have the content of a training row: scores on them do not "
+            "show how the model does on new rows"
+        )
 
 
 def _task(
     name: str,
-    splits: Sequence[Numbered],
-    reading: Reading,
+    train: list[Example],
+    evaluation: list[Example],
+    kind: TaskKind,
     options: TaskOptions,
     labels: tuple[str, ...],
     source: str,
-    origin: str,
 ) -> Task:
-    """Row n of a split, counted from 0 in the source, has the id `train:n` or `eval:n`, also when only some are drawn
-    or a training row is held out."""
-    examples = [
-        make_examples(((f"{split}:{i}", row) for i, row in rows), reading, labels)
-        for split, rows in zip(("train", "eval"), splits, strict=False)
-    ]
-    train, notices = examples[0], list[str]()
-    if len(examples) > 1:
-        evaluation = examples[1]
-        seen = {content_of(example) for example in train}
-        if repeated := sum(content_of(example) in seen for example in evaluation):
-            notices.append(
-                f"{repeated} of {len(evaluation)} evaluation rows have the content of a training row: scores on them "
-                "do not show how the model does on new rows"
-            )
-    else:
-        train, evaluation, notices = hold_out(train, reading.kind, labels, options.eval_share, options.seed, origin)
     return Task(
         name=name,
-        kind=reading.kind,
+        kind=kind,
         train=draw_rows(train, options.max_train_rows, options.seed, "train rows"),
         eval=draw_rows(evaluation, options.max_eval_rows, options.seed, "eval rows"),
-        metric=main_metric(reading.kind, options),
+        metric=main_metric(kind, options),
         labels=labels,
         source=source,
         train_on_prompt=options.train_on_prompt,
         generate_rows=options.generate_rows,
-        notices=tuple(notices),
     )
 
 
@@ -157,7 +176,7 @@ def _labels_of(rows: Sequence[Row], reading: Reading) -> tuple[str, ...]:
     if reading.kind is TaskKind.CLASSIFICATION:
         return label_names(label_text(row, reading.column("label")) for row in rows)
     if reading.kind is TaskKind.TAGGING:
-        return label_names(tag for row in rows for tag in row_labels(row, reading.column("tags")) if tag != "-100")
+        return label_names(tag for row in rows for tag in row_labels(row, reading.column("tags")) if tag != NOT_COUNTED)
     if reading.label_form == "flags":
         return tuple(map(str, range(len(row_labels(rows[0], reading.column("label"))))))
     if reading.kind is TaskKind.MULTI_LABEL:
@@ -180,5 +199,9 @@ def _outcome(reading: Reading, labels: Sequence[str], examples: Sequence[Example
     if reading.kind is TaskKind.REGRESSION:
         values = [example.value for example in examples if example.value is not None]
         return f"regression, {min(values):g} to {max(values):g}"
-    words = {TaskKind.CLASSIFICATION: "classes", TaskKind.MULTI_LABEL: "labels", TaskKind.TAGGING: "tags"}
-    return f"{len(labels)} {words[reading.kind]}" if reading.kind in words else ""
+    words = {
+        TaskKind.CLASSIFICATION: ("class", "classes"),
+        TaskKind.MULTI_LABEL: ("label", "labels"),
+        TaskKind.TAGGING: ("tag", "tags"),
+    }
+    return f"{len(labels)} {words[reading.kind][len(labels) != 1]}" if reading.kind in words else ""

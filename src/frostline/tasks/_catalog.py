@@ -18,13 +18,22 @@ from typing import Any
 
 from frostline.core.errors import DataError
 from frostline.core.registry import Registry
+from frostline.rows import (
+    OF_FILES,
+    HubSource,
+    Reading,
+    Rows,
+    TaskKind,
+    TaskOptions,
+    exported,
+    hub_rows,
+    read_hub,
+    read_rows,
+    split_file,
+)
 from frostline.tasks._build import build_task
-from frostline.tasks._hub import HubSource, exported, hub_rows, read_hub
-from frostline.tasks._options import OF_FILES, TaskOptions
 from frostline.tasks._question_catalog import QUESTION_TASKS
-from frostline.tasks._reading import Reading
-from frostline.tasks._rows import Rows, read_rows, split_file
-from frostline.tasks._task import Scorer, Task, TaskKind, score_texts
+from frostline.tasks._task import Scorer, Task, score_texts
 
 TWO_WAY = ("entailment", "not_entailment")
 THREE_WAY = ("entailment", "neutral", "contradiction")

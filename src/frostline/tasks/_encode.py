@@ -13,6 +13,7 @@ from typing import Any, overload
 
 from frostline.core.errors import DataError, UnsupportedModel, a_noun
 from frostline.core.labels import IGNORED
+from frostline.rows import TaskKind
 from frostline.tasks._chat import chat_rows
 from frostline.tasks._clip import clip_texts
 from frostline.tasks._encode_heads import (
@@ -24,7 +25,7 @@ from frostline.tasks._encode_heads import (
     pairs,
     tagged_words,
 )
-from frostline.tasks._task import Example, Split, Task, TaskKind
+from frostline.tasks._task import Example, Split, Task
 from frostline.tasks._tokenize import ModelKind, Tokens, check_ids, continuation_tokens, ended, prompt_tokens
 
 EncodedRow = dict[str, Any]

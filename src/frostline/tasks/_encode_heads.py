@@ -8,8 +8,9 @@ from typing import Any
 
 from frostline.core.errors import DataError, UnsupportedModel
 from frostline.core.labels import IGNORED
+from frostline.rows import TaskKind
 from frostline.tasks._clip import clip_texts
-from frostline.tasks._task import Example, Task, TaskKind
+from frostline.tasks._task import Example, Task
 from frostline.tasks._tokenize import prompt_tokens
 from frostline.tasks._words import windows, word_tokens
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from frostline.core.seeding import derive_seed
+from frostline.rows import TaskKind
 from frostline.tasks._collate import Collator
 from frostline.tasks._decoding import Decoding
 from frostline.tasks._encode import Encoded, encode
@@ -28,7 +29,7 @@ from frostline.tasks._predict import (
     token_loss,
     token_losses,
 )
-from frostline.tasks._task import Example, Split, Task, TaskKind
+from frostline.tasks._task import Example, Split, Task
 from frostline.tasks._tokenize import model_kind
 
 GREEDY = Decoding()

@@ -4,17 +4,31 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from frostline.core.errors import DataError
 from frostline.core.labels import IGNORED
-from frostline.tasks._cells import as_text, cell, entries, optional_cell, optional_text, text, texts
-from frostline.tasks._choices import choices_of, right_choice
-from frostline.tasks._labels import NOT_COUNTED, label_index, label_text, number, row_labels
-from frostline.tasks._reading import Reading
-from frostline.tasks._rows import Row, kind_of
-from frostline.tasks._task import Example, Message, TaskKind
+from frostline.rows import (
+    NOT_COUNTED,
+    Reading,
+    Row,
+    TaskKind,
+    as_text,
+    cell,
+    choices_of,
+    entries,
+    kind_of,
+    label_index,
+    label_text,
+    number,
+    optional_cell,
+    optional_text,
+    right_choice,
+    row_labels,
+    text,
+    texts,
+)
+from frostline.tasks._task import Example, Message
 
 Labels = tuple[str, ...]
 BETWEEN = "\n\n"
@@ -29,23 +43,24 @@ def make_examples(rows: Iterable[tuple[str, Row]], reading: Reading, labels: Lab
     return [make(name, row, reading, labels) for name, row in rows]
 
 
-def _texts_of_pair(name: str, row: Row, reading: Reading) -> Example:
-    return Example(name, text=text(row, reading.column("text")), pair=optional_text(row, reading.optional("pair")))
+def _pair(row: Row, reading: Reading) -> tuple[str, str | None]:
+    return text(row, reading.column("text")), optional_text(row, reading.optional("pair"))
 
 
 def _classification(name: str, row: Row, reading: Reading, labels: Labels) -> Example:
     column = reading.column("label")
     index = label_index(label_text(row, column), row, column, labels)
-    return replace(_texts_of_pair(name, row, reading), label=index)
+    return Example(name, *_pair(row, reading), label=index)
 
 
 def _regression(name: str, row: Row, reading: Reading, labels: Labels) -> Example:
     column = reading.column("label")
     value = number(cell(row, column))
     if value is None:
-        shown = kind_of(cell(row, column)) if not isinstance(cell(row, column), str) else repr(cell(row, column))
+        found = cell(row, column)
+        shown = repr(found) if isinstance(found, str | float) else kind_of(found)
         raise DataError(f"{row.where}: column '{column}' must be a number, found {shown}: correct or remove the row")
-    return replace(_texts_of_pair(name, row, reading), value=value)
+    return Example(name, *_pair(row, reading), value=value)
 
 
 def _multi_label(name: str, row: Row, reading: Reading, labels: Labels) -> Example:
@@ -57,7 +72,7 @@ def _multi_label(name: str, row: Row, reading: Reading, labels: Labels) -> Examp
         found = [i for i, flag in enumerate(names) if flag in ("1", "true")]
     else:
         found = sorted({label_index(label, row, column, labels) for label in names})
-    return replace(_texts_of_pair(name, row, reading), labels=tuple(found))
+    return Example(name, *_pair(row, reading), labels=tuple(found))
 
 
 def _tagging(name: str, row: Row, reading: Reading, labels: Labels) -> Example:

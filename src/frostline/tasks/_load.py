@@ -8,12 +8,20 @@ from dataclasses import replace
 from pathlib import Path
 
 from frostline.core.errors import ConfigError, DataError, unknown_name
+from frostline.rows import (
+    SUFFIXES,
+    HubSource,
+    Rows,
+    TaskOptions,
+    choose_reading,
+    hub_rows,
+    is_data_file,
+    read_hub,
+    read_rows,
+    split_file,
+)
 from frostline.tasks._build import task_of_rows
 from frostline.tasks._catalog import TASKS
-from frostline.tasks._hub import HubSource, hub_rows, read_hub
-from frostline.tasks._options import TaskOptions
-from frostline.tasks._reading import choose_reading
-from frostline.tasks._rows import SUFFIXES, Rows, is_data_file, read_rows, split_file
 from frostline.tasks._task import Task
 
 EVAL_SPLITS = ("dev", "validation", "valid", "eval", "test")

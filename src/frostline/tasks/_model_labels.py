@@ -9,7 +9,8 @@ from typing import Any
 
 from frostline.core.errors import ConfigError, DataError, UnsupportedModel
 from frostline.core.labels import IGNORED
-from frostline.tasks._task import Example, Task, TaskKind
+from frostline.rows import TaskKind
+from frostline.tasks._task import Example, Task
 
 HEADS = {
     TaskKind.CLASSIFICATION: "ForSequenceClassification",

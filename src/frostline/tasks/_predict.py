@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from frostline.core.labels import IGNORED
+from frostline.rows import TaskKind
 from frostline.tasks._encode_heads import as_completions
 from frostline.tasks._entities import OUTSIDE, entity_scores
 from frostline.tasks._metrics import (
@@ -26,7 +27,7 @@ from frostline.tasks._metrics import (
     spearman,
 )
 from frostline.tasks._squad import answer_scores
-from frostline.tasks._task import Example, Task, TaskKind
+from frostline.tasks._task import Example, Task
 from frostline.tasks._tokenize import ModelKind
 from frostline.tasks._words import Place, Window, windows, word_tokens
 

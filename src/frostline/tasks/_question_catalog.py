@@ -6,8 +6,8 @@ only, so the others are read from a local copy.
 
 from __future__ import annotations
 
+from frostline.rows import HubSource, exported
 from frostline.tasks import _hub_questions as convert
-from frostline.tasks._hub import HubSource, exported
 from frostline.tasks._questions import AnswerTask
 
 MATH_SETS = ("svamp", "aqua", "addsub", "multiarith", "singleeq", "gsm8k")

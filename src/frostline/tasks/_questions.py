@@ -14,15 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from frostline.core.errors import DataError, unknown_name
+from frostline.rows import OF_FILES, HubSource, Reading, Row, Rows, TaskKind, TaskOptions, hub_rows, read_hub, read_rows
 from frostline.tasks._answers import RULES
 from frostline.tasks._examples import make_examples
-from frostline.tasks._hub import HubSource, hub_rows, read_hub
 from frostline.tasks._marks import score_answers
-from frostline.tasks._options import OF_FILES, TaskOptions
-from frostline.tasks._reading import Reading
-from frostline.tasks._rows import Row, Rows, read_rows
 from frostline.tasks._splits import draw_rows, held_count
-from frostline.tasks._task import Example, Task, TaskKind
+from frostline.tasks._task import Example, Task
 
 INSTRUCTION = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"

@@ -10,7 +10,8 @@ from typing import TypeVar
 
 from frostline.core.errors import DataError
 from frostline.core.seeding import derive_seed
-from frostline.tasks._task import Example, TaskKind
+from frostline.rows import TaskKind
+from frostline.tasks._task import Example
 
 T = TypeVar("T")
 
@@ -52,8 +53,11 @@ def hold_out(
     together = defaultdict(list)
     for i, example in enumerate(examples):
         together[content_of(example)].append(i)
-    # Where all rows have one content (a prompt that never changes), each is on its own.
-    groups = list(together.values()) if len(together) > 1 else [[i] for i in range(len(examples))]
+    groups = list(together.values())
+    # Where few contents make up all rows (a prompt that never changes), too much would be held out with any of them.
+    apart_by_content = min(map(len, groups)) <= min(2 * count, len(examples) // 2)
+    if not apart_by_content:
+        groups = [[i] for i in range(len(examples))]
     strata = defaultdict(list)
     for group in groups:
         strata[examples[group[0]].label if kind is TaskKind.CLASSIFICATION else None].append(group)
@@ -73,9 +77,10 @@ def hold_out(
     apart = [replace(examples[i], id=examples[i].id.replace("train", "eval")) for i in sorted(chosen)]
     lost = sorted(set().union(*map(_classes, apart)) - set().union(*map(_classes, remaining)))
     evenly = ", the same share of every class" if kind is TaskKind.CLASSIFICATION else ""
-    notices = [f"{len(apart)} of {len(examples)} rows are held out for evaluation{evenly}: data.eval=FILE gives others"]
-    if (repeats := len(examples) - len(together)) and len(together) > 1:
-        notices.append(f"{repeats} rows repeat the content of another row; repeated rows are on one side of the split")
+    notices = [f"held out for evaluation: {len(apart)} of {len(examples)} rows{evenly} (data.eval=FILE gives others)"]
+    if repeats := len(examples) - len(together):
+        where = "on one side of the split" if apart_by_content else "on both sides of the split: they are too many"
+        notices.append(f"{repeats} rows repeat the content of another row; repeated rows are {where}")
     if kept:
         notices.append(f"too rare to be held out, all rows are for training: {_named(kept, labels)}")
     if lost:

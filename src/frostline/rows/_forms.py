@@ -14,9 +14,9 @@ from functools import cached_property
 from itertools import product
 from typing import Any
 
-from frostline.tasks._cells import optional_cell
-from frostline.tasks._rows import Rows
-from frostline.tasks._task import TaskKind
+from frostline.rows._cells import optional_cell
+from frostline.rows._files import Rows
+from frostline.rows._kinds import TaskKind
 
 Names = tuple[str, ...]
 Used = dict[str, str | tuple[str, ...]]
@@ -188,12 +188,15 @@ SHAPES: Mapping[str, frozenset[str]] = {
 }
 
 
+YES_OR_NO = ("true", "false", "yes", "no")
+
+
 def _shape(value: Any) -> str:
     if isinstance(value, list):
         kinds = {_shape(part) for part in value}
         return {frozenset({"text"}): "texts", frozenset({"object"}): "objects"}.get(frozenset(kinds), "list")
     if isinstance(value, dict):
         return "object"
-    if isinstance(value, bool) or (isinstance(value, str) and value.strip().lower() in ("true", "false", "yes", "no")):
+    if isinstance(value, bool) or (isinstance(value, str) and len(value) < 9 and value.strip().lower() in YES_OR_NO):
         return "boolean"
     return "number" if isinstance(value, int | float | Decimal) else "text"

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from string import ascii_uppercase
 
 from frostline.core.errors import DataError
-from frostline.tasks._cells import as_text, cell, text, texts
-from frostline.tasks._labels import label_text
-from frostline.tasks._reading import Reading
-from frostline.tasks._rows import Row
+from frostline.rows._cells import as_text, cell, text, texts
+from frostline.rows._files import Row
+from frostline.rows._labels import label_text
+from frostline.rows._reading import Reading
 
 Find = Callable[[str, Row, Sequence[str], str], int | None]
 
@@ -102,7 +102,14 @@ def label_form(rows: Iterable[Row], reading: Reading, origin: str) -> str:
 
 
 def right_choice(row: Row, reading: Reading, choices: Sequence[str], labels: tuple[str, ...]) -> int:
-    """The index of the right choice. `labels`, where given, are the labels of the first choice, the second, ..."""
+    """The index of the right choice. Raises `DataError` where the label names none.
+
+    Args:
+        row: the row.
+        reading: how rows are read.
+        choices: the row's choices.
+        labels: the labels of the first choice, the second, and so on, where the user gave them.
+    """
     column, columns = reading.column("label"), reading.columns["choices"]
     label = label_text(row, column)
     if labels:

@@ -10,7 +10,7 @@ from itertools import chain, islice
 from pathlib import Path
 
 from frostline.core.errors import DataError
-from frostline.tasks._options import DELIMITERS, TaskOptions
+from frostline.rows._options import DELIMITERS, TaskOptions
 
 SAMPLE = 50
 """So many lines decide what separates the columns."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from frostline.core.errors import DataError, first_line
-from frostline.tasks._rows import Row, Rows
+from frostline.rows._files import Row, Rows
 
 Convert = Callable[[Mapping[str, Any]], dict[str, Any] | None]
 PARQUET_BRANCH = "refs/convert/parquet"

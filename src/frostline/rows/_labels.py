@@ -11,10 +11,10 @@ from typing import Any
 
 from frostline.core.errors import DataError
 from frostline.core.labels import IGNORED
-from frostline.tasks._cells import as_text, cell, listed
-from frostline.tasks._options import TaskOptions, label_name
-from frostline.tasks._rows import Row, Rows, kind_of
-from frostline.tasks._task import TaskKind
+from frostline.rows._cells import as_text, cell, listed
+from frostline.rows._files import Row, Rows, kind_of
+from frostline.rows._kinds import TaskKind
+from frostline.rows._options import TaskOptions, label_name
 
 MANY_CLASSES = 20
 NOT_COUNTED = str(IGNORED)
@@ -23,7 +23,13 @@ NO_LABEL = ("-1", "-")
 
 
 def label_text(row: Row, column: str, value: Any = None) -> str:
-    """The name of a row's label, or of `value` in place of it. Whole numbers and booleans become their JSON text."""
+    """The name of a row's label. Whole numbers and booleans become their JSON text.
+
+    Args:
+        row: the row.
+        column: the column of its label.
+        value: read in place of what stands in the column.
+    """
     name = label_name(cell(row, column) if value is None else value)
     return as_text(name, row, column)
 
@@ -46,7 +52,14 @@ def label_names(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def label_index(name: str, row: Row, column: str, labels: Sequence[str]) -> int:
-    """The place of a label among `labels`. Raises `DataError` where it is none of them."""
+    """The place of a label among all labels. Raises `DataError` where it is none of them.
+
+    Args:
+        name: the label's name.
+        row: where it is from, for messages.
+        column: its column, for messages.
+        labels: the names of all labels.
+    """
     if name not in labels:
         raise DataError(f"{row.where}: unknown label '{name}' in column '{column}': use one of {', '.join(labels)}")
     return labels.index(name)
@@ -66,6 +79,11 @@ def number(value: object) -> float | None:
 
 def kind_of_labels(rows: Rows, column: str, options: TaskOptions) -> TaskKind:
     """The kind of task that a column of labels makes: lists are several labels, numbers with decimals a regression.
+
+    Args:
+        rows: the training rows.
+        column: the column of their labels.
+        options: the kind and the labels in it come before what the column shows.
 
     Raises `DataError` where most rows have a label of their own, unless the options give the kind.
     """
@@ -103,13 +121,19 @@ def _found(row: Row, column: str) -> Any:
         value = cell(row, column)
     except DataError:
         return None
-    return None if isinstance(value, str) and not value.strip() else value
+    empty = (isinstance(value, str) and not value.strip()) or value != value  # NaN is not equal to itself
+    return None if empty else value
 
 
 def labelled(rows: Rows, column: str, options: TaskOptions) -> tuple[list[tuple[int, Row]], list[str]]:
     """(Place, row) of the rows with a label, and notices. A row with -100 has none, as in the loss.
 
     -1 and - are what published test sets have for "no label", but may be classes too: `options.labels` decides.
+
+    Args:
+        rows: the rows of one split.
+        column: the column of their labels.
+        options: what the user wrote.
 
     Raises `DataError` where it does not, and where no row has a label.
     """

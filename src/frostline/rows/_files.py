@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
 from frostline.core.errors import ConfigError, DataError, first_line
-from frostline.tasks._csv import csv_rows
-from frostline.tasks._options import TaskOptions
+from frostline.rows._csv import csv_rows
+from frostline.rows._options import TaskOptions
 
 ESCAPED = re.compile("[\udc80-\udcff]")
 
@@ -170,7 +170,7 @@ def _read_parquet(path: Path, options: TaskOptions) -> Iterator[Row]:
     from pyarrow import parquet
 
     try:
-        rows = parquet.read_table(path).to_pylist()
+        rows = parquet.read_table(path, page_checksum_verification=True).to_pylist()
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
         raise DataError(f"{path}: not a Parquet file: {first_line(error)}") from None
     for number, values in enumerate(rows, start=1):
@@ -195,7 +195,7 @@ def _lines(path: Path, encoding: str | None) -> Iterator[tuple[int, str]]:
     except UnicodeError as error:
         raise DataError(f"{path}: not {known['encoding']} text: {error}: use another data.encoding") from None
     except LookupError as error:
-        raise ConfigError(f"data.encoding: {error}: use for example cp1252 or utf-16") from None
+        raise ConfigError(f"data.encoding: {str(error).partition(';')[0]}: use for example cp1252 or utf-16") from None
 
 
 def _opened(path: Path, mode: str, **options: str) -> IO[Any]:

@@ -5,21 +5,23 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import yaml
 
 from frostline.core.errors import DataError
-from frostline.tasks._cells import listed, optional_cell
-from frostline.tasks._forms import FORMS, PLAIN_TEXT, Found, Used, plain
-from frostline.tasks._labels import MANY_CLASSES, kind_of_labels, number
-from frostline.tasks._options import TaskOptions
-from frostline.tasks._rows import Rows
-from frostline.tasks._task import TaskKind
+from frostline.rows._cells import listed, optional_cell
+from frostline.rows._files import Rows
+from frostline.rows._forms import FORMS, PLAIN_TEXT, Found, Used, plain
+from frostline.rows._kinds import TaskKind
+from frostline.rows._labels import MANY_CLASSES, kind_of_labels, number
+from frostline.rows._options import TaskOptions
 
 OF_TEXTS = (TaskKind.CLASSIFICATION, TaskKind.REGRESSION, TaskKind.MULTI_LABEL)
 """The kinds of task whose rows have the roles text, pair and label."""
+SHOWN = 150
+"""So many characters of options an error message has: a message is one line."""
 TARGETS = ("label", "completion", "references", "tags", "answers")
 NO_CONTENT = re.compile(
     r"(.*_)?(id|idx|index|uuid|guid|url|uri|link|date|time|timestamp|created_at|split|lang)|column_\d+"
@@ -94,7 +96,7 @@ def choose_reading(rows: Rows, options: TaskOptions) -> Reading:
     if not mapped and options.kind is None:
         _refuse_preferences(found)
     fits = _fitting(found, mapped, options) or list(_plain_text(found, mapped, options))
-    widest = [one for one in fits if not any({*one.used} < {*other.used} for other in fits)]
+    widest = _widest(fits)
     if len(widest) == 1:
         reading = widest[0]
         if reading.kind is TaskKind.CLASSIFICATION:
@@ -102,13 +104,37 @@ def choose_reading(rows: Rows, options: TaskOptions) -> Reading:
         if reading.used == ("text",) and not mapped and options.kind is None:
             _refuse_a_forgotten_label(found)
         return reading
-    columns = f"{rows.origin}: columns {listed(rows.columns, 8)}"
+
+    def deciding(one: Reading) -> Mapping[str, str | tuple[str, ...]]:
+        few = {
+            role: column
+            for role, column in one.columns.items()
+            if any(other.columns.get(role) != column for other in widest)
+        }
+        return few if len(_widest(_fitting(found, mapped | few, options))) == 1 else one.columns
+
+    columns = f"{rows.origin}: columns {listed(rows.columns, 6)}"
     if widest:
-        kinds = " or ".join(f"{one.kind} ({flags(one.columns)})" for one in widest[:3])
-        raise DataError(f"{columns} fit more than one kind: {kinds}: use the options of one")
-    ways = " or ".join(flags(columns) for columns in _guesses(found, options.kind))
+        ways = _within((f"{one.kind} ({flags(deciding(one))})" for one in widest), SHOWN)
+        raise DataError(f"{columns} fit more than one kind: {ways}: use the options of one")
+    ways = _within((flags(columns) for columns in _guesses(found, options.kind)), SHOWN)
     otherwise = "a column for each part of the task: see docs/tasks.md"
     raise DataError(f"{columns} do not make a {options.kind or 'known'} task: use {ways or otherwise}")
+
+
+def _widest(fits: Sequence[Reading]) -> list[Reading]:
+    """The readings whose columns are not all in another one that has more."""
+    return [one for one in fits if not any({*one.used} < {*other.used} for other in fits)]
+
+
+def _within(ways: Iterable[str], most: int) -> str:
+    """The first ways, joined, at least one and no more than fit into so many characters."""
+    shown = ""
+    for way in ways:
+        if shown and len(shown) + len(way) > most:
+            break
+        shown += f" or {way}" if shown else way
+    return shown
 
 
 def _fitting(found: Found, mapped: Used, options: TaskOptions) -> list[Reading]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
 from frostline.core.errors import DataError
-from frostline.tasks._rows import Row, kind_of
+from frostline.rows._files import Row, kind_of
+
+LONGEST_NAME = 40
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def cell(row: Row, column: str) -> Any:
@@ -56,18 +60,26 @@ def entries(row: Row, column: str) -> list[Any]:
 
 
 def as_text(value: object, row: Row, column: str) -> str:
-    """The value, where it is a text."""
+    """The value, where it is a text with something in it.
+
+    Args:
+        value: the value.
+        row: where it is from, for messages.
+        column: its column, for messages.
+
+    Raises `DataError` where it is not.
+    """
     if not isinstance(value, str):
         raise DataError(f"{row.where}: column '{column}' must be text, found {kind_of(value)}")
-    if not value.strip():
+    if not value or value.isspace():
         raise DataError(f"{row.where}: column '{column}' is empty: give it a text")
-    if any("\ud800" <= character <= "\udfff" for character in value):
+    if not value.isascii() and SURROGATE.search(value):
         raise DataError(f"{row.where}: column '{column}' is not valid Unicode: it has half of a surrogate pair")
     return value
 
 
 def listed(names: Iterable[str], most: int = 12) -> str:
     """The names in order of the alphabet, at most so many of them."""
-    ordered = sorted(map(str, names))
+    ordered = [name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}..." for name in sorted(map(str, names))]
     more = f" and {len(ordered) - most} more" if len(ordered) > most else ""
     return (", ".join(ordered[:most]) or "none") + more

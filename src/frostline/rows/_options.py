@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
 
 from frostline.core.errors import ConfigError
 from frostline.core.settings import Options
-from frostline.tasks._task import TaskKind
+from frostline.rows._kinds import TaskKind
 
 
 def label_name(value: object) -> object:

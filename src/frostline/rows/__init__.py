@@ -1,0 +1,60 @@
+"""Rows of files and of hub data sets: reading them, what their columns are, and what their labels say."""
+
+from __future__ import annotations
+
+from frostline.rows._cells import as_text, cell, entries, optional_cell, optional_text, text, texts
+from frostline.rows._choices import choices_of, label_form, right_choice
+from frostline.rows._files import SUFFIXES, Row, Rows, is_data_file, kind_of, read_rows, split_file
+from frostline.rows._hub import HubSource, exported, hub_rows, read_hub
+from frostline.rows._kinds import TaskKind
+from frostline.rows._labels import (
+    NOT_COUNTED,
+    label_index,
+    label_names,
+    label_text,
+    labelled,
+    number,
+    row_labels,
+    spelling_notices,
+)
+from frostline.rows._options import OF_FILES, Columns, TaskOptions
+from frostline.rows._reading import Reading, choose_reading, reading_notices
+
+__all__ = [
+    "NOT_COUNTED",
+    "OF_FILES",
+    "SUFFIXES",
+    "Columns",
+    "HubSource",
+    "Reading",
+    "Row",
+    "Rows",
+    "TaskKind",
+    "TaskOptions",
+    "as_text",
+    "cell",
+    "choices_of",
+    "choose_reading",
+    "entries",
+    "exported",
+    "hub_rows",
+    "is_data_file",
+    "kind_of",
+    "label_form",
+    "label_index",
+    "label_names",
+    "label_text",
+    "labelled",
+    "number",
+    "optional_cell",
+    "optional_text",
+    "read_hub",
+    "read_rows",
+    "reading_notices",
+    "right_choice",
+    "row_labels",
+    "spelling_notices",
+    "split_file",
+    "text",
+    "texts",
+]
