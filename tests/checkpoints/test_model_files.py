@@ -11,9 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from command_line import frostline
 from frostline.checkpoints import load_config, load_part, load_tokenizer, load_weights
+from frostline.checkpoints._configs import check_config
 from frostline.core.errors import UnsupportedModel
 from tiny_files import write_model, write_task
 
@@ -275,6 +278,18 @@ def test_a_damaged_config_of_a_run_is_one_line_in_merge(good: Path, tmp_path: Pa
             ended = frostline(*command)
             assert (ended.status, message in ended.error) == (2, True), ended.err
         assert not (tmp_path / "out").exists()
+
+
+def test_the_configs_of_all_model_types_pass() -> None:
+    passed = 0
+    for model_type in CONFIG_MAPPING_NAMES:
+        try:
+            config = AutoConfig.for_model(model_type)
+        except (ImportError, ValueError, KeyError):  # it needs a package, or values of its own
+            continue
+        check_config(config, model_type)
+        passed += 1
+    assert passed > 700
 
 
 def test_a_good_model_passes_every_check(good: Path, models_dir: Path) -> None:

@@ -100,6 +100,18 @@ def test_longrope_beyond_its_window_depends_on_the_batch_and_is_not_cached(model
         losses(model, texts, tmp_path / "streamed", streaming=True)
 
 
+def test_the_config_as_it_is_published(tmp_path: Path) -> None:
+    """`rope_scaling` with a `type`, and the window beside it, as in Phi-3's own config.json."""
+    document = config_of("longrope", "phi3").to_dict()
+    del document["rope_parameters"]
+    scaling = {"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    document |= {"rope_scaling": scaling, "rope_theta": 100.0, "original_max_position_embeddings": WINDOW}
+    (tmp_path / "config.json").write_text(json.dumps(document))
+    assert len(inspect_model(str(tmp_path)).blocks) == 4
+    ended = frostline("plan", tmp_path, "--strategy", "bot50", "--json")
+    assert ended.status == 0 and ended.document["boundary"] == 2
+
+
 def test_buffers_can_be_written_where_parameters_take_no_memory() -> None:
     model = skeleton(config_of("longrope"), AutoModelForCausalLM)
     zeros = zero_tensors(model)

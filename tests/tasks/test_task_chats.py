@@ -200,6 +200,13 @@ def test_text_that_starts_with_the_begin_token_gets_no_second_one(kind: str, beg
     assert row["input_ids"][0] == 1, "a cut keeps it"
 
 
+@pytest.mark.parametrize("begin", [False, True])
+def test_a_text_that_is_far_too_long_keeps_its_begin_token(begin: bool) -> None:
+    task = Task("t", TaskKind.GENERATION, [Example("a", "<s>" + "some words " * 2000, target="yes")], [], "loss")
+    (row,) = encode(task, "train", byte_tokenizer("", begin=begin), 12, "decoder")
+    assert byte_tokenizer("").decode(row["input_ids"]) == "<s> words yes</s>"
+
+
 def test_text_that_ends_with_the_end_token_gets_no_second_one() -> None:
     tokenizer = byte_tokenizer("")
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(

@@ -12,7 +12,7 @@ from frostline.core.errors import UnsupportedModel
 
 LARGEST = 2**28
 """No width or vocabulary is larger. What follows from larger ones is an overflow, or all of the memory."""
-MOST_MODULES = 10_000
+MOST_MODULES = 100_000
 """Nor are there more layers, heads or experts. A model without weights has a module for each of them."""
 _MODULES = re.compile(r"(^|_)(layers?|blocks?|heads?|experts?)$")
 _SIZES = ("hidden_size", "vocab_size", "num_hidden_layers", "num_attention_heads")
@@ -30,7 +30,7 @@ def _problems(config: Any) -> Iterator[str]:
         isinstance(architectures, list) and all(isinstance(one, str) for one in architectures)
     ):
         yield f"architectures must be a list of names, found {_shown(architectures)}"
-    for part in (config, config.get_text_config()):
+    for part in _parts(config):
         dtype = getattr(part, "dtype", None)
         if not (dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point)):
             yield f"dtype must be a floating-point type such as 'float32', found {_shown(dtype)}"
@@ -40,12 +40,22 @@ def _problems(config: Any) -> Iterator[str]:
         yield from _wrong_sizes(part)
 
 
+def _parts(config: Any) -> list[Any]:
+    """The config, and that of its text model where there is one."""
+    try:
+        return [config, config.get_text_config()]
+    except ValueError:  # there are several
+        return [config]
+
+
 def _wrong_sizes(config: Any) -> Iterator[str]:
+    values = config.to_dict()
     for key in _SIZES:
-        value = getattr(config, key, 1)
-        if not isinstance(value, list) and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        # Some families have none, or one for each part.
+        value = values.get(config.attribute_map.get(key, key))
+        if isinstance(value, bool | float | str) or (isinstance(value, int) and value < 1):
             yield f"{key} must be a whole number from 1 on, found {_shown(value)}"
-    for key, value in config.to_dict().items():
+    for key, value in values.items():
         if isinstance(value, int):
             most = MOST_MODULES if _MODULES.search(key) else LARGEST if key.endswith("_size") else 2**63
             if value > most:

@@ -182,7 +182,7 @@ def _reason(what: str, name: str, error: Exception) -> str:
     if what == "tokenizer" and not any(folder.glob("*token*")):
         return "the folder has no tokenizer: use its save_pretrained to save one there"
     kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
-    return f"it cannot be read: {kind}{' '.join(str(error).split())[:200]}"
+    return f"it cannot be read: {kind}{' '.join(str(error).split())[:160]}"
 
 
 @contextmanager

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from transformers.utils.chat_template_utils import render_jinja_template
-
 from frostline.core.errors import DataError, UnsupportedModel, first_line
 from frostline.tasks._task import Example, Message
 from frostline.tasks._tokenize import Tokens, with_begin
@@ -93,6 +91,8 @@ class _Chat:
         template = tokenizer.get_chat_template(tools=list(example.tools) or None)
         self._marks: list[Span] | None = None
         if re.search(r"\{%-?\s*generation\b", template):
+            from transformers.utils.chat_template_utils import render_jinja_template
+
             _, [marks] = render_jinja_template(
                 conversations=[_plain(self._messages)],
                 tools=list(example.tools) or None,
