@@ -5,48 +5,19 @@ from __future__ import annotations
 import inspect
 import io
 import json
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Any
 
 import pytest
 from transformers import AutoModelForCausalLM
 
+from command_line import Ended, frostline
 from frostline.checkpoints import save_delta
-from frostline.cli.main import main
 from frostline.core.errors import FrostlineError
 from frostline.plan import load_plan
 from frostline.run import make_plan
 from frostline.surgery import apply
 from tiny_files import write_model, write_task
-
-
-@dataclass(frozen=True)
-class Ended:
-    status: int
-    out: str
-    err: str
-
-    @property
-    def document(self) -> Any:
-        """The one JSON document on standard output."""
-        return json.loads(self.out)
-
-    @property
-    def error(self) -> str:
-        """The one line on standard error, where nothing is on standard output."""
-        assert not self.out
-        lines = self.err.splitlines()
-        assert len(lines) == 1, self.err
-        return lines[0]
-
-
-def frostline(*arguments: str | Path) -> Ended:
-    out, err = io.StringIO(), io.StringIO()
-    with redirect_stdout(out), redirect_stderr(err):
-        status = main([str(argument) for argument in arguments])
-    return Ended(status, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(scope="module")
@@ -293,7 +264,10 @@ def test_demo_is_a_study_whose_table_report_shows_again(tmp_path: Path, monkeypa
         (["evaluate", "MODEL", "batch=3", "--task", "TASK"], "'batch=3': this command has the settings data.KEY=VALUE"),
         (["evaluate", "MODEL", "data.columns.text=txt", "--task", "TASK"], "txt"),
         (["evaluate", "./absent", "--task", "TASK"], "no such folder"),
-        (["generate", "MODEL"], "--prompt"),
+        (["generate", "MODEL"], "use --prompt TEXT, or --messages FILE for a chat"),
+        (["generate", "MODEL", "--messages", "absent.json"], "file of messages not found: absent.json"),
+        (["generate", "MODEL", "--prompt", "x", "--base", "y"], "is no run, so it has no base: leave --base out"),
+        (["evaluate", "MODEL", "--task", "TASK", "--base", "y"], "is no run, so it has no base: leave --base out"),
         (["merge", "MODEL", "--out", "OUT"], "holds no delta"),
         (
             ["merge", "MODEL", "--out", "OUT", "--dtype", "fp8"],

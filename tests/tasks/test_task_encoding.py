@@ -246,12 +246,15 @@ def test_a_long_chat_keeps_its_last_answer(tokenizer: Any) -> None:
     assert encoded.truncated == 1
 
 
-def test_a_template_that_changes_earlier_turns_is_refused_unless_there_is_one_answer(tokenizer: Any) -> None:
+def test_an_answer_that_the_template_changes_later_has_a_row_of_its_own(tokenizer: Any) -> None:
     tokenizer.chat_template = FORGETFUL
     (row,) = encode(_chat("hi", "ho"), "train", tokenizer, 200, "decoder")
     assert _labelled(tokenizer, row) == "[ho;"
+    rows = encode(_chat("hi", "ho", "and", "so"), "train", tokenizer, 200, "decoder")
+    assert [_labelled(tokenizer, row) for row in rows] == ["[ho;", "[so;"]
+    tokenizer.chat_template = FORGETFUL.replace("assistant:{% endif %}", "model:{% endif %}")
     with pytest.raises(UserError, match=r"^train:0: the chat template does not show where the assistant's turns are"):
-        encode(_chat("hi", "ho", "and", "so"), "train", tokenizer, 200, "decoder")
+        encode(_chat("hi", "ho"), "train", tokenizer, 200, "decoder")
 
 
 def test_a_tokenizer_without_a_template_is_an_error(tokenizer: Any) -> None:

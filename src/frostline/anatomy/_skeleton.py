@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from frostline.core.errors import UnsupportedModel
+from frostline.core.errors import UnsupportedModel, first_line
 
 
 def skeleton(config: PreTrainedConfig, model_class: Any) -> PreTrainedModel:
@@ -22,8 +22,9 @@ def skeleton(config: PreTrainedConfig, model_class: Any) -> PreTrainedModel:
             if hasattr(model_class, "from_config"):
                 return model_class.from_config(config, trust_remote_code=False)
             return model_class._from_config(copy.deepcopy(config))
-    except ValueError as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # values of a config can make any error in a model's own code
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        reason = kind + first_line(error)
         raise UnsupportedModel(
             f"{model_class.__name__} cannot build a model of type '{config.model_type}': {reason}"
         ) from error

@@ -20,6 +20,7 @@ from frostline.checkpoints._models import (
     load_weights,
     quiet_libraries,
 )
+from frostline.checkpoints._resize import resize_embeddings, resized_tensors, rows_of_the_base
 from frostline.checkpoints._state import (
     OPTIMIZER_FILE,
     OPTIMIZER_TENSORS,
@@ -58,6 +59,9 @@ __all__ = [
     "random_state",
     "read_card",
     "read_tensors",
+    "resize_embeddings",
+    "resized_tensors",
+    "rows_of_the_base",
     "save_delta",
     "save_optimizer",
     "save_scheduler",

@@ -16,9 +16,11 @@ from safetensors.torch import save_file
 from transformers.trainer_utils import get_last_checkpoint
 
 from frostline.anatomy import find_anatomy, fingerprint, tensor_hashes
+from frostline.checkpoints._resize import resized_tensors, rows_of_the_base
 from frostline.checkpoints._tensors import read_tensors
 from frostline.core.errors import CheckpointError, PlanError
 from frostline.core.files import atomic_file, read_json, write_json, write_text
+from frostline.core.places import Places, places_of
 from frostline.core.settings import first_error
 from frostline.plan import Plan, document
 from frostline.surgery import Applied, applied_to, apply, change, remember
@@ -33,7 +35,9 @@ class DeltaCard(BaseModel):
     Attributes:
         version: of the format.
         base_name: where the base came from: a hub id or a folder.
+        base_places: where that folder was: absolute, and relative to the delta's folder.
         base_dtype: of the base.
+        base_rows: how many embeddings the base has, where the trained model has more (`resize_embeddings`).
         base_fingerprint: a hash of the whole base.
         base_tensors: tensor name -> hash, of the base.
         model_class: name of the transformers class.
@@ -46,7 +50,9 @@ class DeltaCard(BaseModel):
 
     version: Literal[1] = 1
     base_name: str
+    base_places: Places = ()
     base_dtype: str
+    base_rows: int | None = None
     base_fingerprint: str
     base_tensors: dict[str, str]
     model_class: str
@@ -70,13 +76,24 @@ def trained_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: p.detach().cpu().contiguous() for name, p in _applied(model).changed.items()}
 
 
-def save_delta(model: Any, folder: Path) -> None:
-    """Write the delta of `model` to `folder`. Raises `PlanError` when the model has no plan."""
+def save_delta(model: Any, folder: Path, *, moves_to: Path | None = None) -> None:
+    """Write the delta of `model`.
+
+    Args:
+        model: a model with a plan.
+        folder: where the delta is written.
+        moves_to: where that folder will be moved, if it is: the base is looked for as seen from there.
+
+    Raises `PlanError` when the model has no plan.
+    """
     applied = _applied(model)
     folder.mkdir(parents=True, exist_ok=True)
+    base_name = str(getattr(model.config, "_name_or_path", "") or "")
     card = DeltaCard(
-        base_name=str(getattr(model.config, "_name_or_path", "") or ""),
+        base_name=base_name,
+        base_places=places_of(base_name, moves_to or folder),
         base_dtype=applied.base_dtype,
+        base_rows=rows_of_the_base(model),
         base_fingerprint=fingerprint(applied.base),
         base_tensors=dict(applied.base),
         model_class=applied.anatomy.model_class,
@@ -120,7 +137,9 @@ def load_delta(model: Any, folder: Path) -> Applied:
     tensors = read_tensors(folder / TENSORS_FILE, "delta file")
     plan = Plan.read(card.plan, str(folder / CARD_FILE))
     anatomy = applied.anatomy if applied else find_anatomy(model)
-    replaced = {tensor.name for tensor in anatomy.head} & set(tensors)
+    # New rows of embeddings are drawn at random too, and the delta holds the whole tensor.
+    drawn = resized_tensors(model) if card.base_rows is not None else set[str]()
+    replaced = ({tensor.name for tensor in anatomy.head} | drawn) & set(tensors)
     if applied:
         _check_base(applied.base, card.base_tensors, replaced, card, folder)
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ import torch
 from transformers.utils import cached_file
 
 from frostline.anatomy import find_anatomy, skeleton
-from frostline.checkpoints._delta import CARD_FILE, load_delta, read_card
+from frostline.checkpoints._delta import CARD_FILE, DeltaCard, load_delta, read_card
 from frostline.checkpoints._models import (
     OtherShapes,
     class_called,
@@ -25,9 +25,11 @@ from frostline.checkpoints._models import (
     quiet_libraries,
 )
 from frostline.checkpoints._parts import Shards, parts_of
+from frostline.checkpoints._resize import resize_embeddings, with_vocabulary
 from frostline.core.errors import CheckpointError, ConfigError, UserError
 from frostline.core.files import atomic_folder, new_folder
 from frostline.core.memory import give_back_free_memory
+from frostline.core.places import found_places
 from frostline.plan import Plan
 from frostline.surgery import to_plain
 
@@ -38,9 +40,7 @@ def load(folder: str | Path, *, base: str | None = None) -> Any:
     `base` is where the base is now, if it has moved. Raises `CheckpointError` when `folder` holds no delta or the base
     is not that of the delta.
     """
-    model = _load_base(Path(folder), base)
-    load_delta(model, Path(folder))
-    return model.eval()
+    return _load(Path(folder), base).eval()
 
 
 @dataclass(frozen=True)
@@ -92,23 +92,22 @@ def merge(folder: str | Path, out: str | Path, *, base: str | None = None, dtype
     changed = lost = 0
     with atomic_folder(out) as staging, quiet_libraries():
         shards = Shards(staging)
-        parts = list(parts_of(anatomy))
+        whole = card.base_rows is not None  # new rows of embeddings are made in a whole model
+        parts = [frozenset[str]()] if whole else list(parts_of(anatomy))
         for part in parts:
             if part is not parts[0]:
                 give_back_free_memory()  # of the part before
-            model = _load_base(folder, base, part if len(parts) > 1 else None)
-            before = {} if chosen in (None, torch.float32) else {n: p.clone() for n, p in _in_memory(model)}
-            load_delta(model, folder)
-            model = to_plain(model)
+            before: dict[str, torch.Tensor] | None = None if chosen in (None, torch.float32) else {}
+            model = to_plain(_load(folder, base, part if len(parts) > 1 else None, before))
             if chosen is not None:
-                moved, same = _count_lost(before, model, chosen)
+                moved, same = _count_lost(before or {}, model, chosen)
                 changed, lost = changed + moved, lost + same
                 model = model.to(chosen)
             written = str(model.dtype).removeprefix("torch.")
             shards.add(model)
             del model
         shards.finish()
-        _copy_tokenizer(folder, str(base or card.base_name), staging)
+        _copy_tokenizer(folder, [base] if base else _bases(card, folder), staging)
     return Merged(out, written, changed, lost)
 
 
@@ -134,32 +133,74 @@ def _count_lost(before: Mapping[str, torch.Tensor], model: Any, dtype: torch.dty
     return changed, lost
 
 
-def _load_base(folder: Path, base: str | None, part: frozenset[str] | None = None) -> Any:
-    """The base of a delta. With `part`, only these tensors are in memory, and the others on the meta device."""
+def _load(
+    folder: Path,
+    base: str | None,
+    part: frozenset[str] | None = None,
+    before: dict[str, torch.Tensor] | None = None,
+) -> Any:
+    """The trained model.
+
+    The base is looked for where it was, from anywhere, and then where it was as seen from the delta. The first that has
+    the tensors of the delta's base counts.
+
+    Args:
+        folder: of the delta.
+        base: where the base is now, if it has moved.
+        part: only these tensors are in memory, and the others on the meta device.
+        before: gets the base's tensors that are in memory.
+    """
     card = read_card(folder)
-    name = base or card.base_name
-    if not name:
+    names = [base] if base else _bases(card, folder)
+    if not names:
         raise CheckpointError(f"{folder} was trained on a model made in memory: save that model and use base=...")
-    config, model_class = load_config(str(folder)), class_called(card.model_class)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(
-            card.seed
-        )  # a new head that the plan froze gets the same random values as in the run
+    failed: CheckpointError | None = None
+    for name in names:
         try:
-            if part is None:
-                return load_weights(name, model_class, config, card.base_dtype)
-            return load_part(name, model_class, config, part, card.base_dtype)
+            model = _load_base(name, card, folder, part)
         except OtherShapes:
-            raise CheckpointError(
+            failed = CheckpointError(
                 f"{name} is not the base of {folder} ({card.base_name or 'made in memory'}): its tensors have other "
                 "shapes: use the model that the run was trained on"
-            ) from None
+            )
+            continue
         except UserError as error:
-            if base is None:
-                raise CheckpointError(
-                    f"the base of {folder}: {error}; if it has moved, use base to say where it is"
-                ) from None
-            raise
+            if base:
+                raise
+            failed = failed or CheckpointError(
+                f"the base of {folder}: {error}; if it has moved, use base to say where it is"
+            )
+            continue
+        if before is not None:
+            before.clear()
+            before.update((name, values.clone()) for name, values in _in_memory(model))
+        try:
+            load_delta(model, folder)
+        except CheckpointError as error:
+            failed = error
+            continue
+        return model
+    raise failed or AssertionError
+
+
+def _bases(card: DeltaCard, folder: Path) -> list[str]:
+    """Where the base may be now, best first."""
+    return found_places(card.base_places, folder) or [name for name in (card.base_name,) if name]
+
+
+def _load_base(name: str, card: DeltaCard, folder: Path, part: frozenset[str] | None) -> Any:
+    config, model_class = load_config(str(folder)), class_called(card.model_class)
+    with torch.random.fork_rng(devices=[]):
+        # A new head that the plan froze gets the same random values as in the run.
+        torch.default_generator.manual_seed(card.seed)
+        if card.base_rows is not None:
+            model = load_weights(name, model_class, with_vocabulary(config, card.base_rows), card.base_dtype)
+            resize_embeddings(model, config.get_text_config().vocab_size, drawn=False)
+            model.config.pad_token_id = config.pad_token_id
+            return model
+        if part is None:
+            return load_weights(name, model_class, config, card.base_dtype)
+        return load_part(name, model_class, config, part, card.base_dtype)
 
 
 def _dtype(name: str) -> torch.dtype:
@@ -173,16 +214,16 @@ _PIECES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 """A vocabulary as SentencePiece writes it. transformers does not save it, and llama.cpp's converter prefers it."""
 
 
-def _copy_tokenizer(run: Path, base: str, out: Path) -> None:
+def _copy_tokenizer(run: Path, bases: Sequence[str], out: Path) -> None:
     """Write the tokenizer of the run, or else of its base."""
     found = {}
-    for place in (str(run), base):
+    for place in (str(run), *bases[:1]):
         with suppress(UserError):
             found[place] = load_tokenizer(place)
     if not found:
         return
     next(iter(found.values())).save_pretrained(out)
-    if base in found and len({frozenset(tokenizer.get_vocab().items()) for tokenizer in found.values()}) == 1:
+    if {*bases[:1]} & found.keys() and len({frozenset(each.get_vocab().items()) for each in found.values()}) == 1:
         for name in _PIECES:
             with suppress(OSError):
-                shutil.copyfile(cached_file(local_copy(base), name), out / name)
+                shutil.copyfile(cached_file(local_copy(bases[0]), name), out / name)

@@ -14,15 +14,15 @@ from typing import Any
 import torch
 import transformers
 from accelerate.hooks import remove_hook_from_module
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from frostline.anatomy import find_anatomy, skeleton
 from frostline.bottom import Load, names_above
-from frostline.core.errors import UnsupportedModel, UserError, first_line
+from frostline.checkpoints._configs import check_config, check_tokenizer
+from frostline.checkpoints._files import TOKENIZER_FILES, check_json_files, check_weight_files
+from frostline.core.errors import UnsupportedModel, UserError
 
 
 class OtherShapes(UnsupportedModel):
@@ -48,10 +48,13 @@ def _looks_local(name: str) -> bool:
 def load_config(name: str, **options: Any) -> Any:
     """The config of the model `name`: a hub id, or a folder with at least `config.json`.
 
-    No code from a checkpoint is run. Raises `UnsupportedModel` when there is no config.
+    No code from a checkpoint is run. Raises `UnsupportedModel` when there is no config, or it is damaged.
     """
     with _clear_errors(name):
-        return AutoConfig.from_pretrained(local_copy(name), trust_remote_code=False, **options)
+        check_json_files(Path(local_copy(name)), ("config.json",), f"model '{name}'")
+        config = AutoConfig.from_pretrained(local_copy(name), trust_remote_code=False, **options)
+    check_config(config, name)
+    return config
 
 
 def load_weights(name: str, model_class: Any, config: Any, dtype: str = "auto") -> Any:
@@ -68,6 +71,7 @@ def load_weights(name: str, model_class: Any, config: Any, dtype: str = "auto") 
     Raises `UnsupportedModel` when the weights are missing or damaged, or have other shapes than `config` says.
     """
     with _clear_errors(name), _right_shapes(name), quiet_libraries():
+        check_weight_files(name, local_copy(name))
         model = model_class.from_pretrained(
             local_copy(name), config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False
         )
@@ -88,6 +92,7 @@ def load_part(name: str, model_class: Any, config: Any, names: Container[str], d
             places |= dict.fromkeys(paths, "cpu")
     places |= {path: "cpu" for path, _ in bare.named_buffers()}
     with _clear_errors(name), _right_shapes(name), quiet_libraries(), warnings.catch_warnings():
+        check_weight_files(name, local_copy(name))
         warnings.filterwarnings("ignore", message="The following device_map keys do not match any submodules")
         model = model_class.from_pretrained(
             local_copy(name),
@@ -137,9 +142,13 @@ def _tied(model: Any) -> list[list[str]]:
 
 
 def load_tokenizer(name: str) -> Any:
-    """The tokenizer of the model `name`. Raises `UnsupportedModel` when there is none."""
+    """The tokenizer of the model `name`. Raises `UnsupportedModel` when there is none, or it is damaged."""
     with _clear_errors(name, "tokenizer"):
-        return AutoTokenizer.from_pretrained(local_copy(name), trust_remote_code=False)
+        check_json_files(Path(local_copy(name)), TOKENIZER_FILES, f"tokenizer '{name}'")
+        tokenizer = AutoTokenizer.from_pretrained(local_copy(name), trust_remote_code=False)
+        check_tokenizer(tokenizer, name)
+        tokenizer("a", verbose=False)
+    return tokenizer
 
 
 def class_called(name: str) -> Any:
@@ -157,9 +166,12 @@ def class_called(name: str) -> Any:
 def _clear_errors(name: str, what: str = "model") -> Iterator[None]:
     try:
         yield
-    except UserError:
+    except (UserError, MemoryError):
         raise
-    except (OSError, ValueError, KeyError, HFValidationError, HfHubHTTPError, SafetensorError) as error:
+    # A damaged file can make any error in transformers: tokenizers even raise a bare Exception.
+    except Exception as error:
+        if isinstance(error, RuntimeError) and ("memory" in str(error) or "ignore_mismatched_sizes" in str(error)):
+            raise
         raise UnsupportedModel(f"{what} '{name}': {_reason(what, local_copy(name), error)}") from error
 
 
@@ -173,11 +185,8 @@ def _reason(what: str, name: str, error: Exception) -> str:
         return "the folder has no config.json: use a folder that save_pretrained wrote"
     if what == "tokenizer" and not any(folder.glob("*token*")):
         return "the folder has no tokenizer: use its save_pretrained to save one there"
-    if what == "model" and (folder / "delta.json").is_file():
-        return "the folder holds a run's delta, not a model: use frostline merge to make a model of it"
-    if "safetensors" in str(error) and not any(folder.glob("*.safetensors")):
-        return "the folder has no weights as safetensors, and no others are read: use save_pretrained to write them"
-    return first_line(error)
+    kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
+    return f"it cannot be read: {kind}{' '.join(str(error).split())[:160]}"
 
 
 @contextmanager

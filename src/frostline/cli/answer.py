@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 """The option that every command with a result has."""
 
+Base = Annotated[str | None, typer.Option(help="Where the base model of the run is now, if it has moved.")]
+"""The option of every command that loads a run's model."""
+
 StrategyOptions = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An option of the strategy, such as rows=64.")
 ]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from frostline.cli.answer import Answer, Json
+from frostline.cli.answer import Answer, Base, Json, progress_console
 from frostline.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ def command(
         ),
     ] = None,
     task: Annotated[str | None, typer.Option(help="The task; by default the run's own.")] = None,
+    base: Base = None,
     per_device_eval_batch_size: Annotated[
         int | None, typer.Option(min=1, help="Rows of a forward pass.", show_default="the run's own, or 32")
     ] = None,
@@ -97,6 +98,7 @@ def command(
     evaluation = evaluate_target(
         target,
         task,
+        base=base,
         options=given.data if "data" in given.model_fields_set else None,
         per_device_eval_batch_size=per_device_eval_batch_size,
         max_length=max_length,
@@ -113,8 +115,12 @@ def command(
         "task": evaluation.task,
         "rows": evaluation.rows,
         "answers": len(evaluation.predictions),
+        "labels": list(evaluation.labels),
         "metrics": evaluation.metrics,
+        "notices": list(evaluation.notices),
     }
+    for notice in evaluation.notices:
+        progress_console().print(f"note: {notice}", markup=False)
     return Answer(document, lambda: _view(evaluation.metrics), as_json)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from frostline.cli.answer import Answer, Json
+from frostline.cli.answer import Answer, Base, Json
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def command(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or one of its checkpoints.")],
     out: Annotated[Path, typer.Option(help="A new folder for the checkpoint.")],
-    base: Annotated[str | None, typer.Option(help="The base model's folder, if it has moved.")] = None,
+    base: Base = None,
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"] | None,
         typer.Option(help="Round every tensor to this type; by default none is rounded, so they may be float32."),

@@ -160,7 +160,8 @@ class SavingTrainer(transformers.Trainer):
         if self._as_given:
             self.model.save_pretrained(folder, state_dict=state_dict)  # transformers would add a pickle
         else:
-            save_delta(self.model, folder)
+            staged = self._staging is not None and folder.is_relative_to(self._staging)
+            save_delta(self.model, folder, moves_to=folder.parent.parent / folder.name if staged else None)
         changes = [change.document() for change in self.changes]
         write_json(folder / SCHEDULE_FILE, {"state": self.schedule.state_dict(), "changes": changes})
         self.observer.save(folder)

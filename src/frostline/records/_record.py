@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from frostline.core.errors import CheckpointError
 from frostline.core.files import read_json, write_text
+from frostline.core.places import Places, found_places
 
 RECORD_FILE = "run.json"
 
@@ -112,6 +113,7 @@ class RunRecord(_Data):
             got in training, and the mean `balance_loss` (without its weight; 1 when all experts get as many tokens),
             since the run was last resumed.
         notices: what else a reader has to know, as lines.
+        places: for each path in `config`, where it was: absolute, and relative to the run's folder.
     """
 
     version: Literal[1] = 1
@@ -136,6 +138,11 @@ class RunRecord(_Data):
     routers: dict[str, dict[str, Any]] | None = None
     metrics: RunMetrics | None = None
     notices: tuple[str, ...] = ()
+    places: dict[str, Places] = {}
+
+    def found(self, path: str, folder: Path) -> str:
+        """Where a path of the run's config is now, seen from anywhere; `folder` is where the run is now."""
+        return next(iter(found_places(self.places.get(path, ()), folder)), path)
 
 
 def write_record(record: RunRecord, folder: Path) -> None:

@@ -23,7 +23,7 @@ from frostline.plan import OptimArgs, read_optim_args
 from frostline.run._optim import check_optim, check_optim_args, check_schedule
 from frostline.run._training_arguments import check_needs, read_training, top_level_names
 from frostline.strategies import Budget
-from frostline.tasks import Decoding, TaskOptions
+from frostline.tasks import TASKS, Decoding, TaskOptions
 
 
 def _whole_or_share(value: float) -> float:
@@ -75,6 +75,8 @@ class RunConfig(Options):
             `max_grad_norm: 0` and no accumulation.
         bf16: compute in bfloat16 (autocast over float32 trained tensors); not given: where the hardware is fast at it.
         frozen_dtype: what frozen tensors are kept in; `auto` keeps the checkpoint's. Trained tensors are float32.
+        resize_embeddings: give the model embeddings for all tokens of its tokenizer, where it has fewer. The new ones
+            are drawn at random and have to train: use a strategy that trains the embeddings.
         frozen_bits: quantize the frozen matrices of the blocks to 8 or 4 bits while training (QLoRA). There is no
             activation cache then.
         frozen_dropout: let dropout act in frozen blocks too, as freezing by `requires_grad` alone does. By default they
@@ -138,6 +140,7 @@ class RunConfig(Options):
     optimizer_in_backward: bool = False
     bf16: bool | None = None
     frozen_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    resize_embeddings: bool = False
     frozen_bits: Literal[4, 8] | None = None
     frozen_dropout: bool = False
     activation_cache: Literal["auto", "on", "off"] = "auto"
@@ -241,3 +244,9 @@ def read_config(path: Path | None, overrides: Sequence[str] = (), **given: Any) 
     except ValidationError as error:
         where = str(path) if path is not None else "run config"
         raise ConfigError(f"{where}: {first_error(error)}") from None
+
+
+def paths_of(config: RunConfig) -> list[str]:
+    """The settings that may be paths: the model, the task (unless it is built in), its evaluation file, a plan file."""
+    task = [] if config.task in TASKS else [config.task]
+    return [path for path in (config.model, *task, config.data.eval, config.strategy) if path]

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from frostline.anatomy import fingerprint
+from frostline.checkpoints import rows_of_the_base
+from frostline.core.places import places_of
 from frostline.cost import optimizer_notice, predict, total_parameters
 from frostline.plan import document
 from frostline.records import DataFacts, ModelFacts, RunRecord, now
+from frostline.run._config import paths_of
 from frostline.run._prepare import Prepared
 from frostline.run._streaming import streaming_notices
 from frostline.run._versions import versions
@@ -47,6 +50,7 @@ def opening_record(prepared: Prepared) -> RunRecord:
             labels=tuple(task.labels),
         ),
         seed=config.seed,
+        places={path: places for path in paths_of(config) if (places := places_of(path, config.folder))},
         versions=versions(),
         trainable_parameters=sum(p.numel() for p in prepared.model.parameters() if p.requires_grad),
         total_parameters=total_parameters(applied.plan, applied.anatomy),
@@ -55,6 +59,8 @@ def opening_record(prepared: Prepared) -> RunRecord:
             *task.notices,
             *applied.notices,
             *_choice_notices(prepared),
+            *_resize_notice(prepared),
+            *_chats_notice(prepared),
             *_cut_notice(prepared),
             *_quantized_notice(prepared),
             *_optimizer_notice(prepared),
@@ -96,6 +102,27 @@ def _quantized_notice(prepared: Prepared) -> list[str]:
 def _optimizer_notice(prepared: Prepared) -> list[str]:
     notice = optimizer_notice(prepared.config.optim)
     return [notice] if notice else []
+
+
+def _resize_notice(prepared: Prepared) -> list[str]:
+    """What became of `resize_embeddings`."""
+    if not prepared.config.resize_embeddings:
+        return []
+    before, rows = rows_of_the_base(prepared.model), prepared.model.get_input_embeddings().weight.shape[0]
+    if before is None:
+        return [f"resize_embeddings: nothing to do, the model has {rows} embeddings"]
+    return [f"resize_embeddings: {rows} embeddings in place of {before}; the new ones are drawn by transformers"]
+
+
+def _chats_notice(prepared: Prepared) -> list[str]:
+    """That chats have several rows, where the template changes earlier turns."""
+    chats, rows = prepared.data.task.train, len(prepared.data.rows)
+    if not any(chat.messages for chat in chats) or rows == len(chats):
+        return []
+    return [
+        f"{len(chats)} chats make {rows} training rows: the chat template changes earlier turns of the assistant (it "
+        "may drop their thinking), so each of them is learned in a row that ends with it"
+    ]
 
 
 def _cut_notice(prepared: Prepared) -> list[str]:

@@ -14,7 +14,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from frostline.anatomy import find_anatomy, tensor_hashes
 from frostline.bottom import Load
-from frostline.checkpoints import load_tokenizer, quiet_libraries
+from frostline.checkpoints import load_tokenizer, quiet_libraries, resize_embeddings, resized_tensors, rows_of_the_base
 from frostline.core.errors import ConfigError, a_noun, first_line
 from frostline.core.labels import IGNORED
 from frostline.cost import Workload
@@ -26,7 +26,7 @@ from frostline.run._config import RunConfig
 from frostline.run._device import device, uses_bfloat16
 from frostline.run._optim import flora_of, optim_arguments
 from frostline.run._probing import LoadedModel
-from frostline.run._setup import check_length, config_for, load_model
+from frostline.run._setup import check_length, config_for, load_model, task_for
 from frostline.run._split import trainer_for
 from frostline.run._streaming import load_streaming
 from frostline.run._work import Data, workload_of
@@ -39,7 +39,6 @@ from frostline.tasks import (
     Task,
     TaskKind,
     encode,
-    load_task,
     model_kind,
     prepare_tokenizer,
 )
@@ -64,7 +63,7 @@ class Prepared:
 
 def read_data(config: RunConfig) -> Data:
     """The task's rows, encoded for the model. Raises `UserError` for wrong input."""
-    task = load_task(config.task, config.data)
+    task = task_for(config.model, config.task, config.data)
     model_config = config_for(config.model, task)
     check_length(config.max_length, model_config, config.model)
     _check_loggers(config.report_to)
@@ -80,6 +79,8 @@ def read_data(config: RunConfig) -> Data:
     rows, eval_rows = (encode(task, split, tokenizer, config.max_length, kind) for split in ("train", "eval"))
     shifted = kind == "decoder" and task.kind is not TaskKind.TAGGING
     for split in (rows, eval_rows):
+        if not config.resize_embeddings:
+            split.check_ids(tokenizer, model_config, "resize_embeddings=true, or ")
         _check_something_to_learn(split, config.max_length, shifted=shifted)
     return Data(task, tokenizer, rows, eval_rows)
 
@@ -120,6 +121,7 @@ def prepare(asked: RunConfig, data: Data, before: RunRecord | None = None) -> Pr
             OSError
         ):  # transformers made it, and the run may still be refused; a folder that holds files stays
             config.folder.rmdir()
+        _check_new_rows(model, config.strategy)
         bits = config.frozen_bits
         quantized = quantize_frozen(model, trainer.applied.anatomy, bits) if bits else None
         if config.packing:
@@ -133,6 +135,8 @@ def _load(config: RunConfig, data: Data, before: RunRecord | None) -> tuple[Any,
     if config.streaming:
         return load_streaming(config, data, goes_on)
     model = load_model(config.model, data.task, seed=config.seed, dtype=config.frozen_dtype)
+    if config.resize_embeddings:
+        resize_embeddings(model, max(data.tokenizer.get_vocab().values()) + 1)
     if goes_on is not None:
         return model, goes_on, None
     anatomy = find_anatomy(model)
@@ -146,6 +150,18 @@ def _load(config: RunConfig, data: Data, before: RunRecord | None) -> tuple[Any,
 
     blocks = measure_here(loaded, model, anatomy, config, data)
     return model, choose(config, anatomy, work, blocks, model.config, type(model)), None
+
+
+def _check_new_rows(model: Any, strategy: str) -> None:
+    """Embeddings that were drawn say nothing until they train."""
+    if rows_of_the_base(model) is None:
+        return
+    for name in sorted(resized_tensors(model)):
+        if not model.get_parameter(name).requires_grad:
+            raise ConfigError(
+                f"resize_embeddings: the new embeddings are drawn at random and have to train, but strategy "
+                f"'{strategy}' freezes {name}: use strategy=all, or a plan file that trains it"
+            )
 
 
 def _collator(config: RunConfig, data: Data) -> Collator | PackingCollator:

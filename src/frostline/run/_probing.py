@@ -14,7 +14,7 @@ from frostline.bottom import CannotCut, Load, Streaming
 from frostline.checkpoints import load_above, load_tokenizer, quiet_libraries
 from frostline.core.errors import UnsupportedModel
 from frostline.run._device import device
-from frostline.run._setup import PROBLEMS, check_length, class_for, config_for, load_model
+from frostline.run._setup import PROBLEMS, check_length, class_for, config_for, load_model, task_for
 from frostline.signals import (
     FIVE_STEPS,
     Probe,
@@ -26,7 +26,7 @@ from frostline.signals import (
     probe_identity,
     token_text,
 )
-from frostline.tasks import Collator, Task, TaskKind, TaskOptions, encode, load_task, model_kind, prepare_tokenizer
+from frostline.tasks import Collator, Task, TaskKind, TaskOptions, encode, model_kind, prepare_tokenizer
 
 
 def probe_model(
@@ -50,11 +50,13 @@ def probe_model(
     at a time is in memory. `warm_up` is what `weight_change` is measured after. Raises `UserError` for bad input and
     for a signal that the model does not have.
     """
-    found = load_task(task, TaskOptions(max_train_rows=rows, seed=seed))
+    found = task_for(model, task, TaskOptions(max_train_rows=rows, seed=seed))
     config = config_for(model, found)
     check_length(max_length, config, model)
     tokenizer = prepare_tokenizer(load_tokenizer(model))
-    sample = encode(found, "train", tokenizer, max_length, model_kind(config)).rows
+    encoded = encode(found, "train", tokenizer, max_length, model_kind(config))
+    encoded.check_ids(tokenizer, config)
+    sample = encoded.rows
     bare = skeleton(config, class_for(config, found.kind))
     anatomy = find_anatomy(bare)
     chosen = choose_signals(bare, anatomy, sample, signals, streaming=streaming)  # refuses before weights are read

@@ -20,7 +20,15 @@ from transformers.models.auto import modeling_auto
 from frostline.anatomy import Anatomy, find_anatomy, skeleton
 from frostline.checkpoints import load_config, load_weights
 from frostline.core.errors import ConfigError, DataError, UnsupportedModel, a_noun
-from frostline.tasks import Task, TaskKind, able_models, model_kind
+from frostline.tasks import (
+    Task,
+    TaskKind,
+    TaskOptions,
+    able_models,
+    load_task,
+    model_kind,
+    with_model_labels,
+)
 
 _OF_TEXTS = (AutoModelForSequenceClassification, modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES)
 HEADS: Mapping[TaskKind, tuple[Any, Mapping[str, Any]]] = {
@@ -46,6 +54,27 @@ PROBLEMS: Mapping[TaskKind, str] = {
 """Kind of task -> `config.problem_type`, which decides the loss of a classification head."""
 OUTPUTS = {TaskKind.REGRESSION: 1, TaskKind.EXTRACTION: 2}
 """How many numbers a head without labels gives: one, or the logits of an answer's start and end."""
+
+
+def task_for(model: str, task: str, options: TaskOptions | None = None) -> Task:
+    """The task called `task`, with the labels of the model at `model` where that was trained on labels before.
+
+    Args:
+        model: a hub id or a folder.
+        task: a built-in name, a file, a folder or a hub data set.
+        options: how the task's rows are read.
+
+    Raises `UserError` as `load_task` and `load_config` do, and for labels that the model does not know.
+    """
+    return in_labels_of(model, load_task(task, options), options)
+
+
+def in_labels_of(model: str, task: Task, options: TaskOptions | None = None) -> Task:
+    """The task with the labels of the model at `model`, where that has some; `options` say what the user gave."""
+    config = load_config(model)
+    own_class = (config.architectures or [""])[0]
+    given = None if options is None else options.labels
+    return with_model_labels(task, config, model_class=own_class, name=model, given=given)
 
 
 def class_for(config: Any, kind: TaskKind) -> Any:
@@ -96,7 +125,7 @@ def _for_task(config: Any, task: Task) -> Any:
 
 
 def check_head(name: str, model_class: str, config: Any, task: Task) -> None:
-    """Raise `ConfigError` where a trained model at `name` has the head of another kind of task, or other labels.
+    """Raise `ConfigError` where a trained model at `name` has the head of another kind of task.
 
     Args:
         name: where the model is, for messages.
@@ -111,11 +140,6 @@ def check_head(name: str, model_class: str, config: Any, task: Task) -> None:
         raise ConfigError(
             f"{name} is a {model_class}{loss}, which was not trained for {task.kind} tasks such as '{task.name}': "
             "use a task of the kind that it was trained for"
-        )
-    if task.labels and config.num_labels != len(task.labels):
-        raise ConfigError(
-            f"{name} has {config.num_labels} labels, and task '{task.name}' has {len(task.labels)}: "
-            "use a task with the labels that it was trained on"
         )
 
 

@@ -77,6 +77,11 @@ def _check_config(config: RunConfig) -> None:
         raise ConfigError(
             "streaming: it trains from the activation cache: leave activation_cache=off out, or streaming"
         )
+    if config.resize_embeddings:
+        raise ConfigError(
+            "streaming: new embeddings have to train, and then no block is below the boundary: leave resize_embeddings "
+            "out, or streaming"
+        )
     if config.packing:
         raise ConfigError(
             "streaming: packing is checked on the whole model: use train_sampling_strategy=group_by_length instead"

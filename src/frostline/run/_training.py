@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -187,13 +188,25 @@ def _check_folder(folder: Path, config: RunConfig, resume: bool) -> str | None:
         )
     wanted = config.model_dump(mode="json")
     for key in wanted:
-        if key not in ("out", "threads", "activation_cache_limit") and record.config.get(key) != wanted[key]:
+        if key in ("out", "threads", "activation_cache_limit"):
+            continue
+        if not _same(record.config.get(key), wanted[key], record, folder):
             raise CheckpointError(
                 f"cannot resume {folder}: {key} was {record.config.get(key)!r}, now {wanted[key]!r}: "
                 "use the same settings"
             )
     last: str | None = get_last_checkpoint(str(folder))
     return last
+
+
+def _same(before: Any, now: Any, record: RunRecord, folder: Path) -> bool:
+    """Whether two values of a setting are the same, or paths to the same file."""
+    if isinstance(before, dict) and isinstance(now, dict) and before.keys() == now.keys():
+        return all(_same(before[key], now[key], record, folder) for key in before)
+    if before == now or not (isinstance(before, str) and isinstance(now, str)):
+        return bool(before == now)
+    place = Path(record.found(before, folder))
+    return place.exists() and Path(now).exists() and place.samefile(now)
 
 
 def _before(prepared: Prepared, folder: Path, checkpoint: str | None, console: Console) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from frostline.checkpoints import CARD_FILE, load, load_config, load_tokenizer, 
 from frostline.core.errors import ConfigError, DataError, UnsupportedModel
 from frostline.cost import Prediction, Workload, has_dropout, optimizer_notice, predict, storage_dtype
 from frostline.plan import Plan, document
-from frostline.records import RECORD_FILE, read_record
+from frostline.records import RECORD_FILE, RunRecord, read_record
 from frostline.run._calibrate import calibrate
 from frostline.run._config import RunConfig, read_config
 from frostline.run._device import autocast, device
@@ -28,21 +28,27 @@ from frostline.run._setup import (
     check_length,
     class_for,
     config_for,
+    in_labels_of,
     load_model,
     model_class_of,
     own_head,
+    task_for,
 )
 from frostline.signals import Probe
 from frostline.strategies import Budget, Choice, Selection, Situation, make_selection
 from frostline.tasks import (
     Decoding,
     Evaluation,
+    Example,
     TaskKind,
     TaskOptions,
+    chat_prompt,
     evaluate,
     generate_texts,
     load_task,
     prepare_tokenizer,
+    turn_end,
+    with_model_labels,
 )
 
 
@@ -96,7 +102,7 @@ def plan_model(
     Raises `UserError` for an unknown model, strategy, option or task, and `PlanError` for a budget that no plan fits.
     """
     check_workload(workload)
-    loaded = load_task(task) if task else None
+    loaded = task_for(model, task) if task else None
     anatomy = anatomy_of(model, loaded)
     config = config_for(model, loaded)
     workload = _as_the_model_is(workload, config)
@@ -142,13 +148,14 @@ def _as_the_model_is(workload: Workload, config: Any) -> Workload:
 
 def inspect_model(model: str, *, task: str | None = None) -> Anatomy:
     """The anatomy of the model at `model`, from its config alone; `task` decides the head."""
-    return anatomy_of(model, load_task(task) if task else None)
+    return anatomy_of(model, task_for(model, task) if task else None)
 
 
 def evaluate_target(
     target: str,
     task: str | None = None,
     *,
+    base: str | None = None,
     options: TaskOptions | None = None,
     per_device_eval_batch_size: int | None = None,
     max_length: int | None = None,
@@ -165,6 +172,7 @@ def evaluate_target(
     Args:
         target: a run's folder, a checkpoint's folder, a hub id or a model's folder.
         task: the task; by default the run's own.
+        base: where the base of a run is now, if it has moved.
         options: how rows are read; by default as the run did, if the task is its own.
         per_device_eval_batch_size, max_length, generate_rows, max_new_tokens, bf16, seed: as in `RunConfig`.
         decoding: how texts are generated.
@@ -188,17 +196,22 @@ def evaluate_target(
         generation = generation.model_copy(update={"max_new_tokens": max_new_tokens})
     loaded = load_task(config.task, config.data)
     if is_run(folder):
-        model = load(folder)
+        model = load(folder, base=base)
         check_head(target, type(model).__name__, model.config, loaded)
+        loaded = with_model_labels(
+            loaded, model.config, model_class=type(model).__name__, name=target, given=config.data.labels
+        )
     else:
+        _check_no_base(base, target)
         own = load_config(target)
         for architecture in filter(own_head, own.architectures or ()):
             check_head(target, architecture, own, loaded)
+        loaded = in_labels_of(target, loaded, config.data)
         model = load_model(target, loaded, seed=config.seed)
     check_length(config.max_length, model.config, target)
     tokenizer = prepare_tokenizer(load_tokenizer(target), model)
     with autocast(config.bf16):
-        return evaluate(
+        evaluation = evaluate(
             model.to(device()),
             tokenizer,
             loaded,
@@ -208,6 +221,7 @@ def evaluate_target(
             max_new_tokens=config.max_new_tokens,
             decoding=generation,
         )
+    return replace(evaluation, labels=loaded.labels, notices=loaded.notices)
 
 
 def _settings(folder: Path, task: str | None, **given: Any) -> RunConfig:
@@ -215,9 +229,10 @@ def _settings(folder: Path, task: str | None, **given: Any) -> RunConfig:
     own: dict[str, Any] = {"model": str(folder)}
     for place in (folder, folder.parent):
         if is_run(folder) and (place / RECORD_FILE).is_file():
-            own = read_record(place).config
+            own = _found(read_record(place), place)
             break
-    task = task or own.get("task")
+    if task is None or _is_file(own.get("task"), task):
+        task = own.get("task")
     if task is None:
         if not folder.exists():
             raise ConfigError(f"no such folder: {folder}: use the folder of a run, or --task for a hub id")
@@ -231,32 +246,67 @@ def _settings(folder: Path, task: str | None, **given: Any) -> RunConfig:
     return read_config(None, **{**own, "task": task, **{k: v for k, v in given.items() if v is not None}})
 
 
-def generate_target(target: str, prompts: Sequence[str], *, max_new_tokens: int = 64, **decoding: Any) -> list[str]:
+def _found(record: RunRecord, folder: Path) -> dict[str, Any]:
+    """The run's config, with its paths as they are seen from here."""
+    own = dict(record.config)
+    own["task"] = record.found(own["task"], folder)
+    if (evaluation := own["data"].get("eval")) is not None:
+        own["data"] = {**own["data"], "eval": record.found(evaluation, folder)}
+    return own
+
+
+def _is_file(own: str | None, task: str) -> bool:
+    """Whether the run's own task is the file or folder `task`."""
+    return own is not None and Path(own).exists() and Path(task).exists() and Path(own).samefile(task)
+
+
+def generate_target(
+    target: str,
+    prompts: Sequence[str | Example],
+    *,
+    base: str | None = None,
+    max_new_tokens: int = 64,
+    **decoding: Any,
+) -> list[str]:
     """What a run's model (or a checkpoint's), or a pretrained one, writes after each prompt; greedy by default.
 
     Args:
         target: a run's folder, a checkpoint's folder, a hub id or a model's folder.
-        prompts: the texts to continue.
+        prompts: the texts to continue, and the chats (`read_chats`) in which the assistant's turn is next. A chat is
+            rendered by the tokenizer's chat template, and the token that ends a turn there ends the text.
+        base: where the base of a run is now, if it has moved.
         max_new_tokens: the most tokens to generate.
         decoding: keywords of transformers' `generate`, and `seed`.
 
-    Raises `UnsupportedModel` for a model that writes no text, and `DataError` for an empty prompt.
+    Raises `UnsupportedModel` for a model that writes no text, and `DataError` for an empty prompt, or a chat that the
+    template refuses.
     """
     if "" in prompts:
         raise DataError("--prompt: an empty prompt gives the model nothing to continue: use some text")
     folder = Path(target)
     if is_run(folder):
-        model = load(folder)
+        model = load(folder, base=base)
     else:
+        _check_no_base(base, target)
         config = load_config(target)
         model = load_weights(target, class_for(config, TaskKind.GENERATION), config)
     if not model.can_generate():
         raise UnsupportedModel(f"{target} is a {type(model).__name__}, which writes no text: use a language model")
     transformers.set_seed(decoding.pop("seed", 42))
     tokenizer = prepare_tokenizer(load_tokenizer(target), model)
-    return generate_texts(
-        model.to(device()), tokenizer, prompts, max_new_tokens=max_new_tokens, strip=False, **decoding
+    chats = [prompt for prompt in prompts if isinstance(prompt, Example)]
+    ends = {end for chat in chats if (end := turn_end(tokenizer, chat)) is not None}
+    read = [chat_prompt(tokenizer, prompt) if isinstance(prompt, Example) else prompt for prompt in prompts]
+    texts = generate_texts(
+        model.to(device()), tokenizer, read, max_new_tokens=max_new_tokens, strip=False, ends=ends, **decoding
     )
+    # A prompt and its text make the whole text. An answer stands by itself, and templates put spaces around it.
+    return [text.strip() if isinstance(prompt, Example) else text for prompt, text in zip(prompts, texts, strict=True)]
+
+
+def _check_no_base(base: str | None, target: str) -> None:
+    if base is not None:
+        raise ConfigError(f"--base: {target} is no run, so it has no base: leave --base out")
 
 
 def is_run(folder: Path) -> bool:

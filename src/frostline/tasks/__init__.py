@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from frostline.rows import Columns, TaskKind, TaskOptions
 from frostline.tasks._catalog import TASKS
+from frostline.tasks._chat import chat_prompt, turn_end
+from frostline.tasks._chat_file import read_chats
 from frostline.tasks._collate import Collator, pad_rows
 from frostline.tasks._decoding import Decoding
 from frostline.tasks._encode import Encoded, able_models, encode
@@ -25,12 +27,13 @@ from frostline.tasks._metrics import (
     spearman,
     text_scores,
 )
+from frostline.tasks._model_labels import with_model_labels
 from frostline.tasks._packing import PackingCollator
 from frostline.tasks._predict import ModelAnswer
 from frostline.tasks._splits import draw_rows
 from frostline.tasks._squad import answer_scores
 from frostline.tasks._task import METRICS, Example, Message, Scores, Task, majority_share, score_texts
-from frostline.tasks._tokenize import ModelKind, model_kind, prepare_tokenizer
+from frostline.tasks._tokenize import ModelKind, Tokens, model_kind, prepare_tokenizer
 
 __all__ = [
     "METRICS",
@@ -49,10 +52,12 @@ __all__ = [
     "Task",
     "TaskKind",
     "TaskOptions",
+    "Tokens",
     "able_models",
     "accuracy",
     "answer_scores",
     "bleu",
+    "chat_prompt",
     "chrf",
     "draw_rows",
     "encode",
@@ -72,8 +77,11 @@ __all__ = [
     "pearson",
     "perplexity",
     "prepare_tokenizer",
+    "read_chats",
     "rouge",
     "score_texts",
     "spearman",
     "text_scores",
+    "turn_end",
+    "with_model_labels",
 ]

@@ -4,70 +4,171 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
-from frostline.core.errors import DataError, UnsupportedModel
+from frostline.core.errors import DataError, UnsupportedModel, first_line
 from frostline.tasks._task import Example, Message
+from frostline.tasks._tokenize import Tokens, with_begin
 
-Conversation = list[dict[str, str]]
+Span = tuple[int, int]
+"""Where a text starts and ends in another, in characters."""
 
 
-def chat_tokens(tokenizer: Any, example: Example) -> tuple[list[int], list[bool]]:
-    """Token ids of a chat, and for each whether the assistant wrote it. Turns after the assistant's last are left out.
+class ChatRow(NamedTuple):
+    """The tokens of a chat, and for each whether it counts as the assistant's."""
 
-    Where the template marks the assistant's text (`{% generation %}`), the marks are used. Else the chat is rendered up
-    to each turn of the assistant, without and with it. The difference is the assistant's text. The parts are tokenized
-    separately, so that an answer follows exactly the tokens from which it is generated later.
+    tokens: Tokens
+    answers: list[bool]
 
-    Raises `UnsupportedModel` when there is no template, or when it changes earlier turns, so that the parts cannot be
-    found. Raises `DataError` when the template refuses the chat.
+
+def chat_rows(tokenizer: Any, example: Example) -> list[ChatRow]:
+    """A chat as one row, or as several where the template changes earlier turns. Each answer counts in one row.
+
+    Turns after the assistant's last are left out. Tokens are those of the tokenizer's own `apply_chat_template`. The
+    assistant's text is what the template marks (`{% generation %}`), or else what is added when the chat is rendered
+    with one more turn of the assistant. An answer that the template renders otherwise once more turns follow (it may
+    drop the thinking of earlier turns) counts in a row of its own, which ends with it. So each answer is learned after
+    the same tokens as it is generated from.
+
+    Raises `UnsupportedModel` when there is no template, or it does not show where the assistant's text is, and
+    `DataError` when the template refuses the chat, or leaves its system message or its tools out.
     """
-    if not tokenizer.chat_template:
-        raise UnsupportedModel(
-            "the tokenizer has no chat template, which the column 'messages' needs: use a chat model's "
-            "tokenizer, or map columns to prompt and completion"
-        )
-    last = max(i for i, message in enumerate(example.messages) if message.role == "assistant")
-    messages = example.messages[: last + 1]
-    if re.search(r"\{%-?\s*generation\b", str(tokenizer.chat_template)):
-        return _marked_tokens(tokenizer, example, messages)
-    ids: list[int] = []
-    answers: list[bool] = []
-    for text, answer in _segments(tokenizer, example, messages):
-        part = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        ids += part
-        answers += [answer] * len(part)
-    return ids, answers
-
-
-def _marked_tokens(tokenizer: Any, example: Example, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
-    encoded = _apply(tokenizer, example, messages, tokenize=True, return_assistant_tokens_mask=True)
-    return list(encoded["input_ids"]), [bool(flag) for flag in encoded["assistant_masks"]]
-
-
-def _segments(tokenizer: Any, example: Example, messages: Sequence[Message]) -> list[tuple[str, bool]]:
-    """The rendered chat in parts: (text, whether it is the assistant's)."""
-    whole = _apply(tokenizer, example, messages, tokenize=False)
-    segments: list[tuple[str, bool]] = []
-    done = 0
-    for i, message in enumerate(messages):
-        if message.role != "assistant":
-            continue
-        start = _apply(tokenizer, example, messages[:i], tokenize=False, add_generation_prompt=True) if i else ""
-        end = _apply(tokenizer, example, messages[: i + 1], tokenize=False)
-        if not (whole.startswith(start) and whole.startswith(end) and done <= len(start) < len(end)):
+    left = [i for i, message in enumerate(example.messages) if message.role == "assistant"]
+    rows: list[ChatRow] = []
+    while left:
+        chat = _Chat(tokenizer, example, left[-1] + 1)
+        spans = {turn: found for turn in left if chat.keeps(turn) and (found := chat.spans_of(turn))}
+        if left[-1] not in spans:
             raise UnsupportedModel(
                 f"{example.id}: the chat template does not show where the assistant's turns are: use a template with "
-                "{% generation %} marks, or chats with one answer, at the end"
+                "{% generation %} marks, or one that leaves earlier turns as they are"
             )
-        segments += [(whole[done : len(start)], False), (whole[len(start) : len(end)], True)]
-        done = len(end)
-    return [(text, answer) for text, answer in segments if text]
+        rows.insert(0, _row(tokenizer, example.id, chat.text, [span for found in spans.values() for span in found]))
+        left = [turn for turn in left if turn not in spans]
+    return rows
 
 
-def _apply(tokenizer: Any, example: Example, messages: Sequence[Message], **options: Any) -> Any:
-    conversation: Conversation = [message._asdict() for message in messages]
+def chat_prompt(tokenizer: Any, example: Example) -> Tokens:
+    """The tokens after which the assistant's next turn is generated. Raises as `chat_rows` does."""
+    chat = _Chat(tokenizer, example, len(example.messages), add_generation_prompt=True)
+    return with_begin(tokenizer, _ids(tokenizer, chat.text))
+
+
+def turn_end(tokenizer: Any, example: Example) -> int | None:
+    """The special token that ends the assistant's turns in this template; None where no such token follows a turn."""
+    messages = (*example.messages, Message("assistant", "."))
+    before = _rendered(tokenizer, example, example.messages, add_generation_prompt=True)
+    after = _rendered(tokenizer, example, messages)
+    if not after.startswith(before):
+        return None
+    end = after[len(before) :].rpartition(".")[2]
+    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    return next((token for token in _ids(tokenizer, end) if token in special), None)
+
+
+class _Chat:
+    """The first `count` messages of a chat, rendered by the template."""
+
+    def __init__(self, tokenizer: Any, example: Example, count: int, *, add_generation_prompt: bool = False) -> None:
+        self._tokenizer = tokenizer
+        self._example = example
+        self._messages = example.messages[:count]
+        self.text = self._render(count, add_generation_prompt=add_generation_prompt)
+        for message in self._messages:
+            if message.role == "system" and message.content.strip() not in self.text:
+                raise DataError(
+                    f"{example.id}: the chat template leaves the system message out: put its text into the first "
+                    "message of the user"
+                )
+        bare = Example(example.id, messages=example.messages)
+        if example.tools and self.text == _rendered(
+            tokenizer, bare, self._messages, add_generation_prompt=add_generation_prompt
+        ):
+            raise DataError(
+                f"{example.id}: the chat template leaves the tools out: use a template with tools, or remove them"
+            )
+        template = tokenizer.get_chat_template(tools=list(example.tools) or None)
+        self._marks: list[Span] | None = None
+        if re.search(r"\{%-?\s*generation\b", template):
+            from transformers.utils.chat_template_utils import render_jinja_template
+
+            _, [marks] = render_jinja_template(
+                conversations=[_plain(self._messages)],
+                tools=list(example.tools) or None,
+                chat_template=template,
+                return_assistant_tokens_mask=True,
+                **tokenizer.special_tokens_map,
+            )
+            self._marks = [(start, end) for start, end in marks if start < end]
+
+    def keeps(self, turn: int) -> bool:
+        """Whether a turn, and all before it, are rendered as when it was the last."""
+        return turn + 1 == len(self._messages) or self.text.startswith(self._render(turn + 1))
+
+    def spans_of(self, turn: int) -> list[Span]:
+        """Where a turn of the assistant that the template keeps is in the text; empty where that is not shown."""
+        end = len(self._render(turn + 1))
+        if self._marks is not None:
+            before = self._render(turn) if turn else ""
+            kept = self.text.startswith(before)
+            return [span for span in self._marks if kept and len(before) <= span[0] < end]
+        before = self._render(turn, add_generation_prompt=True) if turn else ""
+        return [(len(before), end)] if self.text.startswith(before) and len(before) < end else []
+
+    def _render(self, count: int, **options: Any) -> str:
+        return _rendered(self._tokenizer, self._example, self._messages[:count], **options)
+
+
+def _rendered(tokenizer: Any, example: Example, messages: Sequence[Message], **options: Any) -> str:
+    if not tokenizer.chat_template:
+        raise UnsupportedModel(
+            "the tokenizer has no chat template, which messages need: use the tokenizer of a chat model, or rows with "
+            "prompt and completion"
+        )
     try:
-        return tokenizer.apply_chat_template(conversation, tools=list(example.tools) or None, **options)
+        text = tokenizer.apply_chat_template(
+            _plain(messages), tools=list(example.tools) or None, tokenize=False, **options
+        )
     except Exception as error:  # a template raises jinja's errors, and transformers does not catch them
-        raise DataError(f"{example.id}: the chat template refuses this chat: {error}") from error
+        roles = ", ".join([*(message.role for message in messages[:6]), *(["..."] if len(messages) > 6 else [])])
+        raise DataError(
+            f"{example.id}: the chat template refuses this chat: {first_line(error)} (its turns: {roles})"
+        ) from error
+    return str(text)
+
+
+def _plain(messages: Sequence[Message]) -> list[dict[str, str]]:
+    return [message._asdict() for message in messages]
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def _row(tokenizer: Any, name: str, text: str, spans: Sequence[Span]) -> ChatRow:
+    ids = _ids(tokenizer, text)
+    answers = [False] * len(ids)
+    for start, end in spans:
+        before, after = (_ids(tokenizer, text[:place]) for place in (start, end))
+        if ids[: len(before)] != before or ids[: len(after)] != after:  # a token lies across the start or the end
+            return _row_in_parts(tokenizer, name, text, spans)
+        answers[len(before) : len(after)] = [True] * (len(after) - len(before))
+    return ChatRow(with_begin(tokenizer, ids), answers)
+
+
+def _row_in_parts(tokenizer: Any, name: str, text: str, spans: Sequence[Span]) -> ChatRow:
+    """The row with each part tokenized apart, so that an answer follows the tokens from which it is generated."""
+    ids: list[int] = []
+    answers: list[bool] = []
+    places = [0, *(place for span in spans for place in span), len(text)]
+    for number, (start, end) in enumerate(pairwise(places)):
+        part = _ids(tokenizer, text[start:end])
+        ids += part
+        answers += [number % 2 == 1] * len(part)
+    if tokenizer.decode(ids) != tokenizer.decode(_ids(tokenizer, text)):
+        raise UnsupportedModel(
+            f"{name}: the tokenizer joins the assistant's text with the text beside it: use a chat template with a "
+            "special token or a line break between them"
+        )
+    return ChatRow(with_begin(tokenizer, ids), answers)

@@ -24,6 +24,8 @@ Side = Literal["start", "end"]
 def clip_texts(tokenizer: Any, texts: Sequence[str], most: int, side: Side) -> list[str]:
     """Texts with the same first (or last) `most` tokens as `texts`; a long one is cut, and still has more than that.
 
+    A begin token at the start of a text, as rendered chats have it, stays there.
+
     Args:
         tokenizer: the tokenizer; special tokens are not counted.
         texts: the texts.
@@ -43,7 +45,8 @@ def _clip(tokenizer: Any, text: str, most: int, side: Side, tried: int) -> str:
         # Some tokenizers treat the first word of a text in a way of their own, so a cut start is not counted.
         counted = part if side == "start" else part[found.start() if (found := BOUNDARY.search(part, 1)) else 0 :]
         if len(tokenizer(counted, add_special_tokens=False, verbose=False)["input_ids"]) > most:
-            return part
+            begin = tokenizer.bos_token or ""
+            return begin + part if begin and side == "end" and text.startswith(begin) else part
         tried *= 4
     return text
 

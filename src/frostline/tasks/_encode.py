@@ -14,7 +14,7 @@ from typing import Any, overload
 from frostline.core.errors import DataError, UnsupportedModel, a_noun
 from frostline.core.labels import IGNORED
 from frostline.rows import TaskKind
-from frostline.tasks._chat import chat_tokens
+from frostline.tasks._chat import chat_rows
 from frostline.tasks._clip import clip_texts
 from frostline.tasks._encode_heads import (
     answer_windows,
@@ -26,7 +26,7 @@ from frostline.tasks._encode_heads import (
     tagged_words,
 )
 from frostline.tasks._task import Example, Split, Task
-from frostline.tasks._tokenize import ModelKind, Tokens, continuation_tokens, prompt_tokens
+from frostline.tasks._tokenize import ModelKind, Tokens, check_ids, continuation_tokens, ended, prompt_tokens
 
 EncodedRow = dict[str, Any]
 _log = logging.getLogger(__name__)
@@ -53,6 +53,16 @@ class Encoded(Sequence[EncodedRow]):
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def check_ids(self, tokenizer: Any, config: Any, advice: str = "") -> None:
+        """Check that a model of `config` knows every token of the rows (`tasks._tokenize.check_ids`)."""
+        texts: list[list[int]] = []
+        for row in self.rows:
+            ids = row["input_ids"]
+            texts += ids if isinstance(ids[0], list) else [ids]
+            if isinstance(row.get("labels"), list):
+                texts.append(row["labels"])
+        check_ids(tokenizer, texts, config, advice)
 
     @property
     def lengths(self) -> list[int]:
@@ -96,7 +106,7 @@ def encode(task: Task, split: Split, tokenizer: Any, max_length: int, kind: Mode
       `max_length`.
     - Plain text, decoders: the text and the end token, all with labels. Cut at the end.
     - Chats, decoders: the tokenizer's chat template, with labels on the assistant's turns, or on all turns where the
-      task trains on the prompt. Cut on the left.
+      task trains on the prompt. Cut on the left. A chat whose template changes earlier turns has several rows.
 
     Args:
         task: the task.
@@ -180,18 +190,28 @@ def _language(task: Task, examples: Sequence[Example], tokenizer: Any, max_lengt
 def _texts(task: Task, examples: Sequence[Example], tokenizer: Any, max_length: int) -> EncodedRows:
     texts = clip_texts(tokenizer, [example.text for example in examples], max_length, "start")
     for tokens in prompt_tokens(tokenizer, texts, closed=False):
-        ids = [*tokens.ids, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])]
+        ids = ended(tokenizer, tokens.ids)
         yield {"input_ids": ids[:max_length], "labels": ids[:max_length]}, len(ids) > max_length
 
 
 def _chats(task: Task, examples: Sequence[Example], tokenizer: Any, max_length: int) -> EncodedRows:
     for example in examples:
-        ids, answers = chat_tokens(tokenizer, example)
-        labels = [
-            token if task.train_on_prompt or answer else IGNORED for token, answer in zip(ids, answers, strict=True)
-        ]
-        cut = len(ids) > max_length
-        yield {"input_ids": ids[-max_length:], "labels": labels[-max_length:]}, cut
+        rows: list[EncodedRow] = []
+        cut, before = False, list[int]()
+        for tokens, answers in chat_rows(tokenizer, example):
+            new = _common_start(before, tokens.ids)  # what stands in the row before it too has counted there
+            counted = [answer or (task.train_on_prompt and i >= new) for i, answer in enumerate(answers)]
+            labels = [token if counts else IGNORED for token, counts in zip(tokens.ids, counted, strict=True)]
+            rows.append({"input_ids": tokens.last(max_length), "labels": tokens.cut(labels, max_length)})
+            cut = cut or len(tokens.ids) > max_length
+            before = tokens.ids
+        yield rows, cut
+
+
+def _common_start(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many ids at the start are the same."""
+    length = min(len(one), len(other))
+    return next((i for i in range(length) if one[i] != other[i]), length)
 
 
 _PAIRS: dict[ModelKind, Encoder] = {"encoder": pairs, "encoder-decoder": ended_pairs, "decoder": joined_pairs}

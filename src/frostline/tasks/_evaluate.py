@@ -37,12 +37,17 @@ GREEDY = Decoding()
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metric name -> value on a task, and the model's answers (none for plain text and chats)."""
+    """Metric name -> value on a task, and the model's answers (none for plain text and chats).
+
+    `labels` are the task's, in the model's order; `notices` say what a reader of the results should know.
+    """
 
     task: str
     rows: int
     metrics: dict[str, float]
     predictions: tuple[ModelAnswer, ...]
+    labels: tuple[str, ...] = ()
+    notices: tuple[str, ...] = ()
 
     def json_lines(self) -> str:
         """The answers as JSON, one line for each."""
@@ -97,6 +102,7 @@ def evaluate(
         every = [one for example in task.split(split) for one in as_completions(example)]
         asked = replace(task, kind=TaskKind.GENERATION, train=every, eval=every)
     encoded = encode(asked, split, tokenizer, max_length, kind)
+    encoded.check_ids(tokenizer, model.config)
     batches = _batches(encoded, Collator(tokenizer, keep_ids=True), batch_size, device)
     given = Asked(task, task.split(split), [row["example_id"] for row in encoded.rows], tokenizer, max_length)
     with evaluation_mode(model), torch.inference_mode():

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
 
 from frostline.core.errors import ConfigError
 from frostline.tasks._clip import clip_texts
-from frostline.tasks._tokenize import model_kind, prompt_tokens
+from frostline.tasks._tokenize import Tokens, check_ids, model_kind, prompt_tokens
 
 
 def generate_texts(
     model: Any,
     tokenizer: Any,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Tokens],
     *,
     batch_size: int = 32,
     max_new_tokens: int = 128,
     max_length: int | None = None,
     device: torch.device | str | None = None,
     strip: bool = True,
+    ends: Collection[int] = (),
     **decoding: Any,
 ) -> list[str]:
     """One text for each prompt, in order, without the prompt and without special tokens.
@@ -32,12 +33,13 @@ def generate_texts(
     Args:
         model: the model.
         tokenizer: a tokenizer with a pad token (`prepare_tokenizer`).
-        prompts: the prompts.
+        prompts: texts, or the tokens of a chat (`chat_prompt`), which are used as they are.
         batch_size: how many prompts a batch has.
         max_new_tokens: generate at most this many tokens.
         max_length: at most this many tokens for each prompt; None sets no limit.
         device: where batches go; None is the model's own device.
         strip: remove white space around the text. Without it, prompt + text is the whole text.
+        ends: tokens that end a text, beside the end tokens of the model and the tokenizer.
         decoding: other keywords of transformers' `generate`. Greedy by default.
 
     Raises `ConfigError` when `max_new_tokens` alone is more than the model's positions.
@@ -54,13 +56,16 @@ def generate_texts(
                 "positions"
             )
         room = min(room or positions, positions - max_new_tokens)
-    read = prompts if room is None else clip_texts(tokenizer, prompts, room, "end")
-    tokens = prompt_tokens(tokenizer, read, closed=not decoder)
+    texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+    clipped = texts if room is None else clip_texts(tokenizer, texts, room, "end")
+    read = iter(prompt_tokens(tokenizer, clipped, closed=not decoder) if texts else [])
+    tokens = [prompt if isinstance(prompt, Tokens) else next(read) for prompt in prompts]
     ids = [entry.ids if room is None else entry.last(room) for entry in tokens]
+    check_ids(tokenizer, ids, model.config)
     options = {"do_sample": False, "num_beams": 1, "max_new_tokens": max_new_tokens, **decoding}
-    options |= {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": _end_tokens(model, tokenizer)}
+    options |= {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": _end_tokens(model, tokenizer, ends)}
     device = device or device_of(model)
-    texts = [""] * len(prompts)
+    written = [""] * len(prompts)
     # Prompts of similar length share a batch, which needs less padding.
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     with evaluation_mode(model), torch.inference_mode():
@@ -75,8 +80,8 @@ def generate_texts(
             width = batch["input_ids"].shape[1] if decoder else 0
             for i, sequence in zip(members, output, strict=True):
                 text = _written(tokenizer, sequence, width)
-                texts[i] = text.strip() if strip else text
-    return texts
+                written[i] = text.strip() if strip else text
+    return written
 
 
 def _written(tokenizer: Any, sequence: torch.Tensor, width: int) -> str:
@@ -91,8 +96,8 @@ def _written(tokenizer: Any, sequence: torch.Tensor, width: int) -> str:
     return str(tokenizer.decode(sequence[width:], **options))
 
 
-def _end_tokens(model: Any, tokenizer: Any) -> list[int] | None:
-    """The end tokens of the model and of the tokenizer. Training puts the tokenizer's after every completion."""
+def _end_tokens(model: Any, tokenizer: Any, more: Collection[int]) -> list[int] | None:
+    """The end tokens of the model and of the tokenizer, and `more`. Training puts the tokenizer's after completions."""
     own = model.generation_config.eos_token_id
-    ends = {*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id} - {None}
+    ends = {*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id, *more} - {None}
     return sorted(ends) or None

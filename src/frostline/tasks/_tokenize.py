@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 from frostline.core.errors import UnsupportedModel
@@ -39,45 +39,89 @@ def prepare_tokenizer(tokenizer: Any, model: Any = None) -> Any:
     return tokenizer
 
 
+def check_ids(tokenizer: Any, rows: Iterable[Sequence[int]], config: Any, advice: str = "") -> None:
+    """Check that a model knows every token id in `rows`, and the pad token's.
+
+    Args:
+        tokenizer: the tokenizer.
+        rows: the ids.
+        config: of the model.
+        advice: what else to do, for the message.
+
+    Raises `UnsupportedModel` with the first token that the model does not know.
+    """
+    known = getattr(config.get_text_config(), "vocab_size", None)
+    if known is None:
+        return
+    for ids in ([] if tokenizer.pad_token_id is None else [tokenizer.pad_token_id], *rows):
+        if ids and max(ids) >= known:
+            wrong = next(token for token in ids if token >= known)
+            raise UnsupportedModel(
+                f"the tokenizer has {len(tokenizer)} tokens, and the model has embeddings for {known}: token "
+                f"'{tokenizer.convert_ids_to_tokens(wrong)}' has the id {wrong}: use {advice}the model's own tokenizer"
+            )
+
+
 class Tokens(NamedTuple):
-    """Token ids of a text. The first `head` of them are special tokens, such as a begin token."""
+    """Token ids of a text. The first `head` of them are special tokens, such as a begin token: a cut keeps them."""
 
     ids: list[int]
     head: int
 
     def last(self, most: int) -> list[int]:
         """At most `most` ids: the special tokens at the start, and the end of the text."""
-        if len(self.ids) <= most:
-            return self.ids
-        return self.ids[: self.head] + self.ids[len(self.ids) - max(most - self.head, 0) :]
+        return self.cut(self.ids, most)
+
+    def cut(self, values: list[int], most: int) -> list[int]:
+        """`values`, one for each id, for the ids that `last` gives."""
+        if len(values) <= most:
+            return values
+        return values[: self.head] + values[len(values) - max(most - self.head, 0) :]
 
 
 def prompt_tokens(tokenizer: Any, texts: Sequence[str], *, closed: bool) -> list[Tokens]:
     """The tokens of texts that a model reads, with the tokenizer's special tokens.
 
-    With `closed` false, special tokens after the text are left out: a decoder continues where the text ends.
+    A text that starts (or ends) with these special tokens already, such as a rendered chat, gets no second ones. With
+    `closed` false, special tokens after the text are left out: a decoder continues where the text ends.
     """
     encoded = tokenizer(list(texts), return_special_tokens_mask=True, verbose=False)
     return [
-        _trim(ids, special, closed)
+        _once(tokenizer, ids, special, closed)
         for ids, special in zip(encoded["input_ids"], encoded["special_tokens_mask"], strict=True)
     ]
 
 
-def _trim(ids: list[int], special: list[int], closed: bool) -> Tokens:
+def _once(tokenizer: Any, ids: list[int], special: list[int], closed: bool) -> Tokens:
+    head = next((i for i, flag in enumerate(special) if not flag), len(ids))
     end = len(ids)
-    while not closed and end and special[end - 1]:
+    while end > head and special[end - 1]:
         end -= 1
-    head = next((i for i, flag in enumerate(special[:end]) if not flag), end)
-    return Tokens(ids[:end], head)
+    before, own, after = ids[:head], ids[head:end], ids[end:] if closed else []
+    if before and own[:head] == before:
+        own = own[head:]
+    if after and own[-len(after) :] == after:
+        after = []
+    return Tokens(before + own + after, head) if head else with_begin(tokenizer, own + after)
+
+
+def with_begin(tokenizer: Any, ids: list[int]) -> Tokens:
+    """Tokens of a text as they are, of which a cut keeps the begin token, where there is one."""
+    return Tokens(ids, int(bool(ids) and ids[0] == tokenizer.bos_token_id))
 
 
 def continuation_tokens(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """The tokens of texts that a model writes, with the end token and no other special tokens.
+    """The tokens of texts that a model writes, with one end token and without the tokenizer's other special tokens.
 
     Raises `UnsupportedModel` for a tokenizer without an end token.
     """
     if tokenizer.eos_token_id is None:
         raise UnsupportedModel("the tokenizer has no end token, so the model cannot learn where to stop: set eos_token")
     encoded = tokenizer(list(texts), add_special_tokens=False, verbose=False)
-    return [[*ids, tokenizer.eos_token_id] for ids in encoded["input_ids"]]
+    return [ended(tokenizer, ids) for ids in encoded["input_ids"]]
+
+
+def ended(tokenizer: Any, ids: list[int]) -> list[int]:
+    """`ids` with the end token after them, unless it is there already or the tokenizer has none."""
+    end = tokenizer.eos_token_id
+    return ids if end is None or ids[-1:] == [end] else [*ids, end]

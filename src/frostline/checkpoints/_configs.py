@@ -1,0 +1,82 @@
+"""Whether a config or a tokenizer can be used: damaged ones are refused before anything is made from them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from frostline.core.errors import UnsupportedModel
+
+LARGEST = 2**28
+"""No width or vocabulary is larger. What follows from larger ones is an overflow, or all of the memory."""
+MOST_MODULES = 100_000
+"""Nor are there more layers, heads or experts. A model without weights has a module for each of them."""
+_MODULES = re.compile(r"(^|_)(layers?|blocks?|heads?|experts?)$")
+_SIZES = ("hidden_size", "vocab_size", "num_hidden_layers", "num_attention_heads")
+
+
+def check_config(config: Any, name: str) -> None:
+    """Raise `UnsupportedModel` for values in the config of model `name` that no model can have."""
+    for problem in _problems(config):
+        raise UnsupportedModel(f"model '{name}': config.json: {problem}: correct it there")
+
+
+def _problems(config: Any) -> Iterator[str]:
+    architectures = config.architectures
+    if architectures is not None and not (
+        isinstance(architectures, list) and all(isinstance(one, str) for one in architectures)
+    ):
+        yield f"architectures must be a list of names, found {_shown(architectures)}"
+    for part in _parts(config):
+        dtype = getattr(part, "dtype", None)
+        if not (dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point)):
+            yield f"dtype must be a floating-point type such as 'float32', found {_shown(dtype)}"
+        labels = getattr(part, "id2label", None) or {}
+        if not isinstance(labels, Mapping) or sorted(map(str, labels)) != sorted(map(str, range(len(labels)))):
+            yield f"id2label must have a name for each number from 0 on, found {_shown(labels)}"
+        yield from _wrong_sizes(part)
+
+
+def _parts(config: Any) -> list[Any]:
+    """The config, and that of its text model where there is one."""
+    try:
+        return [config, config.get_text_config()]
+    except ValueError:  # there are several
+        return [config]
+
+
+def _wrong_sizes(config: Any) -> Iterator[str]:
+    values = config.to_dict()
+    for key in _SIZES:
+        # Some families have none, or one for each part.
+        value = values.get(config.attribute_map.get(key, key))
+        if isinstance(value, bool | float | str) or (isinstance(value, int) and value < 1):
+            yield f"{key} must be a whole number from 1 on, found {_shown(value)}"
+    for key, value in values.items():
+        if isinstance(value, int):
+            most = MOST_MODULES if _MODULES.search(key) else LARGEST if key.endswith("_size") else 2**63
+            if value > most:
+                yield f"{key} is too large: {_shown(value)}: at most {most} can be used"
+
+
+def check_tokenizer(tokenizer: Any, name: str) -> None:
+    """Raise `UnsupportedModel` for a tokenizer of the model `name` that cannot make tokens of a text."""
+    longest = tokenizer.model_max_length
+    if isinstance(longest, bool) or not isinstance(longest, int | float) or longest < 1:
+        raise UnsupportedModel(
+            f"tokenizer '{name}': tokenizer_config.json: model_max_length must be a number of tokens, found "
+            f"{_shown(longest)}: correct it there"
+        )
+    if set(tokenizer.get_vocab()) <= {str(token) for token in tokenizer.added_tokens_decoder.values()}:
+        raise UnsupportedModel(
+            f"tokenizer '{name}': it has no tokens but special ones, since its vocabulary is missing: add the files "
+            "that the tokenizer's save_pretrained writes (tokenizer.json)"
+        )
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."

@@ -1,0 +1,120 @@
+"""The files of a model's folder: only plain JSON and safetensors inside that folder are read, never a pickle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import ADAPTER_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils.hub import cached_file
+
+from frostline.core.errors import UnsupportedModel
+
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.json")
+
+
+def check_json_files(folder: Path, names: Iterable[str], what: str) -> None:
+    """Raise `UnsupportedModel` where one of these files is there, but no JSON object. transformers ignores some such.
+
+    Args:
+        folder: of the model.
+        names: of the files.
+        what: the folder as messages name it, such as "model 'x'".
+    """
+    for name in names:
+        if (folder / name).is_file():
+            _read_object(folder / name, what)
+
+
+def _read_object(path: Path, what: str) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        reason = f"not JSON: {error}" if isinstance(error, json.JSONDecodeError) else "not JSON text"
+        raise UnsupportedModel(f"{what}: {path.name} is {reason}: use an undamaged copy") from None
+    if not isinstance(value, dict):
+        raise UnsupportedModel(f"{what}: {path.name} must hold a JSON object: use an undamaged copy")
+    return value
+
+
+def check_weight_files(name: str, place: str) -> None:
+    """Check which files the weights of a model would be read from, before any of them is.
+
+    Args:
+        name: of the model, for messages.
+        place: a folder or a hub id.
+
+    Raises `UnsupportedModel` for an index that names anything but safetensors files beside it, for a folder without
+    safetensors, and for the folder of an adapter.
+    """
+    what, folder = f"model '{name}'", Path(place)
+    if folder.is_dir():
+        _check_generation(folder / "generation_config.json", what)
+        if (folder / ADAPTER_CONFIG_NAME).is_file():
+            raise UnsupportedModel(
+                f"{what}: the folder holds an adapter of PEFT, not a whole model: merge it with its base by PEFT's "
+                "merge_and_unload, and use what save_pretrained then writes"
+            )
+        if (folder / SAFE_WEIGHTS_NAME).is_file():
+            return
+    index = cached_file(
+        place,
+        SAFE_WEIGHTS_INDEX_NAME,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        _raise_exceptions_for_gated_repo=False,
+    )
+    if index is not None:
+        _check_index(Path(index), what, folder if folder.is_dir() else None)
+    elif folder.is_dir():
+        _refuse_without_weights(folder, what, name)
+
+
+def _check_generation(path: Path, what: str) -> None:
+    if path.is_file():
+        ends = _read_object(path, what).get("eos_token_id")
+        if ends is not None and not all(isinstance(end, int) for end in (ends if isinstance(ends, list) else [ends])):
+            raise UnsupportedModel(f"{what}: {path.name}: eos_token_id must be a number or a list of them: correct it")
+
+
+def _check_index(index: Path, what: str, folder: Path | None) -> None:
+    places = _read_object(index, what).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(place, str) for place in places.values()):
+        raise UnsupportedModel(f"{what}: {index.name} has no weight_map from tensors to files: use an undamaged copy")
+    for place in sorted(set(places.values())):
+        if not place.endswith(".safetensors"):
+            raise UnsupportedModel(
+                f"{what}: {index.name} names '{place}', which is no safetensors file; no pickle is loaded: use "
+                "save_pretrained of transformers to write the weights as safetensors"
+            )
+        if any(sign in place for sign in ("/", "\\", "\0")):
+            raise UnsupportedModel(
+                f"{what}: {index.name} names '{place}', which is not beside it: put every file into the model's folder"
+            )
+        if folder is not None and not (folder / place).is_file():
+            raise UnsupportedModel(f"{what}: {index.name} names '{place}', which is missing: use a whole copy")
+
+
+def _refuse_without_weights(folder: Path, what: str, name: str) -> None:
+    if (folder / "delta.json").is_file():
+        raise UnsupportedModel(
+            f"{what}: the folder holds a run's delta, not a model: use frostline merge to make a model of it"
+        )
+    found = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
+    pickles = [file for file in found if file != "training_args.bin"]
+    if pickles:
+        raise UnsupportedModel(
+            f"{what}: its weights are a pickle ({pickles[0]}), which can run code when it is loaded: if you trust it, "
+            f"convert it: AutoModel.from_pretrained('{name}', use_safetensors=False).save_pretrained('NEW')"
+        )
+    if any(folder.glob("*.safetensors")):
+        raise UnsupportedModel(
+            f"{what}: no {SAFE_WEIGHTS_NAME} and no {SAFE_WEIGHTS_INDEX_NAME} beside its safetensors files: use a "
+            "whole copy"
+        )
+    raise UnsupportedModel(
+        f"{what}: the folder has no weights as safetensors, and no others are read: use save_pretrained to write them"
+    )
