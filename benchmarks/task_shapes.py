@@ -176,8 +176,9 @@ def settings(task: Task, model: str) -> dict[str, Any]:
         choice = task.kind is TaskKind.CHOICE
         own = {"per_device_train_batch_size": 8 if choice else 16, "max_steps": 50 if choice else 70}
         lengths = {TaskKind.CHOICE: 40, TaskKind.EXTRACTION: 64}
-        rate = 1e-3 if task.kind is TaskKind.MULTI_LABEL else 3e-4  # at 3e-4 few labels reach a probability of 0.5
-        return {**RUN, **own, "learning_rate": rate, "max_length": lengths.get(task.kind, 48)}
+        if task.kind is TaskKind.MULTI_LABEL:  # few labels reach a probability of 0.5 before
+            own["max_steps"] = 180
+        return {**RUN, **own, "learning_rate": 3e-4, "max_length": lengths.get(task.kind, 48)}
     length = 112 if task.kind is TaskKind.GENERATION else 56
     return {**RUN, "per_device_train_batch_size": 8, "max_steps": 40, "learning_rate": 5e-4, "max_length": length}
 
