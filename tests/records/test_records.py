@@ -111,6 +111,7 @@ def test_the_keys_that_others_read(tmp_path: Path) -> None:
         "routers",
         "metrics",
         "notices",
+        "places",
     ]
     assert {"train_seconds", "seconds_per_step", "caching_seconds", "peak_memory_bytes"} <= set(document["measured"])
     assert document["version"] == 1
