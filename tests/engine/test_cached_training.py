@@ -58,6 +58,15 @@ def test_streaming_is_the_same_training(tmp_path: Path, name: str) -> None:
     assert streaming.evaluate()["eval_loss"] == pytest.approx(without.evaluate()["eval_loss"], abs=1e-4)
 
 
+def test_an_encoder_that_is_wholly_below_the_boundary_is_streamed(tmp_path: Path) -> None:
+    """T5's first block makes the position bias of all others, so it is in memory while each of them runs."""
+    without = trained(tmp_path, "t5", "off", boundary=4)
+    streaming = streaming_trainer(tmp_path, tiny("t5"), 4)
+    streaming.train()
+    assert streaming.cache_report.used
+    assert losses(streaming) == pytest.approx(losses(without), abs=1e-4)
+
+
 def test_a_streamed_bfloat16_base_is_the_delta_s_own(tmp_path: Path) -> None:
     """The final norm is widened to train before the base's other tensors are hashed."""
     model = tiny("llama").bfloat16()

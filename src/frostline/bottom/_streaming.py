@@ -114,7 +114,8 @@ class Streaming:
         """Run rows through block `index`, from the states at `below` (None: from the token ids) to those at `cut`."""
         cache, passage = cache_at(cut), passage_at(cut)
         missing = {key: rows[key] for key in cache.missing(rows)}
-        names = self._names(index)
+        running = () if below is None else below.running  # a stand-in calls these, for what only they compute
+        names = self._names(index, *(i for i, block in enumerate(self.anatomy.blocks) if block.name in running))
         put_tensors(self.model, self.load(names))
         standins = feed = None
         if below is not None:
@@ -139,9 +140,10 @@ class Streaming:
         alone = pass_rows(self.model, last_blocks(cut), passage, {key: rows[key]}, feed)
         return same_states(alone[key], cache.read(key))
 
-    def _names(self, index: int) -> tuple[str, ...]:
-        """The tensors of block `index` that are not in memory; for block 0, also those of the embeddings."""
-        tensors = [*self.anatomy.blocks[index].tensors, *(self.anatomy.embeddings if index == 0 else ())]
+    def _names(self, *indices: int) -> tuple[str, ...]:
+        """The tensors of some blocks that are not in memory; for block 0, also those of the embeddings."""
+        tensors = [tensor for index in indices for tensor in self.anatomy.blocks[index].tensors]
+        tensors += self.anatomy.embeddings if 0 in indices else ()
         return tuple(tensor.name for tensor in tensors if self.model.get_parameter(tensor.name).is_meta)
 
 
