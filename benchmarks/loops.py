@@ -5,8 +5,8 @@
     frostline   `frostline.Trainer` without loss positions on the same rows, where its loss is that of the loop
 
 Each trains three epochs of `bot75` (the lower three quarters of the blocks are frozen) from an empty cache: filling it
-is in the time. Rounds alternate in one process, on one thread; a figure is the median share of the plain time, with the
-range over the rounds. No dropout, float32; `difference` is the largest difference of any step's loss.
+is in the time, which is processor time. Rounds alternate in one process, on one thread; a figure is the median share of
+the plain time, with the range over the rounds. No dropout, float32; `difference` is the largest of any step's loss.
 
     python benchmarks/loops.py [CASE ...] [--rows 64] [--rounds 3] [--seconds]
 
@@ -88,9 +88,9 @@ def trained(trainer: Any, contender: str) -> Ran:
     if contender == "ours":
         fl.attach(trainer, plan=PLAN)
     transformers.set_seed(1)
-    begun = time.perf_counter()
+    begun = time.process_time()
     trainer.train()
-    seconds = time.perf_counter() - begun
+    seconds = time.process_time() - begun
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return Ran(losses, seconds, getattr(trainer, "notices", ()))
 
@@ -248,7 +248,7 @@ def plain_loop(contender: str, folder: Path, rows: int) -> Ran:
     model = planned(found, contender)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     losses = []
-    begun = time.perf_counter()
+    begun = time.process_time()
     with maybe_cached(model, contender, found) as cache:
         for batch in batches(found, rows):
             loss = model(**batch).loss
@@ -256,7 +256,7 @@ def plain_loop(contender: str, folder: Path, rows: int) -> Ran:
             optimizer.step()
             optimizer.zero_grad()
             losses.append(float(loss.detach()))
-    return Ran(losses, time.perf_counter() - begun, cache.notices if cache else ())
+    return Ran(losses, time.process_time() - begun, cache.notices if cache else ())
 
 
 def with_accelerate(contender: str, folder: Path, rows: int) -> Ran:
@@ -268,7 +268,7 @@ def with_accelerate(contender: str, folder: Path, rows: int) -> Ran:
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     model, optimizer = accelerator.prepare(model, optimizer)
     losses = []
-    begun = time.perf_counter()
+    begun = time.process_time()
     with maybe_cached(model, contender, found) as cache:
         for batch in batches(found, rows):
             loss = model(**batch).loss
@@ -276,7 +276,7 @@ def with_accelerate(contender: str, folder: Path, rows: int) -> Ran:
             optimizer.step()
             optimizer.zero_grad()
             losses.append(float(loss.detach()))
-    return Ran(losses, time.perf_counter() - begun, cache.notices if cache else ())
+    return Ran(losses, time.process_time() - begun, cache.notices if cache else ())
 
 
 def with_lightning(contender: str, folder: Path, rows: int) -> Ran:
@@ -303,10 +303,10 @@ def with_lightning(contender: str, folder: Path, rows: int) -> Ran:
     trainer = lightning.Trainer(
         max_epochs=EPOCHS, accelerator="cpu", enable_model_summary=False, default_root_dir=str(folder), **quiet
     )
-    begun = time.perf_counter()
+    begun = time.process_time()
     with maybe_cached(model, contender, found) as cache:
         trainer.fit(Tuned(), loader)
-    return Ran(losses, time.perf_counter() - begun, cache.notices if cache else ())
+    return Ran(losses, time.process_time() - begun, cache.notices if cache else ())
 
 
 def seq2seq(model: Any, folder: Path, rows: int) -> Any:

@@ -83,7 +83,7 @@ def test_the_new_rows_train_and_are_in_the_delta(name: str, tmp_path: Path) -> N
     assert record.metrics is not None
     again = evaluate_target(str(config.folder))
     assert again.metrics["loss"] == pytest.approx(record.metrics.after["loss"], rel=1e-5)
-    merged = merge(config.folder, tmp_path / "merged")
+    merged = merge(config.folder, tmp_path / "merged").folder
     plain = AutoModel.from_pretrained(merged)
     assert plain.get_input_embeddings().weight.equal(rows)
     assert len(AutoTokenizer.from_pretrained(merged)) == 130
@@ -129,4 +129,7 @@ def test_where_nothing_is_missing_it_says_so(tmp_path: Path) -> None:
     write_larger(tmp_path / "other" / "model")
     record = train(settings(tmp_path, task=str(tmp_path / "other" / "rows.jsonl"), data={}, strategy="bot50"))
     assert "resize_embeddings: nothing to do, the model has 128 embeddings" in record.notices
-    assert AutoModelForSequenceClassification.from_pretrained(merge(tmp_path / "run", tmp_path / "m")).num_labels == 2
+    assert (
+        AutoModelForSequenceClassification.from_pretrained(merge(tmp_path / "run", tmp_path / "m").folder).num_labels
+        == 2
+    )

@@ -86,7 +86,7 @@ def test_another_order_that_was_asked_for_is_refused_not_ignored(place: Path, ru
 
 
 def test_merged_folders_keep_names_and_order(place: Path, run: Path, tmp_path: Path) -> None:
-    merged = merge(run, tmp_path / "merged")
+    merged = merge(run, tmp_path / "merged").folder
     found = pipeline("text-classification", model=str(merged), device="cpu")
     texts = [f"the {WORDS[name]} day is w1" for name in ORDER]
     assert [answer["label"] for answer in found(texts)] == list(ORDER)
@@ -94,14 +94,16 @@ def test_merged_folders_keep_names_and_order(place: Path, run: Path, tmp_path: P
 
 
 def test_training_goes_on_from_a_classifier_with_its_labels(place: Path, run: Path, tmp_path: Path) -> None:
-    merged = merge(run, tmp_path / "merged")
+    merged = merge(run, tmp_path / "merged").folder
     some = write_rows(tmp_path / "some.jsonl", ("negative", "positive"))
     options = {"model": str(merged), "task": str(some), "data": TaskOptions(), "max_steps": 1, "learning_rate": 1e-6}
     record = train(config(place, tmp_path / "more", **options))
     assert record.metrics is not None
     assert record.metrics.before["accuracy"] == 1.0, "the head that was trained is kept, and means the same"
     assert record.data.labels == ORDER
-    again = AutoModelForSequenceClassification.from_pretrained(merge(tmp_path / "more", tmp_path / "merged again"))
+    again = AutoModelForSequenceClassification.from_pretrained(
+        merge(tmp_path / "more", tmp_path / "merged again").folder
+    )
     assert tuple(again.config.id2label.values()) == ORDER
     assert inspect_model(str(merged), task=str(some)).head[0].shape[0] == 3
     with pytest.raises(DataError, match="does not know: bad, fine"):
@@ -153,7 +155,7 @@ def test_a_model_whose_labels_have_no_names() -> None:
 def test_planning_for_a_classifier_reads_its_labels_too(place: Path, run: Path, tmp_path: Path) -> None:
     from frostline.cost import Workload
 
-    merged = merge(run, tmp_path / "merged")
+    merged = merge(run, tmp_path / "merged").folder
     some = write_rows(tmp_path / "some.jsonl", ("negative", "positive"))
     planned = plan_model(str(merged), "bot50", workload=Workload(), task=str(some))
     assert planned.anatomy.head[0].shape[0] == 3
