@@ -88,7 +88,7 @@ def _choice(name: str, row: Row, reading: Reading, labels: Labels) -> Example:
     parts = [optional_text(row, reading.optional("context")), text(row, reading.column("question"))]
     choices = choices_of(row, reading.columns["choices"])
     label = right_choice(row, reading, choices, labels)
-    return Example(name, text="\n".join(filter(None, parts)), choices=choices, label=label)
+    return Example(name, text="\n".join(filter(None, parts)), choices=choices.texts, label=label)
 
 
 def _extraction(name: str, row: Row, reading: Reading, labels: Labels) -> Example:
