@@ -9,6 +9,7 @@ from frostline.rows._hub import HubSource, exported, hub_rows, read_hub
 from frostline.rows._kinds import TaskKind
 from frostline.rows._labels import (
     NOT_COUNTED,
+    check_list_marks,
     label_index,
     label_names,
     label_text,
@@ -33,6 +34,7 @@ __all__ = [
     "TaskOptions",
     "as_text",
     "cell",
+    "check_list_marks",
     "choices_of",
     "choose_reading",
     "entries",
