@@ -240,6 +240,8 @@ def test_answers_in_a_context(answers: Any, found: tuple[tuple[str, int], ...], 
         ({"text": ["cat"], "answer_start": [5]}, "the answer 'cat' does not start at character 5"),
         ({"text": ["t"], "answer_start": [-1]}, "the answer 't' is 3 times in the context"),
         ({"text": ["dog"]}, "the answer 'dog' is 0 times in the context"),
+        ({"text": ["cat"], "answer_start": ["4"]}, "'cat' (answer_start) must be a whole number, found text"),
+        ({"text": ["cat"], "answer_start": [4.5]}, "'cat' (answer_start) must be a whole number, found 4.5"),
         ({"text": ["cat"], "answer_start": [4, 5]}, "has 1 texts, but 2 starts"),
     ],
 )

@@ -8,6 +8,7 @@ from frostline.rows._files import SUFFIXES, Row, Rows, is_data_file, kind_of, re
 from frostline.rows._hub import HubSource, exported, hub_rows, read_hub
 from frostline.rows._kinds import TaskKind
 from frostline.rows._labels import (
+    NO_LABEL,
     NOT_COUNTED,
     check_list_marks,
     label_index,
@@ -23,6 +24,7 @@ from frostline.rows._reading import Reading, choose_reading, reading_notices
 
 __all__ = [
     "NOT_COUNTED",
+    "NO_LABEL",
     "OF_FILES",
     "SUFFIXES",
     "Columns",

@@ -181,7 +181,9 @@ def _check_numbers(found: Sequence[tuple[Row, Any]], column: str) -> None:
             f"{row.where}: column '{column}': a mark in '{text}' may be for decimals or for thousands: write the "
             "numbers with a point, and nothing for thousands"
         )
-    if others and any(isinstance(value, float) and not value.is_integer() for _, value in found):
+    if 0 < 2 * len(others) < len(found) and any(
+        isinstance(value, float) and not value.is_integer() for _, value in found
+    ):
         row, value = others[0]
         shown = repr(value) if isinstance(value, str) else kind_of(value)
         raise DataError(
