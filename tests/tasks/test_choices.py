@@ -34,8 +34,12 @@ def test_columns_of_choices_are_in_the_order_of_their_names(write: Write) -> Non
     assert chosen(write, [{**swapped, "label": label} for label in ("A", "B", "b")]) == ["aye", "bee", "bee"]
     assert chosen(write, [{**swapped, "label": label} for label in ("A", "B")], labels=["B", "A"]) == ["aye", "bee"]
     assert chosen(write, [{"question": "q", "answerB": "bee", "answerA": "aye", "label": "B"}]) == ["bee"]
+    whole = [{"question": "q", "answerB": "bee", "answerA": "aye", "label": f"answer{name}"} for name in "AB"]
+    assert chosen(write, whole) == ["aye", "bee"]
     odd = {"question": "q", "choice1": "x", "choice3": "z", "choice2": "y"}
     assert chosen(write, [{**odd, "label": label} for label in (1, 2, 3)]) == ["x", "y", "z"]
+    gap = {"question": "q", "choice1": "x", "choice4": "z", "choice2": "y"}
+    assert chosen(write, [{**gap, "label": label} for label in (1, 2, 4)]) == ["x", "y", "z"]
     asked = {"columns": {"choices": ["B", "A"]}}
     assert chosen(write, [{**swapped, "label": label} for label in ("A", "B")], **asked) == ["aye", "bee"]
 

@@ -62,7 +62,8 @@ def _of_object(value: Mapping[str, Any], row: Row, column: str) -> Choices:
 
 def _by_name(label: str, choices: Choices) -> int | None:
     same = [i for i, name in enumerate(choices.names) if name == label]
-    same = same or [i for i, name in enumerate(choices.names) if name.lower() == label.lower()]
+    # Else in small letters, or where the label is the whole name of a column: answerA.
+    same = same or [i for i, name in enumerate(choices.names) if name.lower() in (label.lower(), choice_name(label))]
     return same[0] if len(same) == 1 else None
 
 
