@@ -152,6 +152,14 @@ def test_a_model_whose_labels_have_no_names() -> None:
         with_model_labels(task_with(("no", "yes")), nameless, model_class=SEQUENCE, name="m")
 
 
+def test_minus_1_beside_a_models_labels_is_left_out_of_data_labels() -> None:
+    task = task_with(("-1", "a"), Example("1", "x", label=1))
+    with pytest.raises(DataError, match=r"data.labels: -1 is no label of model 'm', which has a, b: remove it from"):
+        with_model_labels(task, Config("a", "b"), model_class=SEQUENCE, name="m", given=("-1", "a"))
+    left = task_with(("a",), Example("1", "x", label=0))
+    assert with_model_labels(left, Config("a", "b"), model_class=SEQUENCE, name="m", given=("a",)).labels == ("a", "b")
+
+
 def test_planning_for_a_classifier_reads_its_labels_too(place: Path, run: Path, tmp_path: Path) -> None:
     from frostline.cost import Workload
 

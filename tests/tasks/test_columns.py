@@ -212,23 +212,6 @@ def test_choices(row: dict[str, Any], text: str, choices: tuple[str, ...], label
     assert task.labels == ()
 
 
-def test_where_the_choices_are_counted_from_is_seen_in_all_rows_or_asked_for(write: Write) -> None:
-    rows = [{"question": "q", "choices": ["x", "y", "z"], "label": label} for label in (1, 2)]
-    message = refused(write, rows)
-    assert "may count the choices from 0 or from 1" in message
-    from_0, from_1 = flags_in(message)
-    assert [e.label for e in load(write, rows, **options_of(from_0)).train] == [1, 2]
-    assert [e.label for e in load(write, rows, **options_of(from_1)).train] == [0, 1]
-    assert [e.label for e in load(write, [*rows, {**rows[0], "label": 3}]).train] == [0, 1, 2]
-    assert [e.label for e in load(write, [*rows, {**rows[0], "label": 0}]).train] == [1, 2, 0]
-    assert "does not say in one way which choice is right" in refused(write, [*rows, {**rows[0], "label": 9}])
-
-
-def test_a_number_that_may_be_an_index_or_a_text_is_refused(write: Write) -> None:
-    rows = [{"question": "q", "choices": ["3", "2", "1", "0"], "answer": "3"}]
-    assert "or repeat their texts" in refused(write, rows)
-
-
 SQUAD = {"question": "who?", "context": "the cat sat", "id": 1}
 
 
@@ -257,6 +240,8 @@ def test_answers_in_a_context(answers: Any, found: tuple[tuple[str, int], ...], 
         ({"text": ["cat"], "answer_start": [5]}, "the answer 'cat' does not start at character 5"),
         ({"text": ["t"], "answer_start": [-1]}, "the answer 't' is 3 times in the context"),
         ({"text": ["dog"]}, "the answer 'dog' is 0 times in the context"),
+        ({"text": ["cat"], "answer_start": ["4"]}, "'cat' (answer_start) must be a whole number, found text"),
+        ({"text": ["cat"], "answer_start": [4.5]}, "'cat' (answer_start) must be a whole number, found 4.5"),
         ({"text": ["cat"], "answer_start": [4, 5]}, "has 1 texts, but 2 starts"),
     ],
 )

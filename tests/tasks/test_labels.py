@@ -69,9 +69,26 @@ def test_numbers_with_decimals_are_a_regression(labels: list[Any], values: list[
     assert task.notices[0] == f"read as regression: text -> label (regression, {min(values):g} to {max(values):g})"
 
 
-@pytest.mark.parametrize("labels", [["3,500", "1,250"], ["3,5", "1.5"]])
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ["3,500", "1,250"],
+        ["3,5", "1.5"],
+        ["1.234,5", "2.000,0", "3,5"],
+        ["1,234.5", "2"],
+        ["1.234.567", "2.5"],
+        ["1 234,5", "2,0"],
+        [1.5, 2.5, "3,5"],
+    ],
+)
 def test_a_comma_that_may_be_for_thousands_is_refused(labels: list[Any], write: Write) -> None:
     assert "may be for decimals or for thousands: write the numbers with a point" in refused(write, labels)
+
+
+def test_a_text_beside_numbers_with_decimals_is_named_by_its_row(write: Write) -> None:
+    assert ":3: column 'label' has numbers with decimals, but here 'much'" in refused(write, [1.5, 2.5, "much", 3])
+    assert ":3: column 'label': a mark in '3,5' may be" in refused(write, [1.5, 2.5, "3,5"])
+    assert load(write, ["1.5", "2.5", "much"]).labels == ("1.5", "2.5", "much"), "texts may be names"
 
 
 @pytest.mark.parametrize(
@@ -102,6 +119,34 @@ def test_lists_are_several_labels(write: Write) -> None:
     assert [example.labels for example in task.train] == [(0, 1), (), (2,)]
     assert load(write, [["b"], ["a"]], labels=["b", "a", "z"]).train[0].labels == (0,)
     assert "unknown label 'b' in column 'label': use one of a" in refused(write, [["a"], ["b"]], labels=["a"])
+
+
+def test_lists_in_cells_of_text_are_several_labels_too(write: Write) -> None:
+    task = load(write, ['["b", "a"]', "[]", ' ["c"]'])
+    assert (task.kind, task.labels) == (TaskKind.MULTI_LABEL, ("a", "b", "c"))
+    assert [example.labels for example in task.train] == [(0, 1), (), (2,)]
+    assert load(write, ["[0, 1, 1]", "[0, 0, 0]"], labels=["p", "q", "r"]).train[0].labels == (1, 2)
+    assert ":1: column 'label' has lists, but 'b' is none in JSON: write" in refused(write, ["b", '["a"]'])
+    assert ":2: column 'label' has lists, but '['b', 'a']' is none in JSON" in refused(write, ['["a"]', "['b', 'a']"])
+    assert ":2: column 'label' must be a list of labels, found text: write it as" in refused(write, ['["a"]', ""])
+    assert load(write, ["[neg]", "[pos]"]).labels == ("[neg]", "[pos]"), "brackets alone make no list"
+    assert load(write, ['["a"]', '["b"]'], kind="classification").labels == ('["a"]', '["b"]')
+
+
+@pytest.mark.parametrize("mark", [-1, -100])
+def test_marks_for_no_label_are_refused_in_lists(mark: int, write: Write) -> None:
+    message = refused(write, [[0, 1], [1, mark]])
+    assert f":2: the label {mark} in column 'label' may be a class or mean that there is none" in message
+    assert load(write, [[0, 1], [1, mark]], labels=[mark, 0, 1]).train[1].labels == (0, 2)
+
+
+def test_minus_1_is_no_tag_unless_it_is_said(write: Write) -> None:
+    rows = [{"tokens": ["a", "b", "c"], "ner_tags": [0, -1, 2]}]
+    path = str(write("a.jsonl", rows))
+    with pytest.raises(UserError, match=r":1: the label -1 in column 'ner_tags' .* else give words without a tag -100"):
+        load_task(path, TaskOptions(eval=path))
+    options = TaskOptions.model_validate({"eval": path, "labels": [-1, 0, 2]})
+    assert load_task(path, options).train[0].tags == (1, 0, 2)
 
 
 def test_lists_of_zeros_and_ones_have_one_for_each_label(write: Write) -> None:

@@ -8,7 +8,9 @@ from frostline.rows._files import SUFFIXES, Row, Rows, is_data_file, kind_of, re
 from frostline.rows._hub import HubSource, exported, hub_rows, read_hub
 from frostline.rows._kinds import TaskKind
 from frostline.rows._labels import (
+    NO_LABEL,
     NOT_COUNTED,
+    check_list_marks,
     label_index,
     label_names,
     label_text,
@@ -22,6 +24,7 @@ from frostline.rows._reading import Reading, choose_reading, reading_notices
 
 __all__ = [
     "NOT_COUNTED",
+    "NO_LABEL",
     "OF_FILES",
     "SUFFIXES",
     "Columns",
@@ -33,6 +36,7 @@ __all__ = [
     "TaskOptions",
     "as_text",
     "cell",
+    "check_list_marks",
     "choices_of",
     "choose_reading",
     "entries",

@@ -92,7 +92,10 @@ def _read_json(path: Path, options: TaskOptions) -> Iterator[Row]:
         rest = [*chain([start], lines)]
         text = "\n" * (start[0] - 1) + "".join(line for _, line in rest)
         try:
-            values = json.loads(text)
+            json.loads(text)  # JSON lines are found out before a key that is twice: the message then has its line
+            values = _loads(text)
+        except _Twice as error:
+            raise DataError(f"{path}{_place_of_twice(text)}: {error}") from None
         except ValueError as error:
             # JSON lines are often in a file that ends in .json.
             if not start[1].lstrip().startswith("{") or "Extra data" not in str(error):
@@ -109,12 +112,49 @@ def _read_json(path: Path, options: TaskOptions) -> Iterator[Row]:
             continue
         where = f"{path}:{number}"
         try:
-            row = json.loads(line.rstrip())
+            row = _loads(line.rstrip())
+        except _Twice as error:
+            raise DataError(f"{where}: {error}") from None
         except ValueError as error:
             raise DataError(f"{where}: {_not_json(error)}") from None
         if not isinstance(row, dict):
             raise DataError(f"{where}: a row must be a JSON object, found {kind_of(row)}")
         yield Row(row, where)
+
+
+class _Twice(ValueError):
+    """A key is twice in one object: which of its values is meant?"""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise _Twice(f"the key '{twice}' is twice in one object: remove one of them")
+    return values
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_once)
+
+
+def _loads(text: str) -> Any:
+    """The value of a JSON text. Raises `_Twice` where an object has a key twice."""
+    return _JSON.decode(text)
+
+
+def _place_of_twice(text: str) -> str:
+    """The line of the row with a key twice, in an array of rows; nothing in another document."""
+    place = text.find("[") + 1
+    if text[:place].strip() != "[":
+        return ""
+    while True:
+        while text[place] in " \t\r\n,":
+            place += 1
+        try:
+            place = _JSON.raw_decode(text, place)[1]
+        except _Twice:
+            return f":{text.count(chr(10), 0, place) + 1}"
 
 
 def _not_json(error: ValueError) -> str:

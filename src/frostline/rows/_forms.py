@@ -124,7 +124,24 @@ FORMS = (
 PLAIN_TEXT = Form(TaskKind.LANGUAGE, {"text": ("text", "content")})
 """Tried only where no other form fits: many files have a text that the other columns already hold."""
 
-CHOICE_COLUMN = re.compile(r"(choice|ending|option|answer|sol|solution|op)_?(\d|[a-h])|[a-e]", re.IGNORECASE)
+CHOICE_COLUMN = re.compile(r"(choice|ending|option|answer|sol|solution|op)_?(\d+|[a-z])|([a-z])")
+"""The plain name of a column that has one of several choices."""
+
+
+def choice_name(column: str) -> str:
+    """The letter (small) or the number in the name of a column that has one of several choices; else the empty text."""
+    match = CHOICE_COLUMN.fullmatch(plain(column))
+    return (match[2] or match[3]) if match else ""
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Letters in order of the alphabet and numbers by their value, also at the end of columns of choices."""
+
+    def place(name: str) -> tuple[int, str]:
+        key = choice_name(name) or name
+        return int(key) if key.isdecimal() else 0, key
+
+    return sorted(names, key=place)
 
 
 def plain(name: str) -> str:
@@ -153,9 +170,22 @@ class Found:
             column for name in names for column in self.names.get(name, ()) if self._may_be(role, name, column)
         ]
         if role == "choices":
-            numbered = tuple(column for column in self.rows.columns if CHOICE_COLUMN.fullmatch(column))
-            fits += [numbered] if len(numbered) > 1 else []
+            fits += self._choice_columns()
         return [role] if role in fits else fits
+
+    def _choice_columns(self) -> Iterator[Names]:
+        """The columns that have a choice each, by what stands before their letter or number."""
+        series: dict[tuple[str, bool], list[str]] = {}
+        for column in in_order(self.rows.columns):
+            if not (match := CHOICE_COLUMN.fullmatch(plain(column))):
+                continue
+            found = series.setdefault((match[1] or "", choice_name(column).isdecimal()), [])
+            # A later letter is one of a choice only after the letter before it: not `x` beside `a` to `d`.
+            last = choice_name(found[-1]) if found else ""
+            name, certain = choice_name(column), "h" if match[1] else "e"
+            if name.isdecimal() or name <= certain or (last and ord(name) - ord(last) <= 1):
+                found.append(column)
+        yield from (tuple(columns) for columns in series.values() if len(columns) > 1)
 
     def _may_be(self, role: str, name: str, column: str) -> bool:
         shape = self.shape(column)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,6 +22,11 @@ NOT_COUNTED = str(IGNORED)
 NO_LABEL = ("-1", "-")
 """What published test sets have in place of a label: GLUE, SNLI."""
 
+LIST = re.compile(r"\s*\[(\s*|.*['\",].*|\s*-?\d+\s*)\]\s*", re.DOTALL)
+"""A text that is a list, in JSON or as Python writes it."""
+THOUSANDS = re.compile(r"[+-]?\d{1,3}(['., \u00a0\u202f\u2019]\d{3})+([.,]\d+)?")
+"""A number with something between its thousands."""
+
 
 def label_text(row: Row, column: str, value: Any = None) -> str:
     """The name of a row's label. Whole numbers and booleans become their JSON text.
@@ -37,9 +43,44 @@ def label_text(row: Row, column: str, value: Any = None) -> str:
 def row_labels(row: Row, column: str) -> list[str]:
     """The names of all labels of a row, where it has a list of them."""
     values = cell(row, column)
+    if isinstance(values, str):
+        values = _json_list(values)
     if not isinstance(values, list):
-        raise DataError(f"{row.where}: column '{column}' must be a list of labels, found {kind_of(values)}")
+        found = kind_of(cell(row, column))
+        raise DataError(
+            f'{row.where}: column \'{column}\' must be a list of labels, found {found}: write it as ["a", "b"] or []'
+        )
     return [label_text(row, f"{column}[{i}]", value) for i, value in enumerate(values)]
+
+
+def _json_list(text: str) -> list[Any] | None:
+    """The list that a text is in JSON, as the cells of CSV files have it; else None."""
+    if not text.lstrip().startswith("["):
+        return None
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, list) else None
+
+
+def check_list_marks(rows: Iterable[Row], column: str, options: TaskOptions, *, tags: bool) -> None:
+    """Raise `DataError` for the first row with a mark in its list that may mean "no label".
+
+    Args:
+        rows: all rows of the task.
+        column: the column of their lists.
+        options: `labels` in it decides that a mark is a label.
+        tags: whether the lists are tags: a word with -100 has none.
+    """
+    marks = {NOT_COUNTED, "-1"} - set(options.labels or ()) - ({NOT_COUNTED} if tags else set())
+    for row in rows:
+        if mark := next((name for name in row_labels(row, column) if name in marks), None):
+            way = "give words without a tag -100" if tags else "remove it from the list"
+            raise DataError(
+                f"{row.where}: the label {mark} in column '{column}' may be a class or mean that there is none: name "
+                f"it in data.labels where it is a class, else {way}"
+            )
 
 
 def label_names(names: Iterable[str]) -> tuple[str, ...]:
@@ -89,14 +130,16 @@ def kind_of_labels(rows: Rows, column: str, options: TaskOptions) -> TaskKind:
     """
     if options.kind is not None:
         return options.kind
-    values = [value for row in rows.rows if (value := _found(row, column)) is not None]
-    if values and all(isinstance(value, list) for value in values):
+    found = [(row, value) for row in rows.rows if (value := _found(row, column)) is not None]
+    values = [value for _, value in found]
+    if values and _are_lists(found, column):
         return TaskKind.MULTI_LABEL
     names = [str(label_name(value)) for value in values]
     numbers = [number(value) for value in values]
+    if options.labels is None:
+        _check_numbers(found, column)
     whole = all(re.fullmatch(r"[+-]?\d+([.,]0*)?", name) for name in names)
     if options.labels is None and values and None not in numbers and not whole:
-        _check_commas(names, rows, column)
         return TaskKind.REGRESSION
     if options.labels is None and len(set(names)) > max(MANY_CLASSES, len(names) // 2):
         other = "" if None in numbers else "data.kind=regression if they are numbers to predict, "
@@ -107,12 +150,44 @@ def kind_of_labels(rows: Rows, column: str, options: TaskOptions) -> TaskKind:
     return TaskKind.CLASSIFICATION
 
 
-def _check_commas(names: Sequence[str], rows: Rows, column: str) -> None:
-    commas = [name for name in names if "," in name]
-    if commas and (any("." in name for name in names) or all(re.search(r",\d{3}$", name) for name in commas)):
+def _are_lists(found: Sequence[tuple[Row, Any]], column: str) -> bool:
+    """Whether all values are lists, also as JSON text. Raises `DataError` where only some texts are lists."""
+    lists = [_json_list(value) if isinstance(value, str) else value for _, value in found]
+    if all(isinstance(value, list) for value in lists):
+        return True
+    as_lists = any(isinstance(value, str) and LIST.fullmatch(value) for _, value in found)
+    if as_lists:
+        row, value = next(pair for pair, one in zip(found, lists, strict=True) if not isinstance(one, list))
+        shown = listed([str(value)])
         raise DataError(
-            f"{rows.origin}: column '{column}': the comma in '{commas[0]}' may be for decimals or for thousands: "
-            "write the numbers with a point, and nothing for thousands"
+            f"{row.where}: column '{column}' has lists, but '{shown}' is none in JSON: write [\"a\", \"b\"] in every "
+            "row, or use data.kind=classification if each text is a class"
+        )
+    return False
+
+
+def _check_numbers(found: Sequence[tuple[Row, Any]], column: str) -> None:
+    """Raise `DataError` for a number that can be read in two ways, and for what is none beside numbers of a score."""
+    texts = [(row, value.strip()) for row, value in found if isinstance(value, str)]
+    others = [(row, value) for row, value in found if number(value) is None]
+    doubtful = [(row, text) for row, text in texts if THOUSANDS.fullmatch(text) and number(text) is None]
+    if not doubtful and not others:
+        commas = [(row, text) for row, text in texts if "," in text]
+        points = any("." in str(label_name(value)) for _, value in found)
+        doubtful = commas if points or all(re.search(r",\d{3}$", text) for _, text in commas) else []
+    if doubtful and all(isinstance(value, str) and THOUSANDS.fullmatch(value.strip()) for _, value in others):
+        row, text = doubtful[0]
+        raise DataError(
+            f"{row.where}: column '{column}': a mark in '{text}' may be for decimals or for thousands: write the "
+            "numbers with a point, and nothing for thousands"
+        )
+    if 0 < 2 * len(others) < len(found) and any(
+        isinstance(value, float) and not value.is_integer() for _, value in found
+    ):
+        row, value = others[0]
+        shown = repr(value) if isinstance(value, str) else kind_of(value)
+        raise DataError(
+            f"{row.where}: column '{column}' has numbers with decimals, but here {shown}: correct or remove the row"
         )
 
 

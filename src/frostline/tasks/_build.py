@@ -13,6 +13,7 @@ from frostline.rows import (
     Rows,
     TaskKind,
     TaskOptions,
+    check_list_marks,
     label_form,
     label_names,
     label_text,
@@ -60,6 +61,9 @@ def task_of_rows(
         kept.append(found)
         notices += left_out
     all_rows = [row for rows in kept for _, row in rows]
+    if reading.kind in (TaskKind.MULTI_LABEL, TaskKind.TAGGING):
+        tags = reading.kind is TaskKind.TAGGING
+        check_list_marks(all_rows, reading.column("tags" if tags else "label"), options, tags=tags)
     if reading.kind is TaskKind.CHOICE and not options.labels:
         reading = replace(reading, label_form=label_form(all_rows, reading, train.origin))
     elif reading.kind is TaskKind.MULTI_LABEL and _are_flags(all_rows, reading.column("label")):

@@ -88,7 +88,7 @@ def _choice(name: str, row: Row, reading: Reading, labels: Labels) -> Example:
     parts = [optional_text(row, reading.optional("context")), text(row, reading.column("question"))]
     choices = choices_of(row, reading.columns["choices"])
     label = right_choice(row, reading, choices, labels)
-    return Example(name, text="\n".join(filter(None, parts)), choices=choices, label=label)
+    return Example(name, text="\n".join(filter(None, parts)), choices=choices.texts, label=label)
 
 
 def _extraction(name: str, row: Row, reading: Reading, labels: Labels) -> Example:
@@ -122,7 +122,12 @@ def _placed(answer: str, start: Any, context: str, row: Row) -> tuple[str, int]:
                 "where it starts (answer_start), in characters"
             )
         start = context.index(answer)
-    if not isinstance(start, int) or isinstance(start, bool) or not context.startswith(answer, max(start, 0)):
+    if not isinstance(start, int) or isinstance(start, bool):
+        raise DataError(
+            f"{row.where}: the start of the answer '{_short(answer)}' (answer_start) must be a whole number, found "
+            f"{kind_of(start) if not isinstance(start, float) else start}"
+        )
+    if not context.startswith(answer, max(start, 0)):
         raise DataError(
             f"{row.where}: the answer '{_short(answer)}' does not start at character {start} of the context"
         )

@@ -9,7 +9,7 @@ from typing import Any
 
 from frostline.core.errors import ConfigError, DataError, UnsupportedModel
 from frostline.core.labels import IGNORED
-from frostline.rows import TaskKind
+from frostline.rows import NO_LABEL, TaskKind
 from frostline.tasks._task import Example, Task
 
 HEADS = {
@@ -71,6 +71,11 @@ def _by_number(task: Task, own: tuple[str, ...], name: str) -> Task:
 
 def _check_known(task: Task, own: tuple[str, ...], name: str) -> None:
     if unknown := [label for label in task.labels if label not in own]:
+        if set(unknown) <= set(NO_LABEL):
+            raise DataError(
+                f"data.labels: {_listed(unknown)} is no label of model '{name}', which has {_listed(own)}: remove it "
+                "from data.labels, and its rows are left out"
+            )
         raise DataError(
             f"task '{task.name}' has labels that model '{name}' does not know: {_listed(unknown)}; the model has "
             f"{_listed(own)}: use these names in the rows, or a model without a head for labels"
