@@ -105,6 +105,7 @@ def test_an_encoder_that_was_saved_without_a_head_is_whole_too(models_dir: Path,
         ("t5", "T5ForConditionalGeneration", "T5ForSequenceClassification"),
         ("t5", "T5ForConditionalGeneration", "T5ForConditionalGeneration"),
         ("distilbert", "DistilBertForMaskedLM", "DistilBertForSequenceClassification"),
+        ("t5", "T5ForConditionalGeneration", "T5ForQuestionAnswering"),
         ("gpt2", "GPT2LMHeadModel", "GPT2ForSequenceClassification"),
     ],
 )

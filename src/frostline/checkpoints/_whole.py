@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
+from torch import nn
+
 from frostline.core.errors import UnsupportedModel
 
 ONCE_STORED = (".inv_freq", ".masked_bias", ".position_ids")
@@ -40,12 +42,12 @@ def _named(names: list[str]) -> str:
 
 def _body(model: Any) -> Iterator[str]:
     """The parameters outside the heads. A pooler is part of a head."""
-    inner, head, embedding = model.base_model, model.get_output_embeddings(), model.get_input_embeddings()
+    inner = model.base_model
     inside = {id(parameter) for parameter in inner.parameters()}
-    if inner is model and head is not None:  # the head lies beside the blocks; its weight may be the embedding's
-        inside -= {id(p) for p in head.parameters()} - {id(p) for p in embedding.parameters()}
+    beside = model.named_children() if inner is model else ()  # where the heads lie beside the blocks
+    heads = {name for name, module in beside if isinstance(module, nn.Linear)}
     for path, parameter in model.named_parameters():
-        if id(parameter) in inside and "pooler" not in path.split("."):
+        if id(parameter) in inside and path.split(".")[0] not in heads and "pooler" not in path.split("."):
             yield path
 
 
