@@ -193,15 +193,27 @@ CONFIGS: dict[str, tuple[Damage, str]] = {
     "odd heads": (change("config.json", num_attention_heads=7), "not a multiple of the number of attention heads"),
     "labels": (change("config.json", id2label={"0": "a", "2": "b"}), "id2label must have a name for each number"),
     "no labels": (change("config.json", id2label=3), "int"),
-    "activation": (change("config.json", hidden_act="nope"), "'nope'"),
-    "rope": (change("config.json", rope_parameters={"rope_type": "nope", "rope_theta": 1.0}), "'nope'"),
+    "activation": (
+        change("config.json", hidden_act="nope"),
+        "config.json: hidden_act 'nope' is not known to transformers",
+    ),
+    "quantized": (change("config.json", quantization_config={"quant_method": "zz"}), "quant_method 'zz' is not known"),
+    "pad token": (change("config.json", pad_token_id=-5), "pad_token_id must be the number of a token, found -5"),
+    "rope": (
+        change("config.json", rope_parameters={"rope_type": "nope", "rope_theta": 1.0}),
+        "rope_type 'nope' is not known",
+    ),
     "padding": (change("config.json", pad_token_id=10**6), "Padding_idx must be within num_embeddings"),
     "model type": (change("config.json", model_type=3), "model type `3`"),
 }
 TOKENIZERS: dict[str, tuple[Damage, str]] = {
     "cut": (cut("tokenizer.json"), "tokenizer.json is not JSON"),
     "list": (content("tokenizer.json", "[]"), "tokenizer.json must hold a JSON object"),
-    "empty": (content("tokenizer.json", "{}"), "it cannot be read"),
+    "empty": (content("tokenizer.json", "{}"), "tokenizer.json: 'model' must be a JSON object"),
+    "added tokens": (
+        change("tokenizer_config.json", added_tokens_decoder=[1]),
+        "tokenizer_config.json: 'added_tokens_decoder' must be a JSON object",
+    ),
     "length": (change("tokenizer_config.json", model_max_length="b"), "model_max_length must be a number of tokens"),
     "length below 1": (change("tokenizer_config.json", model_max_length=-3), "found -3: correct it there"),
     "config cut": (content("tokenizer_config.json", '{"pad_token"'), "tokenizer_config.json is not JSON"),
@@ -259,6 +271,8 @@ def _commands(good: Path, folder: Path) -> list[list[str | Path]]:
         ('{"eos', "generation_config.json is not JSON"),
         ("[]", "generation_config.json must hold a JSON object"),
         ('{"eos_token_id": "x"}', "eos_token_id must be a number or a list of them"),
+        ('{"temperature": "hot"}', "temperature must be a number from 0 on, found 'hot'"),
+        ('{"num_beams": 0}', "num_beams must be a whole number from 1 on, found '0'"),
     ],
 )
 def test_a_damaged_generation_config_is_one_line(text: str, message: str, folder: Path) -> None:

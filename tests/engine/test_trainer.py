@@ -260,6 +260,15 @@ def test_a_loss_that_is_no_number_ends_training(tmp_path: Path) -> None:
     assert (tmp_path / "checkpoint-3" / "trainer_state.json").is_file()
 
 
+def test_weights_that_are_no_numbers_are_named_at_the_first_step(tmp_path: Path) -> None:
+    made = trainer(tmp_path, "bot50")
+    made.model.model.layers[1].mlp.up_proj.weight.data[0, 0] = float("nan")
+    with pytest.raises(
+        TrainingError, match=r"nan at step 1: tensor model\.layers\.1\.mlp\.up_proj\.weight of the model"
+    ):
+        made.train()
+
+
 def test_what_the_trainer_refuses(tmp_path: Path) -> None:
     model = tiny("llama")
     with pytest.raises(ConfigError, match=r"use plan=\.\.\. or schedule"):

@@ -91,7 +91,8 @@ def test_the_fingerprint_decides_between_the_places(home: Path, tmp_path: Path) 
     assert evaluate_target(str(other / RUN)).metrics["loss"] == pytest.approx(loss_after(other / RUN), rel=1e-5)
     shutil.rmtree(other / MODEL)
     with pytest.raises(
-        CheckpointError, match=r"its tensors have other shapes|belongs to another base|names of the tens"
+        CheckpointError,
+        match=r"the base of .*tensor model\.layers\.0\.self_attn\.k_proj\.bias and 11 more are in .*use base to say",
     ):
         load(other / RUN)
     shutil.rmtree(home)

@@ -142,6 +142,25 @@ def test_a_file_named_to_be_scored_is_scored_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("places")
+def test_a_task_file_that_changed_since_the_run_is_said(tmp_path: Path) -> None:
+    wanted = config(tmp_path, "max_steps=1", "save_steps=1")
+    train(wanted)
+
+    def said(folder: Path = wanted.folder, task: str | None = None) -> bool:
+        notices = evaluate_target(str(folder), task).notices
+        return any("rows it trained on may be among those it is evaluated on here" in line for line in notices)
+
+    task = Path(wanted.task)
+    other = task.with_name("same.jsonl")
+    rows = task.read_text().splitlines(keepends=True)
+    assert not said() and not said(task=str(task)) and not said(wanted.folder / "checkpoint-1")
+    other.write_text("".join(rows))
+    task.write_text("".join(rows[::-1]))
+    assert said() and said(task=str(task)) and said(wanted.folder / "checkpoint-1")
+    assert not said(task=str(other)), "a file that is named is evaluated as a whole"
+
+
+@pytest.mark.usefixtures("places")
 def test_what_is_written_joins_the_prompt() -> None:
     [text] = generate_target("stories260K", ["Once"], max_new_tokens=3)
     assert text.startswith(" upon a"), "a tokenizer that marks the beginnings of words keeps its space"

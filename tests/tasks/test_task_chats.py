@@ -84,6 +84,9 @@ def test_ids_and_loss_are_those_of_the_tokenizers_own_template(
     if example is TWO and family == "qwen3":
         first = len(tokenizer.apply_chat_template([m._asdict() for m in TWO.messages[:3]], return_dict=False))
         labels = [IGNORED] * first + labels[first:]  # the first answer counts in a row of its own
+    if not marked:  # what follows the token that ends a turn does not count
+        end = tokenizer.convert_tokens_to_ids(END[family])
+        labels = [IGNORED if before == end else label for before, label in zip([0, *ids], labels, strict=False)]
     assert row["labels"] == labels
     assert row["input_ids"].count(1) == int("bos_token" in TEMPLATES[family]), "one begin token, where there is one"
 
@@ -101,12 +104,38 @@ def test_an_answer_whose_thinking_is_dropped_later_counts_where_it_is_whole() ->
     assert first["input_ids"] == tokenizer.apply_chat_template(before[:2], return_dict=False)
     assert second["input_ids"] == tokenizer.apply_chat_template(before, return_dict=False)
     written = [tokenizer.decode([t for t in row["labels"] if t != IGNORED]) for row in (first, second)]
-    assert written == ["<think>\nhm\n</think>\n\nA<|im_end|>\n", "<think>\nso\n</think>\n\nB<|im_end|>\n"]
+    assert written == ["<think>\nhm\n</think>\n\nA<|im_end|>", "<think>\nso\n</think>\n\nB<|im_end|>"]
     for row, count in ((first, 1), (second, 3)):  # each follows exactly the tokens from which it is generated
         asked = chat_prompt(tokenizer, chat(*thought.messages[:count])).ids
         assert row["input_ids"][: len(asked)] == asked
         assert all(label == IGNORED for label in row["labels"][: len(asked)])
-        assert row["labels"][len(asked) :] == row["input_ids"][len(asked) :]
+        assert row["labels"][len(asked) : -1] == row["input_ids"][len(asked) : -1]
+
+
+def test_the_loss_of_an_answer_does_not_depend_on_what_follows_the_end_of_a_turn() -> None:
+    for after in ("", "\n", "\n\n", " next: "):
+        template = TEMPLATES["chatml"].replace("<|im_end|>\n", f"<|im_end|>{after}")
+        tokenizer = byte_tokenizer(template)
+        (row,) = rows_of(tokenizer, TWO)
+        assert tokenizer.decode([t for t in row["labels"] if t != IGNORED]) == "ho<|im_end|>so<|im_end|>"
+        (row,) = rows_of(tokenizer, chat(("user", "hi"), ("assistant", "a.<|im_end|>\n.")))
+        assert tokenizer.decode([t for t in row["labels"] if t != IGNORED]) == "a.<|im_end|>\n.<|im_end|>"
+    (row,) = rows_of(byte_tokenizer("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"), ONE)
+    assert tokenizer.decode([t for t in row["labels"] if t != IGNORED]) == "assistant: good day\n"
+
+
+def test_roles_that_the_template_does_not_name_are_refused() -> None:
+    tokenizer = byte_tokenizer(TEMPLATES["chatml"])
+    for last in ("asistant", "observation"):
+        example = chat(*TWO.messages, ("function_call", "x"), (last, "y"))
+        found = rf"^train:0: the chat has roles that its template does not name: function_call, {last}: rename them to"
+        with pytest.raises(UserError, match=found):
+            rows_of(tokenizer, example)
+        with pytest.raises(UserError, match=found):
+            chat_prompt(tokenizer, example)
+    named = TEMPLATES["chatml"].replace("{{ m.role }}", "{{ 'call' if m.role == 'function_call' else m.role }}")
+    assert rows_of(byte_tokenizer(named), chat(("user", "a"), ("function_call", "x"), ("assistant", "b")))
+    assert rows_of(tokenizer, chat(("developer", "a"), ("user", "a"), ("tool", "x"), ("assistant", "b")))
 
 
 def test_where_the_prompt_counts_too_each_of_its_tokens_counts_once() -> None:
@@ -127,7 +156,7 @@ def test_an_answer_that_begins_inside_a_token_follows_the_tokens_it_is_generated
     (row,) = rows_of(tokenizer, example)
     asked = chat_prompt(tokenizer, chat(("user", "hi"))).ids
     assert row["input_ids"][: len(asked)] == asked
-    assert tokenizer.decode([t for t in row["labels"] if t != IGNORED]) == "\nho<|im_end|>\n"
+    assert tokenizer.decode([t for t in row["labels"] if t != IGNORED]) == "\nho<|im_end|>" + "\n" * marked
     whole = tokenizer.apply_chat_template([m._asdict() for m in example.messages], return_dict=False)
     assert len(whole) == len(row["input_ids"]) - 1, "the template's own tokens join both line breaks"
     assert tokenizer.decode(whole) == tokenizer.decode(row["input_ids"])
@@ -167,7 +196,7 @@ def test_a_template_that_drops_the_system_message_is_refused() -> None:
 
 def test_named_templates_are_chosen_as_transformers_does() -> None:
     tokenizer = byte_tokenizer(TEMPLATES["chatml"])
-    tokenizer.chat_template = {"default": TEMPLATES["chatml"], "tool_use": MARKED["llama3"]}
+    tokenizer.chat_template = {"default": MARKED["chatml"], "tool_use": MARKED["llama3"]}
     (row,) = rows_of(tokenizer, CALL)
     assert (row["input_ids"], row["labels"]) == reference(tokenizer, "llama3", CALL)
     (row,) = rows_of(tokenizer, TWO)

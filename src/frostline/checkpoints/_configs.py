@@ -7,6 +7,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from transformers.activations import ACT2FN
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from frostline.core.errors import UnsupportedModel
 
@@ -16,6 +19,7 @@ MOST_MODULES = 100_000
 """Nor are there more layers, heads or experts. A model without weights has a module for each of them."""
 _MODULES = re.compile(r"(^|_)(layers?|blocks?|heads?|experts?)$")
 _SIZES = ("hidden_size", "vocab_size", "num_hidden_layers", "num_attention_heads")
+_ACTIVATIONS = ("hidden_act", "hidden_activation", "activation_function")
 
 
 def check_config(config: Any, name: str) -> None:
@@ -38,6 +42,7 @@ def _problems(config: Any) -> Iterator[str]:
         if not isinstance(labels, Mapping) or sorted(map(str, labels)) != sorted(map(str, range(len(labels)))):
             yield f"id2label must have a name for each number from 0 on, found {_shown(labels)}"
         yield from _wrong_sizes(part)
+        yield from _unknown_names(part)
 
 
 def _parts(config: Any) -> list[Any]:
@@ -46,6 +51,25 @@ def _parts(config: Any) -> list[Any]:
         return [config, config.get_text_config()]
     except ValueError:  # there are several
         return [config]
+
+
+def _unknown_names(config: Any) -> Iterator[str]:
+    for key in _ACTIVATIONS:
+        name = getattr(config, key, None)
+        if isinstance(name, str) and name not in ACT2FN:
+            yield f"{key} {_shown(name)} is not known to transformers"
+    rope = getattr(config, "rope_parameters", None) or {}
+    for one in (rope, *rope.values()) if isinstance(rope, dict) else ():  # there may be one for each type of layer
+        kind = one.get("rope_type", "default") if isinstance(one, dict) else "default"
+        if kind not in ("default", "axial", *ROPE_INIT_FUNCTIONS):
+            yield f"rope_type {_shown(kind)} is not known to transformers"
+    quantized = getattr(config, "quantization_config", None)
+    method = quantized.get("quant_method") if isinstance(quantized, dict) else None
+    if method is not None and method not in AUTO_QUANTIZATION_CONFIG_MAPPING:
+        yield f"quantization_config: quant_method {_shown(method)} is not known to transformers"
+    padding = getattr(config, "pad_token_id", None)
+    if isinstance(padding, int) and padding < -1:  # some models without a pad token have -1
+        yield f"pad_token_id must be the number of a token, found {padding}"
 
 
 def _wrong_sizes(config: Any) -> Iterator[str]:

@@ -13,11 +13,20 @@ from transformers.utils.hub import cached_file
 from frostline.core.errors import UnsupportedModel
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+OBJECTS: dict[str, tuple[str, Any]] = {
+    "tokenizer.json": ("model", None),
+    "tokenizer_config.json": ("added_tokens_decoder", {}),
+}
+"""File -> a key whose value must be an object, and the value where the key is missing."""
+NUMBERS = ("temperature", "top_p", "top_k", "repetition_penalty")
+COUNTS = ("num_beams", "num_return_sequences")
 TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.json")
 
 
 def check_json_files(folder: Path, names: Iterable[str], what: str) -> None:
-    """Raise `UnsupportedModel` where one of these files is there, but no JSON object. transformers ignores some such.
+    """Raise `UnsupportedModel` where one of these files is there, but no JSON object, or an important value is not one.
+
+    transformers ignores some such files.
 
     Args:
         folder: of the model.
@@ -25,8 +34,12 @@ def check_json_files(folder: Path, names: Iterable[str], what: str) -> None:
         what: the folder as messages name it, such as "model 'x'".
     """
     for name in names:
-        if (folder / name).is_file():
-            _read_object(folder / name, what)
+        if not (folder / name).is_file():
+            continue
+        values = _read_object(folder / name, what)
+        key, default = OBJECTS.get(name, ("", {}))
+        if not isinstance(values.get(key, default), dict):
+            raise UnsupportedModel(f"{what}: {name}: '{key}' must be a JSON object: use an undamaged copy")
 
 
 def _read_object(path: Path, what: str) -> dict[str, Any]:
@@ -75,7 +88,16 @@ def check_weight_files(name: str, place: str) -> None:
 
 def _check_generation(path: Path, what: str) -> None:
     if path.is_file():
-        ends = _read_object(path, what).get("eos_token_id")
+        values = _read_object(path, what)
+        for key in (*NUMBERS, *COUNTS):
+            value, least = values.get(key), 1 if key in COUNTS else 0
+            kinds = int if key in COUNTS else int | float
+            if value is not None and (isinstance(value, bool) or not isinstance(value, kinds) or value < least):
+                raise UnsupportedModel(
+                    f"{what}: {path.name}: {key} must be a {'whole ' if key in COUNTS else ''}number from {least} on, "
+                    f"found {str(value)[:60]!r}: correct it there"
+                )
+        ends = values.get("eos_token_id")
         if ends is not None and not all(isinstance(end, int) for end in (ends if isinstance(ends, list) else [ends])):
             raise UnsupportedModel(f"{what}: {path.name}: eos_token_id must be a number or a list of them: correct it")
 

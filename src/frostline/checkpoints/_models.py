@@ -22,6 +22,7 @@ from frostline.anatomy import find_anatomy, skeleton
 from frostline.bottom import Load, names_above
 from frostline.checkpoints._configs import check_config, check_tokenizer
 from frostline.checkpoints._files import TOKENIZER_FILES, check_json_files, check_weight_files
+from frostline.checkpoints._whole import check_whole
 from frostline.core.errors import UnsupportedModel, UserError
 
 
@@ -68,13 +69,20 @@ def load_weights(name: str, model_class: Any, config: Any, dtype: str = "auto") 
         config: of the model.
         dtype: of its tensors; "auto" keeps that of the checkpoint.
 
-    Raises `UnsupportedModel` when the weights are missing or damaged, or have other shapes than `config` says.
+    Raises `UnsupportedModel` when weights are missing, unused or damaged, or have other shapes than `config` says.
     """
     with _clear_errors(name), _right_shapes(name), quiet_libraries():
         check_weight_files(name, local_copy(name))
-        model = model_class.from_pretrained(
-            local_copy(name), config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False
+        own_class = (config.architectures or [""])[0]
+        model, found = model_class.from_pretrained(
+            local_copy(name),
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
+    check_whole(name, model, found, own_class, [path for path, _ in model.named_parameters()])
     model.config._name_or_path = name
     return model
 
@@ -94,14 +102,17 @@ def load_part(name: str, model_class: Any, config: Any, names: Container[str], d
     with _clear_errors(name), _right_shapes(name), quiet_libraries(), warnings.catch_warnings():
         check_weight_files(name, local_copy(name))
         warnings.filterwarnings("ignore", message="The following device_map keys do not match any submodules")
-        model = model_class.from_pretrained(
+        own_class = (config.architectures or [""])[0]
+        model, found = model_class.from_pretrained(
             local_copy(name),
             config=config,
             dtype=dtype,
             device_map=places,
             use_safetensors=True,
             trust_remote_code=False,
+            output_loading_info=True,
         )
+    check_whole(name, model, found, own_class, [path for path, place in places.items() if place == "cpu"])
     remove_hook_from_module(model, recurse=True)
     vars(model).pop("hf_device_map", None)
     model.config._name_or_path = name

@@ -305,6 +305,12 @@ class Trainer(ShortcutsTrainer):
     def check_loss(self, loss: float) -> None:
         """Raises `TrainingError` when the loss is not a finite number."""
         if not math.isfinite(loss):
+            first = self.state.global_step == 0  # no step has changed the weights yet
+            if first and (broken := _not_finite(self.model)) is not None:
+                raise TrainingError(
+                    f"the loss is {loss} at step 1: tensor {broken} of the model has values that are not finite "
+                    "numbers: use an undamaged copy of its weights"
+                )
             raise TrainingError(
                 f"the loss is {loss} at step {self.state.global_step + 1}: use a lower learning_rate or check "
                 f"the data{self._last_checkpoint_hint()}"
@@ -367,3 +373,9 @@ class Trainer(ShortcutsTrainer):
             super()._load_best_model()
         else:
             load_delta(self.model, Path(cast(str, self.state.best_model_checkpoint)))
+
+
+def _not_finite(model: nn.Module) -> str | None:
+    """The first tensor in memory with a value that is no finite number."""
+    tensors = ((name, tensor) for name, tensor in model.named_parameters() if tensor.is_floating_point())
+    return next((name for name, tensor in tensors if not tensor.is_meta and not tensor.isfinite().all()), None)

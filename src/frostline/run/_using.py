@@ -51,6 +51,12 @@ from frostline.tasks import (
     with_model_labels,
 )
 
+CHANGED = (
+    "the task's rows are not those that the run was trained on: rows it trained on may be among those it is evaluated "
+    "on here: use data.eval=FILE with other rows"
+)
+"""Said where the task of a run is evaluated after its file, or how it is read, changed."""
+
 
 @dataclass(frozen=True)
 class PlannedModel:
@@ -180,7 +186,7 @@ def evaluate_target(
     Raises `UserError` where the target is neither a run nor a model, or was trained for another kind of task.
     """
     folder = Path(target)
-    config = _settings(
+    config, trained_on = _settings(
         folder,
         task,
         data=options,
@@ -221,15 +227,21 @@ def evaluate_target(
             max_new_tokens=config.max_new_tokens,
             decoding=generation,
         )
-    return replace(evaluation, labels=loaded.labels, notices=loaded.notices)
+    changed = (CHANGED,) if trained_on not in (None, loaded.fingerprint) else ()
+    return replace(evaluation, labels=loaded.labels, notices=(*loaded.notices, *changed))
 
 
-def _settings(folder: Path, task: str | None, **given: Any) -> RunConfig:
-    """The config of the run (or checkpoint) in `folder`, with what is given in its place; a new one for a model."""
+def _settings(folder: Path, task: str | None, **given: Any) -> tuple[RunConfig, str | None]:
+    """The config of the run (or checkpoint) in `folder`, with what is given in its place; a new one for a model.
+
+    Also gives the fingerprint of the rows that the run was trained on, where the config asks for these again.
+    """
     own: dict[str, Any] = {"model": str(folder)}
+    trained_on: str | None = None
     for place in (folder, folder.parent):
         if is_run(folder) and (place / RECORD_FILE).is_file():
-            own = _found(read_record(place), place)
+            record = read_record(place)
+            own, trained_on = _found(record, place), record.data.fingerprint
             break
     if task is None or _is_file(own.get("task"), task):
         task = own.get("task")
@@ -237,13 +249,16 @@ def _settings(folder: Path, task: str | None, **given: Any) -> RunConfig:
         if not folder.exists():
             raise ConfigError(f"no such folder: {folder}: use the folder of a run, or --task for a hub id")
         raise ConfigError(f"{folder} is not a run, so it has no task of its own: use --task")
+    evaluated = own.get("data", {}).get("eval")
     if task != own.get("task"):
+        trained_on = None
         own = {key: value for key, value in own.items() if key not in ("data", "generate_rows")}
         data = given.get("data") or TaskOptions()
         if Path(task).is_file() and not data.model_fields_set & {"eval", "eval_share"}:
             # A file that is named here is evaluated as a whole, unless a share of it is asked for.
             given["data"] = data.model_copy(update={"eval": task})
-    return read_config(None, **{**own, "task": task, **{k: v for k, v in given.items() if v is not None}})
+    config = read_config(None, **{**own, "task": task, **{k: v for k, v in given.items() if v is not None}})
+    return config, trained_on if config.data.eval == evaluated else None
 
 
 def _found(record: RunRecord, folder: Path) -> dict[str, Any]:

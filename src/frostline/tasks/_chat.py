@@ -11,6 +11,8 @@ from frostline.core.errors import DataError, UnsupportedModel, first_line
 from frostline.tasks._task import Example, Message
 from frostline.tasks._tokenize import Tokens, with_begin
 
+ROLES = ("system", "user", "assistant", "tool", "developer")
+"""The roles that templates are given without naming each of them."""
 Span = tuple[int, int]
 """Where a text starts and ends in another, in characters."""
 
@@ -27,12 +29,12 @@ def chat_rows(tokenizer: Any, example: Example) -> list[ChatRow]:
 
     Turns after the assistant's last are left out. Tokens are those of the tokenizer's own `apply_chat_template`. The
     assistant's text is what the template marks (`{% generation %}`), or else what is added when the chat is rendered
-    with one more turn of the assistant. An answer that the template renders otherwise once more turns follow (it may
-    drop the thinking of earlier turns) counts in a row of its own, which ends with it. So each answer is learned after
-    the same tokens as it is generated from.
+    with one more turn of the assistant, up to the token that ends the turn. An answer that the template renders
+    otherwise once more turns follow (it may drop the thinking of earlier turns) counts in a row of its own, which ends
+    with it. So each answer is learned after the same tokens as it is generated from.
 
     Raises `UnsupportedModel` when there is no template, or it does not show where the assistant's text is, and
-    `DataError` when the template refuses the chat, or leaves its system message or its tools out.
+    `DataError` when the template refuses the chat, does not know a role, or leaves the system message or the tools out.
     """
     left = [i for i, message in enumerate(example.messages) if message.role == "assistant"]
     rows: list[ChatRow] = []
@@ -63,8 +65,14 @@ def turn_end(tokenizer: Any, example: Example) -> int | None:
     if not after.startswith(before):
         return None
     end = after[len(before) :].rpartition(".")[2]
-    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    special = _special(tokenizer)
     return next((token for token in _ids(tokenizer, end) if token in special), None)
+
+
+def _special(tokenizer: Any) -> dict[int, str]:
+    """The special and added tokens, with their texts."""
+    ids = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    return {token: str(tokenizer.convert_ids_to_tokens(token)) for token in ids}
 
 
 class _Chat:
@@ -89,6 +97,7 @@ class _Chat:
                 f"{example.id}: the chat template leaves the tools out: use a template with tools, or remove them"
             )
         template = tokenizer.get_chat_template(tools=list(example.tools) or None)
+        _check_roles(example, template)
         self._marks: list[Span] | None = None
         if re.search(r"\{%-?\s*generation\b", template):
             from transformers.utils.chat_template_utils import render_jinja_template
@@ -114,7 +123,18 @@ class _Chat:
             kept = self.text.startswith(before)
             return [span for span in self._marks if kept and len(before) <= span[0] < end]
         before = self._render(turn, add_generation_prompt=True) if turn else ""
+        end -= self._after_end(turn, self.text[:end])
         return [(len(before), end)] if self.text.startswith(before) and len(before) < end else []
+
+    def _after_end(self, turn: int, text: str) -> int:
+        """How much of a text that a turn ends is written after the token that ends the turn, such as a line break."""
+        short = (*self._messages[:turn], self._messages[turn]._replace(content="."))
+        tail = _rendered(self._tokenizer, self._example, short).rpartition(".")[2]
+        ends = [(tail.index(end), end) for end in _special(self._tokenizer).values() if end in tail]
+        if not ends or not text.endswith(tail):
+            return 0
+        place, end = min(ends)
+        return len(tail) - place - len(end)
 
     def _render(self, count: int, **options: Any) -> str:
         return _rendered(self._tokenizer, self._example, self._messages[:count], **options)
@@ -136,6 +156,19 @@ def _rendered(tokenizer: Any, example: Example, messages: Sequence[Message], **o
             f"{example.id}: the chat template refuses this chat: {first_line(error)} (its turns: {roles})"
         ) from error
     return str(text)
+
+
+def _check_roles(example: Example, template: str) -> None:
+    """Raise `DataError` for roles that are neither usual nor named in the template, also in turns that are left out."""
+    roles = dict.fromkeys(message.role for message in example.messages)
+    unknown = [
+        role for role in roles if role not in ROLES and not re.search(rf"""["']{re.escape(role)}["']""", template)
+    ]
+    if unknown:
+        raise DataError(
+            f"{example.id}: the chat has roles that its template does not name: {', '.join(unknown)}: rename them to "
+            f"one of {', '.join(ROLES)} (or human, gpt in 'from'), or use a template for them"
+        )
 
 
 def _plain(messages: Sequence[Message]) -> list[dict[str, str]]:
