@@ -254,17 +254,7 @@ def test_a_file_is_read_as_it_is_or_with_what_its_error_says(name: str, tmp_path
     assert task.kind is kind, (flags, task.notices)
     assert len(task.train) + len(task.eval) >= 12
     assert task.notices[0].startswith("read as ")
-    mapped = [
-        "survey_de.csv",
-        "survey_fr.csv",
-        "survey_us.csv",
-        "tickets.jsonl",
-        "legal.csv",
-        "nli.tsv",
-        "wmt.jsonl",
-        "faq.csv",
-    ]
-    assert bool(flags) == (name in mapped), flags
+    assert bool(flags) == (name in MAPPED), flags
 
 
 def test_the_values_of_some(tmp_path: Path) -> None:

@@ -71,20 +71,7 @@ def load_weights(name: str, model_class: Any, config: Any, dtype: str = "auto") 
 
     Raises `UnsupportedModel` when weights are missing, unused or damaged, or have other shapes than `config` says.
     """
-    with _clear_errors(name), _right_shapes(name), quiet_libraries():
-        check_weight_files(name, local_copy(name))
-        own_class = (config.architectures or [""])[0]
-        model, found = model_class.from_pretrained(
-            local_copy(name),
-            config=config,
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-    check_whole(name, model, found, own_class, [path for path, _ in model.named_parameters()])
-    model.config._name_or_path = name
-    return model
+    return _loaded(name, model_class, config, dtype)
 
 
 def load_part(name: str, model_class: Any, config: Any, names: Container[str], dtype: str = "auto") -> Any:
@@ -99,9 +86,18 @@ def load_part(name: str, model_class: Any, config: Any, names: Container[str], d
         if any(path in names for path in paths):
             places |= dict.fromkeys(paths, "cpu")
     places |= {path: "cpu" for path, _ in bare.named_buffers()}
-    with _clear_errors(name), _right_shapes(name), quiet_libraries(), warnings.catch_warnings():
-        check_weight_files(name, local_copy(name))
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The following device_map keys do not match any submodules")
+        model = _loaded(name, model_class, config, dtype, places)
+    remove_hook_from_module(model, recurse=True)
+    vars(model).pop("hf_device_map", None)
+    return model
+
+
+def _loaded(name: str, model_class: Any, config: Any, dtype: str, places: dict[str, str] | None = None) -> Any:
+    """The model with its weights, of which none may be missing; with `places`, those that lie on the CPU."""
+    with _clear_errors(name), _right_shapes(name), quiet_libraries():
+        check_weight_files(name, local_copy(name))
         own_class = (config.architectures or [""])[0]
         model, found = model_class.from_pretrained(
             local_copy(name),
@@ -112,9 +108,8 @@ def load_part(name: str, model_class: Any, config: Any, names: Container[str], d
             trust_remote_code=False,
             output_loading_info=True,
         )
-    check_whole(name, model, found, own_class, [path for path, place in places.items() if place == "cpu"])
-    remove_hook_from_module(model, recurse=True)
-    vars(model).pop("hf_device_map", None)
+    read = [path for path, _ in model.named_parameters()] if places is None else places
+    check_whole(name, model, found, own_class, [path for path in read if places is None or places[path] == "cpu"])
     model.config._name_or_path = name
     return model
 

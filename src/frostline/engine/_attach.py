@@ -106,7 +106,7 @@ class _Attachment(TrainerCallback):
         self._positions_notices: tuple[str, ...] = ()
         self._caches: dict[Path, FillingCache] = {}
         self._rechecks: Rechecks | None = None
-        self._begun = math.nan
+        self._begun, self._step = math.nan, -1
         if trainer.optimizer is not None:
             held = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
             if any(parameter.requires_grad and id(parameter) not in held for parameter in trainer.model.parameters()):
@@ -159,7 +159,10 @@ class _Attachment(TrainerCallback):
     def _checked(self, own: Any) -> Any:
         @functools.wraps(own)
         def training_step(*given: Any, **options: Any) -> Any:
-            self._check_positions(self._trainer.state.global_step)  # here: callbacks have changed what they change
+            step = self._trainer.state.global_step
+            if step != self._step:  # the first batch of a step; by now callbacks have changed what they change
+                self._step = step
+                self._check_positions(step)
             return own(*given, **options)
 
         return training_step
@@ -186,7 +189,7 @@ class _Attachment(TrainerCallback):
     # Events of the training.
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._begun = time.perf_counter()
+        self._begun, self._step = time.perf_counter(), -1
         self._begin(state.global_step)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
