@@ -1,0 +1,325 @@
+"""Simple plans, each for the same processor time: what a saving is for.
+
+The time unit is full fine-tuning's three epochs. A plan that costs less per step makes more steps in a share of it.
+Every plan trains at three learning rates, warms up, holds the rate and lets it fall over the last fifth of its steps
+(warmup_stable_decay). Shares of one plan and rate have the part before the rate falls in common, so it trains once. A
+second seed takes the rates that won with the first.
+
+    python benchmarks/equal_time.py times runs/equal        # what a step of each plan costs, on a quiet machine
+    python benchmarks/equal_time.py plans runs/equal        # trains the plans; what is done stays done
+    python benchmarks/equal_time.py table runs/equal        # the best rate of each plan in each share
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import TrainerCallback, TrainingArguments
+
+import frostline as fl
+from frostline.checkpoints import load_tokenizer, quiet_libraries
+from frostline.engine import StepMeter
+from frostline.run import make_plan
+from frostline.run._device import autocast
+from frostline.run._setup import load_model
+from frostline.tasks import Collator, TaskOptions, encode, evaluate, load_task, model_kind, prepare_tokenizer
+
+SHARES = (0.2, 0.4, 0.6)
+SEEDS = (0, 1)
+EPOCHS = 3
+DECAY = 0.2
+WARM_UP = 10
+WHOLE = 1.0
+"""Full fine-tuning in all of its time."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A model and its rows. `rates` has three learning rates for each plan."""
+
+    model: str
+    task: str
+    rows: int
+    eval_rows: int
+    max_length: int
+    batch: int
+    quality: str
+    rates: dict[str, tuple[float, float, float]]
+
+    @property
+    def full_steps(self) -> int:
+        return EPOCHS * -(-self.rows // self.batch)
+
+
+JOBS = {
+    "base16-webnlg": Job(
+        "frostline/base16",
+        "webnlg",
+        800,
+        300,
+        128,
+        8,
+        "loss",
+        {
+            "all": (1e-3, 2e-3, 4e-3),
+            "bot50": (1e-3, 2e-3, 4e-3),
+            "bot75-untied": (1e-3, 2e-3, 3e-3),
+            "all+lora": (2e-3, 5e-3, 1e-2),
+        },
+    ),
+    "minilm-mnli": Job(
+        "sentence-transformers/all-MiniLM-L6-v2",
+        "mnli",
+        3200,
+        2000,
+        64,
+        32,
+        "accuracy",
+        {
+            "all": (5e-5, 1e-4, 2e-4),
+            "bot50": (1e-4, 2e-4, 3e-4),
+            "bot75-untied": (1e-4, 2e-4, 3e-4),
+            "all+lora": (3e-4, 1e-3, 2e-3),
+        },
+    ),
+}
+
+
+def plan_for(model: Any, name: str) -> fl.Plan:
+    if name == "all+lora":
+        return make_plan(model, "all+lora", options={"lora": {"targets": "all"}})
+    plan = make_plan(model, name.removesuffix("-untied"))
+    if name.endswith("-untied") and plan.head.mode == "frozen":
+        plan = fl.Plan.model_validate(plan.model_dump() | {"untie": True, "head": {"mode": "full"}})
+    return plan
+
+
+class Training:
+    """Trainings of one plan at one rate and seed: the rows are read once."""
+
+    def __init__(self, job: Job, seed: int, folder: Path) -> None:
+        self.job, self.seed, self.folder = job, seed, folder
+        options = TaskOptions(max_train_rows=job.rows, max_eval_rows=job.eval_rows)
+        self.task = load_task(job.task, options)
+        with quiet_libraries():
+            self.tokenizer = prepare_tokenizer(load_tokenizer(job.model))
+            config = load_model(job.model, self.task, seed=seed, dtype="auto").config
+        self.rows = encode(self.task, "train", self.tokenizer, job.max_length, model_kind(config))
+        few = encode(self.task, "eval", self.tokenizer, job.max_length, model_kind(config))
+        self.rows_held_out = [few[row] for row in range(64 if job.batch < 16 else 192)]
+
+    def trainer(self, name: str, rate: float, steps: int, decay: int, **options: Any) -> Any:
+        with quiet_libraries():
+            model = load_model(self.job.model, self.task, seed=self.seed, dtype="auto")
+            prepare_tokenizer(self.tokenizer, model)
+            arguments = TrainingArguments(
+                str(self.folder),
+                seed=self.seed,
+                use_cpu=True,
+                max_steps=steps,
+                per_device_train_batch_size=self.job.batch,
+                learning_rate=rate,
+                lr_scheduler_type="warmup_stable_decay",
+                lr_scheduler_kwargs={"num_decay_steps": decay},
+                warmup_steps=WARM_UP,
+                bf16=True,
+                save_strategy="no",
+                logging_strategy="no",
+                report_to="none",
+                remove_unused_columns=False,
+                dataloader_pin_memory=False,
+                disable_tqdm=True,
+            )
+            return fl.Trainer(
+                model,
+                arguments,
+                plan=plan_for(model, name),
+                train_dataset=self.rows,
+                data_collator=Collator(self.tokenizer),
+                **options,
+            )
+
+    def held_out(self, model: Any) -> float:
+        few = self.rows_held_out
+        model.eval()
+        total = 0.0
+        with torch.no_grad(), autocast(True):
+            for at in range(0, len(few), 16):
+                batch = Collator(self.tokenizer)([few[i] for i in range(at, min(at + 16, len(few)))])
+                total += float(model(**batch).loss) * len(batch["input_ids"])
+        model.train()
+        return total / len(few)
+
+    def quality(self, model: Any) -> dict[str, float]:
+        with quiet_libraries(), autocast(True):
+            found = evaluate(model, self.tokenizer, self.task, max_length=self.job.max_length, generate_rows=0)
+        return dict(found.metrics)
+
+
+def measure_times(job: Job, folder: Path) -> dict[str, Any]:
+    """Processor seconds of a step and of the caching pass of each plan: medians of three rounds, one after another."""
+    found: dict[str, dict[str, list[float]]] = {name: {"step": [], "start": []} for name in job.rates}
+    for number in range(2):
+        for name in job.rates:
+            os.environ["FROSTLINE_CACHE"] = str(folder / f"cache-{number}-{name}")  # nothing is stored yet
+            meter = StepMeter()
+            training = Training(job, 0, folder / "scratch")
+            mode = "off" if name.startswith("all") else "on"
+            trainer = training.trainer(name, 1e-4, 25, 1, callbacks=[meter], activation_cache=mode)
+            begun = time.process_time()
+            with quiet_libraries():
+                trainer.session.decide()
+                if trainer.session.report.used:
+                    trainer.session.begin()
+                found[name]["start"].append(time.process_time() - begun)
+                trainer.train()
+            found[name]["step"].append(statistics.mean(meter.cpu_seconds[1:]))
+            shutil.rmtree(os.environ.pop("FROSTLINE_CACHE"), ignore_errors=True)
+    return {
+        name: {key: statistics.median(values) for key, values in one.items()} | {"all": one}
+        for name, one in found.items()
+    }
+
+
+def steps_in(job: Job, times: dict[str, Any], name: str, share: float) -> int:
+    whole = job.full_steps * times["all"]["step"]
+    return max(20, round((share * whole - times[name]["start"]) / times[name]["step"]))
+
+
+def train_shares(
+    training: Training, name: str, rate: float, shares: dict[float, int], done: Callable[[dict[str, Any]], None]
+) -> None:
+    """Train to each share; a share starts where the rate of the one before began to fall."""
+    start: str | None = None
+    at = 0
+    curve: dict[int, float] = {}
+    for share, steps in sorted(shares.items()):
+        decay = round(DECAY * steps)
+        branch = steps - decay
+        begun = time.process_time()
+        trainer = training.trainer(name, rate, steps, decay, callbacks=[SaveAt(branch), Curve(training, curve)])
+        with quiet_libraries():
+            trainer.train(resume_from_checkpoint=start)
+        seconds = time.process_time() - begun
+        found = {
+            "plan": name,
+            "rate": rate,
+            "seed": training.seed,
+            "share": share,
+            "steps": steps,
+            "from_step": at,
+            "curve": dict(curve),
+            "process_seconds": seconds,
+            "cache": trainer.cache_report.reason,
+        }
+        done(found | training.quality(trainer.model))
+        shutil.rmtree(training.folder / f"checkpoint-{at}", ignore_errors=True)
+        start, at = str(training.folder / f"checkpoint-{branch}"), branch
+
+
+class Curve(TrainerCallback):
+    """Loss on a few held-out rows, at steps that grow by a fourth."""
+
+    def __init__(self, training: Training, curve: dict[int, float]) -> None:
+        self.training, self.curve = training, curve
+        self.steps = {round(5 * 1.25**n) for n in range(40)}
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        if state.global_step in self.steps and state.global_step not in self.curve:
+            self.curve[state.global_step] = self.training.held_out(model)
+
+
+class SaveAt(TrainerCallback):
+    """Saves one checkpoint."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        control.should_save = state.global_step == self.step
+
+
+def train_plans(job: Job, folder: Path, seeds: tuple[int, ...]) -> None:
+    times = read(folder / "times.json")
+    for seed in seeds:
+        for name, rates in job.rates.items():
+            steps = {share: steps_in(job, times, name, share) for share in SHARES}
+            if name == "all":
+                steps[WHOLE] = job.full_steps
+            wanted = rates if seed == SEEDS[0] else tuple({best(folder, job, name, share)["rate"] for share in steps})
+            for rate in wanted:
+                path = folder / f"{name}-{rate:g}-seed{seed}.json"
+                if path.exists():
+                    continue
+                print(path.name, time.strftime("%H:%M:%S"), flush=True)
+                found: list[dict[str, Any]] = []
+                scratch = folder / f"scratch-{name}-{rate:g}-{seed}"
+                train_shares(Training(job, seed, scratch), name, rate, steps, found.append)
+                shutil.rmtree(scratch, ignore_errors=True)
+                path.write_text(json.dumps(found, indent=1))
+
+
+def results(folder: Path, name: str, share: float, seed: int) -> list[dict[str, Any]]:
+    files = folder.glob(f"{name}-*-seed{seed}.json")
+    return [one for path in files for one in read(path) if one["share"] == share and one["plan"] == name]
+
+
+def best(folder: Path, job: Job, name: str, share: float, seed: int = SEEDS[0]) -> dict[str, Any]:
+    """The result at the rate with the best quality."""
+    sign = 1 if job.quality == "loss" else -1
+    return min(results(folder, name, share, seed), key=lambda one: sign * one[job.quality])
+
+
+def table(key: str, folder: Path) -> Table:
+    """A row for each plan; a cell has the quality of each seed at its best rate, and that rate."""
+    job = JOBS[key]
+    shares = (*SHARES, WHOLE)
+    shown = Table("plan", "step", *(f"{share:.1f}" for share in shares), title=f"{key}, {job.quality} of each seed")
+    times = read(folder / "times.json")
+    for name in job.rates:
+        cells = [f"{times[name]['step'] / times['all']['step']:.2f}"]
+        for share in shares:
+            seeds = [seed for seed in SEEDS if results(folder, name, share, seed)]
+            found = [best(folder, job, name, share, seed) for seed in seeds]
+            cells.append(", ".join(f"{one[job.quality]:.3f} ({one['rate']:g})" for one in found))
+        shown.add_row(name, *cells)
+    return shown
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("times", "plans", "table"))
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--jobs", nargs="*", default=list(JOBS), choices=list(JOBS))
+    parser.add_argument("--seeds", nargs="*", type=int, default=list(SEEDS))
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    for key in given.jobs:
+        folder = given.folder / key
+        folder.mkdir(parents=True, exist_ok=True)
+        if given.what == "times":
+            (folder / "times.json").write_text(json.dumps(measure_times(JOBS[key], folder), indent=1))
+        elif given.what == "plans":
+            train_plans(JOBS[key], folder, tuple(given.seeds))
+        else:
+            Console().print(table(key, folder))
+
+
+if __name__ == "__main__":
+    main()
