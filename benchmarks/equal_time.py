@@ -18,7 +18,6 @@ import os
 import shutil
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,12 +66,12 @@ JOBS = {
     "base16-webnlg": Job(
         "frostline/base16",
         "webnlg",
-        800,
-        300,
-        128,
-        8,
-        "loss",
-        {
+        rows=800,
+        eval_rows=300,
+        max_length=128,
+        batch=8,
+        quality="loss",
+        rates={
             "all": (1e-3, 2e-3, 4e-3),
             "bot50": (1e-3, 2e-3, 4e-3),
             "bot75-untied": (1e-3, 2e-3, 3e-3),
@@ -82,12 +81,12 @@ JOBS = {
     "minilm-mnli": Job(
         "sentence-transformers/all-MiniLM-L6-v2",
         "mnli",
-        3200,
-        2000,
-        64,
-        32,
-        "accuracy",
-        {
+        rows=3200,
+        eval_rows=2000,
+        max_length=64,
+        batch=32,
+        quality="accuracy",
+        rates={
             "all": (5e-5, 1e-4, 2e-4),
             "bot50": (1e-4, 2e-4, 3e-4),
             "bot75-untied": (1e-4, 2e-4, 3e-4),
@@ -169,13 +168,13 @@ class Training:
 
 
 def measure_times(job: Job, folder: Path) -> dict[str, Any]:
-    """Processor seconds of a step and of the caching pass of each plan: medians of three rounds, one after another."""
+    """Processor seconds of a step and of the caching pass of each plan: means of two rounds, one after another."""
     found: dict[str, dict[str, list[float]]] = {name: {"step": [], "start": []} for name in job.rates}
+    training = Training(job, 0, folder / "scratch")
     for number in range(2):
         for name in job.rates:
             os.environ["FROSTLINE_CACHE"] = str(folder / f"cache-{number}-{name}")  # nothing is stored yet
             meter = StepMeter()
-            training = Training(job, 0, folder / "scratch")
             mode = "off" if name.startswith("all") else "on"
             trainer = training.trainer(name, 1e-4, 25, 1, callbacks=[meter], activation_cache=mode)
             begun = time.process_time()
@@ -188,7 +187,7 @@ def measure_times(job: Job, folder: Path) -> dict[str, Any]:
             found[name]["step"].append(statistics.mean(meter.cpu_seconds[1:]))
             shutil.rmtree(os.environ.pop("FROSTLINE_CACHE"), ignore_errors=True)
     return {
-        name: {key: statistics.median(values) for key, values in one.items()} | {"all": one}
+        name: {key: statistics.mean(values) for key, values in one.items()} | {"all": one}
         for name, one in found.items()
     }
 
@@ -198,22 +197,20 @@ def steps_in(job: Job, times: dict[str, Any], name: str, share: float) -> int:
     return max(20, round((share * whole - times[name]["start"]) / times[name]["step"]))
 
 
-def train_shares(
-    training: Training, name: str, rate: float, shares: dict[float, int], done: Callable[[dict[str, Any]], None]
-) -> None:
+def train_shares(training: Training, name: str, rate: float, shares: dict[float, int]) -> list[dict[str, Any]]:
     """Train to each share; a share starts where the rate of the one before began to fall."""
     start: str | None = None
     at = 0
     curve: dict[int, float] = {}
+    found: list[dict[str, Any]] = []
     for share, steps in sorted(shares.items()):
         decay = round(DECAY * steps)
         branch = steps - decay
-        begun = time.process_time()
-        trainer = training.trainer(name, rate, steps, decay, callbacks=[SaveAt(branch), Curve(training, curve)])
+        callbacks = [SaveAt(branch), Curve(training, curve, branch)]
+        trainer = training.trainer(name, rate, steps, decay, callbacks=callbacks)
         with quiet_libraries():
             trainer.train(resume_from_checkpoint=start)
-        seconds = time.process_time() - begun
-        found = {
+        one = {
             "plan": name,
             "rate": rate,
             "seed": training.seed,
@@ -221,23 +218,23 @@ def train_shares(
             "steps": steps,
             "from_step": at,
             "curve": dict(curve),
-            "process_seconds": seconds,
             "cache": trainer.cache_report.reason,
         }
-        done(found | training.quality(trainer.model))
+        found.append(one | training.quality(trainer.model))
         shutil.rmtree(training.folder / f"checkpoint-{at}", ignore_errors=True)
         start, at = str(training.folder / f"checkpoint-{branch}"), branch
+    return found
 
 
 class Curve(TrainerCallback):
-    """Loss on a few held-out rows, at steps that grow by a fourth."""
+    """Loss on a few held-out rows while the rate is held (up to step `last`), at steps that grow by a fourth."""
 
-    def __init__(self, training: Training, curve: dict[int, float]) -> None:
-        self.training, self.curve = training, curve
+    def __init__(self, training: Training, curve: dict[int, float], last: int) -> None:
+        self.training, self.curve, self.last = training, curve, last
         self.steps = {round(5 * 1.25**n) for n in range(40)}
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        if state.global_step in self.steps and state.global_step not in self.curve:
+        if state.global_step in self.steps and state.global_step <= self.last:
             self.curve[state.global_step] = self.training.held_out(model)
 
 
@@ -264,9 +261,8 @@ def train_plans(job: Job, folder: Path, seeds: tuple[int, ...]) -> None:
                 if path.exists():
                     continue
                 print(path.name, time.strftime("%H:%M:%S"), flush=True)
-                found: list[dict[str, Any]] = []
                 scratch = folder / f"scratch-{name}-{rate:g}-{seed}"
-                train_shares(Training(job, seed, scratch), name, rate, steps, found.append)
+                found = train_shares(Training(job, seed, scratch), name, rate, steps)
                 shutil.rmtree(scratch, ignore_errors=True)
                 path.write_text(json.dumps(found, indent=1))
 

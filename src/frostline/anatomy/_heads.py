@@ -78,7 +78,7 @@ def _attention(linears: Sequence[Linear], cross: bool) -> Attention:
 
 
 def sides(linear: Linear) -> str:
-    """Which of queries, keys and values a matrix computes, told by its name: some letters of "qkv", or "" for none.
+    """Which of queries, keys and values a matrix computes, read from its name: some letters of "qkv", or "" for none.
 
     >>> [sides(Linear(name, "", 8, 8, Part.BLOCK, 0, None)) for name in ("h.0.q_proj", "h.0.kv_b", "h.0.o")]
     ['q', 'kv', '']

@@ -1,4 +1,4 @@
-"""The role of each module of a block, told by its structure."""
+"""The role of each module of a block, found from its structure."""
 
 from __future__ import annotations
 

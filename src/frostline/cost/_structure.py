@@ -1,4 +1,4 @@
-"""How the matrices of a block follow one another: told by their sizes, roles and names."""
+"""How the matrices of a block follow one another: found from their sizes, roles and names."""
 
 from __future__ import annotations
 
