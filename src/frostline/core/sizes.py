@@ -40,6 +40,14 @@ def size_text(count: float) -> str:
     return f"{count:.3g} GiB" if count < 1000 else f"{count:,.0f} GiB"
 
 
+def duration_text(seconds: float) -> str:
+    """Seconds with three figures below a minute, then minutes and hours: 0.123 s, 12.3 s, 4 min 05 s, 2 h 03 min."""
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
 def _parse(text: str, what: str, units: dict[str, int], right: str) -> float:
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)\s*", text.lower())
     if match is None or match[2] not in units:

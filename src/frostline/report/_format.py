@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from frostline.core.sizes import size_text
+from frostline.core.sizes import duration_text, size_text
 
 MISSING = "–"
 
@@ -29,13 +29,8 @@ def bytes_text(count: float | None) -> str:
 
 
 def seconds_text(seconds: float | None) -> str:
-    """Seconds with three figures below a minute, then minutes and hours: 0.123 s, 12.3 s, 4 min 05 s, 2 h 03 min."""
-    if seconds is None:
-        return MISSING
-    if seconds < 60:
-        return f"{seconds:.3g} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+    """A time as text: 0.123 s, 12.3 s, 4 min 05 s, 2 h 03 min."""
+    return MISSING if seconds is None else duration_text(seconds)
 
 
 def ratio_text(ratio: float | None) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from frostline.anatomy import Anatomy
@@ -27,6 +28,8 @@ PLANNED = (
     "activation_cache",
 )
 """The settings of a run that a planner chooses with the plan."""
+SPENT = ("learning_rate", "num_train_epochs", "max_steps", "warmup_steps", "lr_scheduler_type", "training")
+"""Those that come with a time that is spent."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,9 @@ class Chosen:
         probe: what the strategy measured.
         speed: the calibrated speed of this machine.
         seconds: the time that measuring and planning took.
+        trials: the trials that were made to choose.
+        first_steps: only the rows of so many steps pass the frozen bottom before training; None: all rows.
+        checkpoint: what the training goes on from, where trials were made.
     """
 
     schedule: Schedule
@@ -52,6 +58,9 @@ class Chosen:
     probe: Probe | None = None
     speed: Speed | None = None
     seconds: float = 0.0
+    trials: tuple[dict[str, Any], ...] = ()
+    first_steps: int | None = None
+    checkpoint: Path | None = None
 
 
 def choose(
@@ -85,32 +94,26 @@ def choose(
         spent += time.perf_counter() - asked
         return probes[-1]
 
-    # The run computes only at loss positions; full fine-tuning, which it is compared with, at all of them.
     counts = config.budget.limits or config.calibrate
-    work = workload().model_copy(update={"loss_positions": True}) if counts else Workload()
-    store = _asked_store(config) if config.budget.limits else None
-    if store is not None:
-        work = work.model_copy(update={"activation_cache": store})
-    situation = Situation(
-        anatomy,
-        config.seed,
-        measure=observed,
-        budget=_with_disk(config),
-        workload=work,
-        speed=calibrate(model_config, model_class, work) if config.calibrate else None,
-        decided=frozenset() if store is None else frozenset({"activation_cache"}),
-    )
+    work = workload() if counts else None
+    situation = situation_of(config, anatomy, work)
+    speed = calibrate(model_config, model_class, situation.workload) if config.calibrate else None
+    situation = replace(situation, measure=observed, speed=speed)
     selection = make_selection(config.strategy, situation, config.strategy_options)
     choice = selection.choice
     seconds = sum(probe.seconds or 0.0 for probe in probes)
     if choice is not None:
         seconds += time.perf_counter() - begun - spent
-        work = choice.workload
-        config = _with(config, {name: getattr(work, name) for name in PLANNED})
+        planned = {name: getattr(choice.workload, name) for name in PLANNED}
+        if config.strategy == "auto" and config.max_steps is None:
+            planned["num_train_epochs"] = choice.workload.num_train_epochs
+        if config.strategy == "auto" and "learning_rate" not in config.model_fields_set:
+            planned["learning_rate"] = choice.learning_rate
+        config = with_planned(config, planned)
     return Chosen(
         schedule=keep_dropout(selection.schedule) if config.frozen_dropout else selection.schedule,
         config=config,
-        choice=None if choice is None else choice.document(),
+        choice=None if choice is None else {**choice.document(), **_set(config)},
         lines=() if choice is None else tuple(f"{label}: {line}" for label, line in choice.lines()),
         split=selection.split,
         probe=probes[-1] if probes else None,
@@ -122,8 +125,28 @@ def choose(
 def chosen_before(config: RunConfig, record: RunRecord) -> Chosen:
     """What a planner chose for a run that is resumed."""
     assert record.chosen is not None
-    planned = {name: record.chosen[name] for name in PLANNED}
-    return Chosen(FixedSchedule(Plan.read(record.plan)), _with(config, planned), record.chosen)
+    planned = {name: record.chosen[name] for name in (*PLANNED, *SPENT) if name in record.chosen}
+    return Chosen(
+        FixedSchedule(Plan.read(record.plan)), with_planned(config, planned), record.chosen, trials=record.trials
+    )
+
+
+def situation_of(config: RunConfig, anatomy: Anatomy, workload: Workload | None) -> Situation:
+    """What a planner knows of a run before anything is measured.
+
+    Args:
+        config: the run's config.
+        anatomy: of the model.
+        workload: the work of the run (`workload_of`), or None where no cost is counted.
+    """
+    # The run computes only at loss positions; full fine-tuning, which it is compared with, at all of them.
+    work = Workload() if workload is None else workload.model_copy(update={"loss_positions": True})
+    store = _asked_store(config) if config.budget.limits else None
+    if store is not None:
+        work = work.model_copy(update={"activation_cache": store})
+    decided = {"activation_cache"} if store is not None else set()
+    decided |= {"steps"} if config.max_steps is not None else set()
+    return Situation(anatomy, config.seed, budget=_with_disk(config), workload=work, decided=frozenset(decided))
 
 
 def measure_here(
@@ -162,7 +185,12 @@ def _with_disk(config: RunConfig) -> Budget:
     return config.budget.model_copy(update={"disk": config.activation_cache_limit})
 
 
-def _with(config: RunConfig, planned: Mapping[str, Any]) -> RunConfig:
+def _set(config: RunConfig) -> dict[str, Any]:
+    """What of a run's length and rate a planner set."""
+    return {name: getattr(config, name) for name in SPENT if name in config.model_fields_set}
+
+
+def with_planned(config: RunConfig, planned: Mapping[str, Any]) -> RunConfig:
     """The config with what a planner chose besides the plan. An activation cache that it chose may prove impossible."""
     keeps = planned["activation_cache"] or config.frozen_bits
     return config.model_copy(update={**planned, "activation_cache": config.activation_cache if keeps else "off"})

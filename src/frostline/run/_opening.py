@@ -13,6 +13,7 @@ from frostline.records import DataFacts, ModelFacts, RunRecord, now
 from frostline.run._config import paths_of
 from frostline.run._prepare import Prepared
 from frostline.run._streaming import streaming_notices
+from frostline.run._trying import why_not_tried
 from frostline.run._versions import versions
 from frostline.run._work import workload_of
 from frostline.tasks import TaskKind, majority_share
@@ -27,6 +28,7 @@ def opening_record(prepared: Prepared) -> RunRecord:
         started=now(),
         config=prepared.asked.model_dump(mode="json"),
         chosen=prepared.chosen.choice,
+        trials=prepared.chosen.trials,
         plan=document(applied.plan),
         model=ModelFacts(
             name=config.model,
@@ -59,6 +61,7 @@ def opening_record(prepared: Prepared) -> RunRecord:
             *task.notices,
             *applied.notices,
             *_choice_notices(prepared),
+            *_held_out_notice(prepared),
             *_resize_notice(prepared),
             *_chats_notice(prepared),
             *_cut_notice(prepared),
@@ -93,6 +96,15 @@ def _choice_notices(prepared: Prepared) -> list[str]:
         seconds = "" if chosen.probe.seconds is None else f" in {chosen.probe.seconds:.3g} s"
         lines.insert(0, f"measured on {chosen.probe.rows} rows{seconds}, at {chosen.probe.read}")
     return lines
+
+
+def _held_out_notice(prepared: Prepared) -> list[str]:
+    """Which rows judge the trials, or why there are none."""
+    data = prepared.data
+    if data.held_out is None:
+        why = why_not_tried(prepared.config, len(data.rows))
+        return [f"a rule chose the plan, without trials: {why}"] if why else []
+    return [f"{len(data.held_out)} rows judge the trials and the run; {len(data.rows)} rows train"]
 
 
 def _quantized_notice(prepared: Prepared) -> list[str]:

@@ -24,6 +24,7 @@ from frostline.records import RunRecord
 from frostline.run._choosing import Chosen, choose, chosen_before, measure_here
 from frostline.run._config import RunConfig
 from frostline.run._device import device, uses_bfloat16
+from frostline.run._judge import JudgedTrainer, clock_of
 from frostline.run._optim import flora_of, optim_arguments
 from frostline.run._probing import LoadedModel
 from frostline.run._setup import check_length, config_for, load_model, task_for
@@ -46,7 +47,10 @@ from frostline.tasks import (
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run that is ready to train. `asked` is the config as it was given; `config` has what the strategy chose."""
+    """A run that is ready to train. `asked` is the config as it was given; `config` has what the strategy chose.
+
+    `seconds` are those of preparing it, on the clock of its budget.
+    """
 
     asked: RunConfig
     chosen: Chosen
@@ -55,6 +59,7 @@ class Prepared:
     trainer: Trainer
     steps: StepMeter
     quantized: Quantized | None = None
+    seconds: float = 0.0
 
     @property
     def config(self) -> RunConfig:
@@ -85,23 +90,29 @@ def read_data(config: RunConfig) -> Data:
     return Data(task, tokenizer, rows, eval_rows)
 
 
-def prepare(asked: RunConfig, data: Data, before: RunRecord | None = None) -> Prepared:
+def prepare(asked: RunConfig, data: Data, before: RunRecord | None = None, chosen: Chosen | None = None) -> Prepared:
     """Load the model, put it in a trainer, and decide on the activation cache.
 
     Args:
         asked: the config as it was given.
         data: the task's rows (`read_data`).
         before: the record of a run that is resumed: what a planner chose for it stays.
+        chosen: what was chosen already; None: the strategy chooses.
 
     Raises `UserError` for a strategy that does not fit the model, and for an activation cache or streaming that is not
     possible.
     """
+    clock = clock_of(isinstance(asked.budget.time, str))
+    begun = clock()
     with quiet_libraries():
-        model, chosen, load_bottom = _load(asked, data, before)
+        if chosen is None and before is not None and before.chosen is not None:
+            chosen = chosen_before(asked, before)
+        model, chosen, load_bottom = _load(asked, data, chosen)
         config = chosen.config
         prepare_tokenizer(data.tokenizer, model)
         steps = StepMeter()
-        trainer = trainer_for(chosen.split, config)(
+        make = trainer_for(chosen.split, config) if data.held_out is None else JudgedTrainer
+        trainer = make(
             model,
             _arguments(config),
             schedule=chosen.schedule,
@@ -116,6 +127,8 @@ def prepare(asked: RunConfig, data: Data, before: RunRecord | None = None) -> Pr
             processing_class=data.tokenizer,
             callbacks=[steps],
         )
+        if isinstance(trainer, JudgedTrainer) and data.held_out is not None:
+            trainer.held_out, trainer.first_steps = data.held_out, chosen.first_steps
         trainer.remove_callback(PrinterCallback)
         with suppress(
             OSError
@@ -127,11 +140,10 @@ def prepare(asked: RunConfig, data: Data, before: RunRecord | None = None) -> Pr
         if config.packing:
             pack_rows(model, data.rows, PackingCollator())
         trainer.session.decide()
-    return Prepared(asked, chosen, data, model, trainer, steps, quantized)
+    return Prepared(asked, chosen, data, model, trainer, steps, quantized, clock() - begun)
 
 
-def _load(config: RunConfig, data: Data, before: RunRecord | None) -> tuple[Any, Chosen, Load | None]:
-    goes_on = chosen_before(config, before) if before is not None and before.chosen is not None else None
+def _load(config: RunConfig, data: Data, goes_on: Chosen | None) -> tuple[Any, Chosen, Load | None]:
     if config.streaming:
         return load_streaming(config, data, goes_on)
     model = load_model(config.model, data.task, seed=config.seed, dtype=config.frozen_dtype)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from rich.console import Console
@@ -19,11 +20,16 @@ from frostline.core.sizes import size_text
 from frostline.engine import MemoryMeter, ProgressBar, Trainer, start_bar
 from frostline.plan import Plan, document, save_plan
 from frostline.records import RECORD_FILE, Measured, RunMetrics, RunRecord, now, read_record, write_record
+from frostline.run._choosing import Chosen
 from frostline.run._config import RunConfig
 from frostline.run._device import autocast
+from frostline.run._judge import JudgedTrainer, clock_of, drop_checkpoints
 from frostline.run._opening import opening_record, predicted_cost
 from frostline.run._prepare import Prepared, prepare, read_data
 from frostline.run._split import split_notice, split_report
+from frostline.run._tournament import TRIALS_FILE
+from frostline.run._trying import fall_from, judged, spent_line, try_plans, watch
+from frostline.run._work import Data
 from frostline.tasks import Evaluation, Task, evaluate
 
 PLAN_FILE = "plan.yaml"
@@ -55,10 +61,15 @@ def train(config: RunConfig, *, resume: bool = False, console: Console | None = 
     if config.threads:
         torch.set_num_threads(config.threads)
     with console.status("reading the data"):
-        data = read_data(config)
+        data = judged(config, read_data(config))
+    before = read_record(folder) if resume and (folder / RECORD_FILE).is_file() else None
     with MemoryMeter() as memory:
+        chosen = None
+        if data.held_out is not None and before is None:
+            chosen = try_plans(config, data, _attempt, console)
+            checkpoint = None if chosen.checkpoint is None else str(chosen.checkpoint)
         with console.status("loading the model and reading the rows"):
-            prepared = prepare(config, data, read_record(folder) if resume else None)
+            prepared = prepare(config, data, before, chosen)
         record = opening_record(prepared)
         for notice in record.notices:
             console.print(f"note: {notice}")
@@ -74,13 +85,20 @@ def train(config: RunConfig, *, resume: bool = False, console: Console | None = 
             raise
 
 
+def _attempt(config: RunConfig, data: Data, chosen: Chosen) -> JudgedTrainer:
+    """The trainer of a trial."""
+    return cast(JudgedTrainer, prepare(config, data, chosen=chosen).trainer)
+
+
 def _run(
     prepared: Prepared, record: RunRecord, folder: Path, checkpoint: str | None, memory: MemoryMeter, console: Console
 ) -> RunRecord:
-    config, trainer = prepared.config, prepared.trainer
+    config, trainer, clock = prepared.config, prepared.trainer, clock_of(isinstance(prepared.config.budget.time, str))
     before = {} if config.streaming else _before(prepared, folder, checkpoint, console)
     memory.restart_peak()
+    opened = clock()
     record = _caching_pass(prepared, record, console)
+    spent = prepared.seconds + clock() - opened
     passed_before = trainer.session.active
     caching_peak = memory.peak_bytes if passed_before else None
     before_seconds = trainer.cache_report.seconds
@@ -88,21 +106,26 @@ def _run(
         before = _before(prepared, folder, checkpoint, console)
     bar = ProgressBar(console, config.strategy, memory, prepared.steps, lambda: trainer.last_loss)
     trainer.add_callback(bar)
+    watched = watch(trainer, config) if isinstance(trainer, JudgedTrainer) else None
     memory.restart_peak()
     try:
-        begun = time.perf_counter()
+        begun, opened = time.perf_counter(), clock()
         with quiet_libraries():
             trainer.train(resume_from_checkpoint=checkpoint)
-        seconds = time.perf_counter() - begun + before_seconds
+        seconds, spent = time.perf_counter() - begun + before_seconds, spent + clock() - opened
     finally:
         bar.close()
-    record = _what_became(prepared, record, console)
+    if watched is not None and watched.turned:
+        return _fall(prepared, record, folder, watched.best, spent, memory, console)
+    record = _what_became(prepared, record, console, spent)
     routers = router_statistics(prepared.model) or None
     split = split_report(trainer)
     peak = memory.peak_bytes if split is None else sum(split.peak_memory_bytes.values())
     with disk_errors(folder):
         prepared.data.tokenizer.save_pretrained(folder)
         save_delta(prepared.model, folder)
+    if watched is not None and config.save_steps is None:
+        drop_checkpoints(folder, 0)
     after = _measure(prepared, console)
     write_text(folder / PREDICTIONS_FILE, after.json_lines())
     median = prepared.steps.median
@@ -138,8 +161,25 @@ def _run(
     return finished
 
 
-def _what_became(prepared: Prepared, record: RunRecord, console: Console) -> RunRecord:
-    """The record with the notices of training, and with the cost of the plan that it ended with."""
+def _fall(
+    prepared: Prepared, record: RunRecord, folder: Path, step: int, spent: float, memory: MemoryMeter, console: Console
+) -> RunRecord:
+    """Go back to the step in which a run was best, since its held-out loss has turned, and let its rate fall."""
+    chosen = fall_from(prepared.chosen, step)
+    line = f"the held-out loss has risen since step {step}: the learning rate falls from there, and time is left over"
+    console.print(f"note: {line}")
+    record = record.model_copy(update={"chosen": chosen.choice, "notices": (*record.notices, line)})
+    write_record(record, folder)
+    again = prepare(prepared.asked, prepared.data, chosen=chosen)
+    again = replace(again, seconds=again.seconds + spent)
+    return _run(again, record, folder, str(chosen.checkpoint), memory, console)
+
+
+def _what_became(prepared: Prepared, record: RunRecord, console: Console, spent: float) -> RunRecord:
+    """The record with the notices of training, and with the cost of the plan that it ended with.
+
+    `spent` are the seconds that the run took after its trials, if it made some.
+    """
     trainer = prepared.trainer
     notices = [notice for notice in trainer.notices if notice not in record.notices]
     if trainer.changes:
@@ -148,6 +188,8 @@ def _what_became(prepared: Prepared, record: RunRecord, console: Console) -> Run
     split = split_report(trainer)
     if split is not None:
         notices.append(split_notice(split))
+    if (line := spent_line(prepared.chosen, spent)) is not None:
+        notices.append(line)
     for notice in notices:
         console.print(f"note: {notice}")
     return record.model_copy(update={"notices": (*record.notices, *notices)})
@@ -175,7 +217,7 @@ def _check_folder(folder: Path, config: RunConfig, resume: bool) -> str | None:
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"out: {folder} is a file: use the path of a folder")
     if not (folder / RECORD_FILE).is_file():
-        if resume:
+        if resume and not (folder / TRIALS_FILE).is_file():
             raise CheckpointError(f"{folder} holds no run to resume: leave --resume out, or use the out of that run")
         return None
     record = read_record(folder)

@@ -17,12 +17,13 @@ from frostline.tasks import Encoded, Task, TaskKind
 
 @dataclass(frozen=True)
 class Data:
-    """A task as the model will read it. `rows` is the training split."""
+    """A task as the model will read it. `rows` is the training split, without the rows that are held out of it."""
 
     task: Task
     tokenizer: Any
     rows: Encoded
     eval_rows: Encoded
+    held_out: Encoded | None = None
 
     def mean_length(self, config: RunConfig) -> float:
         """Tokens of a training batch, padding included, divided by its rows."""

@@ -1,8 +1,10 @@
-"""`auto`: the semantic cut tells which blocks are worth training. The planner chooses among plans within a budget."""
+"""`auto`: with a budget, the planner spends it. Without one, the blocks above the semantic cut train."""
 
 from __future__ import annotations
 
-from pydantic import NonNegativeInt
+from typing import Literal
+
+from pydantic import Field, NonNegativeInt
 
 from frostline.core.errors import ConfigError
 from frostline.strategies._candidates import Freedom
@@ -14,28 +16,38 @@ from frostline.strategies._situation import Situation
 
 
 class AutoOptions(Deviation, Freedom):
-    """The options of `semantic` and of the planner, and one more.
+    """The options of `semantic` and of the planner, and more.
 
     Attributes:
-        cut: how many of the lowest blocks are not worth training; None measures it.
+        cut: how many of the lowest blocks are not worth training. By default none is left out where there is a budget;
+            without a budget the cut is measured.
+        trials: the share of the time budget that may be lost in trials; 0: a rule chooses, and nothing is tried.
+        held_out: what judges trials: rows held out of the `train` split, or those of the `eval` split.
     """
 
     cut: NonNegativeInt | None = None
+    trials: float = Field(0.25, ge=0, le=0.5)
+    held_out: Literal["train", "eval"] = "train"
 
 
 def auto(situation: Situation, options: AutoOptions) -> Selection:
-    """Train the blocks above the semantic cut. With a budget, the planner chooses what the budget allows."""
-    cut = _cut(situation, options)
-    given = options.model_fields_set & set(Freedom.model_fields)
+    """With a budget, what the planner makes of it by the rule of `_worth`. Else the blocks above the semantic cut."""
+    given = options.model_fields_set & {*Freedom.model_fields, "trials", "held_out"}
     if not situation.budget.limits and given:
         raise ConfigError(
             f"strategy_options.{min(given)}: it says how to plan for a budget, and there is none: use --budget, or "
             "leave it out"
         )
     if not situation.budget.limits:
-        return fixed(freeze_blocks(situation, set(range(cut)), "auto"))
-    worths = [float(index >= cut) for index in range(situation.blocks)]
-    return planned(situation, worths, options, "auto")
+        return fixed(freeze_blocks(situation, set(range(_cut(situation, options))), "auto"))
+    if options.cut is not None:
+        _cut(situation, options)  # raises where it leaves none to train
+    return planned(situation, worths(situation, options), options, "auto", spend="steps" not in situation.decided)
+
+
+def worths(situation: Situation, options: AutoOptions) -> list[float]:
+    """What training each block is worth: nothing below a cut that is given, else the same for all."""
+    return [float(index >= (options.cut or 0)) for index in range(situation.blocks)]
 
 
 def _cut(situation: Situation, options: AutoOptions) -> int:

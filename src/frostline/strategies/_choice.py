@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -36,14 +37,22 @@ class Option:
     time_share: float
 
     @property
+    def short(self) -> str:
+        """A name for it, without the settings: `full-12`, `full-12-untied`, `lora-0`."""
+        return f"{self.mode}-{self.plan.boundary}{'-untied' * self.plan.untie}"
+
+    @property
     def what(self) -> str:
         """What trains, and how, as text."""
         work, last = self.workload, len(self.plan.blocks) - 1
         boundary = self.plan.boundary
         blocks = f"block {last}" if boundary == last else f"blocks {boundary}-{last}"
+        if self.plan.embeddings.mode == "full":
+            blocks = "everything"
         parts = ["the head alone" if self.mode == "head" else f"{blocks} {_HOW[self.mode]}"]
         accumulated = f" x {work.gradient_accumulation_steps}" if work.gradient_accumulation_steps > 1 else ""
         parts.append(f"batches of {work.per_device_train_batch_size}{accumulated}")
+        parts[1:1] = ["the head with weights of its own"] * (self.plan.untie and self.mode != "head")
         parts += ["activation checkpointing"] * work.activation_checkpointing
         parts += ["activation cache"] * work.activation_cache
         return ", ".join(parts)
@@ -53,6 +62,7 @@ class Option:
         """What trains, what it is expected to gain, and what it needs, as text."""
         found = self.prediction
         needs = [
+            f"{self.workload.num_train_epochs:.2g} passes over the rows",
             f"{size_text(found.peak_memory_bytes)} ({self.memory_share:.2f} of full fine-tuning)",
             f"{self.time_share:.2f} of its time",
             *([f"{size_text(found.disk_bytes)} on disk"] if found.disk_bytes else []),
@@ -65,6 +75,8 @@ class Option:
         return {
             "boundary": self.plan.boundary,
             "mode": self.mode,
+            "untie": self.plan.untie,
+            "num_train_epochs": round(self.workload.num_train_epochs, 4),
             "per_device_train_batch_size": work.per_device_train_batch_size,
             "gradient_accumulation_steps": work.gradient_accumulation_steps,
             "activation_checkpointing": work.activation_checkpointing,
@@ -120,16 +132,21 @@ class Choice(Option):
         runner_up: the best option with another mode, activation checkpointing or activation cache; None where none
             fits.
         constraints: what each limit of the budget costs.
+        instead: what would be chosen with another budget: pairs of its name and the option; None where none fits.
+        learning_rate: the learning rate to begin with (`_worth`).
     """
 
     runner_up: Option | None = None
     constraints: tuple[ConstraintCost, ...] = ()
+    instead: tuple[tuple[str, Option | None], ...] = ()
+    learning_rate: float = math.nan
 
     def lines(self) -> list[tuple[str, str]]:
         """The choice as text: pairs of a label and a line."""
         runner_up = "no other mode or setting fits" if self.runner_up is None else self.runner_up.line
         costs = [("constraint", cost.line) for cost in self.constraints]
-        return [("chosen", self.line), ("runner-up", runner_up), *costs]
+        others = [(f"with {name}", _changed(self, option)) for name, option in self.instead]
+        return [("chosen", self.line), ("runner-up", runner_up), *costs, *others]
 
     def document(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -137,7 +154,15 @@ class Choice(Option):
             **super().document(),
             "runner_up": None if self.runner_up is None else self.runner_up.document(),
             "constraints": [cost.document() for cost in self.constraints],
+            "instead": {name: option and option.document() for name, option in self.instead},
+            "learning_rate": self.learning_rate,
         }
+
+
+def _changed(chosen: Option, option: Option | None) -> str:
+    if option is None:
+        return "no plan fits"
+    return "the same plan" if option.what == chosen.what else option.line
 
 
 _HOW = {"full": "in full", "lora": "with LoRA"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -44,6 +44,10 @@ class Situation:
     def of(cls, model: nn.Module, seed: int = 0, **others: Any) -> Situation:
         """The situation for a model, in memory or on the meta device. `others` are other fields."""
         return cls(find_anatomy(model), seed, **others)
+
+    def within(self, share: float) -> Situation:
+        """The same situation with another limit of time, a share of full fine-tuning's, which may be above 1."""
+        return replace(self, budget=self.budget.model_copy(update={"time": share}), speed=None)
 
     @property
     def blocks(self) -> int:

@@ -194,6 +194,12 @@ def _addition(name: str) -> str:
     return addition
 
 
+def read_options(name: str, options: Mapping[str, Any]) -> Any:
+    """A strategy's options, read from a user's. Raises `ConfigError` with the option that is wrong."""
+    strategy, numbers = parse_name(name)
+    return _read_options(strategy, name, numbers, dict(options))
+
+
 def known_names() -> list[str]:
     """Every name as a user types it, with 50 as the percentage where 50 is allowed."""
     return [_as_typed(name) for name in STRATEGIES]

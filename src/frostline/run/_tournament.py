@@ -1,0 +1,313 @@
+"""Choose by trying: short trainings of a few plans and learning rates, of which the best goes on.
+
+A trial holds its learning rate after a warm-up, so the run that comes of it can go on from where the trial ended, and
+lets the rate fall at its end (warmup_stable_decay). What is measured, and which steps follow from it, is written down
+at once: trials that were interrupted go on, and end as they would have.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from frostline.core.errors import FrostlineError
+from frostline.core.files import read_json, write_json
+from frostline.core.sizes import duration_text
+from frostline.run._judge import Clock, JudgedTrainer, Pause
+from frostline.strategies import (
+    OTHERS,
+    PASSES,
+    RATE_STEP,
+    Contenders,
+    Option,
+    Rounds,
+    extrapolated,
+    has_turned,
+    rounds,
+    winner,
+)
+
+TRIALS_FILE = "trials.json"
+WARM_UP = 10
+DECAY = 0.2
+"""The share of a run's steps in which the learning rate falls."""
+FAR = 10**6
+JUDGED = 5
+"""How often the run that comes of the trials is judged while its rate is held."""
+SPARE = 0.02
+"""The share of the budget that is left for what cannot be foreseen."""
+FIRST_LOOK = 10.0
+"""A trial of more full steps than this is judged twice, so that its loss can be extrapolated."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A training to try: an option at a learning rate. The rows of its `first_steps` pass the frozen bottom."""
+
+    option: Option
+    learning_rate: float
+    folder: Path
+    first_steps: int
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a tournament knows of the run.
+
+    Attributes:
+        share: the budget as a share of full fine-tuning's time; None where it is in seconds.
+        seconds: the budget in seconds; None where it is a share.
+        lost: the share of the budget that may be lost in trials.
+        rate: the learning rate that the user gave; None: it is tried.
+        rows: training rows.
+        step_rows: rows of an optimizer step.
+        step_tokens: tokens of an optimizer step.
+        epochs: the passes over the rows of full fine-tuning.
+    """
+
+    share: float | None
+    seconds: float | None
+    lost: float
+    rate: float | None
+    rows: int
+    step_rows: int
+    step_tokens: float
+    epochs: float
+
+    @property
+    def full_steps(self) -> int:
+        return round(self.epochs * -(-self.rows // self.step_rows))
+
+
+class Tournament:
+    """Trials within a part of a time budget.
+
+    Args:
+        terms: of the run.
+        contend: gives the plans to choose from, for a time as a share of full fine-tuning's.
+        make: makes the trainer of an attempt.
+        clock: what tells the time.
+        folder: where trials are kept while they run.
+        say: shows a line.
+    """
+
+    def __init__(
+        self,
+        terms: Terms,
+        contend: Callable[[float], Contenders],
+        make: Callable[[Attempt], JudgedTrainer],
+        clock: Clock,
+        folder: Path,
+        say: Callable[[str], None],
+    ) -> None:
+        self._terms, self._contend, self._make = terms, contend, make
+        self._clock, self._folder, self._say = clock, folder, say
+        path = folder / TRIALS_FILE
+        self.found: dict[str, Any] = read_json(path, "trials") if path.is_file() else {"trials": {}}
+
+    def play(self) -> dict[str, Any]:
+        """Try, and give what was found: every trial, and what was chosen. Plain data.
+
+        What the winner trained lies in the folder of its trial, in `checkpoint-<steps>`.
+        """
+        if "chosen" not in self.found:
+            self._play()
+        return self.found
+
+    def field(self) -> Contenders:
+        """What the trials chose from."""
+        return self._field(self.found["budget_seconds"], self.found["full_step_seconds"])
+
+    def winner(self) -> Option:
+        """The option that was chosen."""
+        name, field = self.found["chosen"]["option"], self.field()
+        return next(option for option in (field.first, *field.others) if option.short == name)
+
+    def _play(self) -> None:
+        terms, full = self._terms, self._full_step()
+        budget = terms.seconds or terms.full_steps * full * (terms.share or 1.0)
+        field = self._field(budget, full)
+        middle = field.first.learning_rate or 0.0
+        rates = [middle, middle / RATE_STEP, middle * RATE_STEP] if terms.rate is None else [terms.rate]
+        if "rounds" not in self.found:
+            allowed = (terms.lost * budget - self._spent()) / full
+            played = rounds(allowed, self.found["start_seconds"] / full, len(rates), len(field.others))
+            clock = "wall time" if self._clock is time.perf_counter else "processor time"
+            self._note(clock=clock, budget_seconds=budget, allowed_seconds=terms.lost * budget, rounds=asdict(played))
+        plan = Rounds(**self.found["rounds"])
+        self._announce(plan, budget, full)
+        tried = [self._try(field, field.first, rate, plan.first * full) for rate in rates[: plan.rates]]
+        best = tried[winner([one["curve"][-1][2] for one in tried])]
+        self._tell([one for one in tried if one is not best], "lost")
+        if plan.others:
+            best = self._against(best, field, plan.others, budget)
+        self._tell([best], "won")
+        self._choose(best, field, budget)
+
+    def _against(self, best: dict[str, Any], field: Contenders, others: int, budget: float) -> dict[str, Any]:
+        """The best of a plan and others, each at the learning rate that was found."""
+        full = self.found["full_step_seconds"]
+        tried = [
+            self._try(field, option, best["learning_rate"], OTHERS * full)
+            for option in (field.first, *field.others[:others])
+        ]
+        losses = []
+        for one in tried:
+            end = min(budget, PASSES * self._terms.rows / self._terms.step_rows * one["step_seconds"])
+            losses.append(extrapolated([(seconds, loss) for _, seconds, loss in one["curve"]], end))
+            self._update(one["name"], expected_loss=losses[-1])
+        turned = [has_turned([loss for *_, loss in one["curve"]]) for one in tried]
+        won = tried[winner(losses, turned)]
+        for one, turns in zip(tried, turned, strict=True):
+            if one is not won:
+                self._tell([one], "turned" if turns else "lost")
+        return won
+
+    def _try(self, field: Contenders, option: Option, rate: float, seconds: float) -> dict[str, Any]:
+        """Train an option at a rate until its steps have taken `seconds`; what is done already stays done."""
+        rate = float(f"{rate:.2g}")
+        name = f"{option.short}-{rate:g}"
+        same = (one for one in self._trials if one["option"] == option.short)
+        known = [one["step_seconds"] for one in same if "step_seconds" in one]
+        expected = known[0] if known else field.step_share(option) * self.found["full_step_seconds"]
+        entry = self.found["trials"].setdefault(
+            name,
+            {
+                "name": name,
+                "option": option.short,
+                "what": option.what,
+                "learning_rate": rate,
+                "result": "running",
+                "seconds": 0.0,
+                "stops": [],
+                "curve": [],
+            },
+        )
+        done = entry["curve"][-1][0] if entry["curve"] else 0
+        if done and entry["curve"][-1][1] >= 0.9 * seconds:
+            return dict(entry)
+
+        def stops(step: float) -> list[int]:
+            """The steps to be judged at; written down as soon as they are known."""
+            if not entry["stops"] or entry["stops"][-1] <= done:
+                last = max(done + Pause.MEASURED, min(round(seconds / step), self._most))
+                middle = [(last + done) // 2] if seconds > FIRST_LOOK * self.found["full_step_seconds"] else []
+                self._update(name, step_seconds=step, stops=[*middle, last])
+            return list(entry["stops"])
+
+        self._say(f"trial: {option.what}, learning rate {rate:g}")
+        begun = self._clock()
+        folder = self._folder / "trials" / name
+        steps = min(self._most, max(Pause.MEASURED, round(1.1 * seconds / expected)))
+        trainer = self._make(Attempt(option, rate, folder, steps))
+        loaded = self._clock() - begun
+        pause = Pause(trainer, stops, known[0] if known else None, self._terms.step_tokens)
+        trainer.add_callback(pause)
+        trainer.train(resume_from_checkpoint=str(folder / f"checkpoint-{done}") if done else None)
+        if not pause.losses or pause.step_seconds is None:
+            raise FrostlineError(f"the trial {name} ended before it was judged")
+        report = trainer.cache_report
+        self._update(
+            name,
+            step_seconds=pause.median,
+            curve=[*entry["curve"], *([step, step * pause.step_seconds, loss] for step, loss in pause.losses.items())],
+            seconds=entry["seconds"] + self._clock() - begun,
+            judging_seconds=pause.judging_seconds / len(pause.losses),
+            loading_seconds=loaded,
+            opening_seconds=trainer.opening_seconds,
+            rows_stored=report.rows + report.found if report.used else 0,
+        )
+        if report.used and report.rows:
+            self._update(name, seconds_per_row=trainer.opening_seconds / report.rows)
+        return dict(self.found["trials"][name])
+
+    def _full_step(self) -> float:
+        """The seconds of a step of full fine-tuning, measured, or by what a plan that fits takes of it."""
+        if "full_step_seconds" not in self.found:
+            field = self._contend(1.0)
+            option, folder = field.yardstick, self._folder / "trials" / "yardstick"
+            self._say(f"measuring a step: {option.what}")
+            begun = self._clock()
+            trainer = self._make(Attempt(option, 1e-9, folder, Pause.MEASURED))
+            trainer.args.max_steps = Pause.MEASURED
+            pause = Pause(trainer, lambda _: [], None, self._terms.step_tokens)
+            trainer.add_callback(pause)
+            trainer.train()
+            assert pause.step_seconds is not None
+            seconds = self._clock() - begun
+            self._note(
+                full_step_seconds=pause.step_seconds / field.step_share(option),
+                start_seconds=seconds - pause.stepping_seconds,
+                measuring_seconds=seconds,
+            )
+        return float(self.found["full_step_seconds"])
+
+    def _choose(self, best: dict[str, Any], field: Contenders, budget: float) -> None:
+        """How long the winner goes on: as long as its steps, its start and its judging fit the budget."""
+        terms, done = self._terms, best["curve"][-1][0]
+        same = [one for one in self._trials if one["option"] == best["option"]]
+        per_row = max((one.get("seconds_per_row", 0.0) for one in same), default=0.0)
+        missing = max(0, terms.rows - best["rows_stored"]) if best["rows_stored"] else 0
+        start = best["loading_seconds"] + missing * per_row + (0.0 if missing else best["opening_seconds"])
+        left = budget * (1 - SPARE) - self._spent() - start - JUDGED * best["judging_seconds"]
+        affordable = done + math.floor(left / best["step_seconds"])
+        most = round(PASSES * terms.rows / terms.step_rows)
+        steps = max(min(affordable, most), math.ceil((done + 1) / (1 - DECAY)))
+        self._note(
+            chosen={
+                "name": best["name"],
+                "option": best["option"],
+                "learning_rate": best["learning_rate"],
+                "max_steps": steps,
+                "from_step": done,
+                "affordable_steps": affordable,
+                "spent_seconds": self._spent(),
+                "step_seconds": best["step_seconds"],
+            }
+        )
+
+    @property
+    def _trials(self) -> list[dict[str, Any]]:
+        return list(self.found["trials"].values())
+
+    @property
+    def _most(self) -> int:
+        """The most steps of a trial: half of the passes that a run makes."""
+        return max(Pause.MEASURED, round(PASSES / 2 * self._terms.rows / self._terms.step_rows))
+
+    def _field(self, budget: float, full: float) -> Contenders:
+        return self._contend(budget / (self._terms.full_steps * full))
+
+    def _spent(self) -> float:
+        """Seconds that were spent so far."""
+        return float(self.found["measuring_seconds"] + sum(one["seconds"] for one in self._trials))
+
+    def _tell(self, trials: Sequence[dict[str, Any]], result: str) -> None:
+        for one in trials:
+            self._update(one["name"], result=result)
+            self._say(
+                f"{one['what']}, learning rate {one['learning_rate']:g}: loss {one['curve'][-1][2]:.3f}, {result}"
+            )
+
+    def _announce(self, plan: Rounds, budget: float, full: float) -> None:
+        share, lost = budget / (full * self._terms.full_steps), duration_text(self._terms.lost * budget)
+        others = f", and {plan.others} other plans" if plan.others else ""
+        self._say(
+            f"the budget is {duration_text(budget)}, {share:.2f} of full fine-tuning; at most {lost} of it may be lost "
+            f"in trials, which pays for {plan.rates} learning rates{others}"
+        )
+
+    def _update(self, name: str, **values: Any) -> None:
+        self.found["trials"][name].update(values)
+        self._save()
+
+    def _note(self, **values: Any) -> None:
+        self.found.update(values)
+        self._save()
+
+    def _save(self) -> None:
+        write_json(self._folder / TRIALS_FILE, self.found)

@@ -1,0 +1,69 @@
+"""What trials choose from: the rule's choice for a budget, and plans beside it that fit the budget too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from frostline.cost import flops_ratio, full_plan
+from frostline.strategies._auto import AutoOptions, worths
+from frostline.strategies._choice import AboveMode, Choice, Option
+from frostline.strategies._planner import Planner
+from frostline.strategies._situation import Situation
+
+
+@dataclass(frozen=True)
+class Contenders:
+    """What trials choose from.
+
+    Attributes:
+        first: what the rule chooses.
+        others: other plans, the most promising first: boundaries above and below, LoRA on everything, the other head.
+        yardstick: the plan whose steps tell how long full fine-tuning's take: itself, or `first` where that does not
+            fit the memory of the budget.
+        whole: the operations of a step of full fine-tuning as frostline trains it, as a share of those of plain full
+            fine-tuning, which computes head and last block at every position.
+    """
+
+    first: Choice
+    others: tuple[Option, ...]
+    yardstick: Option
+    whole: float
+
+    def step_share(self, option: Option) -> float:
+        """The operations of a step, as a share of full fine-tuning's as frostline trains it."""
+        return option.prediction.flops_ratio / self.whole
+
+
+def contenders(situation: Situation, options: AutoOptions, share: float) -> Contenders:
+    """What trials choose from, for a time that is a share of full fine-tuning's as frostline trains it.
+
+    Args:
+        situation: the model, the budget and the workload.
+        options: those of `auto`.
+        share: the time.
+
+    Raises `PlanError` when nothing fits the budget.
+    """
+    whole = flops_ratio(full_plan(situation.anatomy), situation.anatomy, situation.workload)
+    limited = situation.within(share * whole)
+    planner = Planner.of(limited, worths(limited, options), options, spend=True)
+    first = planner.choice()
+    others = [one for way in _beside(first, situation) if (one := planner.at(*way)) is not None]
+    full = planner.at("full", 0, False)
+    return Contenders(first, tuple(others), full or first, whole)
+
+
+def _beside(first: Option, situation: Situation) -> Iterator[tuple[AboveMode, int, bool]]:
+    blocks, tied = situation.blocks, situation.anatomy.tied
+    far, boundary, untie = max(1, round(blocks / 8)), first.plan.boundary, first.plan.untie
+    ways: list[tuple[AboveMode, int, bool]] = []
+    for distance in (far, -far, 2 * far, -2 * far):
+        at = boundary + distance
+        ways.append(("full", at, tied and at > 0))
+    ways[2:2] = [("lora", 0, False), *([(first.mode, boundary, not untie)] if tied else [])]
+    known = {(first.mode, boundary, untie)}
+    for mode, at, unties in ways:
+        if 0 <= at < blocks and (mode, at, unties) not in known:
+            known.add((mode, at, unties))
+            yield mode, at, unties

@@ -1,0 +1,82 @@
+"""How trials are played: who tries, for how long, and who goes on. Plain arithmetic, without a model.
+
+Times are in steps of full fine-tuning. The winner goes on from where its trial ended, so only what the others took is
+lost. Early losses say nothing of a boundary (docs/LOG.md): on one of the measured models the plan that overfits leads
+until 9 full steps, on the other the order is right from 6 on. So rates of one boundary are compared first, for a short
+time, and other plans only where each can have 20 full steps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+FIRST, LEAST = 5.0, 2.5
+"""The time that each learning rate is tried for, and the least that says anything."""
+OTHERS = 20.0
+"""The time that another plan is tried for."""
+MARGIN = 0.01
+"""The rule's own choice stays, unless another has a loss that is lower by this share."""
+TURNED = 0.02
+"""A held-out loss that is higher than its lowest by this share, twice, has turned."""
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """How many learning rates are tried, for how long, and how many other plans; times in full steps."""
+
+    rates: int
+    first: float
+    others: int
+
+
+def rounds(allowance: float, start: float, rates: int, others: int) -> Rounds:
+    """What `allowance` full steps pay for.
+
+    Args:
+        allowance: how many full steps may be lost.
+        start: what the start of a trial costs: a new trainer, and checks.
+        rates: learning rates that could be tried: 3, or 1 where the user gave one.
+        others: other plans that could be tried.
+    """
+    first = min(FIRST, (allowance - start * rates) / max(1, rates - 1))
+    if rates == 1 or first < LEAST:
+        rates, first = 1, FIRST
+    rest = allowance - (rates - 1) * first - start * rates
+    return Rounds(rates, first, max(0, min(others, math.floor(rest / (OTHERS + start)))))
+
+
+def has_turned(losses: Sequence[float]) -> bool:
+    """Whether a curve of held-out losses has turned up: the last two are above the lowest before them."""
+    if len(losses) < 3:
+        return False
+    lowest = min(losses[:-2])
+    return min(losses[-2:]) > lowest * (1 + TURNED)
+
+
+def extrapolated(curve: Sequence[tuple[float, float]], end: float) -> float:
+    """The loss at `end`, by the power law through the last two points.
+
+    Args:
+        curve: pairs of a time and the held-out loss then; times grow.
+        end: the time at which the training will end.
+    """
+    if len(curve) < 2:
+        return curve[-1][1]
+    (before, high), (now, low) = curve[-2:]
+    slope = math.log(low / high) / math.log(now / before)
+    return float(low * (max(end, now) / now) ** min(slope, 0.0))
+
+
+def winner(losses: Sequence[float], turned: Sequence[bool] = ()) -> int:
+    """The place of the best loss; the first, which is the rule's choice, unless another is better by `MARGIN`.
+
+    One whose loss has turned is out, whatever its loss, as long as another has not.
+    """
+    out = list(turned) or [False] * len(losses)
+    if all(out):
+        out = [False] * len(losses)
+    left = [place for place in range(len(losses)) if not out[place]]
+    best = min(left, key=lambda place: losses[place])
+    return left[0] if losses[best] > losses[left[0]] * (1 - MARGIN) else best
