@@ -107,6 +107,10 @@ class JudgedTrainer(Trainer):
             order = [index for batch in islice(iter(loader.batch_sampler), count) for index in batch]
         return [rows[index] for index in order[:count]]
 
+    def _check_again(self, step: int, *, last: bool = False) -> None:
+        if self.first_steps is None:  # in a trial, which is short, the check at its start is enough
+            super()._check_again(step, last=last)
+
     def _begin_plan(self) -> None:
         begun = self.clock()
         super()._begin_plan()

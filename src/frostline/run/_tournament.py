@@ -25,10 +25,11 @@ from frostline.strategies import (
     Contenders,
     Option,
     Rounds,
+    best_plan,
+    best_rate,
     extrapolated,
     has_turned,
     rounds,
-    winner,
 )
 
 TRIALS_FILE = "trials.json"
@@ -38,6 +39,8 @@ DECAY = 0.2
 FAR = 10**6
 JUDGED = 5
 """How often the run that comes of the trials is judged while its rate is held."""
+CHECKS = 0.05
+"""The share of a run that judging and checks take, about."""
 SPARE = 0.02
 """The share of the budget that is left for what cannot be foreseen."""
 FIRST_LOOK = 10.0
@@ -141,7 +144,7 @@ class Tournament:
         plan = Rounds(**self.found["rounds"])
         self._announce(plan, budget, full)
         tried = [self._try(field, field.first, rate, plan.first * full) for rate in rates[: plan.rates]]
-        best = tried[winner([one["curve"][-1][2] for one in tried])]
+        best = tried[best_rate([one["curve"][-1][2] for one in tried], [one["learning_rate"] for one in tried])]
         self._tell([one for one in tried if one is not best], "lost")
         if plan.others:
             best = self._against(best, field, plan.others, budget)
@@ -161,7 +164,7 @@ class Tournament:
             losses.append(extrapolated([(seconds, loss) for _, seconds, loss in one["curve"]], end))
             self._update(one["name"], expected_loss=losses[-1])
         turned = [has_turned([loss for *_, loss in one["curve"]]) for one in tried]
-        won = tried[winner(losses, turned)]
+        won = tried[best_plan(losses, turned)]
         for one, turns in zip(tried, turned, strict=True):
             if one is not won:
                 self._tell([one], "turned" if turns else "lost")
@@ -221,8 +224,6 @@ class Tournament:
             opening_seconds=trainer.opening_seconds,
             rows_stored=report.rows + report.found if report.used else 0,
         )
-        if report.used and report.rows:
-            self._update(name, seconds_per_row=trainer.opening_seconds / report.rows)
         return dict(self.found["trials"][name])
 
     def _full_step(self) -> float:
@@ -249,10 +250,10 @@ class Tournament:
     def _choose(self, best: dict[str, Any], field: Contenders, budget: float) -> None:
         """How long the winner goes on: as long as its steps, its start and its judging fit the budget."""
         terms, done = self._terms, best["curve"][-1][0]
-        same = [one for one in self._trials if one["option"] == best["option"]]
-        per_row = max((one.get("seconds_per_row", 0.0) for one in same), default=0.0)
-        missing = max(0, terms.rows - best["rows_stored"]) if best["rows_stored"] else 0
-        start = best["loading_seconds"] + missing * per_row + (0.0 if missing else best["opening_seconds"])
+        option = next(one for one in (field.first, *field.others) if one.short == best["option"])
+        missing = max(0.0, 1 - best["rows_stored"] / terms.rows) if best["rows_stored"] else 0.0
+        caching = missing * field.caching_share(option) * self.found["full_step_seconds"]
+        start = best["loading_seconds"] + self.found["start_seconds"] + caching
         left = budget * (1 - SPARE) - self._spent() - start - JUDGED * best["judging_seconds"]
         affordable = done + math.floor(left / best["step_seconds"])
         most = round(PASSES * terms.rows / terms.step_rows)
@@ -280,7 +281,9 @@ class Tournament:
         return max(Pause.MEASURED, round(PASSES / 2 * self._terms.rows / self._terms.step_rows))
 
     def _field(self, budget: float, full: float) -> Contenders:
-        return self._contend(budget / (self._terms.full_steps * full))
+        """What there is to choose from for what is left after the trials."""
+        left = budget * (1 - self._terms.lost) * (1 - CHECKS)
+        return self._contend(left / (self._terms.full_steps * full))
 
     def _spent(self) -> float:
         """Seconds that were spent so far."""

@@ -6,7 +6,7 @@ from frostline.strategies._budget import Budget
 from frostline.strategies._choice import Choice, Option
 from frostline.strategies._contenders import Contenders, contenders
 from frostline.strategies._plans import freeze_blocks, task_head
-from frostline.strategies._rounds import OTHERS, Rounds, extrapolated, has_turned, rounds, winner
+from frostline.strategies._rounds import OTHERS, Rounds, best_plan, best_rate, extrapolated, has_turned, rounds
 from frostline.strategies._selection import Selection, fixed
 from frostline.strategies._situation import Measure, Situation
 from frostline.strategies._strategy import NoOptions, Percent, Strategy
@@ -31,6 +31,8 @@ __all__ = [
     "Selection",
     "Situation",
     "Strategy",
+    "best_plan",
+    "best_rate",
     "contenders",
     "extrapolated",
     "fixed",
@@ -42,5 +44,4 @@ __all__ = [
     "read_options",
     "rounds",
     "task_head",
-    "winner",
 ]

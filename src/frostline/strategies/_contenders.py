@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from frostline.cost import flops_ratio, full_plan
+from frostline.anatomy import Anatomy
+from frostline.cost import caching_flops, flops_ratio, full_plan, step_flops
 from frostline.strategies._auto import AutoOptions, worths
 from frostline.strategies._choice import AboveMode, Choice, Option
 from frostline.strategies._planner import Planner
@@ -29,6 +30,13 @@ class Contenders:
     others: tuple[Option, ...]
     yardstick: Option
     whole: float
+    anatomy: Anatomy
+
+    def caching_share(self, option: Option) -> float:
+        """The operations of the caching pass over all rows, as a multiple of those of a step of full fine-tuning."""
+        work = option.workload
+        step = step_flops(full_plan(self.anatomy), self.anatomy, work.plain).total * work.gradient_accumulation_steps
+        return caching_flops(option.plan, self.anatomy, work) / (step * self.whole)
 
     def step_share(self, option: Option) -> float:
         """The operations of a step, as a share of full fine-tuning's as frostline trains it."""
@@ -51,7 +59,7 @@ def contenders(situation: Situation, options: AutoOptions, share: float) -> Cont
     first = planner.choice()
     others = [one for way in _beside(first, situation) if (one := planner.at(*way)) is not None]
     full = planner.at("full", 0, False)
-    return Contenders(first, tuple(others), full or first, whole)
+    return Contenders(first, tuple(others), full or first, whole, situation.anatomy)
 
 
 def _beside(first: Option, situation: Situation) -> Iterator[tuple[AboveMode, int, bool]]:

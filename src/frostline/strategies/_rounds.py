@@ -16,8 +16,9 @@ FIRST, LEAST = 5.0, 2.5
 """The time that each learning rate is tried for, and the least that says anything."""
 OTHERS = 20.0
 """The time that another plan is tried for."""
-MARGIN = 0.01
-"""The rule's own choice stays, unless another has a loss that is lower by this share."""
+MARGIN, MARGIN_HIGHER = 0.01, 0.03
+"""The rule's own choice stays, unless another has a loss that is lower by this share. A higher learning rate leads
+early and loses its lead later, so it needs the second of them."""
 TURNED = 0.02
 """A held-out loss that is higher than its lowest by this share, twice, has turned."""
 
@@ -69,14 +70,26 @@ def extrapolated(curve: Sequence[tuple[float, float]], end: float) -> float:
     return float(low * (max(end, now) / now) ** min(slope, 0.0))
 
 
-def winner(losses: Sequence[float], turned: Sequence[bool] = ()) -> int:
-    """The place of the best loss; the first, which is the rule's choice, unless another is better by `MARGIN`.
+def best_rate(losses: Sequence[float], rates: Sequence[float]) -> int:
+    """The place of the best learning rate; the first, which is the rule's, unless another is better by the margin.
+
+    Args:
+        losses: held-out losses after the same steps.
+        rates: the learning rates.
+    """
+    margins = [0.0, *(MARGIN_HIGHER if rate > rates[0] else MARGIN for rate in rates[1:])]
+    counted = [loss * (1 + margin) for loss, margin in zip(losses, margins, strict=True)]
+    return counted.index(min(counted))
+
+
+def best_plan(losses: Sequence[float], turned: Sequence[bool]) -> int:
+    """The place of the best plan; the first, which is the rule's, unless another is better by the margin.
 
     One whose loss has turned is out, whatever its loss, as long as another has not.
+
+    Args:
+        losses: held-out losses, extrapolated to the end of the run.
+        turned: whether each loss has turned.
     """
-    out = list(turned) or [False] * len(losses)
-    if all(out):
-        out = [False] * len(losses)
-    left = [place for place in range(len(losses)) if not out[place]]
-    best = min(left, key=lambda place: losses[place])
-    return left[0] if losses[best] > losses[left[0]] * (1 - MARGIN) else best
+    kept = [place for place, turns in enumerate(turned) if not turns] or list(range(len(losses)))
+    return min(kept, key=lambda place: losses[place] * (1 + MARGIN * (place > 0)))
