@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -83,18 +84,27 @@ CASES = {
 class Counted:
     """One candidate, as `predict` counts it."""
 
-    setup: tuple[str, bool, bool]
+    setup: tuple[str, bool, bool, bool]
     boundary: int
     batch: int
     memory: float
     time: float
     disk: float
+    start: float
+    found: Anatomy
 
-    def gain(self, worths: tuple[int, ...], freedom: Freedom) -> float:
-        whole = sum(worths) or 1
-        return (
-            sum(worths[self.boundary :]) / whole * {"full": 1.0, "lora": freedom.lora_worth, "head": 0}[self.setup[0]]
-        )
+    def gain(self, worths: tuple[int, ...], freedom: Freedom, passes: float | None = None) -> float:
+        """The rule of docs/decisions/0023, written out."""
+        mode, *_, untied = self.setup
+        share = sum(worths[self.boundary :]) / (sum(worths) or 1)
+        lost = 0.003 if self.found.has_lm_head else 0.06
+        gain = (1 + lost) / (1 + lost / share**1.5) if share else 0.0
+        gain *= {"full": 1.0, "lora": freedom.lora_worth, "head": 0}[mode]
+        if self.found.tied and not untied and (mode, self.boundary) != ("full", 0):
+            gain *= 0.9
+        if passes is not None:
+            gain *= (1 - math.exp(-passes / 0.9)) / (1 - math.exp(-3.3 / 0.9))
+        return gain
 
     def fits(self, limits: dict[str, float]) -> bool:
         return all(getattr(self, name) <= amount * (1 + 1e-9) for name, amount in limits.items())
@@ -113,10 +123,12 @@ def counted(name: str) -> list[Counted]:
     if "activation_cache" in choose and (work.frozen_bits or work.num_train_epochs + work.stored_share < 1):
         stores = (False,)
     rows = []
-    for mode, boundary, batch, recomputes, stored in itertools.product(
-        (*case.freedom.modes, "head"), range(depth + 1), batches, checkpointing, stores
+    for mode, boundary, batch, recomputes, stored, untied in itertools.product(
+        (*case.freedom.modes, "head"), range(depth + 1), batches, checkpointing, stores, (False, True)
     ):
         if (mode == "head") != (boundary == depth) or (stored and boundary == 0):
+            continue
+        if untied and (not found.tied or mode == "head" or (mode, boundary) == ("full", 0)):
             continue
         settings = {
             "per_device_train_batch_size": batch,
@@ -124,24 +136,30 @@ def counted(name: str) -> list[Counted]:
             "activation_checkpointing": recomputes,
             "activation_cache": stored,
         }
-        one = predict(written(mode, boundary, found), found, work.model_copy(update=settings), case.speed)
+        plan = written(mode, boundary, found, untied)
+        one = predict(plan, found, work.model_copy(update=settings), case.speed)
         time = one.run_flops if one.run_seconds is None else one.run_seconds
-        setup = (mode, recomputes and mode != "head", stored)
-        rows.append(Counted(setup, boundary, batch, one.peak_memory_bytes, time, one.disk_bytes))
+        less = predict(plan, found, work.model_copy(update={**settings, "num_train_epochs": 1e-9}), case.speed)
+        start = less.run_flops if less.run_seconds is None else less.run_seconds
+        setup = (mode, recomputes and mode != "head", stored, untied)
+        rows.append(Counted(setup, boundary, batch, one.peak_memory_bytes, time, one.disk_bytes, start, found))
     return rows
 
 
-def written(mode: str, boundary: int, found: Anatomy) -> Plan:
+def written(mode: str, boundary: int, found: Anatomy, untied: bool) -> Plan:
     """The plan of a candidate, without the strategies' own helpers."""
     above = len(found.blocks) - boundary
     classifies = not found.has_lm_head
     if mode == "head":
         return Plan(blocks=(Frozen(),) * boundary, final_norm=Frozen(), untie=found.tied)
+    if (mode, boundary) == ("full", 0):
+        return Plan(embeddings=Full(), blocks=(Full(),) * above)
     if mode == "full":
-        return Plan(blocks=(Frozen(),) * boundary + (Full(),) * above, head=Frozen() if found.tied else Full())
-    lora = Lora(lr_scale=10)
-    head = Full() if classifies else Frozen()
-    return Plan(blocks=(Frozen(),) * boundary + (lora,) * above, final_norm=Frozen(), head=head)
+        head = Frozen() if found.tied and not untied else Full()
+        return Plan(blocks=(Frozen(),) * boundary + (Full(),) * above, head=head, untie=untied)
+    lora = Lora(targets="all", lr_scale=3)
+    head = Full() if classifies or untied else Frozen()
+    return Plan(blocks=(Frozen(),) * boundary + (lora,) * above, final_norm=Frozen(), head=head, untie=untied)
 
 
 @cache
@@ -211,7 +229,10 @@ def test_it_finds_what_counting_every_candidate_finds(name: str, data: st.DataOb
     assert expected is not None
     assert same(choice, expected, worths, case.freedom, case)
     fits_and_keeps_the_rows_of_a_step(choice, name, limits)
-    chosen = (choice.mode, choice.workload.activation_checkpointing, choice.workload.activation_cache)
+    chosen = (
+        choice.mode, choice.workload.activation_checkpointing, choice.workload.activation_cache,
+        choice.plan.untie and choice.mode != "head",
+    )  # fmt: skip
     other = best([one for one in rows if one.fits(limits) and one.setup != chosen], worths, case.freedom)
     assert (other is None) == (choice.runner_up is None)
     if other and choice.runner_up:
@@ -297,11 +318,11 @@ def situation(budget: str, **others: Any) -> Situation:
     return replace(Situation(llama(), budget=Budget.parse(budget), workload=work), **others)
 
 
-def test_memory_is_bought_with_smaller_batches_then_lora_then_fewer_blocks() -> None:
+def test_memory_is_bought_with_smaller_batches_then_fewer_blocks_then_lora() -> None:
     shares = (1, 0.1, 0.07, 0.04)
-    all_, smaller, lora, fewer = (search(situation(f"memory={share}"), (1,) * 12) for share in shares)
-    assert [one.mode for one in (all_, smaller, lora, fewer)] == ["full", "full", "lora", "lora"]
-    assert (all_.plan.boundary, lora.plan.boundary) == (0, 0)
+    all_, smaller, fewer, lora = (search(situation(f"memory={share}"), (1,) * 12) for share in shares)
+    assert [one.mode for one in (all_, smaller, fewer, lora)] == ["full", "full", "full", "lora"]
+    assert all_.plan.boundary == 0
     assert fewer.plan.boundary > 0
     assert (all_.workload.per_device_train_batch_size, smaller.workload.per_device_train_batch_size) == (32, 1)
     assert not all_.workload.activation_checkpointing
@@ -379,7 +400,7 @@ def test_the_head_is_the_last_resort() -> None:
 def test_lora_is_worth_what_is_said_and_learns_at_its_own_rate() -> None:
     dear = search(situation("time=0.4"), (1,) * 12, Freedom(lora_worth=1.0, lora={"r": 4}))
     assert dear.mode == "lora"
-    assert dear.plan.blocks[-1] == Lora(r=4, lr_scale=10)
+    assert dear.plan.blocks[-1] == Lora(r=4, targets="all", lr_scale=3)
     assert dear.plan.final_norm == Frozen()
     only = search(situation("time=0.4"), (1,) * 12, Freedom(modes=("lora", "lora"), choose=()))
     assert only.mode == "lora"

@@ -122,8 +122,11 @@ class Tournament:
         return self.found
 
     def field(self) -> Contenders:
-        """What the trials chose from."""
-        return self._field(self.found["budget_seconds"], self.found["full_step_seconds"])
+        """What there is to choose from, for the time that is left after the trials."""
+        full, start = self.found["full_step_seconds"], self.found["start_seconds"]
+        lost = self.found["measuring_seconds"] + Rounds(**self.found["rounds"]).lost(start / full) * full
+        left = (self.found["budget_seconds"] - lost) * (1 - CHECKS)
+        return self._contend(left / (self._terms.full_steps * full))
 
     def winner(self) -> Option:
         """The option that was chosen."""
@@ -133,15 +136,14 @@ class Tournament:
     def _play(self) -> None:
         terms, full = self._terms, self._full_step()
         budget = terms.seconds or terms.full_steps * full * (terms.share or 1.0)
-        field = self._field(budget, full)
+        if "rounds" not in self.found:
+            clock = "wall time" if self._clock is time.perf_counter else "processor time"
+            allowed = (terms.lost * budget - self._spent()) / full
+            played = rounds(allowed, self.found["start_seconds"] / full, 3 if terms.rate is None else 1)
+            self._note(clock=clock, budget_seconds=budget, rounds=asdict(played))
+        field, plan = self.field(), Rounds(**self.found["rounds"])
         middle = field.first.learning_rate or 0.0
         rates = [middle, middle / RATE_STEP, middle * RATE_STEP] if terms.rate is None else [terms.rate]
-        if "rounds" not in self.found:
-            allowed = (terms.lost * budget - self._spent()) / full
-            played = rounds(allowed, self.found["start_seconds"] / full, len(rates), len(field.others))
-            clock = "wall time" if self._clock is time.perf_counter else "processor time"
-            self._note(clock=clock, budget_seconds=budget, allowed_seconds=terms.lost * budget, rounds=asdict(played))
-        plan = Rounds(**self.found["rounds"])
         self._announce(plan, budget, full)
         tried = [self._try(field, field.first, rate, plan.first * full) for rate in rates[: plan.rates]]
         best = tried[best_rate([one["curve"][-1][2] for one in tried], [one["learning_rate"] for one in tried])]
@@ -279,11 +281,6 @@ class Tournament:
     def _most(self) -> int:
         """The most steps of a trial: half of the passes that a run makes."""
         return max(Pause.MEASURED, round(PASSES / 2 * self._terms.rows / self._terms.step_rows))
-
-    def _field(self, budget: float, full: float) -> Contenders:
-        """What there is to choose from for what is left after the trials."""
-        left = budget * (1 - self._terms.lost) * (1 - CHECKS)
-        return self._contend(left / (self._terms.full_steps * full))
 
     def _spent(self) -> float:
         """Seconds that were spent so far."""

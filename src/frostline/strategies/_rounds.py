@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 FIRST, LEAST = 5.0, 2.5
 """The time that each learning rate is tried for, and the least that says anything."""
-OTHERS = 20.0
-"""The time that another plan is tried for."""
+OTHERS, MOST_OTHERS = 20.0, 6
+"""The time that another plan is tried for, and the most of them."""
 MARGIN, MARGIN_HIGHER = 0.01, 0.03
 """The rule's own choice stays, unless another has a loss that is lower by this share. A higher learning rate leads
 early and loses its lead later, so it needs the second of them."""
@@ -31,21 +31,25 @@ class Rounds:
     first: float
     others: int
 
+    def lost(self, start: float) -> float:
+        """The time that is lost, where each trial's start takes `start`."""
+        others = self.others * (OTHERS + start)
+        return (self.rates - 1) * self.first + self.rates * start + others
 
-def rounds(allowance: float, start: float, rates: int, others: int) -> Rounds:
+
+def rounds(allowance: float, start: float, rates: int) -> Rounds:
     """What `allowance` full steps pay for.
 
     Args:
         allowance: how many full steps may be lost.
         start: what the start of a trial costs: a new trainer, and checks.
         rates: learning rates that could be tried: 3, or 1 where the user gave one.
-        others: other plans that could be tried.
     """
     first = min(FIRST, (allowance - start * rates) / max(1, rates - 1))
     if rates == 1 or first < LEAST:
         rates, first = 1, FIRST
     rest = allowance - (rates - 1) * first - start * rates
-    return Rounds(rates, first, max(0, min(others, math.floor(rest / (OTHERS + start)))))
+    return Rounds(rates, first, max(0, min(MOST_OTHERS, math.floor(rest / (OTHERS + start)))))
 
 
 def has_turned(losses: Sequence[float]) -> bool:

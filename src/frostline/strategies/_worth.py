@@ -1,6 +1,6 @@
 """What training is worth: the rule with which plans are compared before any of them is tried.
 
-    gain = share^a  x  worth of the mode  x  (1 - e^(-p / 0.9)) / (1 - e^(-3.3 / 0.9))
+    gain = (1 + c) / (1 + c share^-1.5)  x  worth of the mode  x  (1 - e^(-p / 0.9)) / (1 - e^(-3.3 / 0.9))
 
 `share` is the part of the blocks that trains, `p` the passes over the rows that the time allows, of which at most 3.3
 are made. Full fine-tuning with 3.3 passes gains 1. Two models were measured for it (docs/LOG.md, "Simple plans in the
@@ -17,8 +17,8 @@ PASSES = 3.3
 """More passes over the rows made every measured plan worse."""
 TAU = 0.9
 """After so many passes 0.63 of what a plan can learn is learned."""
-SHARE_PRETRAINED, SHARE_NEW = 0.05, 0.3
-"""The exponent of the share of blocks. A new head is far from its task, so that more blocks have to change."""
+LOST_PRETRAINED, LOST_NEW = 0.003, 0.06
+"""c: what is lost where few blocks train. A new head is far from its task, so that more blocks have to change."""
 LORA_WORTH = 0.75
 """The gain of LoRA on all matrices of a block, as a share of the gain of training the block in full."""
 TIED_WORTH = 0.9
@@ -36,7 +36,8 @@ def learned(passes: float) -> float:
 
 def of_share(share: float, anatomy: Anatomy) -> float:
     """The gain of training a share of the blocks, for a model with a pretrained or a new head."""
-    return float(share ** (SHARE_PRETRAINED if anatomy.has_lm_head else SHARE_NEW))
+    lost = LOST_PRETRAINED if anatomy.has_lm_head else LOST_NEW
+    return float((1 + lost) / (1 + lost * share**-1.5))
 
 
 def learning_rate(anatomy: Anatomy) -> float:
