@@ -97,7 +97,7 @@ class Counted:
         """The rule of docs/decisions/0023, written out."""
         mode, *_, untied = self.setup
         share = sum(worths[self.boundary :]) / (sum(worths) or 1)
-        lost = 0.003 if self.found.has_lm_head else 0.06
+        lost = 0.003 if self.found.has_lm_head else 0.15
         gain = (1 + lost) / (1 + lost / share**1.5) if share else 0.0
         gain *= {"full": 1.0, "lora": freedom.lora_worth, "head": 0}[mode]
         if self.found.tied and not untied and (mode, self.boundary) != ("full", 0):

@@ -24,7 +24,7 @@ from frostline.run._work import Data
 from frostline.strategies import has_turned
 from frostline.tasks import Encoded
 
-FEWEST_ROWS = 64
+FEWEST_ROWS = 160
 """A training split with fewer rows has none to hold out."""
 Clock = Callable[[], float]
 
@@ -35,7 +35,7 @@ def clock_of(duration: bool) -> Clock:
 
 
 def hold_out(data: Data, seed: int, from_eval: bool = False) -> Data:
-    """The data with a sixteenth of the training rows (at most 256) set aside; each class gives its share.
+    """The data with a twentieth of the training rows (at most 128) set aside; each class gives its share.
 
     Args:
         data: the run's rows.
@@ -43,7 +43,7 @@ def hold_out(data: Data, seed: int, from_eval: bool = False) -> Data:
         from_eval: take them from the evaluation split, and leave the training rows as they are.
     """
     rows = data.eval_rows if from_eval else data.rows
-    count = min(256, len(rows) if from_eval else len(rows) // 16)
+    count = min(128, len(rows) if from_eval else len(rows) // 20)
     order = list(range(len(rows)))
     random.Random(derive_seed(seed, "held out")).shuffle(order)
     groups: dict[Any, list[int]] = defaultdict(list)
@@ -127,7 +127,7 @@ class Pause(TrainerCallback):
         step_tokens: tokens of a step, the mean over the rows.
     """
 
-    MEASURED = 4
+    MEASURED = 3
     """Steps that are measured, the first of them left out."""
 
     def __init__(

@@ -29,6 +29,7 @@ from frostline.strategies import (
     best_rate,
     extrapolated,
     has_turned,
+    next_rate,
     rounds,
 )
 
@@ -142,12 +143,16 @@ class Tournament:
             played = rounds(allowed, self.found["start_seconds"] / full, 3 if terms.rate is None else 1)
             self._note(clock=clock, budget_seconds=budget, rounds=asdict(played))
         field, plan = self.field(), Rounds(**self.found["rounds"])
-        middle = field.first.learning_rate or 0.0
-        rates = [middle, middle / RATE_STEP, middle * RATE_STEP] if terms.rate is None else [terms.rate]
         self._announce(plan, budget, full)
-        tried = [self._try(field, field.first, rate, plan.first * full) for rate in rates[: plan.rates]]
-        best = tried[best_rate([one["curve"][-1][2] for one in tried], [one["learning_rate"] for one in tried])]
-        self._tell([one for one in tried if one is not best], "lost")
+        rate = terms.rate or field.first.learning_rate or 0.0
+        tried: dict[int, dict[str, Any]] = {}
+        place: int | None = 0
+        while place is not None and len(tried) < plan.rates:
+            tried[place] = self._try(field, field.first, rate * RATE_STEP**place, plan.first * full)
+            losses = {one: trial["curve"][-1][2] for one, trial in tried.items()}
+            place = next_rate(losses)
+        best = tried[best_rate(losses)]
+        self._tell([one for one in tried.values() if one is not best], "lost")
         if plan.others:
             best = self._against(best, field, plan.others, budget)
         self._tell([best], "won")
@@ -298,7 +303,7 @@ class Tournament:
         others = f", and {plan.others} other plans" if plan.others else ""
         self._say(
             f"the budget is {duration_text(budget)}, {share:.2f} of full fine-tuning; at most {lost} of it may be lost "
-            f"in trials, which pays for {plan.rates} learning rates{others}"
+            f"in trials, which pays for at most {plan.rates} learning rates{others}"
         )
 
     def _update(self, name: str, **values: Any) -> None:

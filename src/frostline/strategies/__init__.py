@@ -6,7 +6,16 @@ from frostline.strategies._budget import Budget
 from frostline.strategies._choice import Choice, Option
 from frostline.strategies._contenders import Contenders, contenders
 from frostline.strategies._plans import freeze_blocks, task_head
-from frostline.strategies._rounds import OTHERS, Rounds, best_plan, best_rate, extrapolated, has_turned, rounds
+from frostline.strategies._rounds import (
+    OTHERS,
+    Rounds,
+    best_plan,
+    best_rate,
+    extrapolated,
+    has_turned,
+    next_rate,
+    rounds,
+)
 from frostline.strategies._selection import Selection, fixed
 from frostline.strategies._situation import Measure, Situation
 from frostline.strategies._strategy import NoOptions, Percent, Strategy
@@ -40,6 +49,7 @@ __all__ = [
     "has_turned",
     "known_names",
     "make_selection",
+    "next_rate",
     "parse_name",
     "read_options",
     "rounds",

@@ -9,7 +9,7 @@ time, and other plans only where each can have 20 full steps.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 FIRST, LEAST = 5.0, 2.5
@@ -25,16 +25,16 @@ TURNED = 0.02
 
 @dataclass(frozen=True)
 class Rounds:
-    """How many learning rates are tried, for how long, and how many other plans; times in full steps."""
+    """How many learning rates may be tried, for how long, and how many other plans; times in full steps."""
 
     rates: int
     first: float
     others: int
 
     def lost(self, start: float) -> float:
-        """The time that is lost, where each trial's start takes `start`."""
-        others = self.others * (OTHERS + start)
-        return (self.rates - 1) * self.first + self.rates * start + others
+        """The time that is lost as a rule, with one learning rate in vain; each trial's start takes `start`."""
+        rates = min(self.rates, 2)
+        return (rates - 1) * self.first + rates * start + self.others * (OTHERS + start)
 
 
 def rounds(allowance: float, start: float, rates: int) -> Rounds:
@@ -43,7 +43,7 @@ def rounds(allowance: float, start: float, rates: int) -> Rounds:
     Args:
         allowance: how many full steps may be lost.
         start: what the start of a trial costs: a new trainer, and checks.
-        rates: learning rates that could be tried: 3, or 1 where the user gave one.
+        rates: the most learning rates: 3, or 1 where the user gave one.
     """
     first = min(FIRST, (allowance - start * rates) / max(1, rates - 1))
     if rates == 1 or first < LEAST:
@@ -74,16 +74,31 @@ def extrapolated(curve: Sequence[tuple[float, float]], end: float) -> float:
     return float(low * (max(end, now) / now) ** min(slope, 0.0))
 
 
-def best_rate(losses: Sequence[float], rates: Sequence[float]) -> int:
-    """The place of the best learning rate; the first, which is the rule's, unless another is better by the margin.
+def next_rate(losses: Mapping[int, float]) -> int | None:
+    """Which learning rate to try next; None where the best is known.
+
+    Rates are counted from the rule's, 0; the next higher one is 1, the next lower one -1. Higher ones are tried as long
+    as each is better than the one before. Lower ones are tried where the first higher one is clearly worse, since then
+    the rule's may be too high itself.
 
     Args:
-        losses: held-out losses after the same steps.
-        rates: the learning rates.
+        losses: rate -> held-out loss after the same steps.
     """
-    margins = [0.0, *(MARGIN_HIGHER if rate > rates[0] else MARGIN for rate in rates[1:])]
-    counted = [loss * (1 + margin) for loss, margin in zip(losses, margins, strict=True)]
-    return counted.index(min(counted))
+    best, highest, lowest = best_rate(losses), max(losses), min(losses)
+    if best == highest:
+        return highest + 1
+    clearly_worse = losses[1] > losses[0] * (1 + MARGIN_HIGHER)
+    return lowest - 1 if best == lowest and clearly_worse else None
+
+
+def best_rate(losses: Mapping[int, float]) -> int:
+    """The best learning rate, counted as in `next_rate`; the rule's, unless another is better by the margin.
+
+    Args:
+        losses: rate -> held-out loss after the same steps.
+    """
+    margins = {rate: MARGIN_HIGHER * rate if rate > 0 else MARGIN * -rate for rate in losses}
+    return min(losses, key=lambda rate: losses[rate] * (1 + margins[rate]))
 
 
 def best_plan(losses: Sequence[float], turned: Sequence[bool]) -> int:

@@ -17,7 +17,7 @@ PASSES = 3.3
 """More passes over the rows made every measured plan worse."""
 TAU = 0.9
 """After so many passes 0.63 of what a plan can learn is learned."""
-LOST_PRETRAINED, LOST_NEW = 0.003, 0.06
+LOST_PRETRAINED, LOST_NEW = 0.003, 0.15
 """c: what is lost where few blocks train. A new head is far from its task, so that more blocks have to change."""
 LORA_WORTH = 0.75
 """The gain of LoRA on all matrices of a block, as a share of the gain of training the block in full."""
