@@ -53,8 +53,9 @@ def command(
 ) -> Answer:
     """Measure signals of a model's blocks on a task. Strategies choose by them what to train."""
     from frostline.core.errors import ConfigError
+    from frostline.core.figures import check_format
     from frostline.run import probe_model
-    from frostline.signals import SIGNALS, WarmUp, check_format, save_figure
+    from frostline.signals import SIGNALS, WarmUp, save_figure
 
     if figure is not None:
         check_format(figure)

@@ -54,6 +54,9 @@ def command(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of all that is drawn at random.", show_default="42")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the folder's last checkpoint.")] = False,
+    figure: Annotated[
+        Path | None, typer.Option(help="Draw the trials of auto in this file: .png, .pdf or .svg.")
+    ] = None,
     as_json: Json = False,
     _: Annotated[
         bool, typer.Option("--settings", is_eager=True, callback=_list, help="List all settings and exit.")
@@ -62,9 +65,13 @@ def command(
     """Train what a strategy says, and record quality and cost."""
     path, overrides = split_settings(settings or [])
 
-    from frostline.run import read_config, train
+    from frostline.core.figures import check_format
+    from frostline.report import save_trials
+    from frostline.run import check_trials, read_config, train
     from frostline.strategies import Budget
 
+    if figure is not None:
+        check_format(figure)
     config = read_config(
         path,
         [*overrides, *_strategy_options(options or [])],
@@ -75,6 +82,8 @@ def command(
         out=out,
         seed=seed,
     )
+    if figure is not None:
+        check_trials(config)
     try:
         record = train(config, resume=resume, console=progress_console())
     except KeyboardInterrupt:
@@ -82,6 +91,8 @@ def command(
             f"interrupted: run the same command with --resume to continue from the checkpoints in {config.folder} and "
             "the rows in the activation cache"
         ) from None
+    if figure is not None and record.trials:
+        save_trials(record, figure)
     document = {"folder": str(config.folder), **record.model_dump(mode="json")}
     return Answer(document, lambda: _view(record, config.folder), as_json)
 

@@ -12,6 +12,7 @@ from frostline.report._format import (
 from frostline.report._render import document, markdown, view
 from frostline.report._runs import Run, collect, named, study_baseline
 from frostline.report._table import Failure, Group, Mean, Table, TableRow, tabulate
+from frostline.report._trials import save_trials
 
 __all__ = [
     "Failure",
@@ -28,6 +29,7 @@ __all__ = [
     "mean_text",
     "named",
     "ratio_text",
+    "save_trials",
     "seconds_text",
     "share_text",
     "short_count_text",

@@ -6,6 +6,7 @@ from frostline.run._probing import probe_model
 from frostline.run._setup import anatomy_of, class_for, load_model
 from frostline.run._trainer import Trainer, attach
 from frostline.run._training import train
+from frostline.run._trying import check_trials
 from frostline.run._using import PlannedModel, evaluate_target, generate_target, inspect_model, is_run, plan_model
 from frostline.run._versions import versions
 
@@ -15,6 +16,7 @@ __all__ = [
     "Trainer",
     "anatomy_of",
     "attach",
+    "check_trials",
     "class_for",
     "evaluate_target",
     "generate_target",

@@ -127,7 +127,7 @@ class Pause(TrainerCallback):
         step_tokens: tokens of a step, the mean over the rows.
     """
 
-    MEASURED = 3
+    MEASURED = 4
     """Steps that are measured, the first of them left out."""
 
     def __init__(

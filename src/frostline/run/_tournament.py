@@ -7,17 +7,22 @@ at once: trials that were interrupted go on, and end as they would have.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from frostline.anatomy import fingerprint
+from frostline.core.cache import default_root
 from frostline.core.errors import FrostlineError
 from frostline.core.files import read_json, write_json
 from frostline.core.sizes import duration_text
 from frostline.run._judge import Clock, JudgedTrainer, Pause
+from frostline.run._versions import versions
 from frostline.strategies import (
     OTHERS,
     PASSES,
@@ -97,6 +102,8 @@ class Tournament:
         clock: what tells the time.
         folder: where trials are kept while they run.
         say: shows a line.
+        identity: all that the trials depend on besides the model, as plain data: trials that were made once with the
+            same are not made again.
     """
 
     def __init__(
@@ -107,7 +114,9 @@ class Tournament:
         clock: Clock,
         folder: Path,
         say: Callable[[str], None],
+        identity: Mapping[str, Any],
     ) -> None:
+        self._identity = {**identity, "terms": asdict(terms), "versions": versions()}
         self._terms, self._contend, self._make = terms, contend, make
         self._clock, self._folder, self._say = clock, folder, say
         path = folder / TRIALS_FILE
@@ -118,8 +127,9 @@ class Tournament:
 
         What the winner trained lies in the folder of its trial, in `checkpoint-<steps>`.
         """
-        if "chosen" not in self.found:
+        if "chosen" not in self.found and not self._known():
             self._play()
+            write_json(Path(self.found["kept"]), self.found)
         return self.found
 
     def field(self) -> Contenders:
@@ -134,8 +144,39 @@ class Tournament:
         name, field = self.found["chosen"]["option"], self.field()
         return next(option for option in (field.first, *field.others) if option.short == name)
 
+    def _known(self) -> bool:
+        """Measure a step of full fine-tuning; say whether the same trials were made before."""
+        if "full_step_seconds" not in self.found:
+            field = self._contend(1.0)
+            trainer = self._make(Attempt(field.yardstick, 1e-9, self._folder / "trials" / "yardstick", Pause.MEASURED))
+            kept = _kept({**self._identity, "model": fingerprint(trainer.applied.base)})
+            if kept.is_file():
+                self.found = read_json(kept, "trials")
+                self._note(before=True)
+                self._say(f"the same trials were made before, and are not made again: {kept}")
+                return True
+            self._measure(trainer, field, kept)
+        return False
+
+    def _measure(self, trainer: JudgedTrainer, field: Contenders, kept: Path) -> None:
+        """Measure the yardstick's step, of which a step of full fine-tuning is a multiple, or the same."""
+        self._say(f"measuring a step: {field.yardstick.what}")
+        begun = self._clock()
+        trainer.args.max_steps = Pause.MEASURED
+        pause = Pause(trainer, lambda _: [], None, self._terms.step_tokens)
+        trainer.add_callback(pause)
+        trainer.train()
+        assert pause.step_seconds is not None
+        seconds = self._clock() - begun
+        self._note(
+            kept=str(kept),
+            full_step_seconds=pause.step_seconds / field.step_share(field.yardstick),
+            start_seconds=seconds - pause.stepping_seconds,
+            measuring_seconds=seconds,
+        )
+
     def _play(self) -> None:
-        terms, full = self._terms, self._full_step()
+        terms, full = self._terms, self.found["full_step_seconds"]
         budget = terms.seconds or terms.full_steps * full * (terms.share or 1.0)
         if "rounds" not in self.found:
             clock = "wall time" if self._clock is time.perf_counter else "processor time"
@@ -233,27 +274,6 @@ class Tournament:
         )
         return dict(self.found["trials"][name])
 
-    def _full_step(self) -> float:
-        """The seconds of a step of full fine-tuning, measured, or by what a plan that fits takes of it."""
-        if "full_step_seconds" not in self.found:
-            field = self._contend(1.0)
-            option, folder = field.yardstick, self._folder / "trials" / "yardstick"
-            self._say(f"measuring a step: {option.what}")
-            begun = self._clock()
-            trainer = self._make(Attempt(option, 1e-9, folder, Pause.MEASURED))
-            trainer.args.max_steps = Pause.MEASURED
-            pause = Pause(trainer, lambda _: [], None, self._terms.step_tokens)
-            trainer.add_callback(pause)
-            trainer.train()
-            assert pause.step_seconds is not None
-            seconds = self._clock() - begun
-            self._note(
-                full_step_seconds=pause.step_seconds / field.step_share(option),
-                start_seconds=seconds - pause.stepping_seconds,
-                measuring_seconds=seconds,
-            )
-        return float(self.found["full_step_seconds"])
-
     def _choose(self, best: dict[str, Any], field: Contenders, budget: float) -> None:
         """How long the winner goes on: as long as its steps, its start and its judging fit the budget."""
         terms, done = self._terms, best["curve"][-1][0]
@@ -316,3 +336,9 @@ class Tournament:
 
     def _save(self) -> None:
         write_json(self._folder / TRIALS_FILE, self.found)
+
+
+def _kept(identity: Mapping[str, Any]) -> Path:
+    """Where the result of trials is kept."""
+    canonical = json.dumps(identity, sort_keys=True, default=str)
+    return default_root() / "trials" / f"{hashlib.sha256(canonical.encode()).hexdigest()[:32]}.json"

@@ -22,6 +22,8 @@ from frostline.run._tournament import DECAY, FAR, JUDGED, WARM_UP, Attempt, Term
 from frostline.run._work import Data, workload_of
 from frostline.strategies import PASSES, AutoOptions, Contenders, Option, contenders, read_options
 
+_NO_MATTER = {"model", "task", "out", "report_to", "logging_steps", "eval_steps", "save_steps", "save_total_limit"}
+"""Settings on which trials do not depend; model and task count by their content."""
 Make = Callable[[RunConfig, Data, Chosen], JudgedTrainer]
 
 
@@ -59,6 +61,17 @@ def why_not_tried(config: RunConfig, rows: int) -> str | None:
                 "run: leave it out, or switch trials off with --set trials=0 (strategy_options.trials=0)"
             )
     return None
+
+
+def check_trials(config: RunConfig) -> None:
+    """Check that a run makes trials, as far as its config says. Raises `ConfigError` where it makes none."""
+    why = why_not_tried(config, FEWEST_ROWS)
+    if why is not None:
+        because = f" ({why})" if why else ""
+        raise ConfigError(
+            f"--figure: this run makes no trials that it could show{because}: use --strategy auto with --budget "
+            "time=..., or leave --figure out"
+        )
 
 
 def judged(config: RunConfig, data: Data) -> Data:
@@ -118,6 +131,7 @@ def try_plans(config: RunConfig, data: Data, make: Make, console: Console) -> Ch
         clock,
         config.folder,
         lambda line: console.print(f"note: {line}"),
+        {"config": config.model_dump(mode="json", exclude=_NO_MATTER), "data": data.task.fingerprint},
     )
     with quiet_libraries():
         tournament.play()

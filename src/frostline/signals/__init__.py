@@ -10,7 +10,7 @@ from frostline.signals._deviation import (
     shift,
     similarity,
 )
-from frostline.signals._figure import check_format, save_figure
+from frostline.signals._figure import save_figure
 from frostline.signals._gradients import loss_gradients
 from frostline.signals._measure import DEVIATIONS, SIGNALS, choose_signals, measure
 from frostline.signals._measurement import Measurement
@@ -34,7 +34,6 @@ __all__ = [
     "block_norms",
     "block_snr",
     "cached",
-    "check_format",
     "choose_signals",
     "cut_at_largest",
     "difference_gain",

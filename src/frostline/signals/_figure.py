@@ -7,23 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from frostline.core.errors import ConfigError
-from frostline.core.files import atomic_file
+from frostline.core.figures import check_format, new_figure, write_figure
 from frostline.signals._probe import Probe
 
 if TYPE_CHECKING:
     from frostline.signals._measurement import Measurement
 
-FORMATS = ("png", "pdf", "svg")
 _BAR, _CUT = "#4c78a8", "#e45756"
-
-
-def check_format(path: Path) -> str:
-    """The format of a figure, by the ending of its file name. Raises `ConfigError` for an unknown one."""
-    suffix = path.suffix.lower().removeprefix(".")
-    if suffix not in FORMATS:
-        raise ConfigError(f"{path}: unknown figure format: use a file name that ends in {', '.join(FORMATS)}")
-    return suffix
 
 
 def save_figure(probe: Probe, path: Path) -> None:
@@ -31,15 +21,11 @@ def save_figure(probe: Probe, path: Path) -> None:
 
     Raises `ConfigError` for a file name with an unknown ending.
     """
-    kind = check_format(path)
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
+    check_format(path)
     shown = [name for name in probe.signals if "." not in name]
     columns = min(3, len(shown))
     lines = math.ceil(len(shown) / columns)
-    figure = Figure(figsize=(4 * columns, 2.6 * lines), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(4 * columns, 2.6 * lines)
     panels = figure.subplots(lines, columns, squeeze=False).flatten()
     for panel, name in zip(panels, shown, strict=False):
         _draw(panel, name, probe.signals[name], probe.suggestion)
@@ -49,8 +35,7 @@ def save_figure(probe: Probe, path: Path) -> None:
         f"{Path(probe.model).name} on {Path(probe.task).name}, {probe.rows} rows"
         + (f"; dashed: cut by {probe.deviation}" if probe.suggestion else "")
     )
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, format=kind, dpi=150)
+    write_figure(figure, path)
 
 
 def _draw(panel: Any, name: str, measurements: Sequence[Measurement], cut: int | None) -> None:

@@ -1,0 +1,57 @@
+"""The trials of a run as a figure: held-out loss over time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from frostline.core.errors import ConfigError
+from frostline.core.figures import check_format, new_figure, write_figure
+from frostline.records import RunRecord
+
+_WON = "#e45756"
+_OTHERS = ("#4c78a8", "#72b7b2", "#54a24b", "#b279a2", "#9d755d", "#bab0ac", "#eeca3b")
+
+
+def save_trials(record: RunRecord, path: Path) -> None:
+    """Draw the held-out loss of every trial of a run over the time of its steps, and how the run went on.
+
+    Args:
+        record: of the run.
+        path: the file, which ends in .png, .pdf or .svg.
+
+    Raises `ConfigError` for a file name with an unknown ending, and for a run without trials.
+    """
+    check_format(path)
+    if not record.trials:
+        raise ConfigError(
+            f"--figure: the run made no trials, so {path} was not written: use --strategy auto with --budget time=..."
+        )
+    figure = new_figure(7, 4.2)
+    panel = figure.subplots()
+    colors = iter(_OTHERS * len(record.trials))
+    for trial in record.trials:
+        won = trial["result"] == "won"
+        points = _points(trial, record) if won else trial["curve"]
+        label = f"{trial['option']}, {trial['learning_rate']:g}: {trial['result']}"
+        panel.plot(
+            [seconds for _, seconds, _ in points],
+            [loss for *_, loss in points],
+            marker="o",
+            markersize=4,
+            color=_WON if won else next(colors),
+            label=label,
+        )
+    panel.set_xlabel(f"seconds of {(record.chosen or {}).get('clock', 'time')}, steps alone")
+    panel.set_ylabel("held-out loss")
+    panel.set_title(f"{Path(record.model.name).name} on {record.data.task}", fontsize=10)
+    panel.legend(fontsize=8)
+    write_figure(figure, path)
+
+
+def _points(trial: dict[str, Any], record: RunRecord) -> list[tuple[float, float, float]]:
+    """The curve of the trial that won, with what came after it in the run."""
+    history = record.metrics.history if record.metrics is not None else ()
+    after = [(entry["step"], entry["held_out_loss"]) for entry in history if "held_out_loss" in entry]
+    last = trial["curve"][-1][0]
+    return [*trial["curve"], *((step, step * trial["step_seconds"], loss) for step, loss in after if step > last)]
