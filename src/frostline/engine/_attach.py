@@ -24,7 +24,7 @@ from frostline.engine._known_rows import fill_with_known_rows
 from frostline.engine._observe import Observer
 from frostline.engine._optimizer import parameter_groups, regroup, scale_groups
 from frostline.engine._saving import SavingTrainer
-from frostline.engine._shortcuts import COMPILED, few_rows, positions_refusal
+from frostline.engine._shortcuts import COMPILED, few_rows, plan_settings, positions_refusal
 from frostline.engine._start import PlanFor, ScheduleFor, check_rows, check_settings, start_schedule
 from frostline.hooks import Rechecks
 from frostline.loss_positions import LossPositions, hook_above, use_loss_positions
@@ -372,4 +372,5 @@ class _Attachment(TrainerCallback):
         positions = self._positions_notices if self._positions is None else self._positions.notices
         self._trainer.cache_report = report
         others = (report.notice, self._saving_notice)
-        self._trainer.notices = (*positions, *(notice for notice in others if notice is not None))
+        asked = plan_settings(self._trainer.args, self._applied.plan)
+        self._trainer.notices = (*positions, *(notice for notice in others if notice is not None), *asked)

@@ -20,6 +20,7 @@ from frostline.engine._accumulation import FewRows, PartsTrainer
 from frostline.engine._progress import start_bar
 from frostline.hooks import Rechecks, state_kept
 from frostline.loss_positions import LossPositions, hook_above, use_loss_positions
+from frostline.plan import Plan
 from frostline.surgery import Applied
 
 COMPILED = "torch_compile makes one graph of the whole model"
@@ -43,6 +44,21 @@ def positions_refusal(trainer: Any, model: Any, applied: Applied) -> str | None:
     if not hasattr(rows, "__len__"):
         return "the rows come as a stream"
     return hook_above(model, applied.anatomy)
+
+
+def plan_settings(args: TrainingArguments, plan: Plan) -> list[str]:
+    """Where a training has another learning rate or length than its plan was chosen for, a line each.
+
+    Args:
+        args: of the training.
+        plan: what trains.
+    """
+    wanted = {"learning_rate": plan.learning_rate, "max_steps": plan.max_steps}
+    return [
+        f"the plan was chosen for {name}={value}, and the training arguments have {name}={getattr(args, name)}"
+        for name, value in wanted.items()
+        if value is not None and getattr(args, name) != value
+    ]
 
 
 def console_of(args: TrainingArguments) -> Console | None:
@@ -85,7 +101,8 @@ class ShortcutsTrainer(PartsTrainer):
         """What runs as it would without frostline and why, one line each."""
         positions = self._positions_notices if self.positions is None else self.positions.notices
         others = (self.session.report.notice, self.parts_notice)
-        return (*positions, *(notice for notice in others if notice is not None))
+        asked = plan_settings(self.args, self.applied.plan)
+        return (*positions, *(notice for notice in others if notice is not None), *asked)
 
     def _begin_plan(self) -> None:
         self._begun = True

@@ -27,6 +27,8 @@ class Plan(Options):
         frozen_dropout: let dropout act in frozen blocks and embeddings, as freezing by `requires_grad` alone does. By
             default they are in eval mode. Where dropout acts below the boundary, no activation cache is possible.
         forward: changes of the forward pass and of the loss.
+        learning_rate: the learning rate that the plan was chosen for, where a planner chose one.
+        max_steps: the number of optimizer steps that it was chosen for, where a planner chose one.
     """
 
     version: Literal[1] = 1
@@ -38,6 +40,8 @@ class Plan(Options):
     untie: bool = False
     frozen_dropout: bool = False
     forward: Forward = Forward()
+    learning_rate: float | None = Field(None, gt=0)
+    max_steps: int | None = Field(None, gt=0)
 
     @field_validator("embeddings", "final_norm", "head", mode="before")
     @classmethod

@@ -17,6 +17,8 @@ from frostline.core.settings import Options, parse_yaml
 from frostline.plan._forward import Forward
 from frostline.plan._plan import Plan, block_ranges
 
+_RUN = ("learning_rate", "max_steps")
+
 
 def document(plan: Plan) -> dict[str, Any]:
     """The plan as plain data with one entry per block, each with its number and every option.
@@ -24,7 +26,8 @@ def document(plan: Plan) -> dict[str, Any]:
     `forward` is left out where it has only defaults.
     """
     blocks = [{"index": index, **mode.model_dump(mode="json")} for index, mode in enumerate(plan.blocks)]
-    unsaid = {"forward"} if plan.forward == Forward() else None
+    unsaid = {name for name in _RUN if getattr(plan, name) is None}
+    unsaid |= {"forward"} if plan.forward == Forward() else set()
     return {**plan.model_dump(mode="json", exclude=unsaid), "blocks": blocks}
 
 
@@ -42,6 +45,7 @@ def to_yaml(plan: Plan) -> str:
     lines += [f"final_norm: {_flow(_short(plan.final_norm))}", f"head: {_flow(_short(plan.head))}"]
     if plan.untie:
         lines.append("untie: true")
+    lines += [f"{name}: {value}" for name in _RUN if (value := getattr(plan, name)) is not None]
     if plan.frozen_dropout:
         lines.append("frozen_dropout: true")
     if forward := plan.forward.model_dump(mode="json", exclude_defaults=True):

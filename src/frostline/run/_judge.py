@@ -70,7 +70,7 @@ class JudgedTrainer(Trainer):
         opening_seconds: the time that the activation cache was opened in.
     """
 
-    held_out: Encoded
+    held_out: Any
     first_steps: int | None = None
     clock: Clock = staticmethod(time.process_time)
     opening_seconds = 0.0

@@ -14,8 +14,9 @@ from frostline.core.errors import ConfigError, DataError, PlanError
 from frostline.core.seeding import derive_seed
 from frostline.cost import Workload
 from frostline.plan import Plan, Schedule, keep_dropout
+from frostline.run._trying_here import tried_plan
 from frostline.signals import Probe, measure, token_text
-from frostline.strategies import Budget, Situation, make_selection
+from frostline.strategies import AutoOptions, Budget, Situation, make_selection, read_options
 from frostline.tasks import pad_rows
 
 Collate = Callable[[Any], Mapping[str, Any]]
@@ -42,8 +43,12 @@ def make_plan(
         trainer = fl.Trainer(model, args, plan=plan, train_dataset=rows, data_collator=collate)
 
     A plan says which parts train, and how. Two things are not in it: that `splitlora` is trained by a server and
-    clients (`frostline.split.SplitTrainer`; the plan alone trains in one process), and the settings of the run that a
+    clients (`frostline.split.SplitTrainer`; the plan alone trains in one process), and other settings of the run that a
     planner chooses for a budget (`frostline train` sets them).
+
+    With `strategy="auto"`, rows and a budget of time, copies of the model are trained for a part of the time, to choose
+    by trying (docs/strategies/auto.md). The plan then has `learning_rate` and `max_steps`: the rate, and the steps that
+    the rest of the time pays for. Batches are those of the `workload`.
 
     Args:
         model: a transformers model, in memory.
@@ -60,23 +65,28 @@ def make_plan(
     plan fits, `ConfigError` for an unknown strategy or option and for a strategy that needs data where there is none,
     `UnsupportedModel` for a model without blocks.
     """
-    schedule = make_schedule(
-        model,
-        strategy,
-        data=data,
-        data_collator=data_collator,
-        budget=budget,
-        workload=workload,
-        options=options,
-        frozen_dropout=frozen_dropout,
-        seed=seed,
-    )
+    tries = _tries(strategy, data, budget, options)
+    if tries is not None:
+        situation = _situation(model, data, data_collator, budget, workload, seed)
+        plan = tried_plan(text_model(model), situation, tries, data, data_collator or partial(_padded, model))
+        return plan.model_copy(update={"frozen_dropout": frozen_dropout})
+    situation = _situation(model, data, data_collator, budget, workload, seed)
+    selection = make_selection(strategy, situation, options)
+    schedule = keep_dropout(selection.schedule) if frozen_dropout else selection.schedule
     if not schedule.settled:
         raise PlanError(
             f"strategy '{strategy}' changes its plan while it trains, so there is no single plan: use "
             f'fl.make_schedule(model, "{strategy}"), or schedule="{strategy}" in the trainer'
         )
-    return schedule.first
+    if strategy != "auto" or selection.choice is None or situation.budget.time is None:
+        return schedule.first
+    work = selection.choice.workload
+    steps = round(
+        work.num_train_epochs * work.rows / (work.per_device_train_batch_size * work.gradient_accumulation_steps)
+    )
+    return schedule.first.model_copy(
+        update={"learning_rate": selection.choice.learning_rate, "max_steps": max(1, steps)}
+    )
 
 
 def make_schedule(
@@ -104,20 +114,47 @@ def make_schedule(
 
     Raises `UserError` as `make_plan` does, but for a plan that changes.
     """
+    situation = _situation(model, data, data_collator, budget, workload, seed)
+    schedule = make_selection(strategy, situation, options).schedule
+    return keep_dropout(schedule) if frozen_dropout else schedule
+
+
+def _situation(
+    model: Any, data: Any, collate: Collate | None, budget: Budget | None, workload: Workload | None, seed: int
+) -> Situation:
+    """What a strategy knows of a model in memory and of its rows. Raises `ConfigError` where it is no model."""
     if not isinstance(model, nn.Module):
         raise ConfigError(
             f"model: give a model, not {type(model).__name__}: load it first (AutoModel...from_pretrained)"
         )
     model = text_model(model)
-    situation = Situation.of(
+    limited = budget is not None and budget.limits and data is not None
+    return Situation.of(
         model,
         seed,
-        measure=None if data is None else partial(_measure, model, data, data_collator, seed),
+        measure=None if data is None else partial(_measure, model, data, collate, seed),
         budget=budget or Budget(),
-        workload=workload or Workload(),
+        workload=_work(workload, data) if limited else workload or Workload(),
     )
-    schedule = make_selection(strategy, situation, options).schedule
-    return keep_dropout(schedule) if frozen_dropout else schedule
+
+
+def _tries(strategy: str, data: Any, budget: Budget | None, options: Mapping[str, Any] | None) -> AutoOptions | None:
+    """The options of `auto` where trials can be made, else None."""
+    if strategy != "auto" or data is None or budget is None or budget.time is None:
+        return None
+    found = AutoOptions.model_validate(read_options("auto", options or {}))
+    if found.held_out == "eval":
+        raise ConfigError("options: held_out=eval needs the evaluation rows of a task: leave it out (frostline train)")
+    return found if found.trials else None
+
+
+def _work(workload: Workload | None, data: Any) -> Workload:
+    """The work on some rows, as far as it is not given; three passes, as a run makes by default."""
+    sample = [len(data[index]["input_ids"]) for index in range(min(256, len(data)))]
+    known = {"rows": len(data), "length": max(1, round(sum(sample) / len(sample))), "num_train_epochs": 3.0}
+    given = Workload() if workload is None else workload
+    open_ = {name: value for name, value in known.items() if name not in given.model_fields_set}
+    return given.model_copy(update={**open_, "loss_positions": True})
 
 
 def _measure(
