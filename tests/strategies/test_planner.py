@@ -80,6 +80,9 @@ CASES = {
 }
 
 
+WIDER: dict[str, Case] = {}
+
+
 @dataclass(frozen=True)
 class Counted:
     """One candidate, as `predict` counts it."""
@@ -113,7 +116,8 @@ class Counted:
 @cache
 def counted(name: str) -> list[Counted]:
     """Every candidate of a case, by plain loops, plans written out."""
-    case, found = CASES[name], anatomy(CASES[name].model)
+    case = CASES[name] if name in CASES else WIDER[name]
+    found = anatomy(case.model)
     work, choose, depth = case.workload, case.freedom.choose, len(found.blocks)
     step = work.per_device_train_batch_size * work.gradient_accumulation_steps
     divides = [n for n in range(1, step + 1) if step % n == 0]
@@ -263,6 +267,45 @@ def fits_and_keeps_the_rows_of_a_step(choice: Choice, name: str, limits: dict[st
     assert (choice.memory_share * whole(name)[0], choice.time_share * whole(name)[1]) == pytest.approx(
         (taken["memory"], time)
     )
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != "as asked"])
+@quick
+@given(data=st.data())
+def test_a_time_is_spent_on_what_counting_every_candidate_finds(name: str, data: st.DataObject) -> None:
+    """Every candidate makes as many passes as the time pays for, at most 3.3; the best of them is chosen."""
+    case, share = CASES[name], data.draw(st.floats(0.03, 1.5))
+    time = share * whole(name)[1]
+    budget = Budget(time=0.5, memory=data.draw(shares)).model_copy(update={"time": share})
+    limits = {resource: amount for resource, amount in amounts(name, budget).items() if resource == "memory"}
+    worths, step = (1,) * len(anatomy(case.model).blocks), 6 / 200
+    best_gain = 0.0
+    rows, epochs = spending(name)
+    for row in rows:
+        passes = (time - row.start) / ((row.time - row.start) / epochs)
+        batch = row.batch == case.workload.per_device_train_batch_size or budget.memory is not None
+        if batch and passes >= step * (1 - 1e-9) and row.fits(limits):
+            best_gain = max(best_gain, row.gain(worths, case.freedom, min(passes, 3.3)))
+    try:
+        choice = search(case.situation(budget), worths, case.freedom, spend=True)
+    except UserError:
+        assert best_gain == 0
+        return
+    assert choice.expected_gain == pytest.approx(best_gain)
+    passes = choice.workload.num_train_epochs
+    assert choice.time_share <= share * (1 + 1e-9)
+    assert passes == pytest.approx(3.3) or choice.time_share == pytest.approx(share)
+    assert choice.learning_rate is None, "the strategy auto adds it"
+
+
+def spending(name: str) -> tuple[list[Counted], float]:
+    """Every candidate, with an activation cache also where the passes asked for would not pay for one; the passes."""
+    few = CASES[name]
+    if few.workload.num_train_epochs < 1:
+        name = f"{name}, three passes"
+        WIDER[name] = replace(few, workload=few.workload.model_copy(update={"num_train_epochs": 3.0}))
+        few = WIDER[name]
+    return counted(name), few.workload.num_train_epochs
 
 
 @pytest.mark.parametrize("name", ["decoder", "calibrated"])
@@ -445,14 +488,18 @@ def test_few_of_many_candidates_are_counted(monkeypatch: pytest.MonkeyPatch) -> 
 def test_the_choice_is_told_in_lines_and_as_data() -> None:
     choice = search(situation("memory=0.4,time=0.4,disk=1GB"), (0, 0, *(1,) * 10))
     labels = [label for label, _ in choice.lines()]
-    assert labels == ["chosen", "runner-up", "constraint", "constraint", "constraint"]
+    assert labels == [
+        "chosen", "runner-up", "constraint", "constraint", "constraint", "with twice the time", "with half the memory",
+    ]  # fmt: skip
     lines = [line for _, line in choice.lines()]
-    assert lines[0].startswith("blocks 9-11 in full, batches of 32, activation cache: gain 0.30, ")
+    assert lines[0].startswith(
+        "blocks 9-11 in full, batches of 32, activation cache: gain 0.99, 3 passes over the rows, "
+    )
     assert " of full fine-tuning), 0.4" in lines[0]
     assert lines[0].endswith(" of its time, 750 MiB on disk")
     assert lines[2] == f"memory=0.4: the plan uses {choice.memory_share:.3g}; a larger limit would not change it"
     assert lines[3].startswith(f"time=0.4: the plan uses {choice.time_share:.3g}; ")
-    assert "without this limit the gain would be 0.70 higher: blocks 2-11 in full, " in lines[3]
+    assert "without this limit the gain would be 0.01 higher: blocks 2-11 in full, " in lines[3]
     assert lines[4] == "disk=1GB: the plan uses 750MiB; a larger limit would not change it"
     document = json.loads(json.dumps(choice.document()))
     assert document["boundary"] == 9
@@ -461,7 +508,11 @@ def test_the_choice_is_told_in_lines_and_as_data() -> None:
     assert document["predicted"]["peak_memory_bytes"] == choice.prediction.peak_memory_bytes
     assert document["runner_up"]["expected_gain"] <= document["expected_gain"]
     assert [cost["constraint"] for cost in document["constraints"]] == ["memory", "time", "disk"]
-    assert [round(cost["cost"], 2) for cost in document["constraints"]] == [0, 0.7, 0]
+    assert [round(cost["cost"], 2) for cost in document["constraints"]] == [0, 0.01, 0]
+    assert lines[5].startswith("blocks 3-11 in full, ")
+    assert document["instead"]["half the memory"]["predicted"]["peak_memory_bytes"] <= (
+        choice.prediction.peak_memory_bytes / 2
+    )
 
 
 def probed(gains: list[float | None]) -> Any:
@@ -487,17 +538,20 @@ class TestAuto:
         assert selection.schedule.first == Plan(strategy="auto", blocks=(*(Frozen(),) * 3, Full()))
         assert asked == [(None, 256)]
 
-    def test_with_a_budget_the_planner_chooses_above_the_cut(self) -> None:
+    def test_with_a_budget_the_planner_spends_it_and_measures_nothing(self) -> None:
         measure, asked = probed([None, 0.9, *(0.1,) * 10])
-        selection = auto(situation("time=0.9", measure=measure), AutoOptions(rows=16, deviation="shift"))
+        selection = auto(situation("time=0.5", measure=measure), AutoOptions())
         assert isinstance(selection.schedule, FixedSchedule)
         assert isinstance(selection.choice, Choice)
         plan = selection.schedule.first
         assert plan == selection.choice.plan
         assert plan.strategy == "auto"
-        assert plan.boundary == 2
-        assert selection.choice.expected_gain == 1
-        assert asked == [(("shift",), 16)]
+        searched = search(situation("time=0.5"), (1,) * 12, spend=True)
+        assert selection.choice == replace(searched, learning_rate=8.1e-4), "2.3e-3 at width 256; this is 512"
+        assert asked == []
+        fixed_steps = auto(situation("time=0.5", decided=frozenset({"steps"})), AutoOptions()).choice
+        assert fixed_steps is not None
+        assert fixed_steps.workload.num_train_epochs == 3
 
     def test_a_given_cut_is_not_measured(self) -> None:
         selection = auto(situation("memory=1"), AutoOptions(cut=5))

@@ -185,7 +185,7 @@ class Tournament:
             self._note(clock=clock, budget_seconds=budget, rounds=asdict(played))
         field, plan = self.field(), Rounds(**self.found["rounds"])
         self._announce(plan, budget, full)
-        rate = terms.rate or field.first.learning_rate or 0.0
+        rate = terms.rate or field.learning_rate
         tried: dict[int, dict[str, Any]] = {}
         place: int | None = 0
         while place is not None and len(tried) < plan.rates:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 from pydantic import Field, NonNegativeInt
@@ -13,6 +14,7 @@ from frostline.strategies._plans import freeze_blocks
 from frostline.strategies._selection import Selection, fixed
 from frostline.strategies._semantic import Deviation
 from frostline.strategies._situation import Situation
+from frostline.strategies._worth import learning_rate
 
 
 class AutoOptions(Deviation, Freedom):
@@ -42,7 +44,10 @@ def auto(situation: Situation, options: AutoOptions) -> Selection:
         return fixed(freeze_blocks(situation, set(range(_cut(situation, options))), "auto"))
     if options.cut is not None:
         _cut(situation, options)  # raises where it leaves none to train
-    return planned(situation, worths(situation, options), options, "auto", spend="steps" not in situation.decided)
+    spend = "steps" not in situation.decided
+    selection = planned(situation, worths(situation, options), options, "auto", spend=spend)
+    assert selection.choice is not None
+    return replace(selection, choice=replace(selection.choice, learning_rate=learning_rate(situation.anatomy)))
 
 
 def worths(situation: Situation, options: AutoOptions) -> list[float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -133,13 +132,13 @@ class Choice(Option):
             fits.
         constraints: what each limit of the budget costs.
         instead: what would be chosen with another budget: pairs of its name and the option; None where none fits.
-        learning_rate: the learning rate to begin with (`_worth`).
+        learning_rate: the learning rate to begin with, where the strategy chooses one.
     """
 
     runner_up: Option | None = None
     constraints: tuple[ConstraintCost, ...] = ()
     instead: tuple[tuple[str, Option | None], ...] = ()
-    learning_rate: float = math.nan
+    learning_rate: float | None = None
 
     def lines(self) -> list[tuple[str, str]]:
         """The choice as text: pairs of a label and a line."""
@@ -155,7 +154,7 @@ class Choice(Option):
             "runner_up": None if self.runner_up is None else self.runner_up.document(),
             "constraints": [cost.document() for cost in self.constraints],
             "instead": {name: option and option.document() for name, option in self.instead},
-            "learning_rate": self.learning_rate,
+            **({} if self.learning_rate is None else {"learning_rate": self.learning_rate}),
         }
 
 

@@ -11,6 +11,7 @@ from frostline.strategies._auto import AutoOptions, worths
 from frostline.strategies._choice import AboveMode, Choice, Option
 from frostline.strategies._planner import Planner
 from frostline.strategies._situation import Situation
+from frostline.strategies._worth import learning_rate
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Contenders:
     yardstick: Option
     whole: float
     anatomy: Anatomy
+    learning_rate: float
 
     def caching_share(self, option: Option) -> float:
         """The operations of the caching pass over all rows, as a multiple of those of a step of full fine-tuning."""
@@ -59,7 +61,7 @@ def contenders(situation: Situation, options: AutoOptions, share: float) -> Cont
     first = planner.choice()
     others = [one for way in _beside(first, situation) if (one := planner.at(*way)) is not None]
     full = planner.at("full", 0, False)
-    return Contenders(first, tuple(others), full or first, whole, situation.anatomy)
+    return Contenders(first, tuple(others), full or first, whole, situation.anatomy, learning_rate(situation.anatomy))
 
 
 def _beside(first: Option, situation: Situation) -> Iterator[tuple[AboveMode, int, bool]]:

@@ -25,7 +25,6 @@ from frostline.strategies._choice import AboveMode, Choice, ConstraintCost, Opti
 from frostline.strategies._limits import Limit, Yardstick, limits
 from frostline.strategies._selection import Selection, fixed
 from frostline.strategies._situation import Situation
-from frostline.strategies._worth import learning_rate
 
 
 def search(
@@ -87,7 +86,6 @@ class Planner:
             runner_up=self._option(others[0]) if others else None,
             constraints=tuple(self._cost(limit, chosen) for limit in self.limits),
             instead=tuple(self._instead(chosen)),
-            learning_rate=learning_rate(self.situation.anatomy),
         )
 
     def at(self, mode: AboveMode, boundary: int, untie: bool) -> Option | None:
