@@ -1,4 +1,4 @@
-"""Simple plans, each for the same processor time: what a saving is for.
+"""Simple plans, each for the same processor time, and `auto` in that time: what a saving is for.
 
 The time unit is full fine-tuning's three epochs. A plan that costs less per step makes more steps in a share of it.
 Every plan trains at three learning rates, warms up, holds the rate and lets it fall over the last fifth of its steps
@@ -7,17 +7,26 @@ second seed takes the rates that won with the first.
 
     python benchmarks/equal_time.py times runs/equal        # what a step of each plan costs, on a quiet machine
     python benchmarks/equal_time.py plans runs/equal        # trains the plans; what is done stays done
-    python benchmarks/equal_time.py table runs/equal        # the best rate of each plan in each share
+    python benchmarks/equal_time.py auto runs/equal         # `frostline train --budget time=SHARE`, each in a process
+    python benchmarks/equal_time.py table runs/equal        # the best rate of each plan in each share, and auto
+    python benchmarks/equal_time.py rule runs/equal         # the rule of auto beside what plans gained
+
+`auto` may use a share of what full fine-tuning's steps take, as it measures them itself: trials, caching and judging
+are in it.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import shutil
 import statistics
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,11 +37,13 @@ from rich.table import Table
 from transformers import TrainerCallback, TrainingArguments
 
 import frostline as fl
+from frostline.anatomy import find_anatomy
 from frostline.checkpoints import load_tokenizer, quiet_libraries
 from frostline.engine import StepMeter
 from frostline.run import make_plan
 from frostline.run._device import autocast
 from frostline.run._setup import load_model
+from frostline.strategies._worth import LORA_WORTH, PASSES, TIED_WORTH, learned, of_share
 from frostline.tasks import Collator, TaskOptions, encode, evaluate, load_task, model_kind, prepare_tokenizer
 
 SHARES = (0.2, 0.4, 0.6)
@@ -40,6 +51,8 @@ SEEDS = (0, 1)
 EPOCHS = 3
 DECAY = 0.2
 WARM_UP = 10
+BEFORE = {"loss": 4.673, "accuracy": 0.333}
+"""Quality before training; accuracy that of guessing, which a new head is not always at."""
 WHOLE = 1.0
 """Full fine-tuning in all of its time."""
 
@@ -74,7 +87,10 @@ JOBS = {
         rates={
             "all": (1e-3, 2e-3, 4e-3),
             "bot50": (1e-3, 2e-3, 4e-3),
+            "bot50-untied": (1e-3, 2e-3, 4e-3),
+            "bot62-untied": (1e-3, 2e-3, 4e-3),
             "bot75-untied": (1e-3, 2e-3, 3e-3),
+            "bot87-untied": (1e-3, 2e-3, 3e-3),
             "all+lora": (2e-3, 5e-3, 1e-2),
         },
     ),
@@ -88,7 +104,10 @@ JOBS = {
         quality="accuracy",
         rates={
             "all": (5e-5, 1e-4, 2e-4),
+            "bot17": (1e-4, 2e-4, 3e-4),
+            "bot33": (1e-4, 2e-4, 3e-4),
             "bot50": (1e-4, 2e-4, 3e-4),
+            "bot67": (1e-4, 2e-4, 3e-4),
             "bot75-untied": (1e-4, 2e-4, 3e-4),
             "all+lora": (3e-4, 1e-3, 2e-3),
         },
@@ -255,6 +274,8 @@ def train_plans(job: Job, folder: Path, seeds: tuple[int, ...]) -> None:
             steps = {share: steps_in(job, times, name, share) for share in SHARES}
             if name == "all":
                 steps[WHOLE] = job.full_steps
+            if name not in times:
+                continue
             wanted = rates if seed == SEEDS[0] else tuple({best(folder, job, name, share)["rate"] for share in steps})
             for rate in wanted:
                 path = folder / f"{name}-{rate:g}-seed{seed}.json"
@@ -265,6 +286,93 @@ def train_plans(job: Job, folder: Path, seeds: tuple[int, ...]) -> None:
                 found = train_shares(Training(job, seed, scratch), name, rate, steps)
                 shutil.rmtree(scratch, ignore_errors=True)
                 path.write_text(json.dumps(found, indent=1))
+
+
+def train_auto(job: Job, folder: Path, seeds: tuple[int, ...]) -> None:
+    """`auto` in each share, in a process of its own and with empty caches."""
+    for seed, share in itertools.product(seeds, SHARES):
+        path = folder / f"auto-{share:g}-seed{seed}.json"
+        if path.exists():
+            continue
+        print(path.name, time.strftime("%H:%M:%S"), flush=True)
+        out, cache = folder / f"auto-{share:g}-{seed}", folder / "cache-auto"
+        for place in (out, cache):
+            shutil.rmtree(place, ignore_errors=True)
+        settings = {
+            "data.max_train_rows": job.rows,
+            "data.max_eval_rows": job.eval_rows,
+            "max_length": job.max_length,
+            "per_device_train_batch_size": job.batch,
+            "bf16": "true",
+            "threads": 1,
+            "generate_rows": 0,
+        }
+        options = ["--model", job.model, "--task", job.task, "--strategy", "auto", "--budget", f"time={share}"]
+        options += [
+            "--out",
+            str(out),
+            "--seed",
+            str(seed),
+            "--figure",
+            str(folder / f"auto-{share:g}-{seed}.png"),
+            "--json",
+        ]
+        subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "frostline",
+                "train",
+                *options,
+                *(f"{key}={value}" for key, value in settings.items()),
+            ],
+            env={**os.environ, "FROSTLINE_CACHE": str(cache), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.DEVNULL,
+            check=True,
+        )
+        record = read(out / "run.json")
+        chosen, metrics = record["chosen"], record["metrics"]["after"]
+        one = {"plan": "auto", "rate": chosen["learning_rate"], "seed": seed, "share": share} | metrics
+        one |= {name: chosen[name] for name in ("boundary", "mode", "untie", "max_steps", "budget_seconds")}
+        one |= {"trials": record["trials"], "notices": record["notices"]}
+        path.write_text(json.dumps([one], indent=1))
+
+
+def gains(job: Job, folder: Path) -> Iterator[tuple[str, float, float, float, float]]:
+    """Plan, share of the time, passes, gain as a share of full fine-tuning's in all of its time, and the rule's."""
+    with quiet_libraries():
+        task = load_task(job.task, TaskOptions(max_train_rows=job.rows, max_eval_rows=job.eval_rows))
+        model = load_model(job.model, task, seed=0, dtype="auto")
+    anatomy = find_anatomy(model)
+    before = BEFORE[job.quality]
+    whole = best(folder, job, "all", WHOLE)[job.quality] - before
+    full = learned(EPOCHS)
+    for name, share in itertools.product(job.rates, SHARES):
+        if not results(folder, name, share, SEEDS[0]):
+            continue
+        found = best(folder, job, name, share)
+        passes, plan = found["steps"] * job.batch / job.rows, plan_for(model, name)
+        worth = LORA_WORTH if name.endswith("+lora") else 1.0
+        if anatomy.tied and not plan.untie and name != "all":
+            worth *= TIED_WORTH
+        trained = 1 - plan.boundary / len(plan.blocks)
+        rule = of_share(trained, anatomy) * worth * learned(min(passes, PASSES)) / full
+        yield name, share, passes, (found[job.quality] - before) / whole, rule
+
+
+def rule_table(key: str, folder: Path) -> Table:
+    """A row for each cell, and the mean difference below."""
+    shown = Table("plan", "share", "passes", "gain", "rule", title=key)
+    cells = list(gains(JOBS[key], folder))
+    for name, share, passes, gain, rule in cells:
+        shown.add_row(name, f"{share:.1f}", f"{passes:.1f}", f"{gain:.2f}", f"{rule:.2f}")
+    errors = [abs(rule - gain) for *_, passes, gain, rule in cells if passes < 2 * PASSES]
+    shown.caption = f"mean error {statistics.mean(errors):.3f}, largest {max(errors):.2f}, up to {2 * PASSES} passes"
+    for share in SHARES:
+        there = [cell for cell in cells if cell[1] == share]
+        ruled, right = max(there, key=lambda cell: cell[4]), max(there, key=lambda cell: cell[3])
+        shown.caption += f"; at {share}: {ruled[0]} ({ruled[3]:.2f}), best {right[0]} ({right[3]:.2f})"
+    return shown
 
 
 def results(folder: Path, name: str, share: float, seed: int) -> list[dict[str, Any]]:
@@ -284,8 +392,8 @@ def table(key: str, folder: Path) -> Table:
     shares = (*SHARES, WHOLE)
     shown = Table("plan", "step", *(f"{share:.1f}" for share in shares), title=f"{key}, {job.quality} of each seed")
     times = read(folder / "times.json")
-    for name in job.rates:
-        cells = [f"{times[name]['step'] / times['all']['step']:.2f}"]
+    for name in (*job.rates, "auto"):
+        cells = [f"{times[name]['step'] / times['all']['step']:.2f}" if name in times else ""]
         for share in shares:
             seeds = [seed for seed in SEEDS if results(folder, name, share, seed)]
             found = [best(folder, job, name, share, seed) for seed in seeds]
@@ -300,7 +408,7 @@ def read(path: Path) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("times", "plans", "table"))
+    parser.add_argument("what", choices=("times", "plans", "auto", "table", "rule"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--jobs", nargs="*", default=list(JOBS), choices=list(JOBS))
     parser.add_argument("--seeds", nargs="*", type=int, default=list(SEEDS))
@@ -313,6 +421,10 @@ def main() -> None:
             (folder / "times.json").write_text(json.dumps(measure_times(JOBS[key], folder), indent=1))
         elif given.what == "plans":
             train_plans(JOBS[key], folder, tuple(given.seeds))
+        elif given.what == "auto":
+            train_auto(JOBS[key], folder, tuple(given.seeds))
+        elif given.what == "rule":
+            Console().print(rule_table(key, folder))
         else:
             Console().print(table(key, folder))
 

@@ -20,7 +20,9 @@ TAU = 0.9
 LOST_PRETRAINED, LOST_NEW = 0.003, 0.15
 """c: what is lost where few blocks train. A new head is far from its task, so that more blocks have to change."""
 LORA_WORTH = 0.75
-"""The gain of LoRA on all matrices of a block, as a share of the gain of training the block in full."""
+"""The gain of LoRA on all matrices of a block, as a share of the gain of training the block in full.
+
+It learns a little more than that in as many passes; but its steps take longer than their operations say."""
 TIED_WORTH = 0.9
 """The gain of a head that is tied to frozen embeddings, as a share of that of one with its own weights."""
 RATE_PRETRAINED, RATE_NEW = 2.3e-3, 5e-4
