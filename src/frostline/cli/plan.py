@@ -161,4 +161,4 @@ def _text(value: Any) -> str:
     """A value as it is written in a setting."""
     if isinstance(value, dict):
         return ",".join(f"{name}={_text(one)}" for name, one in value.items())
-    return json.dumps(value).strip('"')
+    return f"{value:.4g}" if isinstance(value, float) else json.dumps(value).strip('"')

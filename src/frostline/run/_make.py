@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -14,11 +15,13 @@ from frostline.core.errors import ConfigError, DataError, PlanError
 from frostline.core.seeding import derive_seed
 from frostline.cost import Workload
 from frostline.plan import Plan, Schedule, keep_dropout
+from frostline.run._judge import FEWEST_ROWS
 from frostline.run._trying_here import tried_plan
 from frostline.signals import Probe, measure, token_text
 from frostline.strategies import AutoOptions, Budget, Situation, make_selection, read_options
 from frostline.tasks import pad_rows
 
+_log = logging.getLogger(__name__)
 Collate = Callable[[Any], Mapping[str, Any]]
 
 _COLUMNS = ("input_ids", "attention_mask", "token_type_ids", "labels")
@@ -145,6 +148,9 @@ def _tries(strategy: str, data: Any, budget: Budget | None, options: Mapping[str
     found = AutoOptions.model_validate(read_options("auto", options or {}))
     if found.held_out == "eval":
         raise ConfigError("options: held_out=eval needs the evaluation rows of a task: leave it out (frostline train)")
+    if found.trials and len(data) < FEWEST_ROWS:
+        _log.warning("auto: %d rows are too few to hold some out for trials: a rule chooses the plan", len(data))
+        return None
     return found if found.trials else None
 
 

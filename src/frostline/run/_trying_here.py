@@ -14,13 +14,13 @@ from typing import Any, cast
 import torch
 from torch.utils.data import Subset
 from transformers import TrainingArguments
+from transformers.trainer_callback import PrinterCallback
 
 from frostline.checkpoints import quiet_libraries
-from frostline.core.errors import ConfigError
 from frostline.core.seeding import derive_seed
 from frostline.core.sizes import parse_duration
 from frostline.plan import Plan
-from frostline.run._judge import FEWEST_ROWS, JudgedTrainer, clock_of
+from frostline.run._judge import JudgedTrainer, clock_of
 from frostline.run._tournament import FAR, Attempt, Terms, Tournament
 from frostline.run._trying import warm_up
 from frostline.strategies import AutoOptions, Situation, contenders
@@ -38,16 +38,11 @@ def tried_plan(model: Any, situation: Situation, options: AutoOptions, data: Any
         model: the model, which does not change.
         situation: of the model, with the budget and the work.
         options: those of `auto`.
-        data: tokenized rows.
+        data: tokenized rows, `FEWEST_ROWS` or more.
         collate: makes batches of them.
 
-    Raises `ConfigError` for fewer rows than can be judged by, and `PlanError` when nothing fits the budget.
+    Raises `PlanError` when nothing fits the budget.
     """
-    if len(data) < FEWEST_ROWS:
-        raise ConfigError(
-            f"data: {len(data)} rows are too few to hold some out for trials: use at least {FEWEST_ROWS}, or "
-            "options={'trials': 0}"
-        )
     time, work, seed = situation.budget.time, situation.workload, situation.seed
     order = list(range(len(data)))
     random.Random(derive_seed(seed, "held out")).shuffle(order)
@@ -98,6 +93,7 @@ def tried_plan(model: Any, situation: Situation, options: AutoOptions, data: Any
             data_collator=collate,
             activation_cache="auto" if settings.activation_cache else "off",
         )
+        trainer.remove_callback(PrinterCallback)
         trainer.held_out, trainer.first_steps, trainer.clock = held, one.first_steps, clock
         return trainer
 

@@ -132,7 +132,7 @@ class Candidates:
         """
         if resource == "time":
             start, each = self._start_and_pass(candidate)
-            steps = self._asked.num_train_epochs if self.time is None else self._rows / self._asked.rows
+            steps = self._asked.num_train_epochs if self.time is None else min(1.0, self._rows / self._asked.rows)
             return start + each * steps
         return self._known(resource, candidate)
 

@@ -145,7 +145,8 @@ class Choice(Option):
         runner_up = "no other mode or setting fits" if self.runner_up is None else self.runner_up.line
         costs = [("constraint", cost.line) for cost in self.constraints]
         others = [(f"with {name}", _changed(self, option)) for name, option in self.instead]
-        return [("chosen", self.line), ("runner-up", runner_up), *costs, *others]
+        rate = "" if self.learning_rate is None else f", learning rate {self.learning_rate:g}"
+        return [("chosen", self.line + rate), ("runner-up", runner_up), *costs, *others]
 
     def document(self) -> dict[str, Any]:
         """Plain data for JSON."""
