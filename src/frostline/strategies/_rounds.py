@@ -2,8 +2,8 @@
 
 Times are in steps of full fine-tuning. The winner goes on from where its trial ended, so only what the others took is
 lost. Early losses say nothing of a boundary (docs/LOG.md): on one of the measured models the plan that overfits leads
-until 9 full steps, on the other the order is right from 6 on. So rates of one boundary are compared first, for a short
-time, and other plans only where each can have 20 full steps.
+until 9 full steps, and chance decides until 20; on the other the order is right from 6 on. So rates of one boundary are
+compared first, for a short time, and other plans only where each can have 30 full steps.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from dataclasses import dataclass
 
 FIRST, LEAST = 5.0, 2.5
 """The time that each learning rate is tried for, and the least that says anything."""
-OTHERS, MOST_OTHERS = 20.0, 6
+OTHERS, MOST_OTHERS = 30.0, 6
 """The time that another plan is tried for, and the most of them."""
-MARGIN, MARGIN_HIGHER = 0.01, 0.03
+MARGIN, MARGIN_LOWER_RATE = 0.03, 0.01
 """The rule's own choice stays, unless another has a loss that is lower by this share. A higher learning rate leads
-early and loses its lead later, so it needs the second of them."""
+early and loses its lead later, a lower one does not."""
 TURNED = 0.02
 """A held-out loss that is higher than its lowest by this share, twice, has turned."""
 
@@ -87,7 +87,7 @@ def next_rate(losses: Mapping[int, float]) -> int | None:
     best, highest, lowest = best_rate(losses), max(losses), min(losses)
     if best == highest:
         return highest + 1
-    clearly_worse = losses[1] > losses[0] * (1 + MARGIN_HIGHER)
+    clearly_worse = losses[1] > losses[0] * (1 + MARGIN)
     return lowest - 1 if best == lowest and clearly_worse else None
 
 
@@ -97,7 +97,7 @@ def best_rate(losses: Mapping[int, float]) -> int:
     Args:
         losses: rate -> held-out loss after the same steps.
     """
-    margins = {rate: MARGIN_HIGHER * rate if rate > 0 else MARGIN * -rate for rate in losses}
+    margins = {rate: MARGIN * rate if rate > 0 else MARGIN_LOWER_RATE * -rate for rate in losses}
     return min(losses, key=lambda rate: losses[rate] * (1 + margins[rate]))
 
 

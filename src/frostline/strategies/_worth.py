@@ -25,7 +25,7 @@ LORA_WORTH = 0.75
 It learns a little more than that in as many passes; but its steps take longer than their operations say."""
 TIED_WORTH = 0.9
 """The gain of a head that is tied to frozen embeddings, as a share of that of one with its own weights."""
-RATE_PRETRAINED, RATE_NEW = 2.3e-3, 5e-4
+RATE_PRETRAINED, RATE_NEW = 2.3e-3, 2.8e-4
 """The learning rate of a model of width 256."""
 RATE_STEP = 3.0
 """The best of the measured rates is within this factor of the rule's."""
