@@ -378,5 +378,5 @@ def test_the_example_runs(tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "rank 8, alpha 32, 8 matrices; same logits: True" in done.stdout
+    assert "rank 8, alpha 32, 28 matrices; same logits: True" in done.stdout
     assert (tmp_path / "out" / "lora" / "folder" / "adapter_model.safetensors").is_file()

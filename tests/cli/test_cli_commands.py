@@ -178,7 +178,7 @@ def test_merge(place: Path, trained: Ended, tmp_path: Path) -> None:
 
 def test_export(place: Path, trained: Ended, tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(place / "model")
-    apply(make_plan(model, "bot50+lora"), model)
+    apply(make_plan(model, "bot50+lora", options={"lora": {"targets": "default"}}), model)
     save_delta(model, tmp_path / "run")
     ended = frostline("export", tmp_path / "run", "--out", tmp_path / "lora", "--json")
     document = {"run": str(tmp_path / "run"), "out": str(tmp_path / "lora"), "r": 8, "alpha": 32}

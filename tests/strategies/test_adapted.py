@@ -22,7 +22,7 @@ def test_trained_blocks_are_adapted_and_nothing_else_trains() -> None:
     chosen = plan("bot50+lora")
     assert chosen == Plan(
         strategy="bot50+lora",
-        blocks=(Frozen(), Frozen(), Lora(), Lora()),
+        blocks=(Frozen(), Frozen(), Lora(targets="all"), Lora(targets="all")),
         final_norm=Frozen(),
         head=Frozen(),
     )
@@ -46,6 +46,10 @@ def test_anything_can_be_added() -> None:
 @pytest.mark.parametrize("name", list(ADDITIONS))
 def test_every_addition_is_a_strategy_of_its_own(name: str) -> None:
     everywhere, added = plan(name), plan(f"all+{name}")
+    if name == "lora":  # beside a strategy it is on all matrices; the papers' baseline is on queries and values
+        assert {block.targets for block in everywhere.blocks if isinstance(block, Lora)} == {"default"}
+        assert added == plan("all+lora", lora={"targets": "all"}) != plan("all+lora", lora={"targets": "default"})
+        added = plan("all+lora", lora={"targets": "default"})
     assert everywhere.model_copy(update={"strategy": f"all+{name}"}) == added
     assert len({block.mode for block in everywhere.blocks}) == 1
     assert everywhere.boundary == 0

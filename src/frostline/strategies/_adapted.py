@@ -114,7 +114,8 @@ def adapted(selection: Selection, situation: Situation, mode: AddingMode, name: 
 def adapted_plan(plan: Plan, situation: Situation, mode: AddingMode, name: str) -> Plan:
     """`plan` with `mode` on every block that it trains.
 
-    A block's learning-rate factor stays. The final norm and a pretrained head are frozen, a task head trains.
+    A block's learning-rate factor stays. The final norm and a pretrained head are frozen, a task head trains. LoRA is on
+    all matrices of a block, where its options do not name some; the strategy `lora` has it on queries and values.
 
     Args:
         plan: what trains without the addition.
@@ -142,7 +143,10 @@ def adapted_plan(plan: Plan, situation: Situation, mode: AddingMode, name: str) 
 
 
 def _mode(mode: BlockMode, block: Block, added: AddingMode, name: str) -> BlockMode:
-    """What replaces a block's mode: `added`, on the matrices that a partial block names unless `added` names others."""
+    """What replaces a block's mode: `added`, on the matrices that a partial block names unless `added` names others.
+
+    LoRA beside a whole block is on all its matrices, unless it names some.
+    """
     own = mode.own
     if own is None:
         return mode
@@ -157,6 +161,8 @@ def _mode(mode: BlockMode, block: Block, added: AddingMode, name: str) -> BlockM
         if narrowed is None:
             raise PlanError(f"+{name}: block {block.index} trains in part, but {name} needs a whole block: use +lora")
         added = narrowed
+    elif isinstance(added, Lora) and "targets" not in added.model_fields_set:
+        added = added.model_copy(update={"targets": "all"})  # on queries and values alone it learns much less
     return added.model_copy(update={"lr_scale": added.lr_scale * own.lr_scale})
 
 
