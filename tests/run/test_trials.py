@@ -181,6 +181,7 @@ def test_a_loss_that_turns_ends_the_run_at_its_best_step(tmp_path: Path, monkeyp
     [
         ({"lr_scheduler_type": "linear"}, r"^lr_scheduler_type: trials need a learning rate that stays the same"),
         ({"warmup_steps": 5}, r"^warmup_steps: trials need .* switch trials off with --set trials=0"),
+        ({"calibrate": True}, r"^calibrate: trials time the real steps of the run"),
         ({"strategy_options": {"trials": 0.7}}, r"strategy_options of 'auto': trials"),
         ({"budget": {}, "strategy_options": {"trials": 0.1}}, r"^strategy_options.trials: .* there is none"),
         ({"budget": {"time": 0.5, "memory": "1KB"}}, r"^no plan fits memory=1KB"),

@@ -54,6 +54,11 @@ def why_not_tried(config: RunConfig, rows: int) -> str | None:
         return "frozen_bits leaves no activation cache for trials"
     if rows < FEWEST_ROWS:
         return f"{rows} training rows leave none to judge by"
+    if config.calibrate:
+        raise ConfigError(
+            "calibrate: trials time the real steps of the run, so there is nothing to calibrate: leave it out, or switch "
+            "trials off with --set trials=0"
+        )
     for name in ("lr_scheduler_type", "warmup_steps"):
         if name in config.model_fields_set:
             raise ConfigError(
