@@ -132,6 +132,8 @@ def counted(name: str) -> list[Counted]:
     ):
         if (mode == "head") != (boundary == depth) or (stored and boundary == 0):
             continue
+        if work.frozen_bits and (mode, boundary) == ("full", 0):
+            continue
         if untied and (not found.tied or mode == "head" or (mode, boundary) == ("full", 0)):
             continue
         settings = {

@@ -146,6 +146,7 @@ def situation_of(config: RunConfig, anatomy: Anatomy, workload: Workload | None)
         work = work.model_copy(update={"activation_cache": store})
     decided = {"activation_cache"} if store is not None else set()
     decided |= {"steps"} if config.max_steps is not None else set()
+    decided |= {"untie"} if config.streaming else set()
     return Situation(anatomy, config.seed, budget=_with_disk(config), workload=work, decided=frozenset(decided))
 
 

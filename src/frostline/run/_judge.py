@@ -107,6 +107,11 @@ class JudgedTrainer(Trainer):
             order = [index for batch in islice(iter(loader.batch_sampler), count) for index in batch]
         return [rows[index] for index in order[:count]]
 
+    def _init_training_state(self, max_steps: int, *rest: Any) -> tuple[int, int]:
+        found = super()._init_training_state(max_steps, *rest)
+        self.state.compute_steps(self.args, max_steps)  # a trial's checkpoint has those of the trial
+        return found
+
     def _check_again(self, step: int, *, last: bool = False) -> None:
         if self.first_steps is None:  # in a trial, which is short, the check at its start is enough
             super()._check_again(step, last=last)

@@ -53,7 +53,7 @@ def load_streaming(config: RunConfig, data: Data, before: Chosen | None) -> tupl
 
     blocks = measure_here(load_around, bare, anatomy, config, data)
     chosen = before or choose(config, anatomy, work, blocks, model_config, model_class)
-    _check_schedule(config, chosen.schedule)
+    _check_schedule(config, chosen.schedule, anatomy.tied)
     boundary = cut_boundary(chosen.schedule.first, anatomy)
     transformers.set_seed(config.seed)
     try:
@@ -88,11 +88,16 @@ def _check_config(config: RunConfig) -> None:
         )
 
 
-def _check_schedule(config: RunConfig, schedule: Schedule) -> None:
+def _check_schedule(config: RunConfig, schedule: Schedule, tied: bool) -> None:
     if not schedule.settled:
         raise PlanError(
             f"streaming: strategy '{config.strategy}' changes its plan while it trains, but blocks that are not in "
             "memory cannot train later: use a strategy with a fixed plan, such as bot50"
+        )
+    if schedule.first.untie and tied:
+        raise PlanError(
+            f"streaming: strategy '{config.strategy}' gives the tied head weights of its own (untie), which needs the "
+            "embeddings in memory: use a plan without untie, such as bot50, or streaming=false"
         )
     if schedule.first.boundary == 0:
         raise PlanError(

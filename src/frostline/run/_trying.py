@@ -20,7 +20,7 @@ from frostline.run._judge import FEWEST_ROWS, JudgedTrainer, Watch, clock_of, ho
 from frostline.run._setup import anatomy_of, config_for
 from frostline.run._tournament import DECAY, FAR, JUDGED, WARM_UP, Attempt, Terms, Tournament
 from frostline.run._work import Data, workload_of
-from frostline.strategies import PASSES, AutoOptions, Contenders, Option, contenders, read_options
+from frostline.strategies import PASSES, AutoOptions, Contenders, Option, auto, contenders, read_options
 
 _NO_MATTER = {"model", "task", "out", "report_to", "logging_steps", "eval_steps", "save_steps", "save_total_limit"}
 """Settings on which trials do not depend; model and task count by their content."""
@@ -56,8 +56,8 @@ def why_not_tried(config: RunConfig, rows: int) -> str | None:
         return f"{rows} training rows leave none to judge by"
     if config.calibrate:
         raise ConfigError(
-            "calibrate: trials time the real steps of the run, so there is nothing to calibrate: leave it out, or switch "
-            "trials off with --set trials=0"
+            "calibrate: trials time the real steps of the run, so there is nothing to calibrate: leave it out, or "
+            "switch trials off with --set trials=0"
         )
     for name in ("lr_scheduler_type", "warmup_steps"):
         if name in config.model_fields_set:
@@ -106,6 +106,8 @@ def try_plans(config: RunConfig, data: Data, make: Make, console: Console) -> Ch
     dtype = str(model_config.dtype) if config.frozen_dtype == "auto" else config.frozen_dtype
     situation = situation_of(config, anatomy, workload_of(config, data, anatomy, model_config, dtype))
     duration = isinstance(config.budget.time, str)
+    asked = config.budget.model_copy(update={"time": None} if duration else {})
+    auto(replace(situation, budget=asked), options)  # a budget that nothing fits is refused in the user's own numbers
     clock = clock_of(duration)
     step_rows = config.per_device_train_batch_size * config.gradient_accumulation_steps
     terms = Terms(

@@ -1,7 +1,7 @@
 """Strategies: each chooses a plan, or a schedule of plans. Each is one function, and one line of the table."""
 
 from frostline.strategies._adapted import ADDITIONS
-from frostline.strategies._auto import AutoOptions
+from frostline.strategies._auto import AutoOptions, auto
 from frostline.strategies._budget import Budget
 from frostline.strategies._choice import Choice, Option
 from frostline.strategies._contenders import Contenders, contenders
@@ -40,6 +40,7 @@ __all__ = [
     "Selection",
     "Situation",
     "Strategy",
+    "auto",
     "best_plan",
     "best_rate",
     "contenders",

@@ -114,8 +114,8 @@ def adapted(selection: Selection, situation: Situation, mode: AddingMode, name: 
 def adapted_plan(plan: Plan, situation: Situation, mode: AddingMode, name: str) -> Plan:
     """`plan` with `mode` on every block that it trains.
 
-    A block's learning-rate factor stays. The final norm and a pretrained head are frozen, a task head trains. LoRA is on
-    all matrices of a block, where its options do not name some; the strategy `lora` has it on queries and values.
+    A block's learning-rate factor stays. The final norm and a pretrained head are frozen, a task head trains. LoRA is
+    on all matrices of a block, where its options do not name some; the strategy `lora` has it on queries and values.
 
     Args:
         plan: what trains without the addition.

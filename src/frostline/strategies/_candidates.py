@@ -193,10 +193,12 @@ class Candidates:
         """All setups; the head alone has no activations to recompute."""
         chosen = "activation_checkpointing" in self._freedom.choose
         checkpointing = (False, True) if chosen else (self._asked.activation_checkpointing,)
-        untie = (False, True) if self._situation.anatomy.tied else (False,)
+        tied, keeps = self._situation.anatomy.tied, "untie" in self._situation.decided
+        untie = (False, True) if tied and not keeps else (False,)
         for mode, recomputes, stored, unties in product(self._freedom.modes, checkpointing, self._stores, untie):
             yield Setup(mode, recomputes, stored, unties)
-        yield from (Setup("head", False, stored) for stored in self._stores)
+        if not (tied and keeps):
+            yield from (Setup("head", False, stored) for stored in self._stores)
 
     def _with_or_without_store(self) -> tuple[bool, ...]:
         """No activation cache with quantized blocks, nor where training never reaches all of its rows."""
@@ -224,8 +226,9 @@ class Candidates:
         if setup.mode == "head":
             return [[self._situation.blocks]]
         boundaries = [index for index, worth in enumerate(self._worths) if worth > 0]
-        if setup.untie and setup.mode == "full":
-            boundaries = [index for index in boundaries if index > 0]  # in full fine-tuning both train as one
+        if setup.mode == "full" and (setup.untie or self._asked.frozen_bits):
+            # In full fine-tuning head and embeddings train as one, and there is nothing to quantize.
+            boundaries = [index for index in boundaries if index > 0]
         if not setup.activation_cache:
             return [boundaries] if boundaries else []
         stretches = groupby(boundaries, self._stacks_below)

@@ -29,7 +29,7 @@ class Situation:
         budget: how much time and memory training may use.
         workload: the work that the cost is predicted for.
         speed: how fast this machine does it; None where it was not measured.
-        decided: what of the workload a planner must not change: `batch`, `checkpointing`, `activation_cache`.
+        decided: what a planner must not change: settings of the workload, `steps`, and `untie`.
     """
 
     anatomy: Anatomy

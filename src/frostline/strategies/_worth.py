@@ -46,6 +46,7 @@ def learning_rate(anatomy: Anatomy) -> float:
     """The learning rate to begin with: it falls with the width of the model, to the power of 1.5 [inferred].
 
     It goes through the best rates of the two measured models, and comes to 3.6e-5 for a language model of width 4096.
+    Below the width of 256 it stays the same.
     """
     base = RATE_PRETRAINED if anatomy.has_lm_head else RATE_NEW
-    return float(f"{base * (256 / anatomy.hidden_size) ** 1.5:.2g}")
+    return float(f"{base * min(1.0, 256 / anatomy.hidden_size) ** 1.5:.2g}")
