@@ -149,6 +149,12 @@ def _view(record: RunRecord, folder: Path) -> list[RenderableType]:
     parts: list[RenderableType] = [strip(Plan.read(record.plan)), Text(f"trained {trained} ({share})"), Text()]
     if record.metrics is not None:
         parts += [_quality(record.metrics.before, record.metrics.after, record.data), Text()]
+    lines = [*(record.chosen or {}).get("lines", ()), *(line for line in record.notices if line.startswith("time: "))]
+    if lines:
+        chosen = Table.grid(padding=(0, 2))
+        for label, _, line in (line.partition(": ") for line in lines):
+            chosen.add_row(label, Text(line))
+        parts += [chosen, Text()]
     return [*parts, cost, Text(), Text(f"recorded in {folder}")]
 
 

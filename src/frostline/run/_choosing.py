@@ -101,6 +101,7 @@ def choose(
     situation = replace(situation, measure=observed, speed=speed)
     selection = make_selection(config.strategy, situation, config.strategy_options)
     choice = selection.choice
+    lines = [] if choice is None else [f"{label}: {line}" for label, line in choice.lines()]
     seconds = sum(probe.seconds or 0.0 for probe in probes)
     if choice is not None:
         seconds += time.perf_counter() - begun - spent
@@ -113,8 +114,8 @@ def choose(
     return Chosen(
         schedule=keep_dropout(selection.schedule) if config.frozen_dropout else selection.schedule,
         config=config,
-        choice=None if choice is None else {**choice.document(), **_set(config)},
-        lines=() if choice is None else tuple(f"{label}: {line}" for label, line in choice.lines()),
+        choice=None if choice is None else {**choice.document(), **_set(config), "lines": lines},
+        lines=tuple(lines),
         split=selection.split,
         probe=probes[-1] if probes else None,
         speed=situation.speed,

@@ -153,7 +153,7 @@ def _chosen(config: RunConfig, tournament: Tournament, terms: Terms) -> Chosen:
     settings = _held_rate(
         config, option, chosen["learning_rate"], steps, min(round(DECAY * steps), steps - done), warm_up(option, terms)
     )
-    plan = FixedSchedule(option.plan)
+    plan, lines = FixedSchedule(option.plan), list(_lines(found, field, option, terms))
     document = {
         **field.first.document(),
         **option.document(),
@@ -162,6 +162,7 @@ def _chosen(config: RunConfig, tournament: Tournament, terms: Terms) -> Chosen:
         "clock": found["clock"],
         "tried_seconds": chosen["spent_seconds"],
         "from_step": done,
+        "lines": lines,
     }
     place = config.folder / f"checkpoint-{done}"
     trained = config.folder / "trials" / chosen["name"] / place.name
@@ -173,7 +174,7 @@ def _chosen(config: RunConfig, tournament: Tournament, terms: Terms) -> Chosen:
         keep_dropout(plan) if config.frozen_dropout else plan,
         settings,
         document,
-        tuple(_lines(found, field, option, terms)),
+        tuple(lines),
         trials=tuple(found["trials"].values()),
         checkpoint=place if place.is_dir() else None,
     )
