@@ -1,6 +1,7 @@
 # Everything runs in .venv, which `make install` sets up with the exact versions of constraints.txt.
 PYTHON ?= python3
 BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest --quiet --numprocesses 2 --dist worksteal
 
 .PHONY: install demo test check bench same format clean
 
@@ -18,14 +19,14 @@ demo: install
 	$(BIN)/frostline demo
 
 test: install
-	$(BIN)/python -m pytest --quiet --numprocesses 2
+	$(PYTEST) -m "not slow"
 
 check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest --quiet --numprocesses 2
+	$(PYTEST)
 
 bench: install
 	$(BIN)/python benchmarks/frozen_bottom.py --memory

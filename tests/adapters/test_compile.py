@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from architectures import batch_for
+from grids import slow_but
 from hybrids import GATED_LORA, PARALLEL, PREFIX, SERIES, added, hybrid, new
 from tolerances import GRADIENT, outputs
 
@@ -33,7 +34,7 @@ def step(model: Any, batch: dict[str, Tensor], parameters: list[Tensor]) -> tupl
     return output.logits.detach(), *torch.autograd.grad(output.loss, parameters)
 
 
-@pytest.mark.parametrize("name", ["llama", "opt", "gptj", "t5"])
+@pytest.mark.parametrize("name", slow_but(["llama"], ["llama", "opt", "gptj", "t5"]))
 def test_a_model_with_adapters_is_one_graph(name: str) -> None:
     model = adapted(name)
     batch = batch_for(model.get_base_model())

@@ -177,6 +177,7 @@ def test_values_are_set_after_an_injection_on_the_meta_device() -> None:
     assert torch.equal(logits(model), logits(source))
 
 
+@pytest.mark.slow
 def test_the_example_runs(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "examples" / "peft_hybrid.py"), str(STORYTELLER)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}

@@ -22,6 +22,7 @@ from frostline.core.seeding import derive_seed
 from frostline.engine import Trainer
 from frostline.plan import BlockMode, Frozen, Lora, Peft, Plan
 from frostline.surgery import apply, to_plain
+from grids import grid
 from tolerances import after_sgd, outputs
 
 MODELS = ["llama", "gpt2", "bert", "qwen3"]
@@ -82,8 +83,7 @@ def train(model: Any, steps: int = 3) -> None:
         optimizer.zero_grad()
 
 
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("method", methods())
+@pytest.mark.parametrize(("method", "name"), grid(methods(), MODELS))
 def test_counts_are_exact_and_most_start_as_the_base_model(name: str, method: str) -> None:
     model = tiny(name)
     plan = twice(method)

@@ -21,6 +21,7 @@ from frostline.adapters import router_statistics
 from frostline.anatomy import find_anatomy
 from frostline.plan import Forward, Frozen, Lora, Plan, Residual
 from frostline.surgery import apply
+from grids import grid
 from hybrids import GATED_LORA, PARALLEL, PREFIX, SERIES, added, hybrid, stir
 
 THREADS = 8
@@ -118,6 +119,7 @@ def same(found: list[Tensor], expected: list[Tensor]) -> bool:
     return len(found) == len(expected) and all(map(torch.equal, found, expected))
 
 
+@pytest.mark.slow
 def test_a_hundred_calls_of_each_thread_are_the_calls_alone() -> None:
     """With beams, batches of unequal length and gradients; then the same of a copy that was made meanwhile."""
     model = hybrid(tiny("llama"), ADAPTERS["hlpt"]).eval()
@@ -125,8 +127,7 @@ def test_a_hundred_calls_of_each_thread_are_the_calls_alone() -> None:
     check_threads(copied, serving(copied), each=100)
 
 
-@pytest.mark.parametrize("adapters", ADAPTERS)
-@pytest.mark.parametrize("name", ["llama", "opt", "gpt2", "gptj", "t5", "bert"])
+@pytest.mark.parametrize(("name", "adapters"), grid(["llama", "opt", "gpt2", "gptj", "bert", "t5"], list(ADAPTERS)))
 def test_threads_get_what_each_gets_alone(name: str, adapters: str) -> None:
     if adapters == "mixture" and name in ("opt", "bert"):
         pytest.skip("no module of its own for the feed-forward")
@@ -217,6 +218,7 @@ def test_a_saved_module_comes_back_as_it_was(name: str) -> None:
     assert same(call(model), before)
 
 
+@pytest.mark.slow
 def test_the_example_serves_right_texts() -> None:
     root = Path(__file__).parents[2]
     command = [sys.executable, "examples/serve_under_threads.py"]

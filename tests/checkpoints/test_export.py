@@ -9,7 +9,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from frostline.core.errors import CheckpointError, PlanError
 from frostline.plan import Bottleneck, Forward, Frozen, Full, Lora, Mixture, Partial, Peft, Plan, Prefix
 from frostline.run import make_plan
 from frostline.surgery import apply, change
+from grids import slow_but
 from hybrids import logits, stir
 from tolerances import outputs, rounding
 
@@ -110,7 +110,7 @@ def own_logits(model: Any) -> Tensor:
     return logits(model, **{k: v for k, v in batch_for(model).items() if k != "labels"}, **decoder(model))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", slow_but([torch.float32], DTYPES), ids=["float32", "bfloat16"])
 def test_plain_peft_computes_what_the_trained_model_computes(tmp_path: Path, dtype: torch.dtype) -> None:
     expected, cases, exact = [], [], []
     for name in FAMILIES:
@@ -132,7 +132,7 @@ def test_plain_peft_computes_what_the_trained_model_computes(tmp_path: Path, dty
             torch.testing.assert_close(got, right, atol=near, rtol=0, msg=lambda text, at=case: f"{at['lora']}: {text}")
 
 
-@pytest.mark.parametrize("strategy", ["lora", "int50+lora"])
+@pytest.mark.parametrize("strategy", slow_but(["int50+lora"], ["lora", "int50+lora"]))
 def test_base16(tmp_path: Path, models_dir: Path, strategy: str) -> None:
     cases, expected = [], []
     for dtype in DTYPES:
@@ -297,25 +297,39 @@ LORA = {"mode": "lora", "dropout": 0.0}
 ORDINARY = [{"index": 0, **LORA, "r": 3, "alpha": 5}, {"index": "2-3", **LORA, "r": 2, "targets": "all"}]
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "bert"])
-def test_a_hybrid_config_of_lora_saves_an_ordinary_folder(tmp_path: Path, name: str) -> None:
-    a_base(tmp_path / "base", name)
-    again: Callable[[], Any] = lambda: AUTO_CLASSES[task_of(name)].from_pretrained(tmp_path / "base")  # noqa: E731
-    model = get_peft_model(again(), HybridConfig(blocks=ORDINARY))
+HYBRIDS = ["llama", "gpt2", "bert"]
+
+
+def of_lora(folder: Path, name: str) -> Any:
+    model = get_peft_model(a_base(folder / "base", name), HybridConfig(blocks=ORDINARY))
     stir(model, std=0.2)
-    model.save_pretrained(tmp_path / "own")
-    export_lora(model, tmp_path / "exported")
-    base = model.get_base_model()
-    own, exported = in_plain_peft([asked(tmp_path / folder, base) for folder in ("own", "exported")])
-    right = own_logits(base)
-    torch.testing.assert_close(own, right, atol=4 * outputs(right), rtol=0)  # sums in another order, LoRA's too
-    torch.testing.assert_close(exported, own, atol=outputs(own), rtol=0)
+    model.save_pretrained(folder / "own")
+    return model
+
+
+@pytest.mark.parametrize("name", HYBRIDS)
+def test_a_hybrid_config_of_lora_saves_an_ordinary_folder(tmp_path: Path, name: str) -> None:
+    model = of_lora(tmp_path, name)
     assert json.loads((tmp_path / "own" / "adapter_config.json").read_text())["peft_type"] == "LORA"
     assert "mport frostline" not in (tmp_path / "own" / "README.md").read_text()
     kept = {key: value.clone() for key, value in model.state_dict().items()}
     stir(model, std=0.1, seed=7)
     model.load_adapter(tmp_path / "own", "default")  # as a trainer resumes
     assert all(torch.equal(value, kept[key]) for key, value in model.state_dict().items())
+
+
+def test_plain_peft_computes_what_a_hybrid_config_of_lora_computes(tmp_path: Path) -> None:
+    rights, cases = [], []
+    for name in HYBRIDS:
+        model = of_lora(tmp_path / name, name)
+        export_lora(model, tmp_path / name / "exported")
+        base = model.get_base_model()
+        rights.append(own_logits(base))
+        cases += [asked(tmp_path / name / folder, base) for folder in ("own", "exported")]
+    found = in_plain_peft(cases)
+    for right, own, exported in zip(rights, found[::2], found[1::2], strict=True):
+        torch.testing.assert_close(own, right, atol=4 * outputs(right), rtol=0)  # sums in another order, LoRA's too
+        torch.testing.assert_close(exported, own, atol=outputs(own), rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -371,6 +385,7 @@ def test_the_run_is_read_without_its_base(tmp_path: Path) -> None:
     assert AutoConfig.from_pretrained(tmp_path / "moved").model_type == "llama"
 
 
+@pytest.mark.slow
 def test_the_example_runs(tmp_path: Path) -> None:
     root = Path(__file__).resolve().parents[2]
     model = root / "src" / "frostline" / "run" / "demo" / "storyteller"

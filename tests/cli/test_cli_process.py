@@ -14,6 +14,7 @@ import pytest
 
 from frostline.cli.commands import NAMES
 from frostline.records import write_record
+from grids import slow_but
 from made_records import run
 from tiny_files import write_model, write_task
 
@@ -76,7 +77,7 @@ def test_a_closed_pipe_is_quiet(tmp_path: Path, arguments: list[str]) -> None:
         assert process.wait() == 1
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("stop", slow_but([signal.SIGINT], [signal.SIGINT, signal.SIGTERM]))
 def test_stopped_while_training(tmp_path: Path, stop: signal.Signals) -> None:
     model, task, out = write_model(tmp_path / "model"), write_task(tmp_path / "days"), tmp_path / "run"
     # A test runner in the background ignores SIGINT, and its children would too.

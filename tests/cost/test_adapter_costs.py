@@ -14,6 +14,7 @@ from frostline.anatomy import find_anatomy
 from frostline.cost import Speed, Workload, memory, step_flops, step_seconds, total_parameters, trainable_parameters
 from frostline.plan import BlockMode, Bottleneck, Frozen, Lora, Mixture, Peft, Plan, Prefix
 from frostline.surgery import apply
+from grids import grid, slow_but
 
 MODES: Mapping[str, BlockMode] = {
     "gated lora": Lora(targets="down", gate=True),
@@ -26,6 +27,7 @@ MODES: Mapping[str, BlockMode] = {
     "series": Bottleneck(kind="series", bottleneck=16),
     "series with dropout": Bottleneck(kind="series", bottleneck=16, activation="silu", dropout=0.1),
 }
+WAYS = [("sdpa", False), ("sdpa", True), ("eager", False), ("eager", True)]
 MIXTURE = Mixture(experts=4, top_k=2, r=4)
 
 
@@ -69,9 +71,7 @@ def test_operations_are_those_that_torch_counts(family: str) -> None:
         assert expected == pytest.approx(counted(small(family), plan, 2, 12), rel=0.001), name
 
 
-@pytest.mark.parametrize("bfloat16", [False, True], ids=["float32", "autocast"])
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2", "bert"])
+@pytest.mark.parametrize(("family", "attention", "bfloat16"), grid(["llama", "qwen3", "gpt2", "bert"], WAYS))
 def test_activations_are_those_that_autograd_keeps(family: str, attention: str, bfloat16: bool) -> None:
     if family == "bert" and attention == "eager" and bfloat16:
         pytest.skip("its softmax is narrow, which the formulas leave out")
@@ -92,7 +92,7 @@ BASE16 = {
 }
 
 
-@pytest.mark.parametrize("name", [*BASE16, "hybrid"])
+@pytest.mark.parametrize("name", slow_but(["series", "mixture", "hybrid"], [*BASE16, "hybrid"]))
 def test_peak_against_the_allocator(models_dir: Path, name: str) -> None:
     model = base16(models_dir, "sdpa")
     anatomy = find_anatomy(model)

@@ -10,6 +10,7 @@ from cost_cases import base16, counted, minilm, named_plans, small
 from architectures import tiny
 from frostline.anatomy import find_anatomy
 from frostline.cost import Flops, Workload, flops_ratio, full_plan, run_flops, run_flops_ratio, step_flops
+from grids import slow_but
 
 PAPER = ["all", "bot25", "bot50", "bot75", "top50", "int50", "lora"]
 FAMILIES = [
@@ -36,7 +37,7 @@ def test_minilm(models_dir: Path, name: str) -> None:
     assert predicted.total == pytest.approx(counted(model, plan, 2, 32), rel=0.001)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", slow_but(FAMILIES[::3], FAMILIES))
 def test_every_family_and_plan(family: str) -> None:
     anatomy = find_anatomy(small(family))
     for name, plan in named_plans(anatomy).items():

@@ -14,6 +14,7 @@ from frostline.cost import Workload, memory
 from frostline.loss_positions import use_loss_positions
 from frostline.plan import FloraOptions, Frozen, Full, Plan
 from frostline.surgery import apply
+from grids import grid
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -165,8 +166,7 @@ def test_logits_are_those_of_one_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     assert memory(plan, anatomy, reads).logits == 12 * 10 * anatomy.vocab_size
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("name", ["all", "bot50", "lora", "head"])
+@pytest.mark.parametrize(("name", "checkpointing"), grid(["all", "bot50", "lora", "head"], [False, True]))
 def test_against_the_allocator(models_dir: Path, name: str, checkpointing: bool) -> None:
     model = base16(models_dir, "sdpa")
     anatomy = find_anatomy(model)

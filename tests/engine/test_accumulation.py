@@ -19,6 +19,7 @@ from frostline.checkpoints import trained_tensors
 from frostline.engine import Trainer
 from frostline.plan import Full, Plan
 from frostline.run import make_plan
+from grids import grid
 from heads import collate, model_of, rows_of
 
 CASES = [
@@ -67,8 +68,7 @@ def trainer_of(folder: Path, model: Any, batch: int, parts: int, **options: Any)
     return Trainer(model, args, train_dataset=rows_of(head), data_collator=collate, **own)
 
 
-@pytest.mark.parametrize(("batch", "parts"), SPLITS)
-@pytest.mark.parametrize(("name", "head"), CASES)
+@pytest.mark.parametrize(("name", "head", "batch", "parts"), grid(CASES, SPLITS))
 def test_the_step_of_one_batch(tmp_path: Path, name: str, head: str, batch: int, parts: int) -> None:
     model = model_of(name, head)
     trainer = trainer_of(tmp_path, model, batch, parts, head=head, plan=make_plan(model, "all"))

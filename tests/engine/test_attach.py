@@ -19,6 +19,7 @@ import frostline as fl
 from cache_cases import StopAt, arguments, frozen_by_hand, rows_for
 from cache_cases import collate as collate_rows
 from frostline.core.errors import CheckpointError, ConfigError, PlanError
+from grids import grid
 from heads import HEADS, collate, model_of, rows_of
 from tolerances import LOSS, after_sgd
 
@@ -43,8 +44,9 @@ def assert_same_weights(model: Any, other: Any, steps: int) -> None:
         torch.testing.assert_close(value, expected[name], atol=after_sgd(0.1, steps), rtol=0, msg=name)
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
-@pytest.mark.parametrize(("name", "head", "use"), [*((*case, "") for case in CASES), *OTHERS])
+@pytest.mark.parametrize(
+    ("name", "head", "use", "accumulation"), grid([*((*case, "") for case in CASES), *OTHERS], [1, 2])
+)
 def test_every_head_trains_as_without_it(tmp_path: Path, name: str, head: str, use: str, accumulation: int) -> None:
     given: dict[str, Any] = {"gradient_accumulation_steps": accumulation}
     plan = fl.make_plan(model_of(name, head), "bot50")

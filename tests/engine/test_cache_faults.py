@@ -103,6 +103,7 @@ def test_a_killed_pass_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert_same_training(after, llama(tmp_path, "off"))
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_pass_each_row_once(tmp_path: Path) -> None:
     folders = [tmp_path / "first", tmp_path / "second"]
     processes = [another_process(folder, 0.05) for folder in folders]

@@ -36,6 +36,7 @@ from frostline.core.cache import default_root
 from frostline.core.errors import ConfigError
 from frostline.engine import Trainer
 from frostline.plan import Frozen, Lora
+from grids import slow_but
 from tolerances import LOSS, after_sgd
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -66,7 +67,7 @@ def test_lora_above_the_boundary(tmp_path: Path, name: str, bf16: bool) -> None:
     ],
     ids=lambda options: next(iter(options)),
 )
-@pytest.mark.parametrize("name", ["llama", "t5"])
+@pytest.mark.parametrize("name", slow_but(["llama"], ["llama", "t5"]))
 def test_options_of_the_trainer(tmp_path: Path, name: str, options: dict[str, Any]) -> None:
     with_it, without = both(tmp_path, lambda: tiny(name), **options)
     assert_same_training(with_it, without)

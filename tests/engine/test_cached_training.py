@@ -12,6 +12,7 @@ from architectures import ARCHITECTURES, tiny
 from cache_cases import assert_same_training, losses, streaming_trainer, trained
 from frostline.anatomy import tensor_hashes
 from frostline.checkpoints import load, save_delta
+from grids import grid
 
 LONG = (
     "llama",
@@ -27,11 +28,11 @@ LONG = (
     "modernbert",
     "t5",
 )
+OPTIMIZERS = [("sgd", False), ("adamw_torch_fused", False), ("adamw_torch_fused", True)]
 SHORT = [name for name in ARCHITECTURES if name not in LONG]
 
 
-@pytest.mark.parametrize(("optim", "bf16"), [("sgd", False), ("adamw_torch_fused", False), ("adamw_torch_fused", True)])
-@pytest.mark.parametrize("name", LONG)
+@pytest.mark.parametrize(("name", "optim", "bf16"), grid(LONG, OPTIMIZERS))
 def test_fifty_steps_are_the_same(tmp_path: Path, name: str, optim: str, bf16: bool) -> None:
     """The losses; after SGD, the weights too."""
     rate = 0.1 if optim == "sgd" else 1e-3

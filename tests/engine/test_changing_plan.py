@@ -24,6 +24,7 @@ from frostline.run import make_schedule
 from frostline.strategies import Situation
 from frostline.surgery import apply as apply_plan
 from frostline.surgery import change
+from grids import grid
 from rotating import Rotating
 from tolerances import assert_same_steps
 
@@ -103,8 +104,7 @@ def values(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
-@pytest.mark.parametrize("stop", [3, 6, 8])
-@pytest.mark.parametrize("name", [*PLANS, *STRATEGIES])
+@pytest.mark.parametrize(("name", "stop"), grid([*PLANS, *STRATEGIES], [3, 6, 8]))
 def test_killed_at_any_point_and_resumed_is_never_killed(tmp_path: Path, name: str, stop: int) -> None:
     whole = trainer(tmp_path / "whole", name, save_strategy="no")
     whole.train()
@@ -121,8 +121,7 @@ def test_killed_at_any_point_and_resumed_is_never_killed(tmp_path: Path, name: s
         assert torch.equal(expected[tensor], got[tensor]), tensor
 
 
-@pytest.mark.parametrize("stop", [2, 6, 7, 8, 11])
-@pytest.mark.parametrize("architecture", ["llama", "bert"])
+@pytest.mark.parametrize(("architecture", "stop"), grid(["llama", "bert"], [2, 6, 7, 8, 11]))
 def test_a_schedule_that_never_settles_is_resumed_anywhere(tmp_path: Path, architecture: str, stop: int) -> None:
     """Its plan changes before steps 3, 6 and 9; what it observes began with the plan."""
     whole = trainer(tmp_path / "whole", "rotating", architecture, save_strategy="no", max_steps=12)

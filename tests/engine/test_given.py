@@ -16,6 +16,7 @@ from architectures import tiny
 from cache_cases import StopAt, arguments, collate, losses, rows_for
 from frostline.anatomy import find_anatomy, text_model
 from frostline.core.errors import ConfigError, PlanError, UnsupportedModel
+from grids import grid
 from hybrids import stir
 from tolerances import LOSS, after_sgd
 
@@ -109,8 +110,7 @@ def trained_values(model: Any) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
 
 
-@pytest.mark.parametrize("name", GIVEN)
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize(("name", "accumulation"), grid(list(GIVEN), [1, 2]))
 def test_it_trains_as_plain_transformers_does(tmp_path: Path, name: str, accumulation: int) -> None:
     given = {"per_device_train_batch_size": 4 // accumulation, "gradient_accumulation_steps": accumulation}
     saving = made(tmp_path / "saving", GIVEN[name](), activation_cache="on", **given)

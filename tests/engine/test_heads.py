@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from cache_cases import arguments
 from frostline.engine import Trainer
 from frostline.run import make_plan
+from grids import grid, slow_but
 from heads import collate, model_of, rows_of
 
 DOC = Path(__file__).resolve().parents[2] / "docs" / "heads.md"
@@ -123,6 +124,9 @@ OTHERS = [
 ]
 
 
+ALL = [*((*case, "") for case in CASES), *OTHERS]
+
+
 def made(folder: Path, name: str, head: str, dropout: float, use: Use = PLAIN, **options: Any) -> Trainer:
     model = model_of(name, head, dropout)
     plan = make_plan(model, "bot50")
@@ -153,7 +157,7 @@ def _arguments(folder: Path, use: Use, options: dict[str, Any]) -> Any:
     )
 
 
-@pytest.mark.parametrize(("name", "head", "use"), [*((*case, "") for case in CASES), *OTHERS])
+@pytest.mark.parametrize(("name", "head", "use"), slow_but(ALL[::2], ALL))
 def test_with_the_cache_it_is_plain_training(tmp_path: Path, name: str, head: str, use: str) -> None:
     ours = made(tmp_path, name, head, 0.0, USES[use])
     ours.session._training = _without_estimate(ours)  # the cache is used wherever training stays the same
@@ -199,8 +203,7 @@ def test_a_classifier_that_reads_the_end_of_a_text(tmp_path: Path, name: str, pl
         assert ours.cache_report.used
 
 
-@pytest.mark.parametrize("accumulation", [1, 4])
-@pytest.mark.parametrize(("name", "head"), CASES)
+@pytest.mark.parametrize(("name", "head", "accumulation"), grid(CASES, [1, 4]))
 def test_with_dropout_above_it_draws_the_same(tmp_path: Path, name: str, head: str, accumulation: int) -> None:
     options: dict[str, Any] = {"loss_positions": False, "accumulation": accumulation}
     ours = made(tmp_path, name, head, 0.1, **options)
@@ -263,6 +266,7 @@ def table() -> str:
     return "\n".join(lines)
 
 
+@pytest.mark.slow
 def test_the_table_in_the_docs_is_what_is_found() -> None:
     assert table() in DOC.read_text(encoding="utf-8"), "python tests/engine/test_heads.py prints the table"
 

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 import frostline as fl
 from cache_cases import frozen_by_hand
+from grids import slow_but
 from tolerances import LOSS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -115,7 +116,7 @@ CASES: dict[str, tuple[Callable[..., Any], Callable[[], Any], dict[str, Any], in
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", slow_but(["sft", "sft, packed", "dpo", "reward"], CASES))
 def test_trl(tmp_path: Path, name: str) -> None:
     make, model, options, rows = CASES[name]
     expected = losses(make(tmp_path, by_hand(model(), "bot50"), **options))
@@ -297,7 +298,10 @@ def test_lightning(tmp_path: Path) -> None:
     assert run(True) == pytest.approx(run(False), rel=10 * LOSS)
 
 
-@pytest.mark.parametrize("name", ["sft", "dpo", "sentence_transformer", "plain_loop", "with_accelerate"])
+EXAMPLES = ["sft", "dpo", "sentence_transformer", "plain_loop", "with_accelerate"]
+
+
+@pytest.mark.parametrize("name", slow_but(["plain_loop"], EXAMPLES))
 def test_the_examples_run(tmp_path: Path, request: pytest.FixtureRequest, name: str) -> None:
     model = STORYTELLER
     if name == "sentence_transformer":

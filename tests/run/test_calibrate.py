@@ -19,6 +19,7 @@ from frostline.engine import Trainer
 from frostline.run import _calibrate as calibration
 from frostline.run import make_plan
 from frostline.run._calibrate import calibrate, measure
+from grids import slow_but
 
 TINY = Workload(per_device_train_batch_size=2, length=8)
 FORWARD, BACKWARD = 0.03, 0.06
@@ -156,7 +157,7 @@ CONFIG = LlamaConfig(vocab_size=2000, **SHAPE)
 WORK = Workload(per_device_train_batch_size=4, length=64, loss_positions=True)
 
 
-@pytest.mark.parametrize("strategy", ["all", "bot75", "lora"])
+@pytest.mark.parametrize("strategy", slow_but(["bot75"], ["all", "bot75", "lora"]))
 def test_predicted_steps_are_those_that_come(strategy: str, tmp_path: Path) -> None:
     """Time of a step of a random Llama of 8 blocks. The speed of a busy machine may change in between: tried again."""
     tries: list[tuple[float, float]] = []

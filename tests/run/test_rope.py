@@ -16,6 +16,7 @@ from frostline.anatomy import find_anatomy, skeleton
 from frostline.core.errors import UserError
 from frostline.hooks import zero_tensors
 from frostline.run import RunConfig, inspect_model, train
+from grids import slow_but
 from tiny_files import WORDS, write_model
 
 WINDOW = 16
@@ -69,7 +70,12 @@ def test_every_kind_of_transformers_is_here() -> None:
     assert set(KINDS) == {"default", *ROPE_INIT_FUNCTIONS}
 
 
-@pytest.mark.parametrize(("model_type", "kind"), [*(("llama", kind) for kind in KINDS), ("phi3", "longrope")])
+ALL = [*(("llama", kind) for kind in KINDS), ("phi3", "longrope")]
+
+
+@pytest.mark.parametrize(
+    ("model_type", "kind"), slow_but([("llama", "dynamic"), ("llama", "llama3"), ("phi3", "longrope")], ALL)
+)
 def test_blocks_are_found_and_cached_training_is_the_same(model_type: str, kind: str, tmp_path: Path) -> None:
     config = config_of(kind, model_type)
     anatomy = find_anatomy(skeleton(config, AutoModelForCausalLM))

@@ -17,6 +17,7 @@ from frostline.core.errors import UserError
 from frostline.records import RunRecord
 from frostline.run import RunConfig, evaluate_target, read_config, train
 from frostline.tasks import METRICS, Collator, TaskKind, encode, evaluate, model_kind, prepare_tokenizer
+from grids import slow_but
 from shapes import shape
 from shapes import shapes as shapes  # a fixture
 
@@ -33,7 +34,11 @@ ON = [
     (TaskKind.CHOICE, DECODER, "AutoModelForCausalLM"),
     (TaskKind.GENERATION, DECODER, "AutoModelForCausalLM"),
 ]
-EACH = pytest.mark.parametrize(("kind", "model", "auto"), ON, ids=[f"{kind}-{model}" for kind, model, _ in ON])
+
+
+def each(fast: list[Any]) -> Any:
+    ids = [f"{kind}-{model}" for kind, model, _ in ON]
+    return pytest.mark.parametrize(("kind", "model", "auto"), slow_but(fast, ON), ids=ids)
 
 
 @pytest.fixture(autouse=True)
@@ -80,7 +85,7 @@ def losses(record: RunRecord) -> list[float]:
     return [entry["loss"] for entry in record.metrics.history if "loss" in entry]
 
 
-@EACH
+@each(ON)
 def test_a_run_is_trained_recorded_evaluated_and_merged(kind: TaskKind, model: str, auto: str, tmp_path: Path) -> None:
     task = shape(kind)
     record = train(config(kind, model, tmp_path / "run"))
@@ -106,7 +111,7 @@ def test_a_run_is_trained_recorded_evaluated_and_merged(kind: TaskKind, model: s
     assert by_name.metrics == pytest.approx(record.metrics.after, rel=1e-4, abs=1e-5)
 
 
-@EACH
+@each(ON[::3])
 def test_the_activation_cache_gives_the_same_losses(
     kind: TaskKind, model: str, auto: str, calm: Callable[[str], str], tmp_path: Path
 ) -> None:
@@ -123,7 +128,7 @@ def test_the_activation_cache_gives_the_same_losses(
     assert losses(cached) == pytest.approx(losses(plain), abs=1e-4)
 
 
-@EACH
+@each(ON[1::3])
 def test_training_is_that_of_a_plain_loop(
     kind: TaskKind, model: str, auto: str, calm: Callable[[str], str], tmp_path: Path
 ) -> None:

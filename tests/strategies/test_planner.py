@@ -29,6 +29,7 @@ from frostline.strategies._auto import AutoOptions, auto
 from frostline.strategies._candidates import Freedom
 from frostline.strategies._choice import Choice, Option
 from frostline.strategies._planner import search
+from grids import slow_but
 
 SPEED = Speed(
     forward=2e-11, input_gradient=3e-11, weight_gradient=2.5e-11, lora=1e-9, head=2e-11, embeddings=1e-9,
@@ -220,7 +221,7 @@ def worths_for(name: str) -> st.SearchStrategy[tuple[int, ...]]:
 quick = settings(max_examples=10, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", slow_but(list(CASES)[::2], CASES))
 @quick
 @given(data=st.data())
 def test_it_finds_what_counting_every_candidate_finds(name: str, data: st.DataObject) -> None:
@@ -329,7 +330,7 @@ def test_a_larger_budget_never_gains_less(name: str, data: st.DataObject) -> Non
     assert gain(larger) >= gain(smaller)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", slow_but(list(CASES)[1::2], CASES))
 @quick
 @given(data=st.data())
 def test_the_least_that_a_refusal_names_would_do(name: str, data: st.DataObject) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from frostline.core.errors import UserError
 from frostline.tasks import TASKS, Columns, TaskKind, TaskOptions, load_task, majority_share
+from packages import install
 
 Write = Callable[..., Path]
 ENTAILMENT = ["rte", "cb", "wnli", "qnli", "mnli"]
@@ -232,21 +233,17 @@ def test_any_hub_data_set_by_column_mapping(hub: Callable[..., list[Any]]) -> No
     assert [e.text for e in load_task("someone/reviews", options).eval] == ["b0", "b1", "b2"]
 
 
-def test_another_package_adds_a_task_by_entry_point(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Write
-) -> None:
-    package = tmp_path / "site"
-    (package / "thirdparty-1.0.dist-info").mkdir(parents=True)
-    (package / "thirdparty-1.0.dist-info/METADATA").write_text(
-        "Metadata-Version: 2.1\nName: thirdparty\nVersion: 1.0\n"
-    )
-    (package / "thirdparty-1.0.dist-info/entry_points.txt").write_text("[frostline.tasks]\nours = thirdparty:ours\n")
-    (package / "thirdparty.py").write_text(
-        "from frostline.tasks import Example, Task, TaskKind\n"
-        "def ours(options):\n"
-        "    rows = [Example('train:0', 'x')]\n"
-        "    return Task('', TaskKind.LANGUAGE, rows, rows, 'loss')\n"
-    )
-    monkeypatch.syspath_prepend(str(package))
+OURS = """
+from frostline.tasks import Example, Task, TaskKind
+def ours(options):
+    rows = [Example('train:0', 'x')]
+    return Task('', TaskKind.LANGUAGE, rows, rows, 'loss')
+"""
+
+
+def test_another_package_adds_a_task_by_entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TASKS, "_entries", dict(TASKS._entries))
+    install(tmp_path, "thirdparty", "frostline.tasks", {"ours": "thirdparty:ours"}, OURS)
+    monkeypatch.syspath_prepend(tmp_path)
     assert "ours" in TASKS
     assert load_task("ours").name == "ours"
