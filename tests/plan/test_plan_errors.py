@@ -11,7 +11,9 @@ from frostline.core.errors import UserError
 from frostline.core.settings import first_error
 from frostline.plan import Frozen, Full, Lora, Partial, Plan, from_text
 
-KEYS = "blocks, embeddings, final_norm, forward, frozen_dropout, head, learning_rate, max_steps, strategy, untie, version"
+KEYS = (
+    "blocks, embeddings, final_norm, forward, frozen_dropout, head, learning_rate, max_steps, strategy, untie, version"
+)
 
 CASES = {
     # Not a plan at all.

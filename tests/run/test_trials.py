@@ -139,6 +139,7 @@ def test_a_run_that_is_stopped_in_a_trial_or_after_ends_the_same(
     same(tmp_path / "run", tmp_path / "third")
 
 
+@pytest.mark.slow
 def test_judging_changes_nothing_of_the_training(tmp_path: Path) -> None:
     """The run is the training that its settings say, made without trials by the trainer alone."""
     record = train(config(tmp_path, model=str(tmp_path / "model")))
