@@ -120,6 +120,10 @@ def test_a_run_that_is_stopped_in_a_trial_or_after_ends_the_same(
         with pytest.raises(KeyboardInterrupt):
             train(wanted)
     assert (tmp_path / "run" / "trials.json").is_file() and not (tmp_path / "run" / "run.json").is_file()
+    with pytest.raises(UserError, match=r"run holds trials of a run that was stopped: use another out, or --resume"):
+        train(wanted)
+    with pytest.raises(UserError, match=r"^cannot resume .*run: seed was 42, now 1: use the same settings$"):
+        train(wanted.model_copy(update={"seed": 1}), resume=True)
     record = train(wanted, resume=True)
     assert record.chosen is not None
 

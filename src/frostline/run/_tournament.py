@@ -104,6 +104,7 @@ class Tournament:
         say: shows a line.
         identity: all that the trials depend on besides the model, as plain data: trials that were made once with the
             same are not made again.
+        asked: the settings that were asked for; they are written beside the trials.
     """
 
     def __init__(
@@ -115,7 +116,9 @@ class Tournament:
         folder: Path,
         say: Callable[[str], None],
         identity: Mapping[str, Any],
+        asked: Mapping[str, Any],
     ) -> None:
+        self._asked = asked
         self._identity = {**identity, "terms": asdict(terms), "versions": versions()}
         self._terms, self._contend, self._make = terms, contend, make
         self._clock, self._folder, self._say = clock, folder, say
@@ -335,7 +338,7 @@ class Tournament:
         self._save()
 
     def _save(self) -> None:
-        write_json(self._folder / TRIALS_FILE, self.found)
+        write_json(self._folder / TRIALS_FILE, {**self.found, "asked": self._asked})
 
 
 def _kept(identity: Mapping[str, Any]) -> Path:

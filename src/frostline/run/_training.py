@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -217,9 +218,7 @@ def _check_folder(folder: Path, config: RunConfig, resume: bool) -> str | None:
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"out: {folder} is a file: use the path of a folder")
     if not (folder / RECORD_FILE).is_file():
-        if resume and not (folder / TRIALS_FILE).is_file():
-            raise CheckpointError(f"{folder} holds no run to resume: leave --resume out, or use the out of that run")
-        return None
+        return _check_trials(folder, config, resume)
     record = read_record(folder)
     if not resume:
         goes_on = "" if record.status == "finished" else ", or --resume to continue that run"
@@ -228,26 +227,44 @@ def _check_folder(folder: Path, config: RunConfig, resume: bool) -> str | None:
         raise CheckpointError(
             f"the run in {folder} is finished, so there is nothing to resume: use another out for a new run"
         )
-    wanted = config.model_dump(mode="json")
-    for key in wanted:
-        if key in ("out", "threads", "activation_cache_limit"):
-            continue
-        if not _same(record.config.get(key), wanted[key], record, folder):
-            raise CheckpointError(
-                f"cannot resume {folder}: {key} was {record.config.get(key)!r}, now {wanted[key]!r}: "
-                "use the same settings"
-            )
+    _check_same(folder, record.config, config, lambda path: record.found(path, folder))
     last: str | None = get_last_checkpoint(str(folder))
     return last
 
 
-def _same(before: Any, now: Any, record: RunRecord, folder: Path) -> bool:
+def _check_trials(folder: Path, config: RunConfig, resume: bool) -> None:
+    """Check a folder without a record: it may hold trials of a run that was stopped before it began."""
+    trials = folder / TRIALS_FILE
+    if not trials.is_file():
+        if resume:
+            raise CheckpointError(f"{folder} holds no run to resume: leave --resume out, or use the out of that run")
+        return
+    if not resume:
+        raise CheckpointError(
+            f"{folder} holds trials of a run that was stopped: use another out, or --resume to continue that run"
+        )
+    _check_same(folder, read_json(trials, "trials").get("asked", {}), config, lambda path: path)
+
+
+def _check_same(folder: Path, before: Mapping[str, Any], config: RunConfig, find: Callable[[str], str]) -> None:
+    """Raises `CheckpointError` for settings that are not those from before; `find` tells where a path is now."""
+    wanted = config.model_dump(mode="json")
+    for key in wanted:
+        if key in ("out", "threads", "activation_cache_limit"):
+            continue
+        if not _same(before.get(key), wanted[key], find):
+            raise CheckpointError(
+                f"cannot resume {folder}: {key} was {before.get(key)!r}, now {wanted[key]!r}: use the same settings"
+            )
+
+
+def _same(before: Any, now: Any, find: Callable[[str], str]) -> bool:
     """Whether two values of a setting are the same, or paths to the same file."""
     if isinstance(before, dict) and isinstance(now, dict) and before.keys() == now.keys():
-        return all(_same(before[key], now[key], record, folder) for key in before)
+        return all(_same(before[key], now[key], find) for key in before)
     if before == now or not (isinstance(before, str) and isinstance(now, str)):
         return bool(before == now)
-    place = Path(record.found(before, folder))
+    place = Path(find(before))
     return place.exists() and Path(now).exists() and place.samefile(now)
 
 

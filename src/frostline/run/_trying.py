@@ -139,6 +139,7 @@ def try_plans(config: RunConfig, data: Data, make: Make, console: Console) -> Ch
         config.folder,
         lambda line: console.print(f"note: {line}"),
         {"config": config.model_dump(mode="json", exclude=_NO_MATTER), "data": data.task.fingerprint},
+        config.model_dump(mode="json"),
     )
     with quiet_libraries():
         tournament.play()

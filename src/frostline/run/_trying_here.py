@@ -106,6 +106,7 @@ def tried_plan(model: Any, situation: Situation, options: AutoOptions, data: Any
             Path(folder),
             lambda line: None,
             {"rows": _identity(data), "options": options.model_dump(), "seed": seed, "workload": work.model_dump()},
+            {},
         )
         chosen = tournament.play()["chosen"]
         option = tournament.winner()
