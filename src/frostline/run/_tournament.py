@@ -18,7 +18,7 @@ from typing import Any
 
 from frostline.anatomy import fingerprint
 from frostline.core.cache import default_root
-from frostline.core.errors import FrostlineError
+from frostline.core.errors import CheckpointError, FrostlineError
 from frostline.core.files import read_json, write_json
 from frostline.core.sizes import duration_text
 from frostline.run._judge import Clock, JudgedTrainer, Pause
@@ -123,7 +123,7 @@ class Tournament:
         self._terms, self._contend, self._make = terms, contend, make
         self._clock, self._folder, self._say = clock, folder, say
         path = folder / TRIALS_FILE
-        self.found: dict[str, Any] = read_json(path, "trials") if path.is_file() else {"trials": {}}
+        self.found: dict[str, Any] = read_trials(path) if path.is_file() else {"trials": {}}
 
     def play(self) -> dict[str, Any]:
         """Try, and give what was found: every trial, and what was chosen. Plain data.
@@ -154,7 +154,7 @@ class Tournament:
             trainer = self._make(Attempt(field.yardstick, 1e-9, self._folder / "trials" / "yardstick", Pause.MEASURED))
             kept = _kept({**self._identity, "model": fingerprint(trainer.applied.base)})
             if kept.is_file():
-                self.found = read_json(kept, "trials")
+                self.found = read_trials(kept)
                 self._note(before=True)
                 self._say(f"the same trials were made before, and are not made again: {kept}")
                 return True
@@ -339,6 +339,14 @@ class Tournament:
 
     def _save(self) -> None:
         write_json(self._folder / TRIALS_FILE, {**self.found, "asked": self._asked})
+
+
+def read_trials(path: Path) -> dict[str, Any]:
+    """The trials in a file. Raises `CheckpointError` where it does not hold any."""
+    found = read_json(path, "trials")
+    if not isinstance(found, dict) or not isinstance(found.get("trials"), dict):
+        raise CheckpointError(f"{path}: it does not hold trials, so it is damaged: remove it, and start the run anew")
+    return found
 
 
 def _kept(identity: Mapping[str, Any]) -> Path:

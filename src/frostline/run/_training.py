@@ -28,7 +28,7 @@ from frostline.run._judge import JudgedTrainer, clock_of, drop_checkpoints
 from frostline.run._opening import opening_record, predicted_cost
 from frostline.run._prepare import Prepared, prepare, read_data
 from frostline.run._split import split_notice, split_report
-from frostline.run._tournament import TRIALS_FILE
+from frostline.run._tournament import TRIALS_FILE, read_trials
 from frostline.run._trying import fall_from, judged, spent_line, try_plans, watch
 from frostline.run._work import Data
 from frostline.tasks import Evaluation, Task, evaluate
@@ -218,7 +218,8 @@ def _check_folder(folder: Path, config: RunConfig, resume: bool) -> str | None:
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"out: {folder} is a file: use the path of a folder")
     if not (folder / RECORD_FILE).is_file():
-        return _check_trials(folder, config, resume)
+        _check_trials(folder, config, resume)
+        return None
     record = read_record(folder)
     if not resume:
         goes_on = "" if record.status == "finished" else ", or --resume to continue that run"
@@ -243,7 +244,7 @@ def _check_trials(folder: Path, config: RunConfig, resume: bool) -> None:
         raise CheckpointError(
             f"{folder} holds trials of a run that was stopped: use another out, or --resume to continue that run"
         )
-    _check_same(folder, read_json(trials, "trials").get("asked", {}), config, lambda path: path)
+    _check_same(folder, read_trials(trials).get("asked", {}), config, lambda path: path)
 
 
 def _check_same(folder: Path, before: Mapping[str, Any], config: RunConfig, find: Callable[[str], str]) -> None:
