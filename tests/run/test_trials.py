@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -179,6 +180,26 @@ def test_a_loss_that_turns_ends_the_run_at_its_best_step(tmp_path: Path, monkeyp
     best = trained[0]
     assert record.chosen["max_steps"] == record.measured.steps == -(-best * 10 // 8)
     assert any(f"risen since step {best}" in notice for notice in record.notices)
+
+
+def test_a_rate_that_diverges_is_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = JudgedTrainer.check_loss
+
+    def check_loss(self: JudgedTrainer, loss: float) -> None:
+        own(self, math.nan if self.args.learning_rate > 2e-4 and self.args.max_steps > 1000 else loss)
+
+    monkeypatch.setattr(JudgedTrainer, "check_loss", check_loss)
+    record = train(config(tmp_path))
+    assert record.chosen is not None
+    results = {trial["learning_rate"]: trial["result"] for trial in record.trials}
+    assert results[max(results)] == "diverged"
+    assert record.chosen["learning_rate"] <= 2e-4
+    save_trials(record, tmp_path / "trials.png")
+    with pytest.raises(UserError, match=r"^auto: the loss was no number at any learning rate that was tried"):
+        monkeypatch.setattr(
+            JudgedTrainer, "check_loss", lambda self, loss: own(self, math.nan if self.args.max_steps > 1000 else loss)
+        )
+        train(config(tmp_path, seed=1, out=str(tmp_path / "none")))
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,10 @@ def test_which_rate_is_tried_next() -> None:
     assert next_rate({0: 1.0, 1: 1.2}) == -1, "clearly worse: the rule's may be too high itself"
     assert next_rate({0: 1.0, 1: 1.2, -1: 0.9}) == -2
     assert next_rate({0: 1.0, 1: 1.2, -1: 1.0}) is None
+    assert next_rate({0: math.inf}) == -1 and next_rate({0: math.inf, -1: math.inf}) == -2, "it diverged"
+    assert next_rate({0: 1.0, 1: math.inf}) == -1
+    assert next_rate({0: math.inf, -1: 1.0}) == -2
+    assert best_rate({0: math.inf, -1: 5.0}) == -1
 
 
 def test_a_power_law_is_continued() -> None:

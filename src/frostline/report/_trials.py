@@ -30,7 +30,7 @@ def save_trials(record: RunRecord, path: Path) -> None:
     figure = new_figure(7, 4.2)
     panel = figure.subplots()
     colors = iter(_OTHERS * len(record.trials))
-    for trial in record.trials:
+    for trial in (one for one in record.trials if one["curve"]):
         won = trial["result"] == "won"
         points = _points(trial, record) if won else trial["curve"]
         label = f"{trial['option']}, {trial['learning_rate']:g}: {trial['result']}"

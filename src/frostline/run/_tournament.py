@@ -18,7 +18,7 @@ from typing import Any
 
 from frostline.anatomy import fingerprint
 from frostline.core.cache import default_root
-from frostline.core.errors import CheckpointError, FrostlineError
+from frostline.core.errors import CheckpointError, FrostlineError, TrainingError
 from frostline.core.files import read_json, write_json
 from frostline.core.sizes import duration_text
 from frostline.run._judge import Clock, JudgedTrainer, Pause
@@ -47,6 +47,8 @@ JUDGED = 5
 """How often the run that comes of the trials is judged while its rate is held."""
 CHECKS = 0.05
 """The share of a run that judging and checks take, about."""
+MOST_RATES = 4
+"""The most learning rates that are tried."""
 SPARE = 0.02
 """The share of the budget that is left for what cannot be foreseen."""
 FIRST_LOOK = 10.0
@@ -119,6 +121,7 @@ class Tournament:
         asked: Mapping[str, Any],
     ) -> None:
         self._asked = asked
+        self._fields: dict[float, Contenders] = {}
         self._identity = {**identity, "terms": asdict(terms), "versions": versions()}
         self._terms, self._contend, self._make = terms, contend, make
         self._clock, self._folder, self._say = clock, folder, say
@@ -138,9 +141,24 @@ class Tournament:
     def field(self) -> Contenders:
         """What there is to choose from, for the time that is left after the trials."""
         full, start = self.found["full_step_seconds"], self.found["start_seconds"]
-        lost = self.found["measuring_seconds"] + Rounds(**self.found["rounds"]).lost(start / full) * full
-        left = (self.found["budget_seconds"] - lost) * (1 - CHECKS)
-        return self._contend(left / (self._terms.full_steps * full))
+        if "left_seconds" not in self.found:
+            self._note(left_seconds=self._left(full, start))
+        return self._options(self.found["left_seconds"] / (self._terms.full_steps * full))
+
+    def _left(self, full: float, start: float) -> float:
+        """What trials leave of the budget, about."""
+        found = self.found
+        trials = Rounds(**found["rounds"]).lost(start / full) * full
+        lost = found["measuring_seconds"] + found["planning_seconds"] + trials
+        return float((found["budget_seconds"] - lost) * (1 - CHECKS))
+
+    def _options(self, share: float) -> Contenders:
+        """What fits a share of the time; the time of finding it counts."""
+        if share not in self._fields:
+            begun = self._clock()
+            self._fields[share] = self._contend(share)
+            self._note(planning_seconds=self.found.get("planning_seconds", 0.0) + self._clock() - begun)
+        return self._fields[share]
 
     def winner(self) -> Option:
         """The option that was chosen."""
@@ -150,7 +168,7 @@ class Tournament:
     def _known(self) -> bool:
         """Measure a step of full fine-tuning; say whether the same trials were made before."""
         if "full_step_seconds" not in self.found:
-            field = self._contend(1.0)
+            field = self._options(1.0)
             trainer = self._make(Attempt(field.yardstick, 1e-9, self._folder / "trials" / "yardstick", Pause.MEASURED))
             kept = _kept({**self._identity, "model": fingerprint(trainer.applied.base)})
             if kept.is_file():
@@ -191,11 +209,20 @@ class Tournament:
         rate = terms.rate or field.learning_rate
         tried: dict[int, dict[str, Any]] = {}
         place: int | None = 0
-        while place is not None and len(tried) < plan.rates:
+        losses: dict[int, float] = {}
+        # Where every rate diverged, more are tried than the allowance pays for: there is nothing else to train.
+        while place is not None and (
+            len(tried) < plan.rates or (math.isinf(min(losses.values())) and len(tried) < MOST_RATES)
+        ):
             tried[place] = self._try(field, field.first, rate * RATE_STEP**place, plan.first * full)
-            losses = {one: trial["curve"][-1][2] for one, trial in tried.items()}
+            losses = {one: _last_loss(trial) for one, trial in tried.items()}
             place = next_rate(losses)
         best = tried[best_rate(losses)]
+        if not best["curve"]:
+            raise TrainingError(
+                f"auto: the loss was no number at any learning rate that was tried ({best['learning_rate']:g} and "
+                "others): use a lower learning_rate, or check the data"
+            )
         self._tell([one for one in tried.values() if one is not best], "lost")
         if plan.others:
             best = self._against(best, field, plan.others, budget)
@@ -210,6 +237,7 @@ class Tournament:
             for option in (field.first, *field.others[:others])
         ]
         losses = []
+        tried = [one for one in tried if one["curve"]]
         for one in tried:
             end = min(budget, PASSES * self._terms.rows / self._terms.step_rows * one["step_seconds"])
             losses.append(extrapolated([(seconds, loss) for _, seconds, loss in one["curve"]], end))
@@ -242,7 +270,7 @@ class Tournament:
             },
         )
         done = entry["curve"][-1][0] if entry["curve"] else 0
-        if done and entry["curve"][-1][1] >= 0.9 * seconds:
+        if entry["result"] == "diverged" or (done and entry["curve"][-1][1] >= 0.9 * seconds):
             return dict(entry)
 
         def stops(step: float) -> list[int]:
@@ -261,7 +289,11 @@ class Tournament:
         loaded = self._clock() - begun
         pause = Pause(trainer, stops, known[0] if known else None, self._terms.step_tokens)
         trainer.add_callback(pause)
-        trainer.train(resume_from_checkpoint=str(folder / f"checkpoint-{done}") if done else None)
+        try:
+            trainer.train(resume_from_checkpoint=str(folder / f"checkpoint-{done}") if done else None)
+        except TrainingError:
+            self._update(name, seconds=entry["seconds"] + self._clock() - begun, curve=[], result="diverged")
+            return dict(self.found["trials"][name])
         if not pause.losses or pause.step_seconds is None:
             raise FrostlineError(f"the trial {name} ended before it was judged")
         report = trainer.cache_report
@@ -312,14 +344,16 @@ class Tournament:
 
     def _spent(self) -> float:
         """Seconds that were spent so far."""
-        return float(self.found["measuring_seconds"] + sum(one["seconds"] for one in self._trials))
+        found = self.found
+        before = found["planning_seconds"] + found["measuring_seconds"]
+        return float(before + sum(one["seconds"] for one in self._trials))
 
     def _tell(self, trials: Sequence[dict[str, Any]], result: str) -> None:
         for one in trials:
-            self._update(one["name"], result=result)
-            self._say(
-                f"{one['what']}, learning rate {one['learning_rate']:g}: loss {one['curve'][-1][2]:.3f}, {result}"
-            )
+            ended = result if one["curve"] else "diverged"
+            self._update(one["name"], result=ended)
+            loss = f"loss {one['curve'][-1][2]:.3f}, " if one["curve"] else ""
+            self._say(f"{one['what']}, learning rate {one['learning_rate']:g}: {loss}{ended}")
 
     def _announce(self, plan: Rounds, budget: float, full: float) -> None:
         share, lost = budget / (full * self._terms.full_steps), duration_text(self._terms.lost * budget)
@@ -339,6 +373,11 @@ class Tournament:
 
     def _save(self) -> None:
         write_json(self._folder / TRIALS_FILE, {**self.found, "asked": self._asked})
+
+
+def _last_loss(trial: dict[str, Any]) -> float:
+    """The last held-out loss of a trial; infinite where its training diverged."""
+    return float(trial["curve"][-1][2]) if trial["curve"] else math.inf
 
 
 def read_trials(path: Path) -> dict[str, Any]:

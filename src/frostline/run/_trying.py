@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from frostline.checkpoints import quiet_libraries
-from frostline.core.errors import ConfigError
+from frostline.core.errors import ConfigError, PlanError
 from frostline.core.sizes import duration_text, parse_duration
 from frostline.plan import FixedSchedule, keep_dropout
 from frostline.run._choosing import PLANNED, SPENT, Chosen, situation_of, with_planned
@@ -106,8 +106,6 @@ def try_plans(config: RunConfig, data: Data, make: Make, console: Console) -> Ch
     dtype = str(model_config.dtype) if config.frozen_dtype == "auto" else config.frozen_dtype
     situation = situation_of(config, anatomy, workload_of(config, data, anatomy, model_config, dtype))
     duration = isinstance(config.budget.time, str)
-    asked = config.budget.model_copy(update={"time": None} if duration else {})
-    auto(replace(situation, budget=asked), options)  # a budget that nothing fits is refused in the user's own numbers
     clock = clock_of(duration)
     step_rows = config.per_device_train_batch_size * config.gradient_accumulation_steps
     terms = Terms(
@@ -142,7 +140,12 @@ def try_plans(config: RunConfig, data: Data, make: Make, console: Console) -> Ch
         config.model_dump(mode="json"),
     )
     with quiet_libraries():
-        tournament.play()
+        try:
+            tournament.play()
+        except PlanError:
+            asked = config.budget.model_copy(update={"time": None} if duration else {})
+            auto(replace(situation, budget=asked), options)  # says it in the user's own numbers
+            raise
     return _chosen(config, tournament, terms)
 
 
@@ -193,7 +196,7 @@ def _lines(found: dict[str, Any], field: Contenders, option: Option, terms: Term
         f"tried: {len(trials)} trials in {duration_text(spent)}, {spent / budget:.2f} of the budget of "
         f"{duration_text(budget)}; the winner's {duration_text(_won(trials)['seconds'])} of them are not lost"
     )
-    lost = [one for one in trials if one["result"] != "won"]
+    lost = [one for one in trials if one["result"] != "won" and one["curve"]]
     if lost:
         second = min(lost, key=lambda one: one["curve"][-1][2])
         yield (

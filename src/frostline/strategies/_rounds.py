@@ -79,15 +79,17 @@ def next_rate(losses: Mapping[int, float]) -> int | None:
 
     Rates are counted from the rule's, 0; the next higher one is 1, the next lower one -1. Higher ones are tried as long
     as each is better than the one before. Lower ones are tried where the first higher one is clearly worse, since then
-    the rule's may be too high itself.
+    the rule's may be too high itself. A training that diverged has an infinite loss.
 
     Args:
         losses: rate -> held-out loss after the same steps.
     """
     best, highest, lowest = best_rate(losses), max(losses), min(losses)
+    if math.isinf(losses[best]):
+        return lowest - 1  # all diverged
     if best == highest:
         return highest + 1
-    clearly_worse = losses[1] > losses[0] * (1 + MARGIN)
+    clearly_worse = losses.get(1, math.inf) > losses[0] * (1 + MARGIN) or math.isinf(losses[0])
     return lowest - 1 if best == lowest and clearly_worse else None
 
 
