@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 import frostline as fl
-from frostline.core.errors import UserError
+from frostline.core.errors import TrainingError, UserError
 from frostline.cost import Workload
 from frostline.plan import FixedSchedule, Plan
 from frostline.records import RunRecord, read_record
@@ -195,10 +195,12 @@ def test_a_rate_that_diverges_is_out(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert results[max(results)] == "diverged"
     assert record.chosen["learning_rate"] <= 2e-4
     save_trials(record, tmp_path / "trials.png")
-    with pytest.raises(UserError, match=r"^auto: the loss was no number at any learning rate that was tried"):
-        monkeypatch.setattr(
-            JudgedTrainer, "check_loss", lambda self, loss: own(self, math.nan if self.args.max_steps > 1000 else loss)
-        )
+
+    def never(self: JudgedTrainer, loss: float) -> None:
+        own(self, math.nan if self.args.max_steps > 1000 else loss)
+
+    monkeypatch.setattr(JudgedTrainer, "check_loss", never)
+    with pytest.raises(TrainingError, match=r"^auto: the loss was no number at any learning rate that was tried"):
         train(config(tmp_path, seed=1, out=str(tmp_path / "none")))
 
 
