@@ -99,6 +99,7 @@ class Tournament:
 
     Args:
         terms: of the run.
+        yardstick: gives the plan whose steps are measured, and its step as a share of full fine-tuning's.
         contend: gives the plans to choose from, for a time as a share of full fine-tuning's.
         make: makes the trainer of an attempt.
         clock: what tells the time.
@@ -112,6 +113,7 @@ class Tournament:
     def __init__(
         self,
         terms: Terms,
+        yardstick: Callable[[], tuple[Option, float]],
         contend: Callable[[float], Contenders],
         make: Callable[[Attempt], JudgedTrainer],
         clock: Clock,
@@ -123,7 +125,7 @@ class Tournament:
         self._asked = asked
         self._fields: dict[float, Contenders] = {}
         self._identity = {**identity, "terms": asdict(terms), "versions": versions()}
-        self._terms, self._contend, self._make = terms, contend, make
+        self._terms, self._yardstick, self._contend, self._make = terms, yardstick, contend, make
         self._clock, self._folder, self._say = clock, folder, say
         path = folder / TRIALS_FILE
         self.found: dict[str, Any] = read_trials(path) if path.is_file() else {"trials": {}}
@@ -157,7 +159,7 @@ class Tournament:
         if share not in self._fields:
             begun = self._clock()
             self._fields[share] = self._contend(share)
-            self._note(planning_seconds=self.found.get("planning_seconds", 0.0) + self._clock() - begun)
+            self._note(planning_seconds=self.found["planning_seconds"] + self._clock() - begun)
         return self._fields[share]
 
     def winner(self) -> Option:
@@ -168,20 +170,22 @@ class Tournament:
     def _known(self) -> bool:
         """Measure a step of full fine-tuning; say whether the same trials were made before."""
         if "full_step_seconds" not in self.found:
-            field = self._options(1.0)
-            trainer = self._make(Attempt(field.yardstick, 1e-9, self._folder / "trials" / "yardstick", Pause.MEASURED))
+            begun = self._clock()
+            option, share = self._yardstick()
+            self._note(planning_seconds=self._clock() - begun)
+            trainer = self._make(Attempt(option, 1e-9, self._folder / "trials" / "yardstick", Pause.MEASURED))
             kept = _kept({**self._identity, "model": fingerprint(trainer.applied.base)})
             if kept.is_file():
                 self.found = read_trials(kept)
                 self._note(before=True)
                 self._say(f"the same trials were made before, and are not made again: {kept}")
                 return True
-            self._measure(trainer, field, kept)
+            self._say(f"measuring a step: {option.what}")
+            self._measure(trainer, share, kept)
         return False
 
-    def _measure(self, trainer: JudgedTrainer, field: Contenders, kept: Path) -> None:
-        """Measure the yardstick's step, of which a step of full fine-tuning is a multiple, or the same."""
-        self._say(f"measuring a step: {field.yardstick.what}")
+    def _measure(self, trainer: JudgedTrainer, share: float, kept: Path) -> None:
+        """Measure a step of the yardstick, which is a `share` of one of full fine-tuning."""
         begun = self._clock()
         trainer.args.max_steps = Pause.MEASURED
         pause = Pause(trainer, lambda _: [], None, self._terms.step_tokens)
@@ -191,7 +195,7 @@ class Tournament:
         seconds = self._clock() - begun
         self._note(
             kept=str(kept),
-            full_step_seconds=pause.step_seconds / field.step_share(field.yardstick),
+            full_step_seconds=pause.step_seconds / share,
             start_seconds=seconds - pause.stepping_seconds,
             measuring_seconds=seconds,
         )

@@ -20,7 +20,7 @@ from frostline.run._judge import FEWEST_ROWS, JudgedTrainer, Watch, clock_of, ho
 from frostline.run._setup import anatomy_of, config_for
 from frostline.run._tournament import DECAY, FAR, JUDGED, WARM_UP, Attempt, Terms, Tournament
 from frostline.run._work import Data, workload_of
-from frostline.strategies import PASSES, AutoOptions, Contenders, Option, auto, contenders, read_options
+from frostline.strategies import PASSES, AutoOptions, Contenders, Option, auto, contenders, read_options, yardstick
 
 _NO_MATTER = {"model", "task", "out", "report_to", "logging_steps", "eval_steps", "save_steps", "save_total_limit"}
 """Settings on which trials do not depend; model and task count by their content."""
@@ -131,6 +131,7 @@ def try_plans(config: RunConfig, data: Data, make: Make, console: Console) -> Ch
 
     tournament = Tournament(
         terms,
+        lambda: yardstick(situation, options),
         lambda share: contenders(situation, options, share),
         attempt,
         clock,

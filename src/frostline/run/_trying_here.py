@@ -23,7 +23,7 @@ from frostline.plan import Plan
 from frostline.run._judge import JudgedTrainer, clock_of
 from frostline.run._tournament import FAR, Attempt, Terms, Tournament
 from frostline.run._trying import warm_up
-from frostline.strategies import AutoOptions, Situation, contenders
+from frostline.strategies import AutoOptions, Situation, contenders, yardstick
 
 Collate = Callable[[Any], Mapping[str, Any]]
 
@@ -100,6 +100,7 @@ def tried_plan(model: Any, situation: Situation, options: AutoOptions, data: Any
     with tempfile.TemporaryDirectory(prefix="frostline-") as folder, quiet_libraries():
         tournament = Tournament(
             terms,
+            lambda: yardstick(situation, options),
             lambda share: contenders(situation, options, share),
             attempt,
             clock,

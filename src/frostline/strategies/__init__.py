@@ -4,7 +4,7 @@ from frostline.strategies._adapted import ADDITIONS
 from frostline.strategies._auto import AutoOptions, auto
 from frostline.strategies._budget import Budget
 from frostline.strategies._choice import Choice, Option
-from frostline.strategies._contenders import Contenders, contenders
+from frostline.strategies._contenders import Contenders, contenders, yardstick
 from frostline.strategies._plans import freeze_blocks, task_head
 from frostline.strategies._rounds import (
     OTHERS,
@@ -55,4 +55,5 @@ __all__ = [
     "read_options",
     "rounds",
     "task_head",
+    "yardstick",
 ]

@@ -21,15 +21,14 @@ class Contenders:
     Attributes:
         first: what the rule chooses.
         others: other plans, the most promising first: boundaries above and below, LoRA on everything, the other head.
-        yardstick: the plan whose steps tell how long full fine-tuning's take: itself, or `first` where that does not
-            fit the memory of the budget.
         whole: the operations of a step of full fine-tuning as frostline trains it, as a share of those of plain full
             fine-tuning, which computes head and last block at every position.
+        anatomy: of the model.
+        learning_rate: the rule's.
     """
 
     first: Choice
     others: tuple[Option, ...]
-    yardstick: Option
     whole: float
     anatomy: Anatomy
     learning_rate: float
@@ -43,6 +42,23 @@ class Contenders:
     def step_share(self, option: Option) -> float:
         """The operations of a step, as a share of full fine-tuning's as frostline trains it."""
         return option.prediction.flops_ratio / self.whole
+
+
+def yardstick(situation: Situation, options: AutoOptions) -> tuple[Option, float]:
+    """The plan whose steps tell how long full fine-tuning's take, and the operations of its step as a share of theirs.
+
+    It is full fine-tuning itself, or another plan where that does not fit the memory of the budget.
+
+    Args:
+        situation: the model, the budget and the workload.
+        options: those of `auto`.
+
+    Raises `PlanError` when nothing fits the budget.
+    """
+    whole = flops_ratio(full_plan(situation.anatomy), situation.anatomy, situation.workload)
+    planner = Planner.of(situation.within(whole), worths(situation, options), options, spend=True)
+    option = planner.at("full", 0, False) or planner.choice()
+    return option, option.prediction.flops_ratio / whole
 
 
 def contenders(situation: Situation, options: AutoOptions, share: float) -> Contenders:
@@ -60,8 +76,7 @@ def contenders(situation: Situation, options: AutoOptions, share: float) -> Cont
     planner = Planner.of(limited, worths(limited, options), options, spend=True)
     first = planner.choice()
     others = [one for way in _beside(first, situation) if (one := planner.at(*way)) is not None]
-    full = planner.at("full", 0, False)
-    return Contenders(first, tuple(others), full or first, whole, situation.anatomy, learning_rate(situation.anatomy))
+    return Contenders(first, tuple(others), whole, situation.anatomy, learning_rate(situation.anatomy))
 
 
 def _beside(first: Option, situation: Situation) -> Iterator[tuple[AboveMode, int, bool]]:
