@@ -8,7 +8,6 @@ ROOT/activations/<digest of the identity>/
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -20,10 +19,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from frostline.core.errors import ConfigError
 from frostline.core.files import sha256, write_json
+from frostline.core.locks import take
 
 IDENTITY = "identity.json"
 LABEL = "label"
@@ -139,12 +139,12 @@ def sweep(folder: Path, older_than: float = 3600.0) -> int:
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
     """Hold the cache's lock; wait for it where another process has it. The system frees it when the process ends."""
-    file = _lock(folder, wait=False)
-    if file is None:
+    held = take(folder / "lock")
+    if held is None:
         log.warning("activation cache %s: waiting for another process that fills it", folder.name[:12])
-        file = _lock(folder, wait=True)
-        assert file is not None
-    with _held(file):
+        held = take(folder / "lock", -1)
+        assert held is not None
+    with held:
         yield
 
 
@@ -153,43 +153,16 @@ def remove(folder: Path) -> bool:
 
     A process that has opened its shards can still read them.
     """
-    file = _lock(folder, wait=False)
-    if file is None:
+    held = take(folder / "lock")
+    if held is None:
         return False
-    with _held(file):
+    with held:
         # Renamed first, so that nobody finds half a cache, and a new one can start in its place at once.
         aside = folder.with_name(f"{UNFINISHED}{folder.name}.{os.getpid()}")
         folder.replace(aside)
         with suppress(FileNotFoundError):  # another process removes it too
             shutil.rmtree(aside)
     return True
-
-
-def _lock(folder: Path, wait: bool) -> IO[bytes] | None:
-    path = folder / "lock"
-    while True:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = path.open("ab")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            return None
-        # The folder may have been removed and made again since the file was opened.
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                return file
-        file.close()
-
-
-@contextmanager
-def _held(file: IO[bytes]) -> Iterator[None]:
-    with file:
-        try:
-            yield
-        finally:
-            # Closing is not enough: a forked reader may have the file open too.
-            fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def _entry(folder: Path) -> Entry:

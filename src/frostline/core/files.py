@@ -57,14 +57,6 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def new_folder(path: str | Path) -> Path:
-    """`path`, to which a folder can be written. Raises `CheckpointError` when it is a file or a folder with files."""
-    path = Path(path)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise CheckpointError(f"{path} exists and is not empty: use a new folder")
-    return path
-
-
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path`, atomically."""
     with atomic_file(path) as temporary:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,10 +116,6 @@ def prepare(asked: RunConfig, data: Data, before: RunRecord | None = None) -> Pr
             callbacks=[steps],
         )
         trainer.remove_callback(PrinterCallback)
-        with suppress(
-            OSError
-        ):  # transformers made it, and the run may still be refused; a folder that holds files stays
-            config.folder.rmdir()
         _check_new_rows(model, config.strategy)
         bits = config.frozen_bits
         quantized = quantize_frozen(model, trainer.applied.anatomy, bits) if bits else None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
+import os
 import time
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from frostline.adapters import router_statistics
 from frostline.checkpoints import quiet_libraries, save_delta
 from frostline.core.errors import CheckpointError, ConfigError, FrostlineError, first_line
 from frostline.core.files import disk_errors, read_json, write_json, write_text
+from frostline.core.locks import own_folder
 from frostline.core.sizes import size_text
 from frostline.engine import MemoryMeter, ProgressBar, Trainer, start_bar
 from frostline.plan import Plan, document, save_plan
@@ -41,15 +43,19 @@ def train(config: RunConfig, *, resume: bool = False, console: Console | None = 
             run that has saved no checkpoint starts again.
         console: where progress is shown; None: nowhere.
 
-    Raises `UserError` for wrong input, before anything is written, and `TrainingError` when the loss is not a number;
-    what was saved before stays valid.
+    Raises `UserError` for wrong input, or where another process works in the folder, before anything is written, and
+    `TrainingError` when the loss is not a number; what was saved before stays valid.
     """
     if not isinstance(config, RunConfig):
         raise ConfigError(
             f"train: give a RunConfig, not {type(config).__name__}: frostline.train(frostline.RunConfig(model=..., "
             "task=..., ...))"
         )
-    console = console or Console(stderr=True, quiet=True)
+    with _own_folder(config.folder):
+        return _train(config, resume, console or Console(stderr=True, quiet=True))
+
+
+def _train(config: RunConfig, resume: bool, console: Console) -> RunRecord:
     folder = config.folder
     checkpoint = _check_folder(folder, config, resume)
     if config.threads:
@@ -69,7 +75,7 @@ def train(config: RunConfig, *, resume: bool = False, console: Console | None = 
             return _run(prepared, record, folder, checkpoint, memory, console)
         except BaseException as error:
             failed = record.model_copy(update={"status": "failed", "error": _one_line(error), "finished": now()})
-            with contextlib.suppress(FrostlineError, OSError):
+            with suppress(FrostlineError, OSError):
                 write_record(failed, folder)
             raise
 
@@ -170,10 +176,15 @@ def _caching_pass(prepared: Prepared, record: RunRecord, console: Console) -> Ru
     )
 
 
-def _check_folder(folder: Path, config: RunConfig, resume: bool) -> str | None:
-    """The checkpoint to resume from. Raises `CheckpointError` when the folder holds another run."""
+def _own_folder(folder: Path) -> AbstractContextManager[None]:
+    """The lock of a run's folder. Of several processes that train together, the first keeps it for all."""
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"out: {folder} is a file: use the path of a folder")
+    return own_folder(folder) if os.environ.get("RANK", "0") == "0" else nullcontext()
+
+
+def _check_folder(folder: Path, config: RunConfig, resume: bool) -> str | None:
+    """The checkpoint to resume from. Raises `CheckpointError` when the folder holds another run."""
     if not (folder / RECORD_FILE).is_file():
         if resume:
             raise CheckpointError(f"{folder} holds no run to resume: leave --resume out, or use the out of that run")
