@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def list_stores(as_json: Json = False) -> Answer:
     """Show the activation caches, the one used last first."""
-    root = cache.default_root()
+    root = cache.asked_root()
     entries = cache.entries(root)
     document = {"root": str(root), "stores": [_document(entry) for entry in entries]}
     return Answer(document, lambda: _view(root, entries), as_json)
@@ -30,7 +30,7 @@ def list_stores(as_json: Json = False) -> Answer:
 
 def verify(as_json: Json = False) -> Answer:
     """Read every file and remove damaged ones (their rows are computed again); exit status 1 if there were any."""
-    root = cache.default_root()
+    root = cache.asked_root()
     checked = 0
     damaged = []
     for folder in cache.store_folders(root):
@@ -67,7 +67,7 @@ def prune(
         )
     age = parse_duration(older_than, "--older-than") if older_than else None
     size = parse_size(max_size, "--max-size") if max_size else None
-    root = cache.default_root()
+    root = cache.asked_root()
     entries = cache.entries(root)
     chosen = _named(entries, names) if names else entries if everything else _unused(entries, age)
     swept = sum(cache.sweep(folder) for folder in (root / "activations", *cache.store_folders(root)))

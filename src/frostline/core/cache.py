@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from frostline.core.errors import ConfigError
+from frostline.core.errors import CannotWrite, ConfigError, first_line
 from frostline.core.files import sha256, write_json
 from frostline.core.locks import take
 
@@ -54,12 +54,25 @@ class Entry:
 
 
 def default_root() -> Path:
-    """`$FROSTLINE_CACHE`, or `~/.cache/frostline`. Raises `ConfigError` when that is a file."""
+    """`$FROSTLINE_CACHE`, or `~/.cache/frostline`."""
     given = os.environ.get("FROSTLINE_CACHE")
-    root = Path(given).expanduser() if given else Path.home() / ".cache" / "frostline"
+    return Path(given).expanduser() if given else Path.home() / ".cache" / "frostline"
+
+
+def asked_root() -> Path:
+    """`default_root`, where a cache was asked for. Raises `ConfigError` when it is a file."""
+    root = default_root()
     if root.exists() and not root.is_dir():
         raise ConfigError(f"FROSTLINE_CACHE: {root} is a file: use the path of a folder")
     return root
+
+
+def keep(path: Path, value: Any) -> None:
+    """Write what was measured to a file of the cache, as JSON. Where that fails, warn: it is measured again later."""
+    try:
+        write_json(path, value)
+    except (CannotWrite, OSError) as error:
+        log.warning("%s is not kept, and will be measured again: %s", path, first_line(error))
 
 
 def store_folder(root: Path, description: Mapping[str, Any]) -> Path:
@@ -74,7 +87,7 @@ def describe(folder: Path, description: Mapping[str, Any]) -> None:
     path = folder / IDENTITY
     if _read(path) != json.loads(json.dumps(description)):
         write_json(path, description)
-    with suppress(PermissionError):  # a cache that another user owns can still be read
+    with suppress(OSError):  # a cache that another user owns, or on a disk that is read-only, can still be read
         os.utime(path)
 
 

@@ -13,14 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from frostline.core.errors import CheckpointError, ConfigError, FrostlineError, UserError
+from frostline.core.errors import CannotWrite, CheckpointError, ConfigError, UserError
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`. On success it replaces `path`, on failure it is removed.
 
-    Raises `FrostlineError` when the disk is full. An old file at `path` then stays as it was.
+    Raises `CannotWrite` when the disk is full. An old file at `path` then stays as it was.
     """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,7 +41,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path`. On success it replaces `path`, on failure it is removed.
 
-    Raises `FrostlineError` when the disk is full. An old folder at `path` then stays as it was.
+    Raises `CannotWrite` when the disk is full. An old folder at `path` then stays as it was.
     """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -105,12 +105,12 @@ def sha256(path: Path) -> str:
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn a full disk while `path` is written into a `FrostlineError` of one line."""
+    """Turn a full disk while `path` is written into a `CannotWrite` of one line."""
     try:
         yield
     except Exception as error:
         if _is_full_disk(error):
-            raise FrostlineError(
+            raise CannotWrite(
                 f"no space left while writing {path}, which stays as it was: free some space and run again"
             ) from error
         raise
