@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from command_line import frostline
 from frostline.core.errors import CheckpointError
+from frostline.core.files import UNFINISHED, atomic_folder
 from frostline.core.locks import LOCK_FILE, new_folder, own_folder
+from frostline.run import how_to_go_on
 from tiny_files import write_model, write_task
 
 # A run that stops when it first comes to each phase, says so, and goes on when it is told.
@@ -127,3 +131,54 @@ def test_a_folder_that_was_refused_is_not_left(tmp_path: Path) -> None:
     with own_folder(out):
         pass
     assert out.is_dir() and not any(out.iterdir()), "a folder that was there stays"
+
+
+def test_only_the_user_reads_a_run_and_a_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = settings(tmp_path)
+    for mask, folders, files in ((0o022, 0o700, 0o600), (0o027, 0o750, 0o640)):
+        place = tmp_path / f"{mask:o}"
+        monkeypatch.setenv("FROSTLINE_CACHE", str(place / "cache"))
+        before = os.umask(mask)
+        try:
+            assert frostline("train", *given, "--out", place / "runs" / "one").status == 0
+            assert os.umask(mask) == mask, "the umask is left alone"
+        finally:
+            os.umask(before)
+        found = [place / "cache", *(place / "cache").rglob("*"), place / "runs", *(place / "runs").rglob("*")]
+        modes = {path: path.stat().st_mode & 0o777 for path in found}
+        assert {path for path, mode in modes.items() if mode & ~(folders if path.is_dir() else files)} == set()
+        assert {mode for path, mode in modes.items() if path.is_dir()} == {folders}
+
+
+def test_what_a_kill_left_is_removed_at_the_next_start(tmp_path: Path) -> None:
+    out, given = tmp_path / "out", settings(tmp_path)
+    assert frostline("train", *given, "--out", out).status == 0
+    whole = {path.relative_to(out) for path in out.rglob("*")}
+    (out / "run.json").write_text((out / "run.json").read_text().replace('"finished"', '"running"', 1))
+    with suppress(KeyboardInterrupt), atomic_folder(out / "checkpoint-4") as staging:
+        (staging / "delta.safetensors").write_bytes(b"torn")
+        shutil.copytree(staging, out / staging.name.replace("unfinished.", "unfinished.again"))
+        raise KeyboardInterrupt
+    (out / f"{UNFINISHED}plan.yaml.abc").write_text("torn")
+    assert len(list(out.glob(f"{UNFINISHED}*"))) == 2
+    ended = frostline("train", *given, "--out", out)
+    assert ended.error.endswith("use another out, or --resume to continue from checkpoint-3")
+    assert {path.relative_to(out) for path in out.rglob("*")} == whole
+    assert frostline("train", *given, "--out", out, "--resume").status == 0
+    assert {path.relative_to(out) for path in out.rglob("*")} == whole
+
+
+def test_a_killed_merge_leaves_nothing_behind_the_next(tmp_path: Path) -> None:
+    for name in ("out", "other"):
+        (tmp_path / f"{UNFINISHED}{name}.abc").mkdir()
+    with new_folder(tmp_path / "out") as staging:
+        (staging / "file").touch()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{UNFINISHED}other.abc", "out"]
+
+
+def test_how_to_go_on(tmp_path: Path) -> None:
+    assert how_to_go_on(tmp_path) == "the same command again: nothing was saved yet"
+    (tmp_path / "run.json").write_text("{}")
+    assert how_to_go_on(tmp_path) == "--resume to start it again: it saved no checkpoint"
+    (tmp_path / "checkpoint-7").mkdir()
+    assert how_to_go_on(tmp_path) == "--resume to continue from checkpoint-7"

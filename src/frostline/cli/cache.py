@@ -14,6 +14,7 @@ import typer
 from frostline.cli.answer import Answer, Json
 from frostline.core import cache
 from frostline.core.errors import ConfigError, unknown_name
+from frostline.core.files import sweep
 from frostline.core.sizes import parse_duration, parse_size, size_text
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def verify(as_json: Json = False) -> Answer:
     checked = 0
     damaged = []
     for folder in cache.store_folders(root):
-        cache.sweep(folder)
+        sweep(folder, older_than=cache.ABANDONED)
         for shard in cache.shards(folder):
             with suppress(FileNotFoundError):  # removed meanwhile
                 fault = cache.fault(shard)
@@ -70,7 +71,8 @@ def prune(
     root = cache.asked_root()
     entries = cache.entries(root)
     chosen = _named(entries, names) if names else entries if everything else _unused(entries, age)
-    swept = sum(cache.sweep(folder) for folder in (root / "activations", *cache.store_folders(root)))
+    folders = (root, root / "activations", *cache.store_folders(root))
+    swept = sum(sweep(folder, older_than=cache.ABANDONED) for folder in folders)
     removed, in_use = _remove(entries, chosen, size)
     freed = swept + sum(entry.bytes for entry in removed)
     left = sum(entry.bytes for entry in entries if entry not in removed)

@@ -62,7 +62,7 @@ def command(
     """Train what a strategy says, and record quality and cost."""
     path, overrides = split_settings(settings or [])
 
-    from frostline.run import read_config, train
+    from frostline.run import how_to_go_on, read_config, train
     from frostline.strategies import Budget
 
     config = read_config(
@@ -78,10 +78,7 @@ def command(
     try:
         record = train(config, resume=resume, console=progress_console())
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"interrupted: run the same command with --resume to continue from the checkpoints in {config.folder} and "
-            "the rows in the activation cache"
-        ) from None
+        raise KeyboardInterrupt(f"interrupted: {config.folder}: use {how_to_go_on(config.folder)}") from None
     document = {"folder": str(config.folder), **record.model_dump(mode="json")}
     return Answer(document, lambda: _view(record, config.folder), as_json)
 

@@ -14,15 +14,14 @@ import logging
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from frostline.core.errors import CannotWrite, ConfigError, first_line
-from frostline.core.files import sha256, write_json
+from frostline.core.files import UNFINISHED, private, sha256, write_json
 from frostline.core.locks import take
 
 IDENTITY = "identity.json"
@@ -31,8 +30,8 @@ LABEL = "label"
 HEADER = "rows"
 """The entry of a shard's metadata that names its cache, and its rows with their lengths and checksums."""
 SHARDS = "*.safetensors"
-UNFINISHED = ".unfinished."
-"""Prefix of the names of a shard that is being written, and of a cache that is being removed."""
+ABANDONED = 3600.0
+"""Seconds after which nobody still writes a file that is not finished."""
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +69,8 @@ def asked_root() -> Path:
 def keep(path: Path, value: Any) -> None:
     """Write what was measured to a file of the cache, as JSON. Where that fails, warn: it is measured again later."""
     try:
-        write_json(path, value)
+        with private():
+            write_json(path, value)
     except (CannotWrite, OSError) as error:
         log.warning("%s is not kept, and will be measured again: %s", path, first_line(error))
 
@@ -86,7 +86,8 @@ def describe(folder: Path, description: Mapping[str, Any]) -> None:
     """Make the cache's folder where there is none, and note that it is used now."""
     path = folder / IDENTITY
     if _read(path) != json.loads(json.dumps(description)):
-        write_json(path, description)
+        with private():
+            write_json(path, description)
     with suppress(OSError):  # a cache that another user owns, or on a disk that is read-only, can still be read
         os.utime(path)
 
@@ -138,24 +139,13 @@ def unfinished(folder: Path) -> Iterator[Path]:
         yield Path(place)
 
 
-def sweep(folder: Path, older_than: float = 3600.0) -> int:
-    """Remove unfinished files that are older than `older_than` seconds from `folder`. Returns the bytes freed."""
-    freed = 0
-    for path in folder.glob(f"{UNFINISHED}*"):
-        with suppress(FileNotFoundError):
-            if time.time() - path.stat().st_mtime > older_than:
-                freed += sum(_size(inner) for inner in path.rglob("*"))
-                shutil.rmtree(path, ignore_errors=True)
-    return freed
-
-
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
     """Hold the cache's lock; wait for it where another process has it. The system frees it when the process ends."""
-    held = take(folder / "lock")
+    held = _take(folder)
     if held is None:
         log.warning("activation cache %s: waiting for another process that fills it", folder.name[:12])
-        held = take(folder / "lock", -1)
+        held = _take(folder, -1)
         assert held is not None
     with held:
         yield
@@ -166,7 +156,7 @@ def remove(folder: Path) -> bool:
 
     A process that has opened its shards can still read them.
     """
-    held = take(folder / "lock")
+    held = _take(folder)
     if held is None:
         return False
     with held:
@@ -176,6 +166,11 @@ def remove(folder: Path) -> bool:
         with suppress(FileNotFoundError):  # another process removes it too
             shutil.rmtree(aside)
     return True
+
+
+def _take(folder: Path, seconds: float = 0.0) -> AbstractContextManager[object] | None:
+    with private():
+        return take(folder / "lock", seconds)
 
 
 def _entry(folder: Path) -> Entry:

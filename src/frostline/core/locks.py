@@ -8,8 +8,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from frostline.core.errors import CheckpointError
-from frostline.core.files import atomic_folder
+from frostline.core.errors import CheckpointError, ConfigError
+from frostline.core.files import atomic_folder, sweep
+from frostline.core.places import check_folder_name
 
 LOCK_FILE = ".lock"
 """In the folder of a run or a study, or in that which a checkpoint is written to, while a process works there."""
@@ -34,8 +35,18 @@ def take(path: Path, seconds: float = 0.0) -> AbstractContextManager[object] | N
 def own_folder(folder: Path, seconds: float = 0.0) -> Iterator[None]:
     """Inside this context, no other process works in `folder`. It is made; if it stays empty it is removed again.
 
-    Raises `CheckpointError` when another process works there, and still does after `seconds`.
+    What processes that were killed left there is removed first.
+
+    Args:
+        folder: of a run or a study, or for a new checkpoint.
+        seconds: how long to wait for another process.
+
+    Raises `CheckpointError` when another process works there, and `ConfigError` when it is a file, or has a name that
+    no folder can have.
     """
+    check_folder_name(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"out: {folder} is a file: use the path of a folder")
     made = [place for place in (folder, *folder.parents) if not place.exists()]
     lock = take(folder / LOCK_FILE, seconds)
     if lock is None:
@@ -43,6 +54,7 @@ def own_folder(folder: Path, seconds: float = 0.0) -> Iterator[None]:
             f"another process works in {folder}: wait until it has ended (or end it), or use another folder"
         )
     with lock:
+        sweep(folder)
         try:
             yield
         finally:
@@ -57,13 +69,11 @@ def own_folder(folder: Path, seconds: float = 0.0) -> Iterator[None]:
 def new_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder that becomes `path` on success, as `atomic_folder` does.
 
-    Raises `CheckpointError` when `path` is a file or a folder with files, or another process writes to it.
+    Raises `CheckpointError` when `path` holds files, and as `own_folder` does.
     """
-    used = f"{path} exists and is not empty: use a new folder"
-    if path.exists() and not path.is_dir():
-        raise CheckpointError(used)
     with own_folder(path):
         if any(inner.name != LOCK_FILE for inner in path.iterdir()):
-            raise CheckpointError(used)
+            raise CheckpointError(f"{path} exists and is not empty: use a new folder")
+        sweep(path.parent, path.name)
         with atomic_folder(path) as staging:
             yield staging

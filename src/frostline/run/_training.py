@@ -15,7 +15,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from frostline.adapters import router_statistics
 from frostline.checkpoints import quiet_libraries, save_delta
 from frostline.core.errors import CheckpointError, ConfigError, FrostlineError, first_line
-from frostline.core.files import disk_errors, read_json, write_json, write_text
+from frostline.core.files import disk_errors, private, read_json, write_json, write_text
 from frostline.core.locks import own_folder
 from frostline.core.sizes import size_text
 from frostline.engine import MemoryMeter, ProgressBar, Trainer, start_bar
@@ -51,7 +51,7 @@ def train(config: RunConfig, *, resume: bool = False, console: Console | None = 
             f"train: give a RunConfig, not {type(config).__name__}: frostline.train(frostline.RunConfig(model=..., "
             "task=..., ...))"
         )
-    with _own_folder(config.folder):
+    with private(), _own_folder(config.folder):
         return _train(config, resume, console or Console(stderr=True, quiet=True))
 
 
@@ -178,8 +178,6 @@ def _caching_pass(prepared: Prepared, record: RunRecord, console: Console) -> Ru
 
 def _own_folder(folder: Path) -> AbstractContextManager[None]:
     """The lock of a run's folder. Of several processes that train together, the first keeps it for all."""
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"out: {folder} is a file: use the path of a folder")
     return own_folder(folder) if os.environ.get("RANK", "0") == "0" else nullcontext()
 
 
@@ -191,7 +189,7 @@ def _check_folder(folder: Path, config: RunConfig, resume: bool) -> str | None:
         return None
     record = read_record(folder)
     if not resume:
-        goes_on = "" if record.status == "finished" else ", or --resume to continue that run"
+        goes_on = "" if record.status == "finished" else f", or {how_to_go_on(folder)}"
         raise CheckpointError(f"{folder} already holds a {record.status} run: use another out{goes_on}")
     if record.status == "finished":
         raise CheckpointError(
@@ -208,6 +206,14 @@ def _check_folder(folder: Path, config: RunConfig, resume: bool) -> str | None:
             )
     last: str | None = get_last_checkpoint(str(folder))
     return last
+
+
+def how_to_go_on(folder: Path) -> str:
+    """What to do about the run in `folder`, which was not finished."""
+    if not (folder / RECORD_FILE).is_file():
+        return "the same command again: nothing was saved yet"
+    last = get_last_checkpoint(str(folder))
+    return f"--resume to {f'continue from {Path(last).name}' if last else 'start it again: it saved no checkpoint'}"
 
 
 def _same(before: Any, now: Any, record: RunRecord, folder: Path) -> bool:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from frostline.core.errors import CheckpointError
-from frostline.core.files import write_text
+from frostline.core.files import private, write_text
 from frostline.core.locks import own_folder
 from frostline.records import RECORD_FILE, RunRecord, read_record
 from frostline.run import RunConfig
@@ -51,7 +51,7 @@ def run_study(study: StudyConfig, out: Path, console: Console | None = None) -> 
     other settings, and where another process works in `out`.
     """
     grid = cells(study, out)
-    with own_folder(out):
+    with private(), own_folder(out):
         return _run_cells(study, grid, out, console or Console(stderr=True, quiet=True))
 
 
