@@ -23,6 +23,7 @@ from frostline.bottom import ActivationCache, Stream, _shards, check_room, row_b
 from frostline.bottom._cache import DamagedRow
 from frostline.core import cache
 from frostline.core.errors import ConfigError, FrostlineError
+from frostline.core.files import UNFINISHED, sweep
 
 IDENTITY = {"model": "tiny", "boundary": 3, "forward": {"alpha": 0.5}}
 HIDDEN = {"hidden": Stream(4, torch.float32)}
@@ -362,13 +363,15 @@ def test_a_killed_writer_leaves_no_shard(tmp_path: Path) -> None:
     assert not cache.remove(activations.folder)
     child.send_signal(signal.SIGKILL)
     child.communicate()
-    (left,) = activations.folder.glob(f"{cache.UNFINISHED}*")
+    (left,) = activations.folder.glob(f"{UNFINISHED}*")
     again = opened(tmp_path)
     with again.lock():
         assert again.missing(["aa", "bb"]) == ["bb"]
-    assert cache.sweep(activations.folder) == 0 and left.exists(), "it could be another's, at work"
+    assert sweep(activations.folder, older_than=cache.ABANDONED) == 0 and left.exists(), (
+        "it could be another's, at work"
+    )
     os.utime(left, (time.time() - 7200,) * 2)
-    assert cache.sweep(activations.folder) == len(b"torn") and not left.exists()
+    assert sweep(activations.folder, older_than=cache.ABANDONED) == len(b"torn") and not left.exists()
     assert same(again.read("aa"), states(0))
 
 

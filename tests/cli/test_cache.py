@@ -18,6 +18,7 @@ import torch
 from frostline.bottom import ActivationCache, Stream
 from frostline.cli.main import main
 from frostline.core import cache
+from frostline.core.files import UNFINISHED
 
 STREAMS = {"hidden": Stream(8, torch.float32)}
 DAY = 86400.0
@@ -99,7 +100,7 @@ def test_verify_removes_what_is_damaged(stores: list[ActivationCache]) -> None:
     content = bytearray(shard.read_bytes())
     content[-1] ^= 1
     shard.write_bytes(content)
-    left = stores[1].folder / f"{cache.UNFINISHED}killed"
+    left = stores[1].folder / f"{UNFINISHED}killed"
     left.mkdir()
     os.utime(left, (time.time() - DAY,) * 2)
     status, out, _ = frostline("verify", "--json")
@@ -186,12 +187,12 @@ def test_a_store_that_a_running_process_fills_is_kept(stores: list[ActivationCac
 def test_prune_sweeps_what_killed_processes_left(stores: list[ActivationCache], tmp_path: Path) -> None:
     for folder in (tmp_path / "activations", stores[0].folder):
         for name, age in (("old", DAY), ("young", 60.0)):
-            left = folder / f"{cache.UNFINISHED}{name}"
+            left = folder / f"{UNFINISHED}{name}"
             left.mkdir()
             (left / "shard").write_bytes(bytes(500))
             os.utime(left, (time.time() - age,) * 2)
     assert document("prune", "--older-than", "1w", "--max-size", "1GB")["freed_bytes"] >= 1000
-    assert [path.name for path in tmp_path.rglob(f"{cache.UNFINISHED}*")] == [f"{cache.UNFINISHED}young"] * 2
+    assert [path.name for path in tmp_path.rglob(f"{UNFINISHED}*")] == [f"{UNFINISHED}young"] * 2
 
 
 def test_a_command_that_is_none() -> None:

@@ -97,6 +97,6 @@ sys.exit(main())
     stdout, stderr = process.communicate(timeout=30)
     assert (process.returncode, stdout) == (1, "")
     last = stderr.splitlines()[-1]
-    assert last.startswith("interrupted: ") and "--resume" in last
+    assert last.startswith("interrupted: ") and "use --resume to continue from checkpoint-" in last
     assert "Traceback" not in stderr
     assert json.loads((out / "run.json").read_text())["status"] == "failed"

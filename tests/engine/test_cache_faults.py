@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -239,6 +240,61 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
     trainer.train()
     assert trainer.cache_report.used
     assert losses(trainer) == pytest.approx(losses(llama(tmp_path, "off")), abs=1e-4)
+
+
+def unwritable(folder: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = folder / "cache"
+    if how == "a file":
+        root.write_text("in its place")
+    elif how == "below a file":
+        root.write_text("in its place")
+        monkeypatch.setenv("FROSTLINE_CACHE", str(root / "cache"))
+    elif how == "read-only":
+
+        def refuse(path: Path, *_: Any) -> None:
+            raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+        monkeypatch.setattr(cache, "write_json", refuse)
+    else:
+
+        def full(tensors: Any, path: Path, **_: Any) -> None:
+            Path(path).write_bytes(b"torn")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr({"full: shards": shards, "full: weights": weights}[how], "save_file", full)
+
+
+@pytest.mark.parametrize("how", ["a file", "below a file", "read-only", "full: shards", "full: weights"])
+def test_a_cache_that_cannot_be_written_ends_no_run_that_does_not_ask_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    plain = llama(tmp_path / "plain", "off")
+    unwritable(tmp_path, how, monkeypatch)
+    without = llama(tmp_path / "auto", "auto")
+    assert losses(without) == losses(plain)
+    wanted = plain.model.state_dict()
+    assert all(torch.equal(value, wanted[name]) for name, value in without.model.state_dict().items())
+    assert not without.cache_report.used and without.cache_report.declined
+    (notice,) = without.notices
+    said = (
+        "no space left while writing" if how.startswith("full") else f"{os.environ['FROSTLINE_CACHE']} cannot be used"
+    )
+    assert notice.startswith("no activation cache: ") and said in notice
+    with pytest.raises(FrostlineError, match=said):
+        llama(tmp_path / "on", "on")
+
+
+def test_a_cache_that_is_lost_while_it_is_read_ends_no_run(tmp_path: Path) -> None:
+    class Lose(TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+            (tmp_path / "cache").write_text("in its place") if not (tmp_path / "cache").exists() else None
+
+    plain, lost = llama(tmp_path / "plain", "off"), cache_trainer(tmp_path / "lost", tiny("llama"), "auto")
+    lost.add_callback(Lose())
+    lost.train()
+    assert lost.cache_report.used
+    assert losses(lost) == pytest.approx(losses(plain), abs=1e-4)
 
 
 def test_too_small_a_budget(tmp_path: Path) -> None:

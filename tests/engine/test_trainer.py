@@ -91,13 +91,13 @@ def test_resumed_from_its_last_checkpoint_takes_no_further_step(tmp_path: Path) 
     options = {"max_steps": 6, "lr_scheduler_type": "constant"}
     whole = trainer(tmp_path, "bot50", **options)
     whole.train()
-    (tmp_path / ".saving-killed").mkdir()
+    (tmp_path / ".unfinished.killed").mkdir()
     resumed = trainer(tmp_path, "bot50", **options)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
     assert resumed.state.global_step == 6
     got = trained_tensors(resumed.model)
     assert all(torch.equal(tensor, got[name]) for name, tensor in trained_tensors(whole.model).items())
-    assert not (tmp_path / ".saving-killed").exists()
+    assert not (tmp_path / ".unfinished.killed").exists()
 
 
 def test_a_new_run_in_an_old_folder_replaces_its_checkpoints(tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_a_checkpoint_holds_no_pickle_and_only_what_changed(tmp_path: Path) -> N
         "scheduler.json",
         "trainer_state.json",
     ]
-    assert not list(tmp_path.glob(".saving-*"))
+    assert not list(tmp_path.glob(".unfinished.*"))
 
 
 def test_a_full_disk_while_saving_leaves_earlier_checkpoints_whole(

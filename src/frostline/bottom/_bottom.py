@@ -21,7 +21,7 @@ from frostline.bottom._identity import buffers_below, hashes_of, identity, names
 from frostline.bottom._rows import Features, row_key, row_length
 from frostline.bottom._shards import Stream, row_bytes
 from frostline.bottom._streaming import Streaming
-from frostline.core.errors import ConfigError, FrostlineError, first_line
+from frostline.core.errors import CannotWrite, ConfigError, FrostlineError, first_line
 from frostline.hooks import checkpoints_reentrantly
 from frostline.plan import Plan
 
@@ -45,6 +45,15 @@ class Declined(FrostlineError):
 def not_possible(reason: object) -> ConfigError:
     """The error where the cache is required (`activation_cache="on"`) and declined for `reason`."""
     return ConfigError(f"activation_cache: on, but {reason}: use activation_cache=auto or off")
+
+
+def unusable(root: Path, error: CannotWrite | OSError) -> str | None:
+    """Why no cache in `root` can be used, in one line; None where the error is about another place."""
+    if isinstance(error, CannotWrite):
+        return str(error)
+    if error.filename is not None and not Path(error.filename).is_relative_to(root):
+        return None
+    return f"{root} cannot be used ({error.strerror or error}; FROSTLINE_CACHE can name another folder)"
 
 
 class NotNeeded(Declined):

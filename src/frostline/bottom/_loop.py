@@ -42,7 +42,7 @@ from frostline.bottom._rows import Features, of_rows
 from frostline.bottom._standins import StandIns
 from frostline.bottom._watch import BottomWatch
 from frostline.bottom._weights import OffloadedWeights
-from frostline.core.cache import default_root
+from frostline.core.cache import asked_root
 from frostline.core.errors import FrostlineError, first_line
 from frostline.hooks import (
     OTHER_BATCH,
@@ -90,7 +90,7 @@ class LoopSession:
         changed: Callable[[], None] = lambda: None,
     ) -> None:
         self._training, self._required, self._store, self._limit = training, required, store, limit
-        self._root = root or default_root()
+        self._root = root or asked_root()
         self._caches = {} if caches is None else caches
         self._changed = changed
         self.report = CacheReport(reason="activation_cache: not begun")

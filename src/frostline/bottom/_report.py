@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+
+from frostline.bottom._cache import ActivationCache
 
 
 @dataclass(frozen=True)
@@ -64,3 +67,16 @@ class Processes:
     rank: int = 0
     count: int = 1
     wait: Callable[[], None] = lambda: None
+
+
+@contextmanager
+def locked(cache: ActivationCache, group: Processes) -> Iterator[None]:
+    """Inside this context, one of the processes holds the lock of `cache` for all."""
+    if group.rank == 0:
+        with cache.lock():
+            group.wait()
+            yield
+    else:
+        group.wait()
+        cache.refresh()
+        yield

@@ -21,22 +21,22 @@ import torch
 from torch.utils.data import get_worker_info
 
 from frostline.bottom._below import hook_below
-from frostline.bottom._bottom import Declined, NotNeeded, Training, not_possible
-from frostline.bottom._cache import ActivationCache, DamagedRow, check_room
+from frostline.bottom._bottom import Declined, NotNeeded, Training, not_possible, unusable
+from frostline.bottom._cache import DamagedRow, check_room
 from frostline.bottom._caching_pass import caching_pass
 from frostline.bottom._check import difference_in_use, mismatch, padding_difference
 from frostline.bottom._contents import Contents
 from frostline.bottom._cut import CannotCut, Cut, last_blocks
 from frostline.bottom._feed import BRINGS_STATES, ReadAhead, States, asks_below, rows_in_batch, stored_states
 from frostline.bottom._identity import names_below
-from frostline.bottom._report import CacheReport, Processes
+from frostline.bottom._report import CacheReport, Processes, locked
 from frostline.bottom._rows import AlteredRow, Features
 from frostline.bottom._standins import StandIns
 from frostline.bottom._streaming import Streaming
 from frostline.bottom._watch import BottomWatch
 from frostline.bottom._weights import OffloadedWeights
 from frostline.core.cache import default_root
-from frostline.core.errors import ConfigError, FrostlineError
+from frostline.core.errors import CannotWrite, ConfigError, FrostlineError
 from frostline.hooks import state_kept
 
 CacheMode = Literal["auto", "on", "off"]
@@ -232,6 +232,15 @@ class CacheSession:
                 raise ConfigError(f"streaming needs the activation cache, but {error}: use streaming=false") from None
             if self.mode == "on" and not isinstance(error, _CheckFailed):
                 raise not_possible(error) from None
+        except (CannotWrite, OSError) as error:
+            self._contents = None
+            why = unusable(self._root, error)
+            if self.mode != "auto" or self._streaming is not None or self._processes.count > 1 or why is None:
+                if why is None or isinstance(error, CannotWrite):
+                    raise
+                raise not_possible(why) from None
+            self._decided = True
+            self.report = replace(self.report, used=False, reason=why, declined=True)
         finally:
             self.report = replace(self.report, seconds=self.report.seconds + time.perf_counter() - begun)
 
@@ -300,7 +309,9 @@ class CacheSession:
     def _pass(self, contents: Contents) -> int:
         """Make the caching pass and give the number of rows. Processes share the rows; one holds the lock for all."""
         group, cache = self._processes, contents.cache
-        with _locked(cache, group):
+        if group.count == 1 and not cache.missing(contents.rows):
+            return 0  # nothing is written, not even a lock
+        with locked(cache, group):
             keys = cache.missing(contents.rows)
             group.wait()  # no process writes before all know what is missing
             share = {key: contents.rows[key] for key in keys[group.rank :: group.count]}
@@ -386,15 +397,3 @@ class CacheSession:
 
 def _without_cache() -> CacheSession:
     return CacheSession(cast(Any, None), "off")  # a session that is off never asks for its training
-
-
-@contextmanager
-def _locked(cache: ActivationCache, group: Processes) -> Iterator[None]:
-    if group.rank == 0:
-        with cache.lock():
-            group.wait()
-            yield
-    else:
-        group.wait()
-        cache.refresh()
-        yield

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from frostline.bottom._standins import StandIns
-from frostline.core.files import disk_errors
+from frostline.core.cache import ABANDONED
+from frostline.core.files import UNFINISHED, disk_errors, private, sweep
 from frostline.core.memory import give_back_free_memory
 from frostline.hooks import Override
 
@@ -88,8 +89,10 @@ def _stay(module: nn.Module) -> Any:
 def _mapped(tensors: Iterable[Tensor], folder: Path) -> list[Tensor]:
     named = {str(position): tensor.contiguous() for position, tensor in enumerate(tensors)}
     with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".bottom-", dir=folder) as place:
+        with private():
+            folder.mkdir(parents=True, exist_ok=True)
+        sweep(folder, older_than=ABANDONED)
+        with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=folder) as place:
             path = Path(place) / "weights.safetensors"
             save_file(named, path)
             loaded = load_file(path)

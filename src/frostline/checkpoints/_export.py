@@ -31,7 +31,8 @@ from frostline.checkpoints._delta import CARD_FILE, TENSORS_FILE, read_card, tra
 from frostline.checkpoints._models import class_called, load_config, load_tokenizer, quiet_libraries
 from frostline.checkpoints._tensors import read_tensors
 from frostline.core.errors import PlanError, UserError
-from frostline.core.files import atomic_folder, new_folder, write_text
+from frostline.core.files import write_text
+from frostline.core.locks import new_folder
 from frostline.plan import BlockMode, Plan
 from frostline.surgery import applied_to
 
@@ -100,7 +101,7 @@ def export_lora(source: Any, out: str | Path) -> Exported:
     Raises `PlanError` when anything but LoRA without a gate trains, and says what to use; `CheckpointError` when `out`
     is not empty, or the run is damaged.
     """
-    out = new_folder(out)
+    out = Path(out)
     if isinstance(source, str | Path):
         learned = _of_run(Path(source))
     else:
@@ -111,7 +112,7 @@ def export_lora(source: Any, out: str | Path) -> Exported:
     if not found:
         raise PlanError(f"{learned.where}: no LoRA has trained yet, so there is nothing to export: train it first")
     lora = of_one_rank(found)
-    with atomic_folder(out) as staging, quiet_libraries():
+    with new_folder(out) as staging, quiet_libraries():
         tensors = {f"{_PEFT_PREFIX}{name}": tensor for name, tensor in lora.tensors.items()}
         save_file(tensors, staging / "adapter_model.safetensors", metadata={"format": "pt"})
         _config(learned, lora, sorted(found)).save_pretrained(

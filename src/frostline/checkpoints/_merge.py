@@ -27,7 +27,7 @@ from frostline.checkpoints._models import (
 from frostline.checkpoints._parts import Shards, parts_of
 from frostline.checkpoints._resize import resize_embeddings, with_vocabulary
 from frostline.core.errors import CheckpointError, ConfigError, UserError
-from frostline.core.files import atomic_folder, new_folder
+from frostline.core.locks import new_folder
 from frostline.core.memory import give_back_free_memory
 from frostline.core.places import found_places
 from frostline.plan import Plan
@@ -81,7 +81,7 @@ def merge(folder: str | Path, out: str | Path, *, base: str | None = None, dtype
     large for `dtype`, and as `load` does; `ConfigError` for an unknown dtype.
     """
     chosen = _dtype(dtype) if dtype else None
-    out, folder = new_folder(out), Path(folder)
+    out, folder = Path(out), Path(folder)
     card = read_card(folder)
     if Plan.read(card.plan, str(folder / CARD_FILE)).forward.interacts:
         raise CheckpointError(
@@ -90,7 +90,7 @@ def merge(folder: str | Path, out: str | Path, *, base: str | None = None, dtype
         )
     anatomy = find_anatomy(skeleton(load_config(str(folder)), class_called(card.model_class)))
     changed = lost = 0
-    with atomic_folder(out) as staging, quiet_libraries():
+    with new_folder(out) as staging, quiet_libraries():
         shards = Shards(staging)
         whole = card.base_rows is not None  # new rows of embeddings are made in a whole model
         parts = [frozenset[str]()] if whole else list(parts_of(anatomy))

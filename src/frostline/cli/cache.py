@@ -14,6 +14,7 @@ import typer
 from frostline.cli.answer import Answer, Json
 from frostline.core import cache
 from frostline.core.errors import ConfigError, unknown_name
+from frostline.core.files import sweep
 from frostline.core.sizes import parse_duration, parse_size, size_text
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 def list_stores(as_json: Json = False) -> Answer:
     """Show the activation caches, the one used last first."""
-    root = cache.default_root()
+    root = cache.asked_root()
     entries = cache.entries(root)
     document = {"root": str(root), "stores": [_document(entry) for entry in entries]}
     return Answer(document, lambda: _view(root, entries), as_json)
@@ -30,11 +31,11 @@ def list_stores(as_json: Json = False) -> Answer:
 
 def verify(as_json: Json = False) -> Answer:
     """Read every file and remove damaged ones (their rows are computed again); exit status 1 if there were any."""
-    root = cache.default_root()
+    root = cache.asked_root()
     checked = 0
     damaged = []
     for folder in cache.store_folders(root):
-        cache.sweep(folder)
+        sweep(folder, older_than=cache.ABANDONED)
         for shard in cache.shards(folder):
             with suppress(FileNotFoundError):  # removed meanwhile
                 fault = cache.fault(shard)
@@ -67,10 +68,11 @@ def prune(
         )
     age = parse_duration(older_than, "--older-than") if older_than else None
     size = parse_size(max_size, "--max-size") if max_size else None
-    root = cache.default_root()
+    root = cache.asked_root()
     entries = cache.entries(root)
     chosen = _named(entries, names) if names else entries if everything else _unused(entries, age)
-    swept = sum(cache.sweep(folder) for folder in (root / "activations", *cache.store_folders(root)))
+    folders = (root, root / "activations", *cache.store_folders(root))
+    swept = sum(sweep(folder, older_than=cache.ABANDONED) for folder in folders)
     removed, in_use = _remove(entries, chosen, size)
     freed = swept + sum(entry.bytes for entry in removed)
     left = sum(entry.bytes for entry in entries if entry not in removed)

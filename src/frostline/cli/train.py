@@ -67,7 +67,7 @@ def command(
 
     from frostline.core.figures import check_format
     from frostline.report import save_trials
-    from frostline.run import check_trials, read_config, train
+    from frostline.run import check_trials, how_to_go_on, read_config, train
     from frostline.strategies import Budget
 
     if figure is not None:
@@ -87,10 +87,7 @@ def command(
     try:
         record = train(config, resume=resume, console=progress_console())
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"interrupted: run the same command with --resume to continue from the checkpoints in {config.folder} and "
-            "the rows in the activation cache"
-        ) from None
+        raise KeyboardInterrupt(f"interrupted: {config.folder}: use {how_to_go_on(config.folder)}") from None
     if figure is not None and record.trials:
         save_trials(record, figure)
     document = {"folder": str(config.folder), **record.model_dump(mode="json")}

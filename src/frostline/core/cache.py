@@ -8,22 +8,21 @@ ROOT/activations/<digest of the identity>/
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from frostline.core.errors import ConfigError
-from frostline.core.files import sha256, write_json
+from frostline.core.errors import CannotWrite, ConfigError, first_line
+from frostline.core.files import UNFINISHED, private, sha256, write_json
+from frostline.core.locks import take
 
 IDENTITY = "identity.json"
 LABEL = "label"
@@ -31,8 +30,8 @@ LABEL = "label"
 HEADER = "rows"
 """The entry of a shard's metadata that names its cache, and its rows with their lengths and checksums."""
 SHARDS = "*.safetensors"
-UNFINISHED = ".unfinished."
-"""Prefix of the names of a shard that is being written, and of a cache that is being removed."""
+ABANDONED = 3600.0
+"""Seconds after which nobody still writes a file that is not finished."""
 
 log = logging.getLogger(__name__)
 
@@ -54,12 +53,26 @@ class Entry:
 
 
 def default_root() -> Path:
-    """`$FROSTLINE_CACHE`, or `~/.cache/frostline`. Raises `ConfigError` when that is a file."""
+    """`$FROSTLINE_CACHE`, or `~/.cache/frostline`."""
     given = os.environ.get("FROSTLINE_CACHE")
-    root = Path(given).expanduser() if given else Path.home() / ".cache" / "frostline"
+    return Path(given).expanduser() if given else Path.home() / ".cache" / "frostline"
+
+
+def asked_root() -> Path:
+    """`default_root`, where a cache was asked for. Raises `ConfigError` when it is a file."""
+    root = default_root()
     if root.exists() and not root.is_dir():
         raise ConfigError(f"FROSTLINE_CACHE: {root} is a file: use the path of a folder")
     return root
+
+
+def keep(path: Path, value: Any) -> None:
+    """Write what was measured to a file of the cache, as JSON. Where that fails, warn: it is measured again later."""
+    try:
+        with private():
+            write_json(path, value)
+    except (CannotWrite, OSError) as error:
+        log.warning("%s is not kept, and will be measured again: %s", path, first_line(error))
 
 
 def store_folder(root: Path, description: Mapping[str, Any]) -> Path:
@@ -73,8 +86,9 @@ def describe(folder: Path, description: Mapping[str, Any]) -> None:
     """Make the cache's folder where there is none, and note that it is used now."""
     path = folder / IDENTITY
     if _read(path) != json.loads(json.dumps(description)):
-        write_json(path, description)
-    with suppress(PermissionError):  # a cache that another user owns can still be read
+        with private():
+            write_json(path, description)
+    with suppress(OSError):  # a cache that another user owns, or on a disk that is read-only, can still be read
         os.utime(path)
 
 
@@ -125,26 +139,15 @@ def unfinished(folder: Path) -> Iterator[Path]:
         yield Path(place)
 
 
-def sweep(folder: Path, older_than: float = 3600.0) -> int:
-    """Remove unfinished files that are older than `older_than` seconds from `folder`. Returns the bytes freed."""
-    freed = 0
-    for path in folder.glob(f"{UNFINISHED}*"):
-        with suppress(FileNotFoundError):
-            if time.time() - path.stat().st_mtime > older_than:
-                freed += sum(_size(inner) for inner in path.rglob("*"))
-                shutil.rmtree(path, ignore_errors=True)
-    return freed
-
-
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
     """Hold the cache's lock; wait for it where another process has it. The system frees it when the process ends."""
-    file = _lock(folder, wait=False)
-    if file is None:
+    held = _take(folder)
+    if held is None:
         log.warning("activation cache %s: waiting for another process that fills it", folder.name[:12])
-        file = _lock(folder, wait=True)
-        assert file is not None
-    with _held(file):
+        held = _take(folder, -1)
+        assert held is not None
+    with held:
         yield
 
 
@@ -153,10 +156,10 @@ def remove(folder: Path) -> bool:
 
     A process that has opened its shards can still read them.
     """
-    file = _lock(folder, wait=False)
-    if file is None:
+    held = _take(folder)
+    if held is None:
         return False
-    with _held(file):
+    with held:
         # Renamed first, so that nobody finds half a cache, and a new one can start in its place at once.
         aside = folder.with_name(f"{UNFINISHED}{folder.name}.{os.getpid()}")
         folder.replace(aside)
@@ -165,31 +168,9 @@ def remove(folder: Path) -> bool:
     return True
 
 
-def _lock(folder: Path, wait: bool) -> IO[bytes] | None:
-    path = folder / "lock"
-    while True:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = path.open("ab")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            return None
-        # The folder may have been removed and made again since the file was opened.
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                return file
-        file.close()
-
-
-@contextmanager
-def _held(file: IO[bytes]) -> Iterator[None]:
-    with file:
-        try:
-            yield
-        finally:
-            # Closing is not enough: a forked reader may have the file open too.
-            fcntl.flock(file, fcntl.LOCK_UN)
+def _take(folder: Path, seconds: float = 0.0) -> AbstractContextManager[object] | None:
+    with private():
+        return take(folder / "lock", seconds)
 
 
 def _entry(folder: Path) -> Entry:

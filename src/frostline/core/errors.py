@@ -9,6 +9,7 @@ FrostlineError
     UnsupportedModel   a model
     CheckpointError    a delta, a checkpoint, a run or a record
   TrainingError        training could not go on; status 1
+  CannotWrite          a disk is full; status 1
 """
 
 from __future__ import annotations
@@ -51,6 +52,10 @@ class CheckpointError(UserError):
 
 class TrainingError(FrostlineError):
     """Training could not go on (a loss that is not a number, a disk that is full). Exit status 1."""
+
+
+class CannotWrite(FrostlineError):
+    """A file could not be written, since the disk is full or fails. Exit status 1."""
 
 
 def first_line(error: BaseException) -> str:

@@ -8,23 +8,60 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from frostline.core.errors import CheckpointError, ConfigError, FrostlineError, UserError
+from frostline.core.errors import CannotWrite, CheckpointError, ConfigError, UserError
+
+UNFINISHED = ".unfinished."
+"""Prefix of the names of files and folders that are being written or removed. A process that is killed leaves them."""
+
+
+def sweep(folder: Path, name: str = "", older_than: float = 0.0) -> int:
+    """Remove what killed processes left in `folder`. Returns the bytes freed.
+
+    Args:
+        folder: where to look.
+        name: only what was to become the file or folder of this name; empty: everything.
+        older_than: leave what is younger than this, in seconds: another process may be writing it.
+    """
+    freed = 0
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if not path.name.startswith(f"{UNFINISHED}{name and _stem(name)}"):
+            continue
+        with suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > older_than:
+                freed += sum(inner.stat().st_size for inner in (path, *path.rglob("*")) if inner.is_file())
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
+    return freed
+
+
+@contextmanager
+def private() -> Iterator[None]:
+    """Inside this context, only the user can read files and folders that this process makes.
+
+    A umask that keeps strangers out already (027: the group may read; 007: and write) stays as it is.
+    """
+    mask = _umask()
+    os.umask(mask if mask & 0o007 == 0o007 else 0o077)
+    try:
+        yield
+    finally:
+        os.umask(mask)
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`. On success it replaces `path`, on failure it is removed.
 
-    Raises `FrostlineError` when the disk is full. An old file at `path` then stays as it was.
+    Raises `CannotWrite` when the disk is full. An old file at `path` then stays as it was.
     """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=_unfinished(path), dir=path.parent)
         os.close(handle)
         temporary = Path(name)
         try:
@@ -41,11 +78,11 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path`. On success it replaces `path`, on failure it is removed.
 
-    Raises `FrostlineError` when the disk is full. An old folder at `path` then stays as it was.
+    Raises `CannotWrite` when the disk is full. An old folder at `path` then stays as it was.
     """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        temporary = Path(tempfile.mkdtemp(prefix=_unfinished(path), dir=path.parent))
         try:
             yield temporary
             temporary.chmod(0o777 & ~_umask())
@@ -55,14 +92,6 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                 temporary.replace(path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-
-
-def new_folder(path: str | Path) -> Path:
-    """`path`, to which a folder can be written. Raises `CheckpointError` when it is a file or a folder with files."""
-    path = Path(path)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise CheckpointError(f"{path} exists and is not empty: use a new folder")
-    return path
 
 
 def write_text(path: Path, text: str) -> None:
@@ -113,12 +142,12 @@ def sha256(path: Path) -> str:
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn a full disk while `path` is written into a `FrostlineError` of one line."""
+    """Turn a full disk while `path` is written into a `CannotWrite` of one line."""
     try:
         yield
     except Exception as error:
         if _is_full_disk(error):
-            raise FrostlineError(
+            raise CannotWrite(
                 f"no space left while writing {path}, which stays as it was: free some space and run again"
             ) from error
         raise
@@ -137,7 +166,7 @@ def _is_full_disk(error: BaseException) -> bool:
 
 def _exchange(path: Path, new: Path) -> None:
     """Replace `path` by `new` and remove the old folder. Put the old one back if `new` cannot be moved."""
-    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
+    aside = Path(tempfile.mkdtemp(prefix=_unfinished(path), dir=path.parent))
     try:
         path.replace(aside / "was")
         try:
@@ -147,6 +176,14 @@ def _exchange(path: Path, new: Path) -> None:
             raise
     finally:
         shutil.rmtree(aside)
+
+
+def _unfinished(path: Path) -> str:
+    return f"{UNFINISHED}{_stem(path.name)}"
+
+
+def _stem(name: str) -> str:
+    return f"{name[:40]}."  # a name has at most 255 bytes, and a character up to 4
 
 
 def _umask() -> int:

@@ -6,7 +6,6 @@ A checkpoint is written to a temporary folder next to its place and then moved t
 from __future__ import annotations
 
 import copy
-import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,14 +33,13 @@ from frostline.checkpoints import (
     set_random_state,
 )
 from frostline.core.errors import CheckpointError
-from frostline.core.files import atomic_folder, disk_errors, read_json, write_json
+from frostline.core.files import UNFINISHED, atomic_folder, disk_errors, read_json, sweep, write_json
 from frostline.engine._observe import Observer
 from frostline.engine._ranks import load_ranks, save_ranks
 from frostline.plan import Plan, Schedule, document
 from frostline.surgery import AS_GIVEN, Applied, applied_to, one_dtype, to_plain
 
 SCHEDULE_FILE = "schedule.json"
-STAGING = ".saving-"
 
 
 @dataclass(frozen=True)
@@ -100,7 +98,7 @@ class SavingTrainer(transformers.Trainer):
         name = f"checkpoint-{self.state.global_step}"
         run_folder.mkdir(parents=True, exist_ok=True)
         limit, self.args.save_total_limit = self.args.save_total_limit, None
-        with tempfile.TemporaryDirectory(prefix=STAGING, dir=run_folder) as staging:
+        with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=run_folder) as staging:
             try:
                 self._staging = staging
                 with disk_errors(run_folder / name):
@@ -178,8 +176,7 @@ class SavingTrainer(transformers.Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder = Path(resume_from_checkpoint)
         self._check_complete(folder)
-        for left in folder.parent.glob(f"{STAGING}*"):  # by a process that was killed while saving
-            shutil.rmtree(left, ignore_errors=True)
+        sweep(folder.parent)
         if self._as_given:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:

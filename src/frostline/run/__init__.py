@@ -5,7 +5,7 @@ from frostline.run._make import make_plan, make_schedule
 from frostline.run._probing import probe_model
 from frostline.run._setup import anatomy_of, class_for, load_model
 from frostline.run._trainer import Trainer, attach
-from frostline.run._training import train
+from frostline.run._training import how_to_go_on, train
 from frostline.run._trying import check_trials
 from frostline.run._using import PlannedModel, evaluate_target, generate_target, inspect_model, is_run, plan_model
 from frostline.run._versions import versions
@@ -20,6 +20,7 @@ __all__ = [
     "class_for",
     "evaluate_target",
     "generate_target",
+    "how_to_go_on",
     "inspect_model",
     "is_run",
     "load_model",

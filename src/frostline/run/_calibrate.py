@@ -26,9 +26,9 @@ from transformers.trainer_callback import PrinterCallback
 
 from frostline.anatomy import Anatomy, find_anatomy
 from frostline.checkpoints import quiet_libraries
-from frostline.core.cache import default_root
+from frostline.core.cache import default_root, keep
 from frostline.core.errors import UserError
-from frostline.core.files import read_json, write_json
+from frostline.core.files import read_json
 from frostline.core.labels import IGNORED
 from frostline.cost import Speed, StepTimes, Workload, fit_speed
 from frostline.plan import BlockMode, Frozen, Full, Lora, Plan
@@ -86,10 +86,10 @@ def calibrate(config: Any, model_class: Any, workload: Workload, *, root: Path |
     if path.is_file():
         try:
             return Speed.model_validate(read_json(path, "speed"))
-        except (UserError, ValueError) as error:
+        except (UserError, OSError, ValueError) as error:
             log.warning("%s: measured again", error)
     speed = measure(config, model_class, workload).speed()
-    write_json(path, speed.model_dump())
+    keep(path, speed.model_dump())
     return speed
 
 

@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from frostline.core.errors import ConfigError
+from frostline.core.places import portable_name
 from frostline.core.settings import Options, first_error, lay_over, read_mapping
 from frostline.core.sizes import parse_size
 from frostline.plan import OptimArgs, read_optim_args
@@ -221,7 +222,7 @@ class RunConfig(Options):
         if self.out is not None:
             return Path(self.out)
         names = (Path(self.model).name, Path(self.task).stem, Path(self.strategy).stem, str(self.seed))
-        return Path("runs") / "-".join(names)
+        return Path("runs") / portable_name("-".join(names))
 
 
 def read_config(path: Path | None, overrides: Sequence[str] = (), **given: Any) -> RunConfig:

@@ -154,5 +154,5 @@ def _cache_notice(prepared: Prepared) -> list[str]:
     return [
         f"activation cache: {report.estimate}"
         if report.used
-        else f"no activation cache: {report.estimate or report.reason}"
+        else f"no activation cache: {report.reason if report.declined else report.estimate or report.reason}"
     ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,10 +129,6 @@ def prepare(asked: RunConfig, data: Data, before: RunRecord | None = None, chose
         if isinstance(trainer, JudgedTrainer) and data.held_out is not None:
             trainer.held_out, trainer.first_steps = data.held_out, chosen.first_steps
         trainer.remove_callback(PrinterCallback)
-        with suppress(
-            OSError
-        ):  # transformers made it, and the run may still be refused; a folder that holds files stays
-            config.folder.rmdir()
         _check_new_rows(model, config.strategy)
         bits = config.frozen_bits
         quantized = quantize_frozen(model, trainer.applied.anatomy, bits) if bits else None

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
+import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +17,8 @@ from transformers.trainer_utils import get_last_checkpoint
 from frostline.adapters import router_statistics
 from frostline.checkpoints import quiet_libraries, save_delta
 from frostline.core.errors import CheckpointError, ConfigError, FrostlineError, first_line
-from frostline.core.files import disk_errors, read_json, write_json, write_text
+from frostline.core.files import disk_errors, private, read_json, write_json, write_text
+from frostline.core.locks import own_folder
 from frostline.core.sizes import size_text
 from frostline.engine import MemoryMeter, ProgressBar, Trainer, start_bar
 from frostline.plan import Plan, document, save_plan
@@ -48,15 +50,19 @@ def train(config: RunConfig, *, resume: bool = False, console: Console | None = 
             run that has saved no checkpoint starts again.
         console: where progress is shown; None: nowhere.
 
-    Raises `UserError` for wrong input, before anything is written, and `TrainingError` when the loss is not a number;
-    what was saved before stays valid.
+    Raises `UserError` for wrong input, or where another process works in the folder, before anything is written, and
+    `TrainingError` when the loss is not a number; what was saved before stays valid.
     """
     if not isinstance(config, RunConfig):
         raise ConfigError(
             f"train: give a RunConfig, not {type(config).__name__}: frostline.train(frostline.RunConfig(model=..., "
             "task=..., ...))"
         )
-    console = console or Console(stderr=True, quiet=True)
+    with private(), _own_folder(config.folder):
+        return _train(config, resume, console or Console(stderr=True, quiet=True))
+
+
+def _train(config: RunConfig, resume: bool, console: Console) -> RunRecord:
     folder = config.folder
     checkpoint = _check_folder(folder, config, resume)
     if config.threads:
@@ -81,7 +87,7 @@ def train(config: RunConfig, *, resume: bool = False, console: Console | None = 
             return _run(prepared, record, folder, checkpoint, memory, console)
         except BaseException as error:
             failed = record.model_copy(update={"status": "failed", "error": _one_line(error), "finished": now()})
-            with contextlib.suppress(FrostlineError, OSError):
+            with suppress(FrostlineError, OSError):
                 write_record(failed, folder)
             raise
 
@@ -213,16 +219,19 @@ def _caching_pass(prepared: Prepared, record: RunRecord, console: Console) -> Ru
     )
 
 
+def _own_folder(folder: Path) -> AbstractContextManager[None]:
+    """The lock of a run's folder. Of several processes that train together, the first keeps it for all."""
+    return own_folder(folder) if os.environ.get("RANK", "0") == "0" else nullcontext()
+
+
 def _check_folder(folder: Path, config: RunConfig, resume: bool) -> str | None:
     """The checkpoint to resume from. Raises `CheckpointError` when the folder holds another run."""
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"out: {folder} is a file: use the path of a folder")
     if not (folder / RECORD_FILE).is_file():
         _check_trials(folder, config, resume)
         return None
     record = read_record(folder)
     if not resume:
-        goes_on = "" if record.status == "finished" else ", or --resume to continue that run"
+        goes_on = "" if record.status == "finished" else f", or {how_to_go_on(folder)}"
         raise CheckpointError(f"{folder} already holds a {record.status} run: use another out{goes_on}")
     if record.status == "finished":
         raise CheckpointError(
@@ -231,6 +240,15 @@ def _check_folder(folder: Path, config: RunConfig, resume: bool) -> str | None:
     _check_same(folder, record.config, config, lambda path: record.found(path, folder))
     last: str | None = get_last_checkpoint(str(folder))
     return last
+
+
+def how_to_go_on(folder: Path) -> str:
+    """What to do about the run in `folder`, which was not finished."""
+    if not (folder / RECORD_FILE).is_file():
+        tried = (folder / TRIALS_FILE).is_file()
+        return "--resume to continue its trials" if tried else "the same command again: nothing was saved yet"
+    last = get_last_checkpoint(str(folder))
+    return f"--resume to {f'continue from {Path(last).name}' if last else 'start it again: it saved no checkpoint'}"
 
 
 def _check_trials(folder: Path, config: RunConfig, resume: bool) -> None:

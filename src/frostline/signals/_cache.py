@@ -13,9 +13,9 @@ from typing import Any
 import torch
 import transformers
 
-from frostline.core.cache import default_root
+from frostline.core.cache import default_root, keep
 from frostline.core.errors import UserError
-from frostline.core.files import read_json, write_json
+from frostline.core.files import read_json
 from frostline.signals._probe import VERSION, Probe
 from frostline.signals._warm_up import WarmUp
 
@@ -80,10 +80,10 @@ def cached(
     if path.is_file():
         try:
             return replace(Probe.read_document(read_json(path, "probe")), model=name[0], task=name[1])
-        except UserError as error:
+        except (UserError, OSError) as error:
             log.warning("%s: the signals are measured again", error)
     probe = make()
-    write_json(path, probe.document())
+    keep(path, probe.document())
     return probe
 
 

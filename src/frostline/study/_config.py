@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, field_validator, model_validator
 
 from frostline.core.errors import ConfigError
+from frostline.core.places import portable, portable_name
 from frostline.core.settings import Options, first_error, lay_over, read_mapping
 
 
@@ -25,10 +26,17 @@ class StudyStrategy(BaseModel):
     name: str = Field(min_length=1)
     label: str = Field("", pattern=r"^[\w.+-]*$")
 
+    @field_validator("label")
+    @classmethod
+    def _names_a_folder(cls, value: str) -> str:
+        if value and not portable(value):
+            raise ValueError(f"'{value[:60]}' cannot be the name of a folder on every system: use another label")
+        return value
+
     @property
     def row(self) -> str:
         """The name of its row and folder."""
-        return self.label or Path(self.name).stem
+        return self.label or portable_name(Path(self.name).stem)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -71,7 +79,7 @@ class StudyConfig(Options):
     @model_validator(mode="after")
     def _rows_are_told_apart(self) -> StudyConfig:
         rows = [strategy.row for strategy in self.strategies]
-        _refuse_twins(rows, "strategies: ", "; use a different label for each")
+        _refuse_twins([row.casefold() for row in rows], "strategies: ", "; use a different label for each")
         if self.baseline is not None and self.baseline not in rows:
             raise ValueError(
                 f"baseline '{self.baseline}' is not among the strategies ({', '.join(rows)}): add it, use one of them, "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from frostline.core.errors import ConfigError
+from frostline.core.places import check_folder_name, portable_name
 from frostline.plan import load_plan
 from frostline.run import RunConfig, read_config
 from frostline.strategies import parse_name
@@ -43,7 +43,7 @@ def cells(study: StudyConfig, out: Path) -> list[Cell]:
         _check_strategy(strategy.name)
     models, tasks = _folder_names(study.models), _folder_names(study.tasks)
     grid = product(study.models, study.tasks, study.seeds, study.strategies)
-    return [
+    found = [
         Cell(
             strategy.row,
             read_config(
@@ -58,6 +58,9 @@ def cells(study: StudyConfig, out: Path) -> list[Cell]:
         )
         for model, task, seed, strategy in grid
     ]
+    for cell in found:
+        check_folder_name(cell.folder)
+    return found
 
 
 def _check_strategy(name: str) -> None:
@@ -91,8 +94,8 @@ def _folder_names(names: Sequence[str]) -> dict[str, str]:
     """
     shared = {last for last, count in Counter(map(_last, names)).items() if count > 1}
     chosen = {name: name if _last(name) in shared else _last(name) for name in names}
-    folders = {name: re.sub(r"[^\w.-]+", "-", text).strip("-.") for name, text in chosen.items()}
-    if len(set(folders.values())) < len(names):
+    folders = {name: portable_name(text) for name, text in chosen.items()}
+    if len({folder.casefold() for folder in folders.values()}) < len(names):
         raise ConfigError(f"study: {', '.join(names)} would share a folder: rename one of them")
     return folders
 

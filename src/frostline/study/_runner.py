@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from frostline.core.errors import CheckpointError
-from frostline.core.files import write_text
+from frostline.core.files import private, write_text
+from frostline.core.locks import own_folder
 from frostline.records import RECORD_FILE, RunRecord, read_record
 from frostline.run import RunConfig
 from frostline.study._config import StudyConfig
@@ -22,6 +23,8 @@ from frostline.study.lifeline import Child
 STUDY_FILE = "study.yaml"
 CONFIG_FILE = "config.yaml"
 MAY_DIFFER = ("out", "threads")
+ENDING = 30.0
+"""Seconds to wait for a run of a study that was killed a moment ago: it notices, and ends."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +47,17 @@ def run_study(study: StudyConfig, out: Path, console: Console | None = None) -> 
         out: the folder that holds its runs.
         console: where progress is shown; None: nowhere.
 
-    Raises `UserError` before anything runs: for an unknown strategy or setting, and where `out` holds one of the runs
-    with other settings.
+    Raises `UserError` before anything runs: for an unknown strategy or setting, where `out` holds one of the runs with
+    other settings, and where another process works in `out`.
     """
-    console = console or Console(stderr=True, quiet=True)
     grid = cells(study, out)
+    with private(), own_folder(out):
+        return _run_cells(study, grid, out, console or Console(stderr=True, quiet=True))
+
+
+def _run_cells(study: StudyConfig, grid: Sequence[Cell], out: Path, console: Console) -> list[Result]:
     recorded = [_recorded(cell) for cell in grid]
-    done = sum(record is not None and record.status == "finished" for record in recorded)
+    done = sum(map(_is_finished, recorded))
     console.print(
         f"study in {out}: {done} of {len(grid)} runs recorded already", highlight=False, markup=False, soft_wrap=True
     )
@@ -65,12 +72,19 @@ def _settle(cell: Cell, record: RunRecord | None, position: str, console: Consol
     def say(text: str, style: str = "") -> None:
         console.print(f"{position} {cell.folder}: {text}", style=style, highlight=False, markup=False, soft_wrap=True)
 
-    if record is not None and record.status == "finished":
+    config = cell.config.model_dump(mode="json", exclude_unset=True)
+    try:
+        if not _is_finished(record):
+            with own_folder(cell.folder, ENDING):
+                record = _recorded(cell)  # what became of it in the meantime
+                write_text(cell.folder / CONFIG_FILE, yaml.safe_dump(config, sort_keys=False))
+    except CheckpointError as reason:
+        say(f"failed: {reason}", style="red")
+        return Result(cell, None, str(reason))
+    if _is_finished(record):
         say("already recorded")
         return Result(cell, record)
     say("training" if record is None else "resuming a run that was interrupted")
-    config = cell.config.model_dump(mode="json", exclude_unset=True)
-    write_text(cell.folder / CONFIG_FILE, yaml.safe_dump(config, sort_keys=False))
     error = Child(_command(cell.folder / CONFIG_FILE, resume=record is not None)).wait()
     if error is not None:
         say(f"failed: {error}", style="red")
@@ -81,6 +95,10 @@ def _settle(cell: Cell, record: RunRecord | None, position: str, console: Consol
 def _command(config: Path, *, resume: bool) -> Sequence[str]:
     # -P: modules that happen to be in the working folder are not imported.
     return [sys.executable, "-P", "-m", "frostline", "train", str(config), *(["--resume"] if resume else [])]
+
+
+def _is_finished(record: RunRecord | None) -> bool:
+    return record is not None and record.status == "finished"
 
 
 def _recorded(cell: Cell) -> RunRecord | None:
