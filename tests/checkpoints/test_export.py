@@ -328,8 +328,10 @@ def test_plain_peft_computes_what_a_hybrid_config_of_lora_computes(tmp_path: Pat
         cases += [asked(tmp_path / name / folder, base) for folder in ("own", "exported")]
     found = in_plain_peft(cases)
     for right, own, exported in zip(rights, found[::2], found[1::2], strict=True):
-        torch.testing.assert_close(own, right, atol=4 * outputs(right), rtol=0)  # sums in another order, LoRA's too
-        torch.testing.assert_close(exported, own, atol=outputs(own), rtol=0)
+        # Sums in another order, LoRA's too: an exported one has scales in B and its ranks padded to one.
+        near = 4 * outputs(right)
+        torch.testing.assert_close(own, right, atol=near, rtol=0)
+        torch.testing.assert_close(exported, own, atol=near, rtol=0)
 
 
 @pytest.mark.parametrize(
