@@ -1,8 +1,9 @@
 """Kill real `frostline train` processes at random times, resume them, and compare the weights bit for bit.
 
-Each job (a strategy with settings) first runs undisturbed. Then it runs again and is killed by SIGKILL, one to three
-times, at moments drawn from its whole length, start and evaluation included; then it is resumed until it ends. The weights, the
-answers and the metrics have to be those of the undisturbed run, and nothing may be left that a kill leaves.
+Each job (a strategy with settings) first runs undisturbed. Then it runs again and is killed by SIGKILL, one to six
+times, at moments drawn from its whole length, start and evaluation included. Then it is resumed until it ends. The
+weights, the answers and the metrics have to be those of the undisturbed run, and nothing may be left that a kill
+leaves.
 
 python benchmarks/kills.py [--kills 100] [--seed 1] [--jobs bot50 packing ...]
 """
@@ -157,7 +158,7 @@ def run(kills: int, seed: int, names: list[str], model: str, folder: Path) -> Co
             wholes[job.name] = whole, time.monotonic() - begun
         whole, seconds = wholes[job.name]
         out, cache = folder / f"{job.name} {number}", folder / f"cache {number}"
-        times = [draw.uniform(0, seconds) for _ in range(draw.choice((1, 2, 3)))][: kills - sum(count.values())]
+        times = [draw.uniform(0, seconds) for _ in range(draw.randint(1, 6))][: kills - sum(count.values())]
         for moment in times:
             if is_finished(out):
                 break
