@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,6 +88,7 @@ class Job:
         shares: number of rows of each client.
         device: on which every process computes.
         autocast: dtype of autocast; None without autocast.
+        secret: which all processes of this training know, and nobody else. It is never written to a file.
     """
 
     folder: Path
@@ -101,6 +103,7 @@ class Job:
     shares: tuple[int, ...]
     device: torch.device
     autocast: torch.dtype | None
+    secret: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
 
     @property
     def rounds(self) -> int:

@@ -7,32 +7,26 @@ import os
 import signal
 import threading
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from datetime import timedelta
 from multiprocessing.connection import Connection
 
 import torch
 from safetensors.torch import save_file
-from torch import distributed as dist
-from torch.distributed import FileStore  # type: ignore[attr-defined]
 
 from frostline.checkpoints import quiet_libraries
 from frostline.core.errors import FrostlineError, first_line
 from frostline.core.seeding import derive_seed
 from frostline.engine import MemoryMeter
 from frostline.split._client import run_client
+from frostline.split._connection import join_clients, join_server
 from frostline.split._job import ClientRows, Job
 from frostline.split._parts import LowerPart, UpperPart
-from frostline.split._protocol import GroupWire, Peer, PeerLost, lost
+from frostline.split._protocol import Peer, PeerLost
 from frostline.split._server import run_server
 
 RESULT_FILE = "result.safetensors"
-RENDEZVOUS_FILE = "rendezvous"
 SERVER = 0
-JOIN_TIMEOUT = timedelta(minutes=30)
-"""How long the processes wait until all have loaded their parts."""
 
 
 @dataclass(frozen=True)
@@ -87,36 +81,18 @@ def _take_part(job: Job, rows: ClientRows | None, parent: Connection) -> Finishe
     with MemoryMeter() as memory, quiet_libraries():
         if rows is None:
             upper = UpperPart(job)
-            clients = [Peer(GroupWire(1 + client, job.split.timeout)) for client in range(job.split.clients)]
-            with _group(job, rank):
+            with ExitStack() as connections:
+                clients = [Peer(connections.enter_context(closing(wire))) for wire in join_clients(job)]
                 trained = run_server(job, upper, clients, lambda loss: parent.send(Round(loss)))
             save_file(trained, job.folder / RESULT_FILE)
             sent = sum((client.sent for client in clients), start=type(clients[0].sent)())
         else:
-            lower, server = LowerPart(job), Peer(GroupWire(SERVER, job.split.timeout))
-            with _group(job, rank):
+            lower = LowerPart(job)
+            with closing(join_server(job, rows.client)) as wire:
+                server = Peer(wire)
                 run_client(job, rows, lower, server)
             sent = server.sent
         return Finished(dict(sent), memory.peak_bytes)
-
-
-@contextmanager
-def _group(job: Job, rank: int) -> Iterator[None]:
-    """Inside this context, this process belongs to torch.distributed's group.
-
-    After an error the group is left as it is. Destroying it could wait for the other processes and delay the report of
-    the error.
-    """
-    size = 1 + job.split.clients
-    with lost():
-        store = FileStore(str(job.folder / RENDEZVOUS_FILE), size)
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=JOIN_TIMEOUT)
-    yield
-    with lost():
-        dist.monitored_barrier(
-            timeout=timedelta(seconds=job.split.timeout)
-        )  # no process leaves while another still reads
-    dist.destroy_process_group()
 
 
 def _end_with_parent() -> None:

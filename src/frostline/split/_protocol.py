@@ -9,21 +9,16 @@ both, every `average_every` rounds     the client's trained matrices, and their 
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from enum import StrEnum
 from math import prod
 from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch import distributed as dist
 
-from frostline.core.errors import FrostlineError, first_line
+from frostline.core.errors import FrostlineError
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ATTENDED, PADDING = 1, 2
@@ -54,37 +49,6 @@ class Wire(Protocol):
     def receive(self, size: int) -> Tensor:
         """The next message of the other process, which has `size` bytes, uint8 [size]."""
         ...
-
-
-class GroupWire:
-    """A wire to the process `rank` of torch.distributed's group. Each message may take `timeout` seconds."""
-
-    def __init__(self, rank: int, timeout: float) -> None:
-        self._rank, self._timeout = rank, timedelta(seconds=timeout)
-
-    def send(self, data: Tensor) -> None:
-        with lost():
-            _wait(dist.isend(data, dst=self._rank), self._timeout)
-
-    def receive(self, size: int) -> Tensor:
-        data = torch.empty(size, dtype=torch.uint8)
-        with lost():
-            _wait(dist.irecv(data, src=self._rank), self._timeout)
-        return data
-
-
-@contextmanager
-def lost() -> Iterator[None]:
-    """Inside this context, an error of torch.distributed becomes a `PeerLost`, without the place in torch's source."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise PeerLost(re.sub(r"^\[[^]]*\]\s*", "", first_line(error))) from error
-
-
-def _wait(work: dist.Work | None, timeout: timedelta) -> None:
-    assert work is not None, "this process is in the group"
-    work.wait(timeout)
 
 
 class Peer:
