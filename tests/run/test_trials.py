@@ -134,6 +134,8 @@ def test_a_run_that_is_stopped_in_a_trial_or_after_ends_the_same(
     assert again.trials == record.trials and again.chosen == record.chosen
     same(tmp_path / "run", tmp_path / "again")
 
+    (kept,) = (tmp_path / "cache" / "trials").glob("*.json")
+    assert kept.stat().st_mode & 0o777 == 0o600
     third = config(tmp_path, out=str(tmp_path / "third"), save_steps=5)
     with monkeypatch.context() as patch:
         stop_at(patch, Watch, record.chosen["max_steps"] - 3)

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from frostline.anatomy import fingerprint
-from frostline.core.cache import default_root
-from frostline.core.errors import CheckpointError, FrostlineError, TrainingError
+from frostline.core.cache import default_root, keep
+from frostline.core.errors import CheckpointError, FrostlineError, TrainingError, UserError
 from frostline.core.files import read_json, write_json
 from frostline.core.sizes import duration_text
 from frostline.run._judge import Clock, JudgedTrainer, Pause
@@ -137,7 +137,7 @@ class Tournament:
         """
         if "chosen" not in self.found and not self._known():
             self._play()
-            write_json(Path(self.found["kept"]), self.found)
+            keep(Path(self.found["kept"]), self.found)
         return self.found
 
     def field(self) -> Contenders:
@@ -175,8 +175,8 @@ class Tournament:
             self._note(planning_seconds=self._clock() - begun)
             trainer = self._make(Attempt(option, 1e-9, self._folder / "trials" / "yardstick", Pause.MEASURED))
             kept = _kept({**self._identity, "model": fingerprint(trainer.applied.base)})
-            if kept.is_file():
-                self.found = read_trials(kept)
+            if (before := _read_kept(kept)) is not None:
+                self.found = before
                 self._note(before=True)
                 self._say(f"the same trials were made before, and are not made again: {kept}")
                 return True
@@ -390,6 +390,15 @@ def read_trials(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict) or not isinstance(found.get("trials"), dict):
         raise CheckpointError(f"{path}: it does not hold trials, so it is damaged: remove it, and start the run anew")
     return found
+
+
+def _read_kept(path: Path) -> dict[str, Any] | None:
+    """Trials that were kept, or None where there are none, or they cannot be read."""
+    try:
+        found = read_trials(path)
+    except (UserError, OSError):
+        return None
+    return found if isinstance(found.get("chosen"), dict) else None
 
 
 def _kept(identity: Mapping[str, Any]) -> Path:
