@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -179,8 +180,10 @@ def main() -> None:
     parser.add_argument("--jobs", nargs="+", choices=list(JOBS), default=list(JOBS))
     parser.add_argument("--model", default="stories260K", help="A model's folder or name.")
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        count = run(given.kills, given.seed, given.jobs, given.model, Path(folder))
+    folder = Path(tempfile.mkdtemp(prefix="kills-"))  # it stays where a difference is found
+    print(f"runs in {folder}")
+    count = run(given.kills, given.seed, given.jobs, given.model, folder)
+    shutil.rmtree(folder)
     print(f"{sum(count.values())} kills, every run the same bit for bit: {dict(count)}")
 
 

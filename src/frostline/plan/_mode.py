@@ -75,6 +75,10 @@ class Adding(Mode):
     def structure(self) -> Mode:
         return self.model_copy(update={"lr_scale": 1.0})
 
+    def beside_block(self) -> Self:
+        """The mode as a strategy's addition to a whole block."""
+        return self
+
     def beside(self, targets: Targets | tuple[str, ...]) -> Self | None:
         """The mode on these matrices, unless it names others itself. None when it needs whole blocks."""
         return None

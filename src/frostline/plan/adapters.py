@@ -33,6 +33,10 @@ class Lora(Targeted):
     gate: bool = False
     lr_scale: float = Field(1.0, gt=0)
 
+    def beside_block(self) -> Self:
+        """On all matrices, unless it names some: on queries and values alone it learns much less (docs/LOG.md)."""
+        return self if "targets" in self.model_fields_set else self.model_copy(update={"targets": "all"})
+
 
 class Prefix(Adding):
     """Keys and values of `length` learned tokens in the block's self-attention (Li and Liang 2021; methods.md 4).

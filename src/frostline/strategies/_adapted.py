@@ -161,8 +161,8 @@ def _mode(mode: BlockMode, block: Block, added: AddingMode, name: str) -> BlockM
         if narrowed is None:
             raise PlanError(f"+{name}: block {block.index} trains in part, but {name} needs a whole block: use +lora")
         added = narrowed
-    elif isinstance(added, Lora) and "targets" not in added.model_fields_set:
-        added = added.model_copy(update={"targets": "all"})  # on queries and values alone it learns much less
+    else:
+        added = added.beside_block()
     return added.model_copy(update={"lr_scale": added.lr_scale * own.lr_scale})
 
 
