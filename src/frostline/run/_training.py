@@ -30,7 +30,7 @@ from frostline.run._judge import JudgedTrainer, clock_of, drop_checkpoints
 from frostline.run._opening import opening_record, predicted_cost
 from frostline.run._prepare import Prepared, prepare, read_data
 from frostline.run._split import split_notice, split_report
-from frostline.run._tournament import TRIALS_FILE, read_trials
+from frostline.run._trials import TRIALS_FILE, read_trials
 from frostline.run._trying import fall_from, judged, spent_line, try_plans, watch
 from frostline.run._work import Data
 from frostline.tasks import Evaluation, Task, evaluate

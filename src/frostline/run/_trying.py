@@ -18,7 +18,8 @@ from frostline.run._choosing import PLANNED, SPENT, Chosen, situation_of, with_p
 from frostline.run._config import RunConfig
 from frostline.run._judge import FEWEST_ROWS, JudgedTrainer, Watch, clock_of, hold_out
 from frostline.run._setup import anatomy_of, config_for
-from frostline.run._tournament import DECAY, FAR, JUDGED, WARM_UP, Attempt, Terms, Tournament
+from frostline.run._tournament import Tournament
+from frostline.run._trials import DECAY, FAR, JUDGED, WARM_UP, Attempt, Terms
 from frostline.run._work import Data, workload_of
 from frostline.strategies import PASSES, AutoOptions, Contenders, Option, auto, contenders, read_options, yardstick
 

@@ -21,7 +21,8 @@ from frostline.core.seeding import derive_seed
 from frostline.core.sizes import parse_duration
 from frostline.plan import Plan
 from frostline.run._judge import JudgedTrainer, clock_of
-from frostline.run._tournament import FAR, Attempt, Terms, Tournament
+from frostline.run._tournament import Tournament
+from frostline.run._trials import FAR, Attempt, Terms
 from frostline.run._trying import warm_up
 from frostline.strategies import AutoOptions, Situation, contenders, yardstick
 
