@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForLan
 
 from frostline import HybridConfig
 
+torch.manual_seed(0)
 name = sys.argv[1] if len(sys.argv) > 1 else "src/frostline/run/demo/storyteller"
 model, tokenizer = AutoModelForCausalLM.from_pretrained(name, dtype="float32"), AutoTokenizer.from_pretrained(name)
 last = model.config.num_hidden_layers - 1
