@@ -155,7 +155,8 @@ def run(kills: int, seed: int, names: list[str], model: str, folder: Path) -> Co
         job = Job(names[number % len(names)], model, task)
         if job.name not in wholes:
             whole, begun = folder / f"{job.name} whole", time.monotonic()
-            finish(job.start(whole, folder / "cache of whole"))
+            # A cache of its own: the states of another job, of batches of another shape, are rounded otherwise.
+            finish(job.start(whole, folder / f"{job.name} cache"))
             wholes[job.name] = whole, time.monotonic() - begun
         whole, seconds = wholes[job.name]
         out, cache = folder / f"{job.name} {number}", folder / f"cache {number}"
