@@ -46,16 +46,17 @@ class RunConfig(Options):
     Attributes:
         model: a hub id or a folder.
         task: a built-in name, a file, a folder or a hub data set.
-        strategy: a strategy's name (`bot50`, `semantic+lora`, ...) or the path of a plan file. `auto` measures the
-            model on the task and plans for the budget.
+        strategy: a strategy's name (`bot50`, `semantic+lora`, ...) or the path of a plan file. `auto` spends the
+            budget: it chooses plan, steps and learning rate by a rule and by trials.
         strategy_options: the strategy's own options, and under `lora` those of an added LoRA.
         budget: what training may use: `memory`, `time`, `disk`; for `auto`.
-        calibrate: time a small part of the model first, so that the budget's time may be in seconds.
+        calibrate: time a small part of the model first, so that the budget's time may be in seconds without trials.
         out: the run's folder; by default `runs/<model>-<task>-<strategy>-<seed>`.
         data: how the task's rows are read.
         seed: seed of everything that is drawn at random: head, adapters, batches, dropout.
         max_steps: optimizer steps; -1 or not given: `num_train_epochs` counts.
-        num_train_epochs: passes over the training rows.
+        num_train_epochs: passes over the training rows. With `auto` and a budget of time they only say what full
+            fine-tuning would take, of which the time may be a share.
         per_device_train_batch_size: rows of one forward pass on one device.
         gradient_accumulation_steps: forward and backward passes in one optimizer step.
         train_sampling_strategy: the order of the rows: `random`, `sequential`, or `group_by_length`, which leaves
@@ -64,7 +65,8 @@ class RunConfig(Options):
             For decoders on generation tasks.
         max_length: tokens of a row; longer rows are truncated.
         pad_to_max_length: pad every batch to `max_length`.
-        learning_rate: the highest learning rate, which `lr_scheduler_type` changes over the steps.
+        learning_rate: the highest learning rate, which `lr_scheduler_type` changes over the steps. With `auto` and a
+            budget it is chosen, where it is not given.
         lr_scheduler_type: a schedule of transformers: `cosine`, `linear`, `constant`, `polynomial`, ...
         warmup_steps: steps in which the learning rate rises from 0; below 1, a share of all steps.
         weight_decay: weight decay of all trained tensors but biases and norms.

@@ -14,8 +14,8 @@ class Budget(Options):
 
     Attributes:
         memory: peak memory of a device, as a size (`8GB`) or as a share of what full fine-tuning needs (`0.5`).
-        time: time of the whole run, as a duration (`90s`, `20min`, `2h`; needs a calibrated machine) or as a share of
-            what full fine-tuning needs.
+        time: time of the whole run, as a duration (`90s`, `20min`, `2h`; without trials it needs a calibrated machine)
+            or as a share of what full fine-tuning needs.
         disk: size of the activation cache.
     """
 
