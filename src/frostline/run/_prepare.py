@@ -38,6 +38,7 @@ from frostline.tasks import (
     Task,
     TaskKind,
     encode,
+    eval_batch_size,
     model_kind,
     prepare_tokenizer,
 )
@@ -102,7 +103,7 @@ def prepare(asked: RunConfig, data: Data, before: RunRecord | None = None) -> Pr
         steps = StepMeter()
         trainer = trainer_for(chosen.split, config)(
             model,
-            _arguments(config),
+            _arguments(config, data, model.config),
             schedule=chosen.schedule,
             optimizer_cls_and_kwargs=flora_of(config.optim, config.optim_args, config.seed),
             optimizer_in_backward=config.optimizer_in_backward,
@@ -193,7 +194,7 @@ def _check_loggers(names: Sequence[str]) -> None:
             )
 
 
-def _arguments(config: RunConfig) -> TrainingArguments:
+def _arguments(config: RunConfig, data: Data, model_config: Any) -> TrainingArguments:
     if config.bf16 and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
         raise ConfigError("bf16: this GPU does not compute in bfloat16: use bf16=false")
     given: dict[str, Any] = {
@@ -204,7 +205,8 @@ def _arguments(config: RunConfig) -> TrainingArguments:
         "max_steps": config.max_steps or -1,
         "num_train_epochs": config.num_train_epochs,
         "per_device_train_batch_size": config.per_device_train_batch_size,
-        "per_device_eval_batch_size": config.per_device_eval_batch_size,
+        "per_device_eval_batch_size": config.per_device_eval_batch_size
+        or eval_batch_size(data.task.kind, model_config, data.eval_rows),
         "gradient_accumulation_steps": config.gradient_accumulation_steps,
         "learning_rate": config.learning_rate,
         "lr_scheduler_type": config.lr_scheduler_type,

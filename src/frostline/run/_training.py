@@ -60,9 +60,10 @@ def _train(config: RunConfig, resume: bool, console: Console) -> RunRecord:
     checkpoint = _check_folder(folder, config, resume)
     if config.threads:
         torch.set_num_threads(config.threads)
-    with console.status("reading the data"):
-        data = read_data(config)
     with MemoryMeter() as memory:
+        with console.status("reading the data"):
+            data = read_data(config)
+        memory.restart()
         with console.status("loading the model and reading the rows"):
             prepared = prepare(config, data, read_record(folder) if resume else None)
         record = opening_record(prepared)
@@ -134,6 +135,7 @@ def _run(
                 resumed_at_step=trainer.state.global_step - len(prepared.steps.seconds),
                 selection_seconds=prepared.chosen.seconds + trainer.seconds_until_settled,
                 caching_peak_memory_bytes=caching_peak,
+                run_peak_memory_bytes=memory.whole_peak_bytes,
             ),
             "split": None if split is None else split.document(),
             "routers": routers,
