@@ -49,7 +49,8 @@ JOBS = {
     "lora": ("--strategy", "lora"),
     "bot50+lora": ("--strategy", "bot50+lora", "activation_cache=on"),
     "adt-l50": ("--strategy", "adt-l50"),
-    "lisa": ("--strategy", "lisa", "--set", "period=3"),
+    "flora": ("--strategy", "bot50", "optim=flora"),
+    "hlpt": ("--strategy", "hlpt"),
     "study": ("--strategy", "bot50", "activation_cache=on"),
 }
 

@@ -25,11 +25,29 @@ with MemoryMeter() as meter:
     del during
 print(meter.peak_bytes / 2**20)
 """
+RESTARTED = """
+import torch
+from frostline.engine import MemoryMeter
+with MemoryMeter() as meter:
+    before = torch.ones(128 * 2**20 // 4)
+    meter.restart_peak()
+    del before
+    kept = torch.ones(32 * 2**20 // 4)
+    meter.restart()
+    more = torch.ones(64 * 2**20 // 4)
+    print(meter.peak_bytes / 2**20, meter.whole_peak_bytes / 2**20)
+"""
 
 
 def test_the_peak_is_above_the_start_and_since_the_restart() -> None:
     result = subprocess.run([sys.executable, "-c", CODE], check=True, capture_output=True, text=True)
     assert 50 < float(result.stdout) < 90
+
+
+def test_the_peak_of_the_whole_outlives_restarts() -> None:
+    result = subprocess.run([sys.executable, "-c", RESTARTED], check=True, capture_output=True, text=True)
+    since, whole = map(float, result.stdout.split())
+    assert 60 < since < 75 and 125 < whole < 150
 
 
 def test_the_median_leaves_the_first_step_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,5 +17,6 @@ def test_killed_and_resumed_it_is_the_same_run(tmp_path: Path) -> None:
     kills = importlib.util.module_from_spec(spec)
     sys.modules["kills"] = kills  # dataclasses look there
     spec.loader.exec_module(kills)
-    count = kills.run(3, 5, ["bot50", "lisa"], str(write_model(tmp_path / "tiny")), tmp_path)
-    assert sum(count.values()) == 3
+    jobs = ["bot50", "adt-l50"]
+    count = kills.run(3, 14, jobs, str(write_model(tmp_path / "tiny")), tmp_path)
+    assert sum(count.values()) == 3 and set(count) == set(jobs)

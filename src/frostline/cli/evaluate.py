@@ -28,7 +28,7 @@ def command(
     task: Annotated[str | None, typer.Option(help="The task; by default the run's own.")] = None,
     base: Base = None,
     per_device_eval_batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Rows of a forward pass.", show_default="the run's own, or 32")
+        int | None, typer.Option(min=1, help="Rows of a forward pass.", show_default="the run's own, or as many as fit")
     ] = None,
     max_length: Annotated[
         int | None,

@@ -2,6 +2,7 @@
 
 from frostline.cost._activations import Saved, SavedByPart, saved
 from frostline.cost._cache import Estimate, cache_estimate, cache_pays
+from frostline.cost._evaluation import EvaluationWork, evaluation_memory
 from frostline.cost._flops import (
     Flops,
     StepFlops,
@@ -23,6 +24,7 @@ from frostline.cost._workload import Workload, has_dropout, storage_dtype
 
 __all__ = [
     "Estimate",
+    "EvaluationWork",
     "Flops",
     "Flow",
     "Memory",
@@ -38,6 +40,7 @@ __all__ = [
     "cache_pays",
     "caching_flops",
     "check_optim",
+    "evaluation_memory",
     "fit_speed",
     "flops_ratio",
     "flow",

@@ -29,17 +29,18 @@ class MemoryMeter:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
-        self._start = 0
-        self._peak = 0
+        self._start = self._begin = 0
+        self._peak = self._highest = 0  # the peak since the last restart; the largest before it
 
     def __enter__(self) -> MemoryMeter:
+        self._highest = 0
         if torch.cuda.is_available():
             gc.collect()
             torch.cuda.reset_peak_memory_stats()
-            self._start = torch.cuda.memory_allocated()
+            self._start = self._begin = torch.cuda.memory_allocated()
             return self
         give_back_free_memory()
-        self._start = self._peak = private_memory()
+        self._start = self._begin = self._peak = private_memory()
         self._stop.clear()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
@@ -51,8 +52,14 @@ class MemoryMeter:
             self._thread.join()
             self._thread = None
 
+    def restart(self) -> None:
+        """Measure the peak from now on, above the memory of now."""
+        self.restart_peak()
+        self._start = torch.cuda.memory_allocated() if torch.cuda.is_available() else self._peak
+
     def restart_peak(self) -> None:
         """Measure the peak from now on (after loading or an evaluation); the start stays the same."""
+        self._highest = self._top()
         if torch.cuda.is_available():
             gc.collect()
             torch.cuda.reset_peak_memory_stats()
@@ -64,10 +71,21 @@ class MemoryMeter:
     @property
     def peak_bytes(self) -> int:
         """The peak so far, above the memory at the start."""
+        return max(0, self._now() - self._start)
+
+    @property
+    def whole_peak_bytes(self) -> int:
+        """The peak since this context was entered, whatever was restarted, above the memory at that time."""
+        return max(0, self._top() - self._begin)
+
+    def _now(self) -> int:
         if torch.cuda.is_available():
-            return torch.cuda.max_memory_allocated() - self._start
+            return torch.cuda.max_memory_allocated()
         self._look()
-        return max(0, self._peak - self._start)
+        return self._peak
+
+    def _top(self) -> int:
+        return max(self._highest, self._now())
 
     def _watch(self) -> None:
         while not self._stop.wait(self._interval):

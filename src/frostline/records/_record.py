@@ -75,6 +75,8 @@ class Measured(_Data):
             others use too it says more than `seconds_per_step`.
         resumed_at_step: the step from which a resumed run went on; 0 for others.
         caching_peak_memory_bytes: the peak of the caching pass.
+        run_peak_memory_bytes: the peak of the whole run, above the memory before it: of reading the data, loading, the
+            caching pass, steps, evaluation, generation and saving.
         selection_seconds: the time until the strategy had chosen its plan: signals, trials, steps of a warm-up. It is
             not part of `train_seconds`.
     """
@@ -88,6 +90,7 @@ class Measured(_Data):
     cpu_seconds_per_step: float | None = None
     resumed_at_step: int = 0
     caching_peak_memory_bytes: int | None = None
+    run_peak_memory_bytes: int | None = None
     selection_seconds: float = 0.0
 
 

@@ -96,7 +96,8 @@ class RunConfig(Options):
         logging_steps: optimizer steps between entries of the log (below 1: a share of all steps).
         report_to: loggers that transformers knows: `tensorboard`, `wandb`, `trackio`, ...
         threads: CPU threads of torch; by default all.
-        per_device_eval_batch_size: rows of one forward pass in an evaluation.
+        per_device_eval_batch_size: rows of one forward pass in an evaluation; not given: at most 32, and as many as a
+            language model's logits have room for.
         generate_rows: prompts that an evaluation generates for; by default the task's own number.
         max_new_tokens: tokens that an evaluation generates at most.
         generation: how texts are generated: greedy by default, by beams or by sampling; see `Decoding`.
@@ -156,7 +157,7 @@ class RunConfig(Options):
     logging_steps: Steps = Field(10, gt=0)
     report_to: tuple[str, ...] = ()
     threads: PositiveInt | None = None
-    per_device_eval_batch_size: PositiveInt = 32
+    per_device_eval_batch_size: PositiveInt | None = None
     generate_rows: int | None = Field(None, ge=0)
     max_new_tokens: PositiveInt = 64
     generation: Decoding = Decoding()

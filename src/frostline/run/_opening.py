@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from frostline.anatomy import fingerprint
 from frostline.checkpoints import rows_of_the_base
 from frostline.core.places import places_of
-from frostline.cost import optimizer_notice, predict, total_parameters
+from frostline.core.sizes import parse_size, size_text
+from frostline.cost import evaluation_memory, optimizer_notice, predict, total_parameters
 from frostline.plan import document
 from frostline.records import DataFacts, ModelFacts, RunRecord, now
-from frostline.run._config import paths_of
+from frostline.run._config import RunConfig, paths_of
 from frostline.run._prepare import Prepared
 from frostline.run._streaming import streaming_notices
 from frostline.run._trying import why_not_tried
 from frostline.run._versions import versions
-from frostline.run._work import workload_of
+from frostline.run._work import evaluation_of, workload_of
 from frostline.tasks import TaskKind, majority_share
 
 
@@ -23,6 +25,7 @@ def opening_record(prepared: Prepared) -> RunRecord:
     """The record with which the run starts, status `running`."""
     config, applied, data = prepared.config, prepared.trainer.applied, prepared.data
     task, lengths = data.task, data.rows.lengths
+    predicted = predicted_cost(prepared)
     return RunRecord(
         status="running",
         started=now(),
@@ -56,7 +59,7 @@ def opening_record(prepared: Prepared) -> RunRecord:
         versions=versions(),
         trainable_parameters=sum(p.numel() for p in prepared.model.parameters() if p.requires_grad),
         total_parameters=total_parameters(applied.plan, applied.anatomy),
-        predicted=predicted_cost(prepared),
+        predicted=predicted,
         notices=(
             *task.notices,
             *applied.notices,
@@ -69,6 +72,7 @@ def opening_record(prepared: Prepared) -> RunRecord:
             *_optimizer_notice(prepared),
             *streaming_notices(config, task),
             *_cache_notice(prepared),
+            *evaluation_notice(config, predicted),
         ),
     )
 
@@ -85,7 +89,12 @@ def predicted_cost(prepared: Prepared) -> dict[str, Any]:
     }
     workload = work.model_copy(update=known)
     prediction = predict(applied.plan, applied.anatomy, workload, prepared.chosen.speed)
-    return {**prediction.document(), "assumes": dict(prediction.assumes)}
+    evaluation = evaluation_of(prepared.config, prepared.data, applied.anatomy, applied.config)
+    return {
+        **prediction.document(),
+        "evaluation_memory_bytes": evaluation_memory(applied.plan, applied.anatomy, workload, evaluation),
+        "assumes": dict(prediction.assumes),
+    }
 
 
 def _choice_notices(prepared: Prepared) -> list[str]:
@@ -105,6 +114,17 @@ def _held_out_notice(prepared: Prepared) -> list[str]:
         why = why_not_tried(prepared.config, len(data.rows))
         return [f"a rule chose the plan, without trials: {why}"] if why else []
     return [f"{len(data.held_out)} rows judge the trials and the run; {len(data.rows)} rows train"]
+
+
+def evaluation_notice(config: RunConfig, predicted: Mapping[str, Any]) -> list[str]:
+    """That an evaluation needs more memory than the budget has, as a size."""
+    asked, needs = config.budget.memory, predicted["evaluation_memory_bytes"]
+    if not isinstance(asked, str) or needs <= parse_size(asked, "memory"):
+        return []
+    return [
+        f"evaluation is predicted to need {size_text(needs)}, more than the budget's memory={asked}: use a smaller "
+        "per_device_eval_batch_size, fewer generate_rows, or a larger budget"
+    ]
 
 
 def _quantized_notice(prepared: Prepared) -> list[str]:

@@ -32,6 +32,7 @@ from frostline.run._streaming import load_streaming
 from frostline.run._work import Data, workload_of
 from frostline.surgery import Quantized, quantize_frozen
 from frostline.tasks import (
+    MOST_ROWS,
     Collator,
     Encoded,
     ModelKind,
@@ -39,6 +40,7 @@ from frostline.tasks import (
     Task,
     TaskKind,
     encode,
+    eval_batch_size,
     model_kind,
     prepare_tokenizer,
 )
@@ -113,7 +115,7 @@ def prepare(asked: RunConfig, data: Data, before: RunRecord | None = None, chose
         make = trainer_for(chosen.split, config) if data.held_out is None else JudgedTrainer
         trainer = make(
             model,
-            _arguments(config),
+            _arguments(_with_eval_batch(config, data, model.config)),
             schedule=chosen.schedule,
             optimizer_cls_and_kwargs=flora_of(config.optim, config.optim_args, config.seed),
             optimizer_in_backward=config.optimizer_in_backward,
@@ -205,6 +207,12 @@ def _check_loggers(names: Sequence[str]) -> None:
             )
 
 
+def _with_eval_batch(config: RunConfig, data: Data, model_config: Any) -> RunConfig:
+    """The config with as many rows in an evaluation's batch as there is room for, where it has no number."""
+    rows = config.per_device_eval_batch_size or eval_batch_size(data.task.kind, model_config, data.eval_rows)
+    return config.model_copy(update={"per_device_eval_batch_size": rows})
+
+
 def _arguments(config: RunConfig) -> TrainingArguments:
     if config.bf16 and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
         raise ConfigError("bf16: this GPU does not compute in bfloat16: use bf16=false")
@@ -216,7 +224,7 @@ def _arguments(config: RunConfig) -> TrainingArguments:
         "max_steps": config.max_steps or -1,
         "num_train_epochs": config.num_train_epochs,
         "per_device_train_batch_size": config.per_device_train_batch_size,
-        "per_device_eval_batch_size": config.per_device_eval_batch_size,
+        "per_device_eval_batch_size": config.per_device_eval_batch_size or MOST_ROWS,
         "gradient_accumulation_steps": config.gradient_accumulation_steps,
         "learning_rate": config.learning_rate,
         "lr_scheduler_type": config.lr_scheduler_type,

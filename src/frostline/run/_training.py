@@ -67,10 +67,11 @@ def _train(config: RunConfig, resume: bool, console: Console) -> RunRecord:
     checkpoint = _check_folder(folder, config, resume)
     if config.threads:
         torch.set_num_threads(config.threads)
-    with console.status("reading the data"):
-        data = judged(config, read_data(config))
     before = read_record(folder) if resume and (folder / RECORD_FILE).is_file() else None
     with MemoryMeter() as memory:
+        with console.status("reading the data"):
+            data = judged(config, read_data(config))
+        memory.restart()
         chosen = None
         if data.held_out is not None and before is None:
             chosen = try_plans(config, data, _attempt, console)
@@ -158,6 +159,7 @@ def _run(
                 resumed_at_step=trainer.state.global_step - len(prepared.steps.seconds),
                 selection_seconds=prepared.chosen.seconds + trainer.seconds_until_settled,
                 caching_peak_memory_bytes=caching_peak,
+                run_peak_memory_bytes=memory.whole_peak_bytes,
             ),
             "split": None if split is None else split.document(),
             "routers": routers,

@@ -8,11 +8,11 @@ from typing import Any
 
 from frostline.anatomy import Anatomy
 from frostline.core.labels import IGNORED
-from frostline.cost import Workload, has_dropout, storage_dtype
+from frostline.cost import EvaluationWork, Workload, has_dropout, storage_dtype
 from frostline.engine import GroupedByLength
 from frostline.run._config import RunConfig
 from frostline.run._device import uses_bfloat16
-from frostline.tasks import Encoded, Task, TaskKind
+from frostline.tasks import MOST_ROWS, Encoded, Task, TaskKind, eval_batch_size, model_kind
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,27 @@ def workload_of(config: RunConfig, data: Data, anatomy: Anatomy, model_config: A
         frozen_dtype=storage_dtype(dtype),
         frozen_bits=config.frozen_bits,
         label_share=1.0 if anatomy.encoder_decoder else _label_share(data, length),
+    )
+
+
+def evaluation_of(config: RunConfig, data: Data, anatomy: Anatomy, model_config: Any) -> EvaluationWork:
+    """The largest batches of the run's evaluations."""
+    task, decoding = data.task, config.generation.keywords(config.max_new_tokens)
+    rows = config.per_device_eval_batch_size or eval_batch_size(task.kind, model_config, data.eval_rows)
+    generated = task.generate_rows if config.generate_rows is None else config.generate_rows
+    questions = len(task.questions or task.eval)
+    writes = task.kind is TaskKind.GENERATION and not config.streaming
+    labelled = data.eval_rows.token_labels(shifted=False)
+    language = bool(labelled) and task.kind is not TaskKind.TAGGING
+    return EvaluationWork(
+        rows=min(rows, len(data.eval_rows)) * data.eval_rows.texts,
+        length=max(data.eval_rows.lengths),
+        positions=max(map(len, labelled), default=1),
+        width=anatomy.vocab_size if language else max(1, len(task.labels)),
+        prompts=min(config.per_device_eval_batch_size or MOST_ROWS, generated, questions) if writes else 0,
+        new_tokens=decoding["max_new_tokens"],
+        beams=decoding.get("num_beams", 1),
+        keeps=model_kind(model_config) == "decoder",
     )
 
 

@@ -10,6 +10,7 @@ from frostline.tasks._collate import Collator, pad_rows
 from frostline.tasks._decoding import Decoding
 from frostline.tasks._encode import Encoded, able_models, encode
 from frostline.tasks._entities import entities, entity_scores
+from frostline.tasks._eval_batches import MOST_ROWS, eval_batch_size
 from frostline.tasks._evaluate import Evaluation, evaluate, generation_examples
 from frostline.tasks._generate import generate_texts
 from frostline.tasks._load import load_task
@@ -37,6 +38,7 @@ from frostline.tasks._tokenize import ModelKind, Tokens, model_kind, prepare_tok
 
 __all__ = [
     "METRICS",
+    "MOST_ROWS",
     "TASKS",
     "Collator",
     "Columns",
@@ -63,6 +65,7 @@ __all__ = [
     "encode",
     "entities",
     "entity_scores",
+    "eval_batch_size",
     "evaluate",
     "exact_match",
     "generate_texts",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,6 +17,7 @@ from frostline.tasks._collate import Collator
 from frostline.tasks._decoding import Decoding
 from frostline.tasks._encode import Encoded, encode
 from frostline.tasks._encode_heads import as_completions
+from frostline.tasks._eval_batches import MOST_ROWS, batches, vocabulary
 from frostline.tasks._generate import generate_texts
 from frostline.tasks._metrics import perplexity
 from frostline.tasks._predict import (
@@ -59,7 +60,7 @@ def evaluate(
     tokenizer: Any,
     task: Task,
     *,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     max_length: int = 128,
     generate_rows: int | None = None,
     max_new_tokens: int = 128,
@@ -83,7 +84,8 @@ def evaluate(
         model: the model.
         tokenizer: a tokenizer with a pad token (`prepare_tokenizer`).
         task: the task.
-        batch_size: how many rows a batch has.
+        batch_size: how many rows a batch has; None: at most 32, and as many as the loss of a language model has room
+            for (`tasks._eval_batches`).
         max_length: at most this many input tokens for each example.
         generate_rows: for how many distinct prompts texts are generated (`generation_examples`); None is the task's
             own number, 0 generates none. Prompts are those of the task's questions, where it has any, else of the
@@ -103,17 +105,18 @@ def evaluate(
         asked = replace(task, kind=TaskKind.GENERATION, train=every, eval=every)
     encoded = encode(asked, split, tokenizer, max_length, kind)
     encoded.check_ids(tokenizer, model.config)
-    batches = _batches(encoded, Collator(tokenizer, keep_ids=True), batch_size, device)
+    grouped = batches(encoded, batch_size, vocabulary(task.kind, model.config))
+    collated = _collated(encoded, grouped, Collator(tokenizer, keep_ids=True), device)
     given = Asked(task, task.split(split), [row["example_id"] for row in encoded.rows], tokenizer, max_length)
     with evaluation_mode(model), torch.inference_mode():
         if task.kind in HEADS:
             found = (
-                choose_by_loss(given, token_losses(model, batches, kind))
+                choose_by_loss(given, token_losses(model, collated, kind))
                 if by_loss
-                else HEADS[task.kind](given, outputs(model, batches))
+                else HEADS[task.kind](given, outputs(model, collated))
             )
             return Evaluation(task.name, len(given.examples), found[0], tuple(found[1]))
-        loss = token_loss(model, batches, kind)
+        loss = token_loss(model, collated, kind)
     metrics = {"loss": loss, "perplexity": perplexity(loss)}
     rows = task.generate_rows if generate_rows is None else generate_rows
     if task.kind is not TaskKind.GENERATION or not rows:
@@ -125,7 +128,7 @@ def evaluate(
             model,
             tokenizer,
             [example.text for example in examples],
-            batch_size=batch_size,
+            batch_size=batch_size or MOST_ROWS,
             max_length=max_length,
             device=device,
             **decoding.keywords(max_new_tokens),
@@ -166,11 +169,9 @@ def generation_examples(examples: Sequence[Example], count: int) -> list[Example
     return drawn[:count]
 
 
-def _batches(encoded: Encoded, collate: Collator, batch_size: int, device: torch.device | str) -> Batches:
-    # Rows of similar length share a batch, which needs less padding.
-    lengths = encoded.lengths
-    order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    for start in range(0, len(order), batch_size):
-        places = order[start : start + batch_size]
+def _collated(
+    encoded: Encoded, grouped: Iterable[Sequence[int]], collate: Collator, device: torch.device | str
+) -> Batches:
+    for places in grouped:
         batch = collate([encoded.rows[place] for place in places])
-        yield places, {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+        yield list(places), {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
