@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from transformers.utils import ADAPTER_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file
 
+from frostline.core.documents import parse_json
 from frostline.core.errors import UnsupportedModel
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -44,10 +44,11 @@ def check_json_files(folder: Path, names: Iterable[str], what: str) -> None:
 
 def _read_object(path: Path, what: str) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        reason = f"not JSON: {error}" if isinstance(error, json.JSONDecodeError) else "not JSON text"
-        raise UnsupportedModel(f"{what}: {path.name} is {reason}: use an undamaged copy") from None
+        value = parse_json(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError:
+        raise UnsupportedModel(f"{what}: {path.name} is not JSON text: use an undamaged copy") from None
+    except ValueError as error:
+        raise UnsupportedModel(f"{what}: {path.name} is not JSON: {error}: use an undamaged copy") from None
     if not isinstance(value, dict):
         raise UnsupportedModel(f"{what}: {path.name} must hold a JSON object: use an undamaged copy")
     return value

@@ -18,6 +18,7 @@ import frostline.core.quiet  # noqa: F401
 from frostline.cli.answer import Answer
 from frostline.cli.commands import NAMES, root
 from frostline.core.errors import FrostlineError, UserError
+from frostline.core.shown import one_line
 
 TRACEBACK = "FROSTLINE_TRACEBACK"
 LIFELINE = "FROSTLINE_LIFELINE"
@@ -87,11 +88,11 @@ def _command(arguments: Sequence[str]) -> str:
 def _fail(message: str, status: int, kind: str = "error: ") -> int:
     if os.environ.get(TRACEBACK):
         traceback.print_exc()
-    line = " ".join(message.split("\n"))
+    line = one_line(f"{kind}{message}")
     if LIFELINE in os.environ:
         from frostline.study import lifeline
 
-        lifeline.say(line)  # the study shows it
+        lifeline.say(line.removeprefix(kind))  # the study shows it
     else:
-        print(f"{kind}{line}", file=sys.stderr)
+        print(line, file=sys.stderr)
     return status

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from frostline.core.documents import parse_json
 from frostline.core.errors import CannotWrite, CheckpointError, ConfigError, UserError
 
 UNFINISHED = ".unfinished."
@@ -114,7 +115,7 @@ def read_text(path: Path, what: str, error: type[UserError] = ConfigError) -> st
         error: the error to raise when the file is missing, a folder, or not UTF-8.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise error(f"{what} not found: {path}") from None
     except IsADirectoryError:
@@ -129,8 +130,8 @@ def read_json(path: Path, what: str) -> Any:
     Raises `CheckpointError` when it is missing or not JSON. `what` is what the file is, for the message.
     """
     try:
-        return json.loads(read_text(path, what, CheckpointError))
-    except json.JSONDecodeError as error:
+        return parse_json(read_text(path, what, CheckpointError))
+    except ValueError as error:
         raise CheckpointError(f"{what} is not JSON: {path}: {error}") from None
 
 
