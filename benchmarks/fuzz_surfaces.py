@@ -305,6 +305,8 @@ class _Maker:
             return Input(["inspect", str(folder)], (path,))
         folder = self._fresh(self.hybrid)
         path = self._damaged(folder, draw, 0.4)
+        if not _is_hybrid(folder / "adapter_config.json"):  # PEFT then reads it without frostline
+            return Input(["inspect", str(folder)], (path,))
         model = str(self.model)
         return Input(["(peft)", str(folder)], (path,), call=lambda arguments: _loaded(model, arguments[1]))
 
@@ -315,6 +317,14 @@ def _really(arguments: list[str]) -> int:
 
     with patch.object(training, "_run", RUN):
         return main(arguments)
+
+
+def _is_hybrid(path: Path) -> bool:
+    try:
+        values = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(values, dict) and values.get("peft_type") == "HYBRID"
 
 
 def _loaded(model: str, folder: str) -> int:

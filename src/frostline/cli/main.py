@@ -5,6 +5,7 @@ Exit status: 0 done, 2 the user's input is wrong, 1 anything else.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -23,6 +24,7 @@ from frostline.core.shown import one_line
 TRACEBACK = "FROSTLINE_TRACEBACK"
 LIFELINE = "FROSTLINE_LIFELINE"
 WRONG_PATH = (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
+WRONG_NAMES = (errno.ENAMETOOLONG, errno.ELOOP)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        return _fail(str(error), 2 if isinstance(error, WRONG_PATH) else 1)
+        wrong = isinstance(error, WRONG_PATH) or error.errno in WRONG_NAMES
+        return _fail(str(error), 2 if wrong else 1)
     except Exception as error:
         if _is_out_of_memory(error):
             advice = "use a smaller per_device_train_batch_size, activation_checkpointing=true, or train fewer blocks"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Hashable
 from typing import Any
 
@@ -16,6 +17,8 @@ LARGEST = 2_000_000
 """So many values may a document have. A few lines of YAML can stand for billions: `*name` repeats what it names."""
 LONGEST_NUMBER = 10**300
 """Any whole number below this is a floating-point number too."""
+
+_HALF = re.compile("[\ud800-\udfff]")
 
 
 class KeyTwice(ValueError):
@@ -101,6 +104,9 @@ def _check(value: Any) -> None:
                 below += (*each, *each.values())
             elif isinstance(each, (list, tuple, set)):
                 below += each
+            elif isinstance(each, str):
+                if not each.isascii() and _HALF.search(each):
+                    raise ValueError("a text has half of a surrogate pair, so it is not valid Unicode")
             elif isinstance(each, int) and abs(each) >= LONGEST_NUMBER:
                 raise ValueError("a number has too many digits: use at most 300")
             count += 1

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from frostline.core.documents import parse_json
-from frostline.core.errors import CannotWrite, CheckpointError, ConfigError, UserError
+from frostline.core.errors import CannotWrite, CheckpointError, ConfigError, UserError, first_line
 
 UNFINISHED = ".unfinished."
 """Prefix of the names of files and folders that are being written or removed. A process that is killed leaves them."""
@@ -133,6 +133,23 @@ def read_json(path: Path, what: str) -> Any:
         return parse_json(read_text(path, what, CheckpointError))
     except ValueError as error:
         raise CheckpointError(f"{what} is not JSON: {path}: {error}") from None
+
+
+@contextmanager
+def reading(path: Path, what: str) -> Iterator[None]:
+    """Turn any error about the values in a file of frostline's own into a `CheckpointError`.
+
+    Args:
+        path: the file, or the folder of the files.
+        what: what they hold, for the message.
+    """
+    try:
+        yield
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise CheckpointError(
+            f"{path}: its {what} is damaged ({reason}): use another checkpoint, or a new out"
+        ) from error
 
 
 def sha256(path: Path) -> str:

@@ -6,13 +6,16 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from frostline.core.documents import parse_yaml
 from frostline.core.errors import ConfigError, unknown_name
 from frostline.core.files import read_text
+
+MOST = 1e15
+"""No number of rows, tokens, steps or bytes that a run can have is larger."""
 
 
 class Options(BaseModel):
@@ -33,6 +36,19 @@ class Options(BaseModel):
             if key not in cls.model_fields:
                 raise ValueError(unknown_key(str(key), cls.model_fields, cls.how_to_list))
         return value
+
+    @model_validator(mode="after")
+    def _no_enormous_numbers(self) -> Self:
+        refuse_enormous(self)
+        return self
+
+
+def refuse_enormous(settings: BaseModel) -> None:
+    """Raise `ValueError` for a number with which no cost can be computed any more."""
+    for name in type(settings).model_fields:
+        value = getattr(settings, name)
+        if isinstance(value, int | float) and abs(value) > MOST:
+            raise ValueError(f"{name}: {value:.3g} is too large: use at most {MOST:.0e}")
 
 
 def unknown_key(key: str, known: Iterable[str], how_to_list: str = "") -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from frostline.core.errors import ConfigError
+from frostline.core.errors import ConfigError, DataError
 from frostline.tasks._clip import clip_texts
 from frostline.tasks._tokenize import Tokens, check_ids, model_kind, prompt_tokens
 
@@ -62,6 +62,8 @@ def generate_texts(
     tokens = [prompt if isinstance(prompt, Tokens) else next(read) for prompt in prompts]
     ids = [entry.ids if room is None else entry.last(room) for entry in tokens]
     check_ids(tokenizer, ids, model.config)
+    if not all(ids):
+        raise DataError("the tokenizer makes no tokens of a prompt: use another text, or the model's own tokenizer")
     options = {"do_sample": False, "num_beams": 1, "max_new_tokens": max_new_tokens, **decoding}
     options |= {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": _end_tokens(model, tokenizer, ends)}
     device = device or device_of(model)
