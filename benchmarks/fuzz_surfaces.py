@@ -332,7 +332,9 @@ def _loaded(model: str, folder: str) -> int:
     try:
         adapted = peft.PeftModel.from_pretrained(base, folder)
         adapted(input_ids=torch.tensor([[1, 5, 6]]))
-    except (FrostlineError, ValueError, OSError, SafetensorError) as error:
+    except (FrostlineError, ValueError, OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "size mismatch" not in str(error):  # that is what PEFT raises for LoRA
+            raise
         print(f"error: {one_line(str(error))[:200]}", file=sys.stderr)
         return 2
     return 0

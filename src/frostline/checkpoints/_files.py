@@ -112,6 +112,10 @@ def _check_generation(path: Path, what: str) -> None:
         for key, value in values.items():
             if key.startswith(FLAGS) and value is not None and not isinstance(value, bool):
                 raise UnsupportedModel(f"{what}: {path.name}: {key} must be true or false: correct it there")
+            if any(
+                isinstance(one, int) and abs(one) > 2**31 for one in (value if isinstance(value, list) else [value])
+            ):
+                raise UnsupportedModel(f"{what}: {path.name}: {key} is too large: correct it there")
         ends = values.get("eos_token_id")
         if ends is not None and not all(isinstance(end, int) for end in (ends if isinstance(ends, list) else [ends])):
             raise UnsupportedModel(f"{what}: {path.name}: eos_token_id must be a number or a list of them: correct it")

@@ -36,6 +36,7 @@ from frostline.core.errors import CheckpointError
 from frostline.core.files import UNFINISHED, atomic_folder, disk_errors, read_json, reading, sweep, write_json
 from frostline.engine._observe import Observer
 from frostline.engine._ranks import load_ranks, save_ranks
+from frostline.engine._trainer_state import TRAINER_STATE_FILE, check_trainer_state
 from frostline.plan import Plan, Schedule, document
 from frostline.surgery import AS_GIVEN, Applied, applied_to, one_dtype, to_plain
 
@@ -196,7 +197,8 @@ class SavingTrainer(transformers.Trainer):
                 load_optimizer(self._bare_optimizer(), self._names(), folder)
             with reading(folder, "scheduler state"):
                 load_scheduler(self.lr_scheduler, folder)
-            load_ranks(self.applied.peft_models, folder)
+            with reading(folder, "state of ranks"):
+                load_ranks(self.applied.peft_models, folder)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
@@ -204,10 +206,14 @@ class SavingTrainer(transformers.Trainer):
             with reading(path, "generator state"):
                 set_random_state(read_json(path, "generator state"))
 
+    def _load_callback_state(self) -> None:
+        with reading(Path(self.args.output_dir), "state of the trainer's callbacks"):
+            super()._load_callback_state()
+
     def _check_complete(self, folder: Path) -> None:
         """Raises `CheckpointError` when a part is missing without which training would go on with other numbers."""
         parts = (
-            "trainer_state.json",
+            TRAINER_STATE_FILE,
             SCHEDULE_FILE,
             OPTIMIZER_FILE,
             OPTIMIZER_TENSORS,
@@ -228,6 +234,7 @@ class SavingTrainer(transformers.Trainer):
                 f"{folder}: it has no {missing[0]}{why}, so training cannot go on as if it had never stopped: use a "
                 "complete checkpoint, or begin a new training with frostline.load"
             )
+        check_trainer_state(folder)
 
     def _rng_file(self) -> str:
         return f"rng_{self.args.process_index}.json"

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from frostline.core.errors import ConfigError, DataError
+from frostline.core.errors import ConfigError, DataError, UnsupportedModel, first_line
 from frostline.tasks._clip import clip_texts
 from frostline.tasks._tokenize import Tokens, check_ids, model_kind, prompt_tokens
 
@@ -78,7 +78,18 @@ def generate_texts(
                 padding_side="left" if decoder else "right",
                 return_tensors="pt",
             ).to(device)
-            output = model.generate(**batch, **options)
+            try:
+                output = model.generate(**batch, **options)
+            except (
+                AttributeError,
+                LookupError,
+                TypeError,
+                ValueError,
+            ) as error:  # what else generation_config.json says
+                raise UnsupportedModel(
+                    f"the model cannot generate with these settings and those of its generation_config.json: "
+                    f"{type(error).__name__}: {first_line(error)}"
+                ) from error
             width = batch["input_ids"].shape[1] if decoder else 0
             for i, sequence in zip(members, output, strict=True):
                 text = _written(tokenizer, sequence, width)
