@@ -186,7 +186,10 @@ CONFIGS: dict[str, tuple[Damage, str]] = {
     "nested": (content("config.json", "[" * 3000), "config.json is not JSON"),
     "not json": (content("config.json", '{"a":'), "config.json is not JSON"),
     "wide": (change("config.json", hidden_size=10**12), "hidden_size is too large: 1000000000000"),
-    "digits": (change("config.json", intermediate_size=10**400), "config.json is not JSON: a number has too many digits"),
+    "digits": (
+        change("config.json", intermediate_size=10**400),
+        "config.json is not JSON: a number has too many digits",
+    ),
     "deep": (change("config.json", num_hidden_layers=10**9), "num_hidden_layers is too large: 1000000000: at most"),
     "negative": (change("config.json", hidden_size=-4), "hidden_size must be a whole number from 1 on, found -4"),
     "no layers": (change("config.json", num_hidden_layers=0), "num_hidden_layers must be a whole number from 1 on"),
