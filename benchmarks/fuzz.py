@@ -167,7 +167,7 @@ def main() -> int:
     parser.add_argument("--surfaces", nargs="*", default=())
     parser.add_argument("--out", type=Path, default=Path("runs/fuzz"))
     given = parser.parse_args()
-    counts = fuzz(given.seconds, given.seed, given.surfaces, given.out)
+    counts = fuzz(given.seconds, given.seed, given.surfaces, given.out.resolve())
     print(table(counts))
     for name, count in counts.items():
         for finding, times in count.findings.most_common():

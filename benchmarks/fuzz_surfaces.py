@@ -8,7 +8,7 @@ import random
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
@@ -56,9 +56,12 @@ def surfaces(folder: Path) -> Iterator[Mapping[str, Surface]]:
     folder = folder.resolve()
     settings = {"FROSTLINE_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1", "RANK": "0", "COLUMNS": "120"}
     settings["FROSTLINE_DATA"] = settings["FROSTLINE_MODELS"] = str(folder / "none")
+    inner = folder / "a" / "b" / "c"  # a damaged path, such as ../../x, stays in the folder
+    inner.mkdir(parents=True)
     with patch.dict(os.environ, settings):
         made = _Maker(folder)
         with (
+            chdir(inner),
             patch("frostline.run._training._run", lambda prepared, record, *rest: record),
             patch("frostline.study._runner._run_cells", lambda *_: []),
         ):
