@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+import logging
+from pathlib import Path
 
 import pytest
 from rich.table import Table
 from rich.text import Text
 
 from frostline.core.console import PlainConsole
+from frostline.core.figures import figure_text, new_figure, write_figure
 from frostline.core.shown import json_text, markdown_text, one_line, shortened, visible
 
 EVIL = "a\x1b[31m\x07\x9b2J\u202eb\x7f\r\u2028\ud800"
@@ -63,3 +66,19 @@ def test_a_terminal_shows_just_the_text() -> None:
         text in shown for text in ("[/red]", "[bold]x[/] \\x1b]0;title\\x07", "[/x] \\x9b", "[/y] :smile: \\x1b[2J")
     )
     assert not any(sign in shown for sign in "\x1b\x07\x9b")
+
+
+def test_a_warning_has_no_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
+    import frostline.core.quiet  # noqa: F401
+
+    assert logging.lastResort is not None
+    logging.lastResort.handle(logging.makeLogRecord({"msg": EVIL, "levelno": logging.WARNING}))
+    assert capsys.readouterr().err == f"{WRITTEN}\n"
+
+
+@pytest.mark.parametrize("name", ["a$b^", "$\\frac$", EVIL, "$", "\\$x_$"])
+def test_a_name_in_a_figure_is_no_formula(name: str, tmp_path: Path) -> None:
+    figure = new_figure(2, 2)
+    figure.suptitle(figure_text(name))
+    write_figure(figure, tmp_path / "a.svg")
+    assert (tmp_path / "a.svg").stat().st_size > 0
