@@ -14,8 +14,8 @@ from frostline.core.documents import parse_yaml
 from frostline.core.errors import ConfigError, unknown_name
 from frostline.core.files import read_text
 
-MOST = 1e15
-"""No number of rows, tokens, steps or bytes that a run can have is larger."""
+MOST, MOST_REAL = 10**15, 1e40
+"""No number of rows, tokens, steps or bytes that a run can have is larger; nor is any rate or share."""
 
 
 class Options(BaseModel):
@@ -47,8 +47,9 @@ def refuse_enormous(settings: BaseModel) -> None:
     """Raise `ValueError` for a number with which no cost can be computed any more."""
     for name in type(settings).model_fields:
         value = getattr(settings, name)
-        if isinstance(value, int | float) and abs(value) > MOST:
-            raise ValueError(f"{name}: {value:.3g} is too large: use at most {MOST:.0e}")
+        most = MOST if isinstance(value, int) else MOST_REAL
+        if isinstance(value, int | float) and abs(value) > most:
+            raise ValueError(f"{name}: {value:.3g} is too large: use at most {most:.0e}")
 
 
 def unknown_key(key: str, known: Iterable[str], how_to_list: str = "") -> str:
