@@ -18,7 +18,7 @@ import typer
 import frostline.core.quiet  # noqa: F401
 from frostline.cli.answer import Answer
 from frostline.cli.commands import NAMES, root
-from frostline.core.errors import FrostlineError, UserError
+from frostline.core.errors import FrostlineError, UserError, is_out_of_memory
 from frostline.core.shown import one_line
 
 TRACEBACK = "FROSTLINE_TRACEBACK"
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         wrong = isinstance(error, WRONG_PATH) or error.errno in WRONG_NAMES
         return _fail(str(error), 2 if wrong else 1)
     except Exception as error:
-        if _is_out_of_memory(error):
+        if is_out_of_memory(error):
             advice = "use a smaller per_device_train_batch_size, activation_checkpointing=true, or train fewer blocks"
             return _fail(f"out of memory: {advice}", 1)
         about = f"{type(error).__name__}: {error}".rstrip(": ")
@@ -76,12 +76,6 @@ def _run(arguments: Sequence[str]) -> int:
         answer: Answer = command.invoke(context)
     answer.show()
     return answer.status
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    # torch's own class is recognised by its name, since torch may not have been imported.
-    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return named or "can't allocate memory" in str(error)
 
 
 def _command(arguments: Sequence[str]) -> str:

@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from frostline.core.documents import parse_json
-from frostline.core.errors import CannotWrite, CheckpointError, ConfigError, UserError, first_line
+from frostline.core.errors import (
+    CannotWrite,
+    CheckpointError,
+    ConfigError,
+    FrostlineError,
+    UserError,
+    first_line,
+    is_out_of_memory,
+)
 
 UNFINISHED = ".unfinished."
 """Prefix of the names of files and folders that are being written or removed. A process that is killed leaves them."""
@@ -137,7 +145,7 @@ def read_json(path: Path, what: str) -> Any:
 
 @contextmanager
 def reading(path: Path, what: str) -> Iterator[None]:
-    """Turn any error about the values in a file of frostline's own into a `CheckpointError`.
+    """Turn any error about the values in a file of frostline's own into a `CheckpointError`, but for want of memory.
 
     Args:
         path: the file, or the folder of the files.
@@ -145,7 +153,11 @@ def reading(path: Path, what: str) -> Iterator[None]:
     """
     try:
         yield
+    except FrostlineError:
+        raise
     except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise CheckpointError(
             f"{path}: its {what} is damaged ({reason}): use another checkpoint, or a new out"
