@@ -21,17 +21,19 @@ import time
 import traceback
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fuzz_surfaces import Input, surfaces
+from fuzz_surfaces import Input, Surface, surfaces, undamaged
 from transformers.utils import logging
 
 LONGEST_LINE = 300
 SECONDS = 10
+UNDAMAGED = 5
+"""So many inputs of a surface are tried without damage; most of them have to end with status 0."""
 MEMORY = 6 * 2**30
 """No input may need more than this: what asks for all of the memory is then an error, and a finding."""
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -99,6 +101,18 @@ def kind(problem: str) -> str:
     return re.sub(r"\d+|'[^']*'|\"[^\"]*\"|/\S+", "_", problem)[:130]
 
 
+def check_undamaged(made: Mapping[str, Surface]) -> None:
+    """Raise `RuntimeError` for a surface whose inputs are refused before anything damages them: it would try nothing."""
+    for name, make in made.items():
+        draw, refused = random.Random(1), []
+        with undamaged():
+            for _ in range(UNDAMAGED):
+                status, _, printed = tried(make(draw))
+                refused += [printed] if status else []
+        if len(refused) > UNDAMAGED / 2:
+            raise RuntimeError(f"{name}: most inputs are refused undamaged: {refused[0][-300:]}")
+
+
 def fuzz(seconds: float, seed: int, names: Sequence[str], out: Path) -> dict[str, Count]:
     """Try inputs for this long, each surface as long as the others.
 
@@ -117,6 +131,7 @@ def fuzz(seconds: float, seed: int, names: Sequence[str], out: Path) -> dict[str
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     with tempfile.TemporaryDirectory() as temporary, surfaces(Path(temporary)) as made:
         resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, limits[1]))
+        check_undamaged({name: made[name] for name in names or made})
         draws = {name: random.Random(f"{seed}{name}") for name in names or made}
         end = time.monotonic() + seconds
         try:

@@ -21,13 +21,20 @@ WORDS = ("warm", "cold", "sun", "snow", "day", "night", "the", "a", "is", "was")
 SPECIALS = ("<pad>", "<s>", "</s>", "<unk>")
 SMALL = {"vocab_size": 32, "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
 SIZES: dict[str, dict[str, Any]] = {
-    "llama": {**SMALL, "num_key_value_heads": 1, "max_position_embeddings": 64},
-    "bert": {**SMALL, "max_position_embeddings": 64},
-    "gpt2": {"vocab_size": 32, "n_embd": 8, "n_layer": 3, "n_head": 2, "n_positions": 64},
-    "t5": {"vocab_size": 32, "d_model": 8, "d_kv": 4, "d_ff": 16, "num_layers": 2, "num_heads": 2},
-    "mixtral": {**SMALL, "num_key_value_heads": 1, "num_local_experts": 2, "max_position_embeddings": 64},
-    "modernbert": {**SMALL, "pad_token_id": 0, "max_position_embeddings": 64},
-    "qwen2_vl": {},
+    "llama": {**SMALL, "num_key_value_heads": 1, "max_position_embeddings": 256},
+    "bert": {**SMALL, "max_position_embeddings": 256},
+    "gpt2": {"vocab_size": 32, "n_embd": 8, "n_layer": 3, "n_head": 2, "n_positions": 256},
+    "t5": {
+        "vocab_size": 32,
+        "d_model": 8,
+        "d_kv": 4,
+        "d_ff": 16,
+        "num_layers": 2,
+        "num_heads": 2,
+        "decoder_start_token_id": 0,
+    },
+    "mixtral": {**SMALL, "num_key_value_heads": 1, "num_local_experts": 2, "max_position_embeddings": 256},
+    "modernbert": {**SMALL, "pad_token_id": 0, "max_position_embeddings": 256},
 }
 MODELS = ("llama", "bert", "gpt2", "t5", "mixtral", "modernbert")
 CLASSES = {"bert": "BertForMaskedLM", "modernbert": "ModernBertForMaskedLM", "t5": "T5ForConditionalGeneration"}

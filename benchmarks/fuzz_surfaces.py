@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import fuzz_corpus as corpus
@@ -68,6 +69,19 @@ def surfaces(folder: Path) -> Iterator[Mapping[str, Surface]]:
             yield made.surfaces()
 
 
+@contextmanager
+def undamaged() -> Iterator[None]:
+    """Inside this context, inputs are as they were before the damage."""
+
+    def same(data: Any, *_: object) -> Any:
+        return data
+
+    names = ("mutated_bytes", "mutated_document", "mutated_lines", "mutated_text")
+    whole = patch.object(_Maker, "_damaged", lambda made, folder, *_: folder / "undamaged")
+    with patch.multiple(sys.modules[__name__], **dict.fromkeys(names, same)), whole:
+        yield
+
+
 class _Maker:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -78,6 +92,10 @@ class _Maker:
         self.config = {"model": str(self.model), "task": str(self.rows), **corpus.CONFIG}
         self.run = self._trained("run", "strategy=bot50", "save_steps=1", "activation_cache=on")
         self.lora = self._trained("lora", "strategy=lora", "save_steps=1")
+        texts = folder / "texts.jsonl"
+        texts.write_bytes(corpus.jsonl(corpus.FORMS[1]))
+        columns = ("data.columns.text=text", "data.columns.label=null")
+        self.writer = self._trained("writer", f"task={texts}", *columns, "strategy=lora")
         self.adapter = corpus.write_adapter(self.model, folder / "adapter")
         hybrid = transformers.AutoModelForCausalLM.from_pretrained(self.model)
         self.hybrid = folder / "hybrid"
@@ -239,7 +257,7 @@ class _Maker:
         return path
 
     def run_folder(self, draw: random.Random) -> Input:
-        folder = self._fresh(draw.choice((self.run, self.lora)))
+        folder = self._fresh(draw.choice((self.run, self.lora, self.writer)))
         for checkpoint in folder.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
         path = self._damaged(folder, draw)

@@ -241,6 +241,5 @@ def test_want_of_memory_is_no_damage(error: RuntimeError, tmp_path: Path) -> Non
     with pytest.raises(RuntimeError) as raised, reading(tmp_path, "optimizer state"):
         raise error
     assert raised.value is error
-    damaged = pytest.raises(CheckpointError, match=r"its optimizer state is damaged \(RuntimeError: size")
-    with damaged, reading(tmp_path, "optimizer state"):
+    with pytest.raises(CheckpointError, match="its optimizer state is damaged"), reading(tmp_path, "optimizer state"):
         raise RuntimeError("size mismatch")
