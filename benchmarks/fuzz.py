@@ -102,7 +102,7 @@ def kind(problem: str) -> str:
 
 
 def check_undamaged(made: Mapping[str, Surface]) -> None:
-    """Raise `RuntimeError` for a surface whose inputs are refused before anything damages them: it would try nothing."""
+    """Raise `RuntimeError` for a surface whose inputs are refused undamaged: it would try nothing."""
     for name, make in made.items():
         draw, refused = random.Random(1), []
         with undamaged():

@@ -20,6 +20,7 @@ from frostline.plan import document
 WORDS = ("warm", "cold", "sun", "snow", "day", "night", "the", "a", "is", "was")
 SPECIALS = ("<pad>", "<s>", "</s>", "<unk>")
 SMALL = {"vocab_size": 32, "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
+ENDS = {"decoder_start_token_id": 0, "eos_token_id": 2}
 SIZES: dict[str, dict[str, Any]] = {
     "llama": {**SMALL, "num_key_value_heads": 1, "max_position_embeddings": 256},
     "bert": {**SMALL, "max_position_embeddings": 256},
