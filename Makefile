@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest --quiet --numprocesses 2 --dist worksteal
 
-.PHONY: install demo test check bench same format clean
+.PHONY: install demo test check bench same fuzz format clean
 
 install: .venv/.installed
 
@@ -34,6 +34,11 @@ bench: install
 same: install
 	$(BIN)/python benchmarks/same_training.py
 	$(BIN)/python benchmarks/same_training.py --attach
+
+# Damaged inputs on every surface: `make fuzz SECONDS=60`.
+SECONDS ?= 600
+fuzz: install
+	$(BIN)/python benchmarks/fuzz.py --seconds $(SECONDS)
 
 format: install
 	$(BIN)/ruff check --fix .

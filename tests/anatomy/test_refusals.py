@@ -52,6 +52,13 @@ def test_a_model_without_attention() -> None:
     assert "MambaForCausalLM has no list of transformer blocks" in refusal(model)
 
 
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_a_tensor_without_values() -> None:
+    config = AutoConfig.for_model("t5", vocab_size=32, d_model=8, d_kv=0, d_ff=16, num_layers=2, num_heads=2)
+    message = refusal(skeleton(config, AutoModelForSequenceClassification))
+    assert message.endswith("q.weight has the shape (0, 8): use sizes from 1 on in config.json")
+
+
 def test_several_models_in_one() -> None:
     small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
     config = AutoConfig.for_model("gemma3", text_config=small, vision_config={**small, "image_size": 28})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -185,7 +186,10 @@ CONFIGS: dict[str, tuple[Damage, str]] = {
     "nested": (content("config.json", "[" * 3000), "config.json is not JSON"),
     "not json": (content("config.json", '{"a":'), "config.json is not JSON"),
     "wide": (change("config.json", hidden_size=10**12), "hidden_size is too large: 1000000000000"),
-    "digits": (change("config.json", intermediate_size=10**400), "intermediate_size is too large: 1000"),
+    "digits": (
+        change("config.json", intermediate_size=10**400),
+        "config.json is not JSON: a number has too many digits",
+    ),
     "deep": (change("config.json", num_hidden_layers=10**9), "num_hidden_layers is too large: 1000000000: at most"),
     "negative": (change("config.json", hidden_size=-4), "hidden_size must be a whole number from 1 on, found -4"),
     "no layers": (change("config.json", num_hidden_layers=0), "num_hidden_layers must be a whole number from 1 on"),
@@ -310,3 +314,115 @@ def test_a_good_model_passes_every_check(good: Path, models_dir: Path) -> None:
     for folder in (good, models_dir / "base16", models_dir / "stories260K", models_dir / "all-MiniLM-L6-v2"):
         load_config(str(folder))
         assert load_tokenizer(str(folder))("a")["input_ids"]
+
+
+# Links and names that lead elsewhere, and code of others
+
+
+def test_a_link_out_of_the_folder_is_refused(folder: Path, tmp_path: Path) -> None:
+    weights = folder / "model.safetensors"
+    other = weights.rename(tmp_path / "secret.safetensors")
+    weights.symlink_to(other)
+    assert "'model.safetensors' is a link that leads out of the folder" in refused(lambda: load(folder))
+    weights.unlink()
+    (folder / "part.safetensors").symlink_to(other)
+    index(folder, "part.safetensors")
+    assert "'part.safetensors' is a link that leads out of the folder" in refused(lambda: load(folder))
+
+
+def test_links_inside_the_folder_and_of_the_hubs_cache_are_read(folder: Path, tmp_path: Path) -> None:
+    kept = (folder / "model.safetensors").rename(folder / "kept.safetensors")
+    (folder / "model.safetensors").symlink_to("kept.safetensors")
+    assert load(folder).num_parameters() > 0
+    snapshot = tmp_path / "models--a--b" / "snapshots" / "0123"
+    shutil.copytree(folder, snapshot, symlinks=True)
+    (snapshot / "model.safetensors").unlink()
+    blobs = tmp_path / "models--a--b" / "blobs"
+    blobs.mkdir()
+    kept.rename(blobs / "abcd")
+    (snapshot / "model.safetensors").symlink_to("../../blobs/abcd")
+    assert load(snapshot).num_parameters() > 0
+
+
+def change_config(folder: Path, **values: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        (
+            "adapter_model.bin",
+            "config.json names 'adapter_model.bin', which is no safetensors file; no pickle is loaded",
+        ),
+        ("../x.safetensors", "config.json names '../x.safetensors', which is not beside it"),
+        ("other.safetensors.index.json", "names 'pytorch_model.bin', which is no safetensors file"),
+        (3, "transformers_weights must be the name of a file"),
+    ],
+)
+def test_a_config_names_only_safetensors_beside_it(named: object, message: str, folder: Path, tmp_path: Path) -> None:
+    mark = tmp_path / "ran"
+    for name in ("adapter_model.bin", "pytorch_model.bin"):
+        (folder / name).write_bytes(pickle.dumps(Trap(mark)))
+    document = {"metadata": {}, "weight_map": {"model.norm.weight": "pytorch_model.bin"}}
+    (folder / "other.safetensors.index.json").write_text(json.dumps(document))
+    change_config(folder, transformers_weights=named)
+    assert message in refused(lambda: load(folder))
+    assert not mark.exists()
+
+
+def test_a_config_may_name_its_own_file_of_weights(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "mine.safetensors")
+    change_config(folder, transformers_weights="mine.safetensors")
+    assert load(folder).num_parameters() > 0
+
+
+@pytest.mark.parametrize("key", ["_attn_implementation", "attn_implementation"])
+def test_a_config_cannot_name_code_of_the_hub(key: str, folder: Path) -> None:
+    change_config(folder, **{key: "kernels-community/flash-attn"})
+    message = "attn_implementation 'kernels-community/flash-attn' is code of others, which is not run"
+    for arguments in (("inspect",), ("plan", "--strategy", "bot50"), ("generate", "--prompt", "the")):
+        ended = frostline(arguments[0], folder, *arguments[1:])
+        assert ended.status == 2 and message in ended.error
+
+
+def test_a_model_with_code_of_its_own_is_refused_and_the_code_does_not_run(folder: Path, tmp_path: Path) -> None:
+    mark = tmp_path / "ran"
+    (folder / "modeling_x.py").write_text(f"open({str(mark)!r}, 'w')\nclass C: pass\n")
+    change_config(folder, model_type="unheard", auto_map={"AutoConfig": "modeling_x.C"})
+    assert "no code of a model is run: use a model that transformers itself has" in refused(lambda: load(folder))
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"num_hidden_layers": 100_000},
+        {"num_hidden_layers": 1_001},
+        {"head_dim": 10**9},
+        {"vocab_size": 10**12},
+        {"hidden_size": 10**200},
+        {"intermediate_size": 2**40},
+    ],
+)
+def test_enormous_sizes_are_refused_within_a_second(values: dict[str, int], folder: Path) -> None:
+    change_config(folder, **values)
+    (folder / "model.safetensors").unlink()  # a bare config is enough for a plan
+    for arguments in (("inspect",), ("plan", "--strategy", "bot50"), ("generate", "--prompt", "the")):
+        begun = time.process_time()
+        ended = frostline(arguments[0], folder, *arguments[1:])
+        assert ended.status == 2 and f"{min(values)} is too large" in ended.error
+        assert time.process_time() - begun < 1
+
+
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
+def test_an_encoder_decoder_says_which_token_its_texts_start_with(file: str, tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "model", "t5")
+    path = folder / file
+    values = json.loads(path.read_text())
+    path.write_text(
+        json.dumps({key: values[key] for key in values if key not in ("decoder_start_token_id", "bos_token_id")})
+    )
+    ended = frostline("generate", folder, "--prompt", "the sun", "--max-new-tokens", "2")
+    assert ended.status == 2 and f"{file}: decoder_start_token_id is missing" in ended.error

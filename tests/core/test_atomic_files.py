@@ -14,8 +14,17 @@ from typing import Any
 
 import pytest
 
-from frostline.core.errors import FrostlineError, UserError
-from frostline.core.files import atomic_file, atomic_folder, read_json, read_text, sha256, write_json, write_text
+from frostline.core.errors import CheckpointError, FrostlineError, UserError
+from frostline.core.files import (
+    atomic_file,
+    atomic_folder,
+    read_json,
+    read_text,
+    reading,
+    sha256,
+    write_json,
+    write_text,
+)
 
 FULL_DEVICE = Path("/dev/full")
 
@@ -221,3 +230,16 @@ def test_sha256(tmp_path: Path) -> None:
     path = tmp_path / "abc"
     path.write_bytes(b"abc")
     assert sha256(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+class OutOfMemoryError(RuntimeError):
+    """As torch's own, which is known by its name."""
+
+
+@pytest.mark.parametrize("error", [OutOfMemoryError("CUDA"), RuntimeError("you tried: can't allocate memory")])
+def test_want_of_memory_is_no_damage(error: RuntimeError, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError) as raised, reading(tmp_path, "optimizer state"):
+        raise error
+    assert raised.value is error
+    with pytest.raises(CheckpointError, match="its optimizer state is damaged"), reading(tmp_path, "optimizer state"):
+        raise RuntimeError("size mismatch")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from transformers import (
+    AutoConfig,
     AutoTokenizer,
     BartConfig,
     BartForConditionalGeneration,
@@ -93,3 +95,18 @@ def test_the_head_reads_an_end_token_that_every_row_has_once(model: str) -> None
     tokenizer.pad_token = tokenizer.eos_token
     with pytest.raises(UserError, match="this model's head reads the end token"):
         encode(task, "train", tokenizer, 64, "encoder-decoder")
+
+
+@pytest.mark.parametrize("model", ["t5", "bart"], indirect=True)
+def test_rows_without_the_end_token_of_the_head_are_refused(model: str) -> None:
+    task = shape(TaskKind.REGRESSION)
+    tokenizer, config = prepare_tokenizer(AutoTokenizer.from_pretrained(model)), AutoConfig.from_pretrained(model)
+    encode(task, "train", tokenizer, 64, "encoder-decoder").check_ids(tokenizer, config)
+    first, second, *others = task.train
+    marked = replace(task, train=(first, replace(second, text=f"{second.text}</s> </s>"), *others))
+    encoded = encode(marked, "train", tokenizer, 64, "encoder-decoder")
+    with pytest.raises(UserError, match=r"row 2 has [23] end tokens \('</s>'\) and others 1"):
+        encoded.check_ids(tokenizer, config)
+    config.eos_token_id = 3
+    with pytest.raises(UserError, match=r"reads the end token 3 \(config.json: eos_token_id\), and the tokenizer ends"):
+        encode(task, "train", tokenizer, 64, "encoder-decoder").check_ids(tokenizer, config)

@@ -60,6 +60,7 @@ def test_whole_numbers_are_classes(labels: list[Any], write: Write) -> None:
         (["0", "2.60", "5"], [0.0, 2.6, 5.0]),
         (["0", "2,6", "-5"], [0.0, 2.6, -5.0]),
         ([" .5", "1e-3", 4], [0.5, 1e-3, 4.0]),
+        (["0.\x1d", "\x1c2.5", 4], [0.0, 2.5, 4.0]),
     ],
 )
 def test_numbers_with_decimals_are_a_regression(labels: list[Any], values: list[float], write: Write) -> None:

@@ -62,6 +62,11 @@ class HybridConfig(PeftConfig):
         self._lora: LoraConfig | None = None
         if not isinstance(self.blocks, list | tuple) or not all(isinstance(entry, dict | str) for entry in self.blocks):
             raise PlanError(f"HybridConfig: blocks: {self.blocks!r:.60} is not a list of modes: {_ENTRIES}")
+        names = self.modules_to_save
+        if names is not None and not (
+            isinstance(names, list | tuple | set) and all(isinstance(one, str) for one in names)
+        ):
+            raise PlanError(f"HybridConfig: modules_to_save: {names!r:.60}: use a list of names of modules")
         if not isinstance(self.init_weights, bool):
             raise PlanError(f"HybridConfig: init_weights: {self.init_weights!r:.60}: use true or false")
 

@@ -28,7 +28,7 @@ def find_anatomy(model: nn.Module, *, adapted: bool = False) -> Anatomy:
         adapted: accept PEFT adapters, whose tensors then count to the block that they are in.
 
     Raises `UnsupportedModel` when `model` is not a transformers text model of attention blocks, when its blocks share
-    weights, or when it already has PEFT adapters.
+    weights, when one of them has no values, or when it already has PEFT adapters.
     """
     text = _checked(model, adapted)
     stacks = find_stacks(text)
@@ -96,6 +96,8 @@ def _tensors(model: nn.Module, where: dict[nn.Module, Place]) -> Iterator[Tensor
         for parameter in module.parameters(recurse=False):
             holders[parameter].append(module)
     for name, parameter in model.named_parameters():
+        if 0 in parameter.shape:
+            raise UnsupportedModel(f"{name} has the shape {tuple(parameter.shape)}: use sizes from 1 on in config.json")
         place = _common_place(model, [where[holder] for holder in holders[parameter]])
         table = any(isinstance(holder, nn.Embedding) for holder in holders[parameter])
         is_bias = "bias" in name.rpartition(".")[2] and not table

@@ -7,17 +7,22 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from frostline.core.errors import UnsupportedModel
 
-LARGEST = 2**28
-"""No width or vocabulary is larger. What follows from larger ones is an overflow, or all of the memory."""
-MOST_MODULES = 100_000
-"""Nor are there more layers, heads or experts. A model without weights has a module for each of them."""
-_MODULES = re.compile(r"(^|_)(layers?|blocks?|heads?|experts?)$")
+MOST: Mapping[re.Pattern[str], int] = {
+    re.compile(r"(^|_)(layers?|blocks?)$|^n_layer"): 1_000,
+    re.compile(r"(^|_)(heads?|experts?)$"): 100_000,
+    re.compile(r"_(size|dim|rank)$|^d_|^n_(embd|inner)$"): 2**24,
+    re.compile(""): 2**63,
+}
+"""Names of sizes -> the most that is used; the first pattern counts. Known models have at most 126 layers, 400 experts
+and a vocabulary of 2**20. Larger values end in an overflow, or take all of the memory or of the time: even a model
+without weights has modules for each layer."""
 _SIZES = ("hidden_size", "vocab_size", "num_hidden_layers", "num_attention_heads")
 _ACTIVATIONS = ("hidden_act", "hidden_activation", "activation_function")
 
@@ -46,11 +51,9 @@ def _problems(config: Any) -> Iterator[str]:
 
 
 def _parts(config: Any) -> list[Any]:
-    """The config, and that of its text model where there is one."""
-    try:
-        return [config, config.get_text_config()]
-    except ValueError:  # there are several
-        return [config]
+    """The config, and those of its text model and its other parts."""
+    parts = [config, *(getattr(config, name, None) for name in config.sub_configs)]
+    return [part for part in parts if isinstance(part, PreTrainedConfig)]
 
 
 def _unknown_names(config: Any) -> Iterator[str]:
@@ -63,6 +66,11 @@ def _unknown_names(config: Any) -> Iterator[str]:
         kind = one.get("rope_type", "default") if isinstance(one, dict) else "default"
         if kind not in ("default", "axial", *ROPE_INIT_FUNCTIONS):
             yield f"rope_type {_shown(kind)} is not known to transformers"
+    for key in ("_attn_implementation", "_experts_implementation"):
+        code = getattr(config, key, None)
+        for one in code.values() if isinstance(code, dict) else (code,):
+            if isinstance(one, str) and "/" in one:  # transformers would fetch it from the hub, and run it
+                yield f"{key.removeprefix('_')} {_shown(one)} is code of others, which is not run"
     quantized = getattr(config, "quantization_config", None)
     method = quantized.get("quant_method") if isinstance(quantized, dict) else None
     if method is not None and method not in AUTO_QUANTIZATION_CONFIG_MAPPING:
@@ -81,7 +89,7 @@ def _wrong_sizes(config: Any) -> Iterator[str]:
             yield f"{key} must be a whole number from 1 on, found {_shown(value)}"
     for key, value in values.items():
         if isinstance(value, int):
-            most = MOST_MODULES if _MODULES.search(key) else LARGEST if key.endswith("_size") else 2**63
+            most = next(most for pattern, most in MOST.items() if pattern.search(key))
             if value > most:
                 yield f"{key} is too large: {_shown(value)}: at most {most} can be used"
 

@@ -22,6 +22,7 @@ from frostline.core.errors import CheckpointError, PlanError
 from frostline.core.files import atomic_file, read_json, write_json, write_text
 from frostline.core.places import Places, places_of
 from frostline.core.settings import first_error
+from frostline.core.shown import one_line
 from frostline.plan import Plan, document
 from frostline.surgery import Applied, applied_to, apply, change, remember
 
@@ -105,7 +106,10 @@ def save_delta(model: Any, folder: Path, *, moves_to: Path | None = None) -> Non
         save_file(trained_tensors(model), path, metadata={"format": "pt"})
     applied.config.save_pretrained(folder)
     if not (folder / README_FILE).exists():  # a user's own stays
-        write_text(folder / README_FILE, _README.format(base=card.base_name or "the base model", folder=folder.name))
+        write_text(
+            folder / README_FILE,
+            _README.format(base=one_line(card.base_name or "the base model"), folder=one_line(folder.name)),
+        )
     write_json(folder / CARD_FILE, card.model_dump(mode="json"))
 
 

@@ -33,6 +33,7 @@ from frostline.checkpoints._tensors import read_tensors
 from frostline.core.errors import PlanError, UserError
 from frostline.core.files import write_text
 from frostline.core.locks import new_folder
+from frostline.core.shown import one_line
 from frostline.plan import BlockMode, Plan
 from frostline.surgery import applied_to
 
@@ -225,7 +226,7 @@ def _mapping(model_class: str) -> dict[str, str] | None:
 
 def _readme(learned: _Learned, lora: OneRank, folder: str) -> str:
     model_class = learned.anatomy.model_class
-    base = learned.base or "BASE"
+    base, folder = one_line(learned.base or "BASE"), one_line(folder)
     text = _README.format(base=base, model_class=model_class, dtype=learned.dtype, folder=folder, r=lora.r)
     if not learned.base:
         text += "\nBASE was made in memory: save it, and use its folder.\n"

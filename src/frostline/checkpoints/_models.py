@@ -97,7 +97,7 @@ def load_part(name: str, model_class: Any, config: Any, names: Container[str], d
 def _loaded(name: str, model_class: Any, config: Any, dtype: str, places: dict[str, str] | None = None) -> Any:
     """The model with its weights, of which none may be missing; with `places`, those that lie on the CPU."""
     with _clear_errors(name), _right_shapes(name), quiet_libraries():
-        check_weight_files(name, local_copy(name))
+        check_weight_files(name, local_copy(name), getattr(config, "transformers_weights", None))
         own_class = (config.architectures or [""])[0]
         model, found = model_class.from_pretrained(
             local_copy(name),
@@ -110,8 +110,19 @@ def _loaded(name: str, model_class: Any, config: Any, dtype: str, places: dict[s
         )
     read = [path for path, _ in model.named_parameters()] if places is None else places
     check_whole(name, model, found, own_class, [path for path in read if places is None or places[path] == "cpu"])
+    _check_start(model, name)
     model.config._name_or_path = name
     return model
+
+
+def _check_start(model: Any, name: str) -> None:
+    """Raise `UnsupportedModel` where an encoder-decoder does not say which token its texts start with."""
+    given = {"config.json": model.config} if model.config.is_encoder_decoder else {}
+    if given and model.can_generate():
+        given["generation_config.json"] = model.generation_config
+    for file, values in given.items():
+        if all(getattr(values, key, None) is None for key in ("decoder_start_token_id", "bos_token_id")):
+            raise UnsupportedModel(f"model '{name}': {file}: decoder_start_token_id is missing: add it there")
 
 
 def load_above(name: str, model_class: Any, config: Any, boundary: int, dtype: str = "auto") -> tuple[Any, Load]:
@@ -191,6 +202,8 @@ def _reason(what: str, name: str, error: Exception) -> str:
         return "the folder has no config.json: use a folder that save_pretrained wrote"
     if what == "tokenizer" and not any(folder.glob("*token*")):
         return "the folder has no tokenizer: use its save_pretrained to save one there"
+    if "contains custom code" in str(error):
+        return "it needs code of its own, and no code of a model is run: use a model that transformers itself has"
     kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
     return f"it cannot be read: {kind}{' '.join(str(error).split())[:160]}"
 

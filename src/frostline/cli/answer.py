@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -10,6 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from frostline.core.shown import json_text, visible
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -45,15 +46,15 @@ class Answer:
     def show(self) -> None:
         """Write it to standard output."""
         if self.as_json:
-            print(json.dumps(_finite(self.document), indent=2, ensure_ascii=False), flush=True)
+            print(json_text(_finite(self.document)), flush=True)
             return
-        from rich.console import Console
+        from frostline.core.console import PlainConsole
 
-        console = Console(highlight=False)
+        console = PlainConsole()
         for part in self.view():
             # Plain text is printed as it is, without line breaks, so that pipes and files get it unchanged.
             if isinstance(part, str):
-                print(part)
+                print(visible(part))
             else:
                 console.print(part)
         sys.stdout.flush()
@@ -61,9 +62,9 @@ class Answer:
 
 def progress_console() -> Console:
     """The console that shows progress: standard error."""
-    from rich.console import Console
+    from frostline.core.console import PlainConsole
 
-    return Console(stderr=True)
+    return PlainConsole(stderr=True)
 
 
 def _finite(value: Any) -> Any:

@@ -120,7 +120,7 @@ def command(
         "notices": list(evaluation.notices),
     }
     for notice in evaluation.notices:
-        progress_console().print(f"note: {notice}", markup=False)
+        progress_console().print(f"note: {notice}")
     return Answer(document, lambda: _view(evaluation.metrics), as_json)
 
 

@@ -5,6 +5,7 @@ Exit status: 0 done, 2 the user's input is wrong, 1 anything else.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -17,11 +18,13 @@ import typer
 import frostline.core.quiet  # noqa: F401
 from frostline.cli.answer import Answer
 from frostline.cli.commands import NAMES, root
-from frostline.core.errors import FrostlineError, UserError
+from frostline.core.errors import FrostlineError, UserError, is_out_of_memory
+from frostline.core.shown import one_line
 
 TRACEBACK = "FROSTLINE_TRACEBACK"
 LIFELINE = "FROSTLINE_LIFELINE"
 WRONG_PATH = (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
+WRONG_NAMES = (errno.ENAMETOOLONG, errno.ELOOP)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,9 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        return _fail(str(error), 2 if isinstance(error, WRONG_PATH) else 1)
+        wrong = isinstance(error, WRONG_PATH) or error.errno in WRONG_NAMES
+        return _fail(str(error), 2 if wrong else 1)
     except Exception as error:
-        if _is_out_of_memory(error):
+        if is_out_of_memory(error):
             advice = "use a smaller per_device_train_batch_size, activation_checkpointing=true, or train fewer blocks"
             return _fail(f"out of memory: {advice}", 1)
         about = f"{type(error).__name__}: {error}".rstrip(": ")
@@ -74,12 +78,6 @@ def _run(arguments: Sequence[str]) -> int:
     return answer.status
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    # torch's own class is recognised by its name, since torch may not have been imported.
-    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return named or "can't allocate memory" in str(error)
-
-
 def _command(arguments: Sequence[str]) -> str:
     return f"{arguments[0]} " if arguments[0] in NAMES else ""
 
@@ -87,11 +85,11 @@ def _command(arguments: Sequence[str]) -> str:
 def _fail(message: str, status: int, kind: str = "error: ") -> int:
     if os.environ.get(TRACEBACK):
         traceback.print_exc()
-    line = " ".join(message.split("\n"))
+    line = one_line(f"{kind}{message}")
     if LIFELINE in os.environ:
         from frostline.study import lifeline
 
-        lifeline.say(line)  # the study shows it
+        lifeline.say(line.removeprefix(kind))  # the study shows it
     else:
-        print(f"{kind}{line}", file=sys.stderr)
+        print(line, file=sys.stderr)
     return status

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from frostline.core.documents import parse_json
 from frostline.core.errors import CannotWrite, ConfigError, first_line
 from frostline.core.files import UNFINISHED, private, sha256, write_json
 from frostline.core.locks import take
@@ -193,15 +194,15 @@ def _header(shard: Path) -> dict[str, Any]:
     try:
         with shard.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(min(length, _size(shard))))
-        return dict(json.loads(header["__metadata__"][HEADER]))
+            header = parse_json(file.read(min(length, _size(shard))))
+        return dict(parse_json(header["__metadata__"][HEADER]))
     except (ValueError, LookupError, TypeError):
         return {}
 
 
 def _read(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 

@@ -63,6 +63,13 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory was short, on any device."""
+    # torch's own class is recognised by its name, since torch may not have been imported.
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or "can't allocate memory" in str(error)
+
+
 def a_noun(noun: str) -> str:
     """The noun with its article.
 

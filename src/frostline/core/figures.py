@@ -7,6 +7,7 @@ from typing import Any
 
 from frostline.core.errors import ConfigError
 from frostline.core.files import atomic_file
+from frostline.core.shown import one_line
 
 FORMATS = ("png", "pdf", "svg")
 
@@ -17,6 +18,11 @@ def check_format(path: Path) -> str:
     if suffix not in FORMATS:
         raise ConfigError(f"{path}: unknown figure format: use a file name that ends in {', '.join(FORMATS)}")
     return suffix
+
+
+def figure_text(text: str) -> str:
+    """A name as a figure shows it: matplotlib would read what is between two dollar signs as a formula."""
+    return one_line(text).replace("$", r"\$")
 
 
 def new_figure(width: float, height: float) -> Any:

@@ -14,7 +14,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from frostline.core.errors import CannotWrite, CheckpointError, ConfigError, UserError
+from frostline.core.documents import parse_json
+from frostline.core.errors import (
+    CannotWrite,
+    CheckpointError,
+    ConfigError,
+    FrostlineError,
+    UserError,
+    first_line,
+    is_out_of_memory,
+)
 
 UNFINISHED = ".unfinished."
 """Prefix of the names of files and folders that are being written or removed. A process that is killed leaves them."""
@@ -114,7 +123,7 @@ def read_text(path: Path, what: str, error: type[UserError] = ConfigError) -> st
         error: the error to raise when the file is missing, a folder, or not UTF-8.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise error(f"{what} not found: {path}") from None
     except IsADirectoryError:
@@ -129,9 +138,30 @@ def read_json(path: Path, what: str) -> Any:
     Raises `CheckpointError` when it is missing or not JSON. `what` is what the file is, for the message.
     """
     try:
-        return json.loads(read_text(path, what, CheckpointError))
-    except json.JSONDecodeError as error:
+        return parse_json(read_text(path, what, CheckpointError))
+    except ValueError as error:
         raise CheckpointError(f"{what} is not JSON: {path}: {error}") from None
+
+
+@contextmanager
+def reading(path: Path, what: str) -> Iterator[None]:
+    """Turn any error about the values in a file of frostline's own into a `CheckpointError`, but for want of memory.
+
+    Args:
+        path: the file, or the folder of the files.
+        what: what they hold, for the message.
+    """
+    try:
+        yield
+    except FrostlineError:
+        raise
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise CheckpointError(
+            f"{path}: its {what} is damaged ({reason}): use another checkpoint, or a new out"
+        ) from error
 
 
 def sha256(path: Path) -> str:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from frostline.core.errors import ConfigError, UserError, unknown_name
+from frostline.core.documents import parse_yaml
+from frostline.core.errors import ConfigError, unknown_name
 from frostline.core.files import read_text
+
+MOST, MOST_REAL = 10**15, 1e40
+"""No number of rows, tokens, steps or bytes that a run can have is larger; nor is any rate or share."""
 
 
 class Options(BaseModel):
@@ -34,6 +36,20 @@ class Options(BaseModel):
             if key not in cls.model_fields:
                 raise ValueError(unknown_key(str(key), cls.model_fields, cls.how_to_list))
         return value
+
+    @model_validator(mode="after")
+    def _no_enormous_numbers(self) -> Self:
+        refuse_enormous(self)
+        return self
+
+
+def refuse_enormous(settings: BaseModel) -> None:
+    """Raise `ValueError` for a number with which no cost can be computed any more."""
+    for name in type(settings).model_fields:
+        value = getattr(settings, name)
+        most = MOST if isinstance(value, int) else MOST_REAL
+        if isinstance(value, int | float) and abs(value) > most:
+            raise ValueError(f"{name}: {value:.3g} is too large: use at most {most:.0e}")
 
 
 def unknown_key(key: str, known: Iterable[str], how_to_list: str = "") -> str:
@@ -74,26 +90,6 @@ def _default(value: Any) -> str:
     if isinstance(value, BaseModel):
         return ""
     return json.dumps(value).strip('"') if value not in (None, {}, ()) else ""
-
-
-def parse_yaml(text: str, where: str, error: type[UserError] = ConfigError) -> Any:
-    """The value of a YAML or JSON text.
-
-    Args:
-        text: YAML or JSON.
-        where: the source that an error message names.
-        error: the class of error that is raised, with the line that is wrong.
-    """
-    # JSON first: YAML nearly contains it, but reads neither its tabs nor its escaped characters beyond 16 bits.
-    with suppress(ValueError):
-        return json.loads(text)
-    try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as fault:  # a date that does not exist is a ValueError
-        mark = getattr(fault, "problem_mark", None)
-        place = f"{where}:{mark.line + 1}" if mark else where
-        reason = getattr(fault, "problem", None) or str(fault).splitlines()[0]
-        raise error(f"{place}: not YAML: {reason}") from None
 
 
 def read_mapping(path: Path, what: str, keys: str) -> dict[str, Any]:

@@ -14,6 +14,9 @@ _BYTES = {
 }
 _SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
+LARGEST = 1e18
+"""No number of bytes or seconds that means something is larger."""
+
 
 def parse_size(text: str, what: str) -> int:
     """The bytes of a size such as 20GB (powers of 1000), 512MiB (powers of 1024) or 1000 (bytes).
@@ -52,4 +55,7 @@ def _parse(text: str, what: str, units: dict[str, int], right: str) -> float:
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)\s*", text.lower())
     if match is None or match[2] not in units:
         raise ConfigError(f"{what} '{text}': {right}")
-    return float(match[1]) * units[match[2]]
+    value = float(match[1]) * units[match[2]]
+    if value > LARGEST:
+        raise ConfigError(f"{what} '{text}': it is too large: use at most {LARGEST:.0e}")
+    return value

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from frostline.anatomy import Anatomy
+from frostline.core.settings import refuse_enormous
 from frostline.plan import FloraOptions, OptimArgs, read_optim_args
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -75,6 +76,11 @@ class Workload(BaseModel):
     @classmethod
     def _of_the_optimizer(cls, value: Any, info: ValidationInfo) -> Any:
         return read_optim_args(info.data.get("optim", ""), value)
+
+    @model_validator(mode="after")
+    def _no_enormous_numbers(self) -> Workload:
+        refuse_enormous(self)
+        return self
 
     @model_validator(mode="after")
     def _can_step_in_backward(self) -> Workload:

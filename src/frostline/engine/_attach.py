@@ -18,7 +18,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from frostline.anatomy import find_anatomy, text_model
 from frostline.bottom import CacheMode, CacheReport, FillingCache, LoopSession, Training, not_possible
 from frostline.core.errors import CheckpointError, ConfigError
-from frostline.core.files import read_json, write_json
+from frostline.core.files import read_json, reading, write_json
 from frostline.engine._attach_saving import save_trained
 from frostline.engine._known_rows import fill_with_known_rows
 from frostline.engine._observe import Observer
@@ -228,8 +228,10 @@ class _Attachment(TrainerCallback):
                 "frostline.attach"
             )
         saved = read_json(folder / STATE_FILE, "schedule state")
-        self._schedule.load_state_dict(saved["schedule"])
-        self._change(Plan.read(saved["plan"], str(folder / STATE_FILE)))
+        with reading(folder / STATE_FILE, "schedule state"):
+            self._schedule.load_state_dict(saved["schedule"])
+            plan = Plan.read(saved["plan"], str(folder / STATE_FILE))
+        self._change(plan)
         self._observer.load(folder)
 
     def _change(self, plan: Plan) -> None:

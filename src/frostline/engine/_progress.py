@@ -33,7 +33,7 @@ class ProgressBar(TrainerCallback):
         self._loss = loss
         self._task: TaskID | None = None
         self._progress = Progress(
-            TextColumn("[bold]{task.description}"),
+            TextColumn("{task.description}", style="bold", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TextColumn("{task.fields[facts]}"),
@@ -69,7 +69,8 @@ class StartBar:
     """
 
     def __init__(self, console: Console | None) -> None:
-        columns = (TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[facts]}"))
+        what = TextColumn("{task.description}", style="bold", markup=False)
+        columns = (what, BarColumn(bar_width=24), TextColumn("{task.fields[facts]}"))
         hidden = console is None
         self._progress = Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=hidden)
         self._task: TaskID | None = None

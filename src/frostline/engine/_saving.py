@@ -33,9 +33,10 @@ from frostline.checkpoints import (
     set_random_state,
 )
 from frostline.core.errors import CheckpointError
-from frostline.core.files import UNFINISHED, atomic_folder, disk_errors, read_json, sweep, write_json
+from frostline.core.files import UNFINISHED, atomic_folder, disk_errors, read_json, reading, sweep, write_json
 from frostline.engine._observe import Observer
 from frostline.engine._ranks import load_ranks, save_ranks
+from frostline.engine._trainer_state import TRAINER_STATE_FILE, check_trainer_state
 from frostline.plan import Plan, Schedule, document
 from frostline.surgery import AS_GIVEN, Applied, applied_to, one_dtype, to_plain
 
@@ -182,25 +183,37 @@ class SavingTrainer(transformers.Trainer):
         else:
             load_delta(self.model if model is None else model, folder)
         saved = read_json(folder / SCHEDULE_FILE, "schedule state")
-        self.schedule.load_state_dict(saved["state"])
-        self.changes = [PlanChange.read(entry) for entry in saved["changes"]]
+        with reading(folder / SCHEDULE_FILE, "schedule state"):
+            self.schedule.load_state_dict(saved["state"])
+            self.changes = [PlanChange.read(entry) for entry in saved["changes"]]
         self.observer = Observer(self.model, self.schedule.observes)
-        self.observer.load(folder)
+        with reading(folder, "state of what a schedule observes"):
+            self.observer.load(folder)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            load_optimizer(self._bare_optimizer(), self._names(), Path(checkpoint))
-            load_scheduler(self.lr_scheduler, Path(checkpoint))
-            load_ranks(self.applied.peft_models, Path(checkpoint))
+            folder = Path(checkpoint)
+            with reading(folder, "optimizer state"):
+                load_optimizer(self._bare_optimizer(), self._names(), folder)
+            with reading(folder, "scheduler state"):
+                load_scheduler(self.lr_scheduler, folder)
+            with reading(folder, "state of ranks"):
+                load_ranks(self.applied.peft_models, folder)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            set_random_state(read_json(Path(checkpoint) / self._rng_file(), "generator state"))
+            path = Path(checkpoint) / self._rng_file()
+            with reading(path, "generator state"):
+                set_random_state(read_json(path, "generator state"))
+
+    def _load_callback_state(self) -> None:
+        with reading(Path(self.args.output_dir), "state of the trainer's callbacks"):
+            super()._load_callback_state()
 
     def _check_complete(self, folder: Path) -> None:
         """Raises `CheckpointError` when a part is missing without which training would go on with other numbers."""
         parts = (
-            "trainer_state.json",
+            TRAINER_STATE_FILE,
             SCHEDULE_FILE,
             OPTIMIZER_FILE,
             OPTIMIZER_TENSORS,
@@ -221,6 +234,7 @@ class SavingTrainer(transformers.Trainer):
                 f"{folder}: it has no {missing[0]}{why}, so training cannot go on as if it had never stopped: use a "
                 "complete checkpoint, or begin a new training with frostline.load"
             )
+        check_trainer_state(folder)
 
     def _rng_file(self) -> str:
         return f"rng_{self.args.process_index}.json"

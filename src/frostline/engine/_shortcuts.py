@@ -16,6 +16,7 @@ from rich.console import Console
 from transformers import TrainingArguments
 
 from frostline.bottom import CacheReport, CacheSession
+from frostline.core.console import PlainConsole
 from frostline.engine._accumulation import FewRows, PartsTrainer
 from frostline.engine._progress import start_bar
 from frostline.hooks import Rechecks, state_kept
@@ -63,7 +64,7 @@ def plan_settings(args: TrainingArguments, plan: Plan) -> list[str]:
 
 def console_of(args: TrainingArguments) -> Console | None:
     """Where the start of a training is shown; None where its progress bars are off."""
-    return None if args.disable_tqdm or not args.should_log else Console(stderr=True)
+    return None if args.disable_tqdm or not args.should_log else PlainConsole(stderr=True)
 
 
 def few_rows(trainer: Any) -> FewRows:

@@ -11,9 +11,10 @@ from typing import Any
 
 import yaml
 
+from frostline.core.documents import parse_yaml
 from frostline.core.errors import PlanError
 from frostline.core.files import read_text, write_text
-from frostline.core.settings import Options, parse_yaml
+from frostline.core.settings import Options
 from frostline.plan._forward import Forward
 from frostline.plan._plan import Plan, block_ranges
 

@@ -8,6 +8,9 @@ from pydantic import Field, field_validator
 
 from frostline.plan._mode import Adding, Targeted, TargetModules
 
+MOST = 2**16
+"""No rank, length or number of experts that anyone uses is larger, and its tensors would not fit in memory."""
+
 
 class Lora(Targeted):
     """Low-rank updates beside the block's frozen matrices (Hu et al. 2021): W x + (alpha / r) B A x.
@@ -26,7 +29,7 @@ class Lora(Targeted):
     """
 
     mode: Literal["lora"] = "lora"
-    r: int = Field(8, gt=0)
+    r: int = Field(8, gt=0, le=MOST)
     alpha: float = Field(32.0, gt=0)
     dropout: float = Field(0.1, ge=0, lt=1)
     targets: TargetModules = "default"
@@ -54,7 +57,7 @@ class Prefix(Adding):
     """
 
     mode: Literal["prefix"] = "prefix"
-    length: int = Field(20, ge=0)
+    length: int = Field(20, ge=0, le=MOST)
     gate: Literal["prefix", "output", "none"] = "prefix"
     init_std: float = Field(0.02, ge=0)
     lr_scale: float = Field(1.0, gt=0)
@@ -82,7 +85,7 @@ class Bottleneck(Targeted):
 
     mode: Literal["adapter"] = "adapter"
     kind: Literal["parallel", "series"]
-    bottleneck: int = Field(256, gt=0)
+    bottleneck: int = Field(256, gt=0, le=MOST)
     activation: Literal["tanh", "relu", "gelu", "silu"] = "tanh"
     bias: bool = False
     scale: float = Field(1.0, gt=0)
@@ -111,9 +114,9 @@ class Mixture(Adding):
 
     mode: Literal["adapter"] = "adapter"
     kind: Literal["mixture"] = "mixture"
-    experts: int = Field(8, gt=1)
+    experts: int = Field(8, gt=1, le=MOST)
     top_k: int = Field(2, gt=0)
-    r: int = Field(16, gt=0)
+    r: int = Field(16, gt=0, le=MOST)
     alpha: float = Field(32.0, gt=0)
     dropout: float = Field(0.05, ge=0, lt=1)
     balance: float = Field(0.01, ge=0)

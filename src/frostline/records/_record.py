@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from frostline.core.errors import CheckpointError
 from frostline.core.files import read_json, write_text
@@ -19,6 +19,8 @@ from frostline.core.places import Places, found_places
 RECORD_FILE = "run.json"
 
 Metrics = dict[str, float]
+_NUMBERS = ("flops_ratio", "memory_ratio", "time_ratio", "peak_memory_bytes")
+"""How the names of the predicted figures end that are shown."""
 
 
 class _Data(BaseModel):
@@ -133,8 +135,8 @@ class RunRecord(_Data):
     data: DataFacts
     seed: int
     versions: dict[str, str]
-    trainable_parameters: int
-    total_parameters: int
+    trainable_parameters: int = Field(ge=0)
+    total_parameters: int = Field(gt=0)
     predicted: dict[str, Any]
     measured: Measured | None = None
     split: dict[str, Any] | None = None
@@ -142,6 +144,15 @@ class RunRecord(_Data):
     metrics: RunMetrics | None = None
     notices: tuple[str, ...] = ()
     places: dict[str, Places] = {}
+
+    @field_validator("predicted")
+    @classmethod
+    def _holds_numbers(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for key, number in value.items():
+            plain = isinstance(number, int | float) and not isinstance(number, bool)
+            if key.endswith(_NUMBERS) and not (plain or number is None):
+                raise ValueError(f"{key} must be a number or null")
+        return value
 
     def found(self, path: str, folder: Path) -> str:
         """Where a path of the run's config is now, seen from anywhere; `folder` is where the run is now."""

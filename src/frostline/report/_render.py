@@ -7,10 +7,10 @@ from dataclasses import asdict
 from typing import Any
 
 from rich.console import RenderableType
-from rich.markup import escape
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from frostline.core.shown import markdown_text, one_line
 from frostline.report._format import bytes_text, mean_text, ratio_text, seconds_text, share_text, short_count_text
 from frostline.report._table import Failure, Group, Mean, Table, TableRow
 
@@ -44,7 +44,7 @@ def view(table: Table, metrics: Sequence[str] = ()) -> list[RenderableType]:
         header, rows = _cells(group, metrics)
         for heading in header:
             # Only a mean and its deviation may be broken in two, when the terminal is narrow.
-            breaks = heading in (group.metric, *metrics)
+            breaks = heading in map(one_line, (group.metric, *metrics))
             drawn.add_column(
                 HEADINGS.get(heading, heading),
                 justify="right" if drawn.columns else "left",
@@ -52,7 +52,7 @@ def view(table: Table, metrics: Sequence[str] = ()) -> list[RenderableType]:
                 min_width=max(len(heading), len("± 0.000")) if breaks else None,
             )
         for cells in rows:
-            drawn.add_row(*map(escape, cells))
+            drawn.add_row(*cells)
         shown += [Text(_title(group), style="bold"), drawn, Text(_caption(group), style="dim"), Text()]
     if len(table.groups) > 1 and table.ranks:
         shown += [Text(_ranks(table)), Text()]
@@ -65,12 +65,13 @@ def markdown(table: Table, metrics: Sequence[str] = ()) -> str:
     parts = []
     for group in table.groups:
         header, rows = _cells(group, metrics)
-        lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+        first, *others = ([markdown_text(cell) for cell in cells] for cells in (header, *rows))
+        lines = [first, ["---"] + ["---:"] * (len(header) - 1), *others]
         drawn = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-        parts.append(f"**{_title(group)}**\n\n{drawn}\n\n{_caption(group)}")
+        parts.append(f"**{markdown_text(_title(group))}**\n\n{drawn}\n\n{markdown_text(_caption(group))}")
     if len(table.groups) > 1 and table.ranks:
-        parts.append(_ranks(table))
-    parts += [f"- {_failure(failure)}" for failure in table.failures]
+        parts.append(markdown_text(_ranks(table)))
+    parts += [f"- {markdown_text(_failure(failure))}" for failure in table.failures]
     return "\n\n".join(parts) + "\n"
 
 
@@ -79,12 +80,12 @@ def _cells(group: Group, metrics: Sequence[str]) -> tuple[list[str], list[list[s
     runs = [] if _runs_of_each(group) else ["runs"]
     selects = ["select"] if any(_mean(row.selection_seconds) for row in group.rows) else []
     rows = [_row(row, names, bool(runs), bool(selects)) for row in group.rows]
-    return ["strategy", *runs, *names, *selects, *HEADINGS], rows
+    return ["strategy", *runs, *map(one_line, names), *selects, *HEADINGS], rows
 
 
 def _row(row: TableRow, metrics: Sequence[str], show_runs: bool, show_selection: bool) -> list[str]:
     return [
-        row.strategy,
+        one_line(row.strategy),
         *([str(len(row.seeds))] if show_runs else []),
         *(_spread(row.metrics.get(name)) for name in metrics),
         *([seconds_text(_mean(row.selection_seconds))] if show_selection else []),
@@ -106,7 +107,7 @@ def _title(group: Group) -> str:
         facts.append(f"majority class {mean_text(group.majority_share)}")
     if group.before is not None:
         facts.append(f"before training {mean_text(group.before.mean)}")
-    return f"{group.model} on {group.task}: {group.metric}" + (f" ({', '.join(facts)})" if facts else "")
+    return one_line(f"{group.model} on {group.task}: {group.metric}" + (f" ({', '.join(facts)})" if facts else ""))
 
 
 def _caption(group: Group) -> str:
@@ -134,7 +135,7 @@ def _runs_of_each(group: Group) -> int | None:
 
 def _failure(failure: Failure) -> str:
     place = f"{failure.model} on {failure.task}, {failure.strategy}, seed {failure.seed}"
-    return f"no result: {place}: {failure.error}"
+    return one_line(f"no result: {place}: {failure.error}")
 
 
 def _mean(value: Mean | None) -> float | None:

@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from frostline.core.documents import parse_yaml
 from frostline.core.errors import CheckpointError
 from frostline.core.files import read_text
 from frostline.records import RunRecord, find_records
@@ -53,8 +52,10 @@ def study_baseline(folder: Path) -> str | None:
     path = folder / STUDY_FILE
     if not path.is_file():
         return "all"
-    study = yaml.safe_load(read_text(path, "study file"))
-    baseline: str | None = study.get("baseline", "all") if isinstance(study, dict) else "all"
+    study = parse_yaml(read_text(path, "study file", CheckpointError), str(path), CheckpointError)
+    baseline = study.get("baseline", "all") if isinstance(study, dict) else study
+    if not isinstance(study, dict) or not isinstance(baseline, str | None):
+        raise CheckpointError(f"{path}: it is no study: its baseline must be the label of a row: remove the file")
     return baseline
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from frostline.core.errors import ConfigError
-from frostline.core.figures import check_format, new_figure, write_figure
+from frostline.core.figures import check_format, figure_text, new_figure, write_figure
 from frostline.records import RunRecord
 
 _WON = "#e45756"
@@ -40,11 +40,11 @@ def save_trials(record: RunRecord, path: Path) -> None:
             marker="o",
             markersize=4,
             color=_WON if won else next(colors),
-            label=label,
+            label=figure_text(label),
         )
     panel.set_xlabel(f"seconds of {(record.chosen or {}).get('clock', 'time')}, steps alone")
     panel.set_ylabel("held-out loss")
-    panel.set_title(f"{Path(record.model.name).name} on {record.data.task}", fontsize=10)
+    panel.set_title(figure_text(f"{Path(record.model.name).name} on {record.data.task}"), fontsize=10)
     panel.legend(fontsize=8)
     write_figure(figure, path)
 

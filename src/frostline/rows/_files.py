@@ -13,6 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
+from frostline.core.documents import KeyTwice, once
 from frostline.core.errors import ConfigError, DataError, first_line
 from frostline.rows._csv import csv_rows
 from frostline.rows._options import TaskOptions
@@ -94,7 +95,7 @@ def _read_json(path: Path, options: TaskOptions) -> Iterator[Row]:
         try:
             json.loads(text)  # JSON lines are found out before a key that is twice: the message then has its line
             values = _loads(text)
-        except _Twice as error:
+        except KeyTwice as error:
             raise DataError(f"{path}{_place_of_twice(text)}: {error}") from None
         except ValueError as error:
             # JSON lines are often in a file that ends in .json.
@@ -113,7 +114,7 @@ def _read_json(path: Path, options: TaskOptions) -> Iterator[Row]:
         where = f"{path}:{number}"
         try:
             row = _loads(line.rstrip())
-        except _Twice as error:
+        except KeyTwice as error:
             raise DataError(f"{where}: {error}") from None
         except ValueError as error:
             raise DataError(f"{where}: {_not_json(error)}") from None
@@ -122,24 +123,11 @@ def _read_json(path: Path, options: TaskOptions) -> Iterator[Row]:
         yield Row(row, where)
 
 
-class _Twice(ValueError):
-    """A key is twice in one object: which of its values is meant?"""
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise _Twice(f"the key '{twice}' is twice in one object: remove one of them")
-    return values
-
-
-_JSON = json.JSONDecoder(object_pairs_hook=_once)
+_JSON = json.JSONDecoder(object_pairs_hook=once)
 
 
 def _loads(text: str) -> Any:
-    """The value of a JSON text. Raises `_Twice` where an object has a key twice."""
+    """The value of a JSON text. Raises `KeyTwice` where an object has a key twice."""
     return _JSON.decode(text)
 
 
@@ -153,7 +141,7 @@ def _place_of_twice(text: str) -> str:
             place += 1
         try:
             place = _JSON.raw_decode(text, place)[1]
-        except _Twice:
+        except KeyTwice:
             return f":{text.count(chr(10), 0, place) + 1}"
 
 

@@ -109,7 +109,7 @@ def label_index(name: str, row: Row, column: str, labels: Sequence[str]) -> int:
 def number(value: object) -> float | None:
     """The number that a value is, also as text, with a point or a comma before its decimals; else None."""
     if isinstance(value, str) and re.fullmatch(r"\s*[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?\s*", value):
-        value = float(value.replace(",", "."))
+        value = float(value.strip().replace(",", "."))  # float knows fewer kinds of space than \s
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
         return None
     try:

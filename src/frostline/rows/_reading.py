@@ -8,9 +8,8 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import yaml
-
-from frostline.core.errors import DataError
+from frostline.core.documents import parse_yaml
+from frostline.core.errors import ConfigError, DataError
 from frostline.rows._cells import listed, optional_cell
 from frostline.rows._files import Rows
 from frostline.rows._forms import FORMS, PLAIN_TEXT, Found, Used, plain
@@ -186,8 +185,8 @@ def _as_yaml(column: str | tuple[str, ...]) -> str:
     if isinstance(column, tuple):
         return f"[{', '.join(json.dumps(one, ensure_ascii=False) for one in column)}]"
     try:
-        same = yaml.safe_load(column) == column
-    except yaml.YAMLError:
+        same = parse_yaml(column, "") == column
+    except ConfigError:
         same = False
     return column if same else json.dumps(column, ensure_ascii=False)
 

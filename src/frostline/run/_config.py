@@ -156,7 +156,7 @@ class RunConfig(Options):
     save_total_limit: PositiveInt | None = 2
     logging_steps: Steps = Field(10, gt=0)
     report_to: tuple[str, ...] = ()
-    threads: PositiveInt | None = None
+    threads: int | None = Field(None, gt=0, le=4096)
     per_device_eval_batch_size: PositiveInt | None = None
     generate_rows: int | None = Field(None, ge=0)
     max_new_tokens: PositiveInt = 64

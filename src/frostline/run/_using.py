@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import transformers
+from pydantic import ValidationError
 from transformers import AutoModelForMultipleChoice
 
 from frostline.anatomy import Anatomy, notices
 from frostline.checkpoints import CARD_FILE, load, load_config, load_tokenizer, load_weights
-from frostline.core.errors import ConfigError, DataError, UnsupportedModel
+from frostline.core.errors import CheckpointError, ConfigError, DataError, UnsupportedModel
+from frostline.core.settings import first_error
 from frostline.cost import Prediction, Workload, has_dropout, optimizer_notice, predict, storage_dtype
 from frostline.plan import Plan, document
 from frostline.records import RECORD_FILE, RunRecord, read_record
@@ -263,9 +265,12 @@ def _settings(folder: Path, task: str | None, **given: Any) -> tuple[RunConfig, 
 
 def _found(record: RunRecord, folder: Path) -> dict[str, Any]:
     """The run's config, with its paths as they are seen from here."""
-    own = dict(record.config)
+    try:
+        own = RunConfig.model_validate(record.config).model_dump(mode="json", include=set(record.config))
+    except ValidationError as error:
+        raise CheckpointError(f"{folder / RECORD_FILE}: its config is damaged: {first_error(error)}") from None
     own["task"] = record.found(own["task"], folder)
-    if (evaluation := own["data"].get("eval")) is not None:
+    if (evaluation := own.get("data", {}).get("eval")) is not None:
         own["data"] = {**own["data"], "eval": record.found(evaluation, folder)}
     return own
 

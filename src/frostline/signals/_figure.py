@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from frostline.core.figures import check_format, new_figure, write_figure
+from frostline.core.figures import check_format, figure_text, new_figure, write_figure
 from frostline.signals._probe import Probe
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def save_figure(probe: Probe, path: Path) -> None:
     for panel in panels[len(shown) :]:
         panel.set_axis_off()
     figure.suptitle(
-        f"{Path(probe.model).name} on {Path(probe.task).name}, {probe.rows} rows"
+        figure_text(f"{Path(probe.model).name} on {Path(probe.task).name}, {probe.rows} rows")
         + (f"; dashed: cut by {probe.deviation}" if probe.suggestion else "")
     )
     write_figure(figure, path)

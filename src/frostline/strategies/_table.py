@@ -159,7 +159,7 @@ def parse_name(name: str) -> tuple[Strategy, dict[str, int]]:
         raise ConfigError(
             f"strategy '{name}': a bracket is missing: in a YAML list and in a shell, put the name in quotes"
         )
-    if match := re.fullmatch(r"([^()]+)\((\d+(?:,\s*\d+)*)\)", name):
+    if match := re.fullmatch(r"([^()]+)\((\d{1,9}(?:,\s*\d{1,9})*)\)", name):
         return _counted(name, match[1], [int(number) for number in match[2].split(",")])
     if name in STRATEGIES and not STRATEGIES.get(name).percents:
         return STRATEGIES.get(name), {}
@@ -220,7 +220,8 @@ def _read_options(strategy: Strategy, name: str, numbers: dict[str, int], given:
 
 def _split(name: str) -> tuple[str, str]:
     stem = name.rstrip(string.digits)
-    return stem, name[len(stem) :]
+    digits = name[len(stem) :]
+    return (stem, digits) if len(digits) < 10 else (name, "")
 
 
 def _as_typed(name: str) -> str:

@@ -58,9 +58,7 @@ def run_study(study: StudyConfig, out: Path, console: Console | None = None) -> 
 def _run_cells(study: StudyConfig, grid: Sequence[Cell], out: Path, console: Console) -> list[Result]:
     recorded = [_recorded(cell) for cell in grid]
     done = sum(map(_is_finished, recorded))
-    console.print(
-        f"study in {out}: {done} of {len(grid)} runs recorded already", highlight=False, markup=False, soft_wrap=True
-    )
+    console.print(f"study in {out}: {done} of {len(grid)} runs recorded already", soft_wrap=True)
     write_text(out / STUDY_FILE, study.to_yaml())
     return [
         _settle(cell, record, f"[{number}/{len(grid)}]", console)
@@ -70,7 +68,7 @@ def _run_cells(study: StudyConfig, grid: Sequence[Cell], out: Path, console: Con
 
 def _settle(cell: Cell, record: RunRecord | None, position: str, console: Console) -> Result:
     def say(text: str, style: str = "") -> None:
-        console.print(f"{position} {cell.folder}: {text}", style=style, highlight=False, markup=False, soft_wrap=True)
+        console.print(f"{position} {cell.folder}: {text}", style=style, soft_wrap=True)
 
     config = cell.config.model_dump(mode="json", exclude_unset=True)
     try:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from frostline.core.documents import parse_json
 from frostline.core.errors import DataError
 from frostline.core.files import read_text
 from frostline.tasks._task import Example, Message
@@ -22,10 +22,10 @@ def read_chats(path: Path) -> list[Example]:
 
     Raises `DataError` with the place of what is wrong.
     """
-    text = read_text(path, "file of messages", DataError).removeprefix("\ufeff")
+    text = read_text(path, "file of messages", DataError)
     try:
-        document = json.loads(text)
-    except (ValueError, RecursionError):
+        document = parse_json(text)
+    except ValueError:
         lines = [(f"{path}:{number}", line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
         given = [(place, _json(line, place)) for place, line in lines]
     else:
@@ -38,8 +38,8 @@ def read_chats(path: Path) -> list[Example]:
 
 def _json(line: str, place: str) -> Any:
     try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:
+        return parse_json(line)
+    except ValueError as error:
         raise DataError(f"{place}: not JSON: {getattr(error, 'msg', error)}") from None
 
 

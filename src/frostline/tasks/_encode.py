@@ -55,14 +55,18 @@ class Encoded(Sequence[EncodedRow]):
         return len(self.rows)
 
     def check_ids(self, tokenizer: Any, config: Any, advice: str = "") -> None:
-        """Check that a model of `config` knows every token of the rows (`tasks._tokenize.check_ids`)."""
+        """Check that a model of `config` knows every token of the rows (`tasks._tokenize.check_ids`).
+
+        Raises `UnsupportedModel` or `DataError` too where the head of an encoder-decoder would not find its end token.
+        """
         texts: list[list[int]] = []
         for row in self.rows:
             ids = row["input_ids"]
             texts += ids if isinstance(ids[0], list) else [ids]
-            if isinstance(row.get("labels"), list):
-                texts.append(row["labels"])
-        check_ids(tokenizer, texts, config, advice)
+        labels = [row["labels"] for row in self.rows if isinstance(row.get("labels"), list)]
+        check_ids(tokenizer, [*texts, *labels], config, advice)
+        if config.is_encoder_decoder and not self.token_labels(shifted=False):
+            _check_ends(tokenizer, texts, config)
 
     @property
     def lengths(self) -> list[int]:
@@ -212,6 +216,22 @@ def _common_start(one: Sequence[int], other: Sequence[int]) -> int:
     """How many ids at the start are the same."""
     length = min(len(one), len(other))
     return next((i for i in range(length) if one[i] != other[i]), length)
+
+
+def _check_ends(tokenizer: Any, texts: Sequence[Sequence[int]], config: Any) -> None:
+    """transformers' heads read the state at the last end token, and want the same number of them in all rows."""
+    end = config.eos_token_id
+    counts = [ids.count(end) for ids in texts]
+    if 0 in counts:
+        raise UnsupportedModel(
+            f"this model's head reads the end token {end} (config.json: eos_token_id), and the tokenizer ends a text "
+            f"with {tokenizer.eos_token_id}: use the model's own tokenizer"
+        )
+    if len(set(counts)) > 1:
+        raise DataError(
+            f"row {counts.index(max(counts)) + 1} has {max(counts)} end tokens ('{tokenizer.eos_token}') and others "
+            f"{min(counts)}; this model's head needs the same number in all rows: remove it from the text"
+        )
 
 
 _PAIRS: dict[ModelKind, Encoder] = {"encoder": pairs, "encoder-decoder": ended_pairs, "decoder": joined_pairs}

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from frostline.core.documents import parse_json
 from frostline.core.errors import DataError
 from frostline.core.labels import IGNORED
 from frostline.rows import (
@@ -183,7 +183,7 @@ def _tools(row: Row, column: str | None) -> tuple[Mapping[str, Any], ...]:
     value = optional_cell(row, column)
     if isinstance(value, str):
         try:
-            value = json.loads(value)
+            value = parse_json(value)
         except ValueError:
             raise DataError(f"{row.where}: column '{column}' is no list of tools: give JSON objects") from None
     if value is None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from frostline.core.errors import ConfigError
+from frostline.core.errors import ConfigError, DataError, UnsupportedModel, first_line
 from frostline.tasks._clip import clip_texts
 from frostline.tasks._tokenize import Tokens, check_ids, model_kind, prompt_tokens
 
@@ -62,6 +62,8 @@ def generate_texts(
     tokens = [prompt if isinstance(prompt, Tokens) else next(read) for prompt in prompts]
     ids = [entry.ids if room is None else entry.last(room) for entry in tokens]
     check_ids(tokenizer, ids, model.config)
+    if not all(ids):
+        raise DataError("the tokenizer makes no tokens of a prompt: use another text, or the model's own tokenizer")
     options = {"do_sample": False, "num_beams": 1, "max_new_tokens": max_new_tokens, **decoding}
     options |= {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": _end_tokens(model, tokenizer, ends)}
     device = device or device_of(model)
@@ -76,7 +78,18 @@ def generate_texts(
                 padding_side="left" if decoder else "right",
                 return_tensors="pt",
             ).to(device)
-            output = model.generate(**batch, **options)
+            try:
+                output = model.generate(**batch, **options)
+            except (
+                AttributeError,
+                LookupError,
+                TypeError,
+                ValueError,
+            ) as error:  # what else generation_config.json says
+                raise UnsupportedModel(
+                    f"the model cannot generate with these settings and those of its generation_config.json: "
+                    f"{type(error).__name__}: {first_line(error)}"
+                ) from error
             width = batch["input_ids"].shape[1] if decoder else 0
             for i, sequence in zip(members, output, strict=True):
                 text = _written(tokenizer, sequence, width)
