@@ -38,7 +38,7 @@ def test_a_trainer_shows_it_unless_its_bars_are_off(
 ) -> None:
     shown = io.StringIO()
     monkeypatch.setattr(
-        "frostline.engine._shortcuts.Console", lambda **_: Console(file=shown, force_terminal=True, width=80)
+        "frostline.engine._shortcuts.PlainConsole", lambda **_: Console(file=shown, force_terminal=True, width=80)
     )
     for off in (True, False):
         monkeypatch.setenv("FROSTLINE_CACHE", str(tmp_path / f"cache {off}"))
