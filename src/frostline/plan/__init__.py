@@ -6,10 +6,21 @@ from frostline.plan._mode import Adding, Mode, OwnTensors, Targeted, TargetModul
 from frostline.plan._modes import BlockMode, Frozen, Full, Partial, PartMode
 from frostline.plan._optimizer import FloraOptions, OptimArgs, read_optim_args
 from frostline.plan._plan import Plan, block_ranges, named_blocks
-from frostline.plan._schedule import ChangedPlans, FixedSchedule, Observations, Schedule, keep_dropout
+from frostline.plan._schedule import (
+    ChangedPlans,
+    FixedSchedule,
+    Observations,
+    Rate,
+    Schedule,
+    keep_dropout,
+    lowest_boundary,
+    phases,
+    rate_of,
+)
 from frostline.plan._split import Split
 from frostline.plan._strip import strip
 from frostline.plan._text import document, from_text, load_plan, save_plan, to_json, to_yaml
+from frostline.plan._timetable import Timetable
 from frostline.plan.adapters import Adapter, AddingMode, Bottleneck, Lora, Mixture, Peft, Prefix
 
 __all__ = [
@@ -35,19 +46,24 @@ __all__ = [
     "Peft",
     "Plan",
     "Prefix",
+    "Rate",
     "Residual",
     "Schedule",
     "Split",
     "TargetModules",
     "Targeted",
     "Targets",
+    "Timetable",
     "adapters",
     "block_ranges",
     "document",
     "from_text",
     "keep_dropout",
     "load_plan",
+    "lowest_boundary",
     "named_blocks",
+    "phases",
+    "rate_of",
     "read_optim_args",
     "save_plan",
     "strip",

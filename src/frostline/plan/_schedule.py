@@ -12,11 +12,24 @@ Observations = Mapping[str, Sequence[float]]
 current plan began."""
 
 
+Rate = Callable[[int, int | None], float]
+"""(Optimizer step, block or None) -> the share of the learning rate."""
+
+
 @runtime_checkable
 class Schedule(Protocol):
     """The plan that training starts with, and the plans that follow it.
 
     The state is plain JSON data, so that a killed run can resume with the schedule where it was.
+
+    A schedule may have three attributes more, with which it declares what it knows of the plans to come:
+
+    - `lowest`: the lowest boundary of all plans from now on (`lowest_boundary`; 0 without it). States of the frozen
+      bottom below it are worth keeping.
+    - `phases(steps)`: the plans of the first `steps` steps, as far as they are known or expected, as (first step, plan)
+      (`phases`; the first plan alone without it). Costs are predicted for them.
+    - `rate(step, block)`: the share of the learning rate that a block has at a step, in place of the trainer's
+      learning-rate schedule; `block` is None for all other parameters.
 
     Attributes:
         observes: the signals that `next` needs from now on. The engine measures them for every block.
@@ -93,6 +106,17 @@ class ChangedPlans:
         plan = self._schedule.next(step, observations)
         return None if plan is None else self._change(plan)
 
+    @property
+    def lowest(self) -> int:
+        return int(getattr(self._schedule, "lowest", 0))
+
+    @property
+    def rate(self) -> Rate | None:
+        return rate_of(self._schedule)
+
+    def phases(self, steps: int) -> list[tuple[int, Plan]]:
+        return [(step, self._change(plan)) for step, plan in phases(self._schedule, steps)]
+
     def state_dict(self) -> dict[str, Any]:
         return self._schedule.state_dict()
 
@@ -103,3 +127,25 @@ class ChangedPlans:
 def keep_dropout(schedule: Schedule) -> Schedule:
     """The plans of `schedule`, each with `frozen_dropout`."""
     return ChangedPlans(schedule, lambda plan: plan.model_copy(update={"frozen_dropout": True}))
+
+
+def lowest_boundary(schedule: Schedule, plan: Plan) -> int:
+    """The lowest boundary of all plans from now on.
+
+    Args:
+        schedule: what may change the plan.
+        plan: the current one.
+    """
+    return plan.boundary if schedule.settled else min(plan.boundary, getattr(schedule, "lowest", 0))
+
+
+def rate_of(schedule: Schedule) -> Rate | None:
+    """The learning rates that a schedule sets itself (`Schedule`); None where it does not."""
+    rate: Rate | None = getattr(schedule, "rate", None)
+    return rate
+
+
+def phases(schedule: Schedule, steps: int) -> list[tuple[int, Plan]]:
+    """The plans of the first `steps` steps, each with its first step, as far as they are known or expected."""
+    known: Callable[[int], list[tuple[int, Plan]]] | None = getattr(schedule, "phases", None)
+    return [(0, schedule.first)] if known is None else known(steps)

@@ -33,6 +33,7 @@ class Applied:
         anatomy: of the model before.
         base: tensor name -> hash, of the model before.
         base_dtype: of the model before.
+        dtypes: name of a parameter -> its dtype before, which it gets again when it no longer trains.
         config: of the model before.
         lr_scales: name of every parameter that trains now -> its learning-rate scale.
         changed: all parameters that have trained so far, by name.
@@ -49,6 +50,7 @@ class Applied:
     anatomy: Anatomy = field(repr=False)
     base: Mapping[str, str] = field(repr=False)
     base_dtype: str
+    dtypes: Mapping[str, torch.dtype] = field(repr=False)
     config: Any = field(repr=False)
     lr_scales: Mapping[str, float] = field(repr=False)
     changed: Mapping[str, nn.Parameter] = field(repr=False)
@@ -88,6 +90,7 @@ def apply(plan: Plan, model: Any, *, seed: int = 0) -> Applied:
     base, base_dtype, config = tensor_hashes(model), str(model.dtype), copy.deepcopy(model.config)
     if plan.untie:
         untie(model)
+    dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
     own = set(model.parameters())
     _to_float32(model, _copied(plan, anatomy), anatomy)
     peft_models = add_adapters(model, plan, anatomy, seed)
@@ -103,6 +106,7 @@ def apply(plan: Plan, model: Any, *, seed: int = 0) -> Applied:
         anatomy=anatomy,
         base=base,
         base_dtype=base_dtype.removeprefix("torch."),
+        dtypes={name: dtype for name, dtype in dtypes.items() if not name.startswith(_partly(trained, anatomy))},
         config=config,
         lr_scales=lr_scales,
         changed=_parameters(model, lr_scales),
@@ -117,9 +121,10 @@ def apply(plan: Plan, model: Any, *, seed: int = 0) -> Applied:
 
 
 def change(plan: Plan, model: Any, *, keep_originals: bool = False) -> Applied:
-    """Make `model`, which has a plan, train as another plan says from now on. Nothing that it learned is lost.
+    """Make `model`, which has a plan, train as another plan says from now on.
 
-    What the new plan freezes keeps its values. Adapters, and matrices of which some rows train, are made by `apply`. So
+    What the new plan freezes keeps its values, in the dtype that it had before it trained: a float32 copy in training
+    would stay for nothing. (In bfloat16 this rounds what was learned to 8 bits.) Adapters, and matrices of which some rows train, are made by `apply`. So
     a later plan may freeze them, train them again or change their learning-rate scale, but it cannot add others. It
     also cannot untie a head or change the forward pass.
 
@@ -143,7 +148,7 @@ def change(plan: Plan, model: Any, *, keep_originals: bool = False) -> Applied:
     _remove_hooks(applied)
     new = {name: present[name] for name in lr_scales if name not in applied.changed}
     kept = {name: parameter.detach().cpu().clone() for name, parameter in new.items()} if keep_originals else {}
-    _to_float32(model, (item.tensor for item in trained), applied.anatomy)
+    _to_float32(model, (item.tensor for item in trained), applied.anatomy, applied.dtypes)
     hooks = _train(model, plan, applied.anatomy, lr_scales)
     so_far = {**applied.changed, **_parameters(model, lr_scales)}
     changed = replace(
@@ -154,15 +159,11 @@ def change(plan: Plan, model: Any, *, keep_originals: bool = False) -> Applied:
 
 
 def remember(names: Iterable[str], model: Any) -> Applied:
-    """Record that the parameters `names` have trained under an earlier plan, and convert them to float32."""
+    """Record that the parameters `names` have trained under an earlier plan."""
     applied = applied_to(model)
     assert applied is not None, "the model has a plan"
-    past = set(names) - set(applied.changed)
-    if past:
-        _to_float32(model, (tensor for tensor in applied.anatomy.tensors if tensor.name in past), applied.anatomy)
-        _remove_hooks(applied)
-        hooks = _hooks(model, applied.plan, applied.anatomy)
-        applied = replace(applied, changed={**applied.changed, **_parameters(model, past)}, hooks=hooks)
+    if past := set(names) - set(applied.changed):
+        applied = replace(applied, changed={**applied.changed, **_parameters(model, past)})
         note(applied, model)
     return applied
 
@@ -273,15 +274,32 @@ def _trained_name(model: nn.Module, item: Trained) -> str:
     return train_rows(model, item) if item.rows < 1 else item.tensor.name
 
 
-def _to_float32(model: nn.Module, trained: Iterable[Tensor], anatomy: Anatomy) -> None:
-    """Convert to float32 what trains. A block is converted as a whole, so that it computes in one dtype."""
+def _to_float32(
+    model: nn.Module, trained: Iterable[Tensor], anatomy: Anatomy, otherwise: Mapping[str, torch.dtype] | None = None
+) -> None:
+    """Convert to float32 what trains. A block is converted as a whole, so that it computes in one dtype.
+
+    Args:
+        model: whose parameters are converted.
+        trained: what trains.
+        anatomy: of the model.
+        otherwise: name -> the dtype that a parameter gets again where it does not train.
+    """
     trained = list(trained)
     names = {tensor.name for tensor in trained}
     for index in {tensor.block for tensor in trained if tensor.block is not None}:
         names |= {tensor.name for tensor in anatomy.blocks[index].tensors}
+    others = otherwise or {}
     for name, parameter in model.named_parameters():
-        if name in names and parameter.is_floating_point():
-            parameter.data = parameter.data.float()
+        dtype = torch.float32 if name in names else others.get(name)
+        if dtype is not None and dtype != parameter.dtype and parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+
+
+def _partly(trained: Iterable[Trained], anatomy: Anatomy) -> tuple[str, ...]:
+    """The names of the blocks in which some rows of a matrix train. Their other rows are float32 to the end."""
+    blocks = {item.tensor.block for item in trained if item.rows < 1}
+    return tuple(f"{block.name}." for block in anatomy.blocks if block.index in blocks)
 
 
 def _copied(plan: Plan, anatomy: Anatomy) -> Iterable[Tensor]:

@@ -64,6 +64,7 @@ def as_given(model: Any) -> Applied:
         anatomy=anatomy,
         base={},
         base_dtype=str(text.dtype).removeprefix("torch."),
+        dtypes={},
         config=copy.deepcopy(text.config),
         lr_scales=dict.fromkeys(trained, 1.0),
         changed=trained,
