@@ -79,12 +79,16 @@ class Amount:
         mean_length: their tokens on average.
         missing: rows that are not in the cache yet.
         bytes: size of all rows in the cache.
+        boundary: where the states are.
+        above: a lower boundary whose states are in the cache, and from which the missing ones are computed.
     """
 
     rows: int
     mean_length: float
     missing: int
     bytes: int
+    boundary: int
+    above: int = 0
 
 
 def _model_loss(model: Any, batch: dict[str, Any]) -> Tensor:
@@ -99,6 +103,8 @@ class Training:
     Attributes:
         model: the model itself, to which `plan` was applied.
         plan: which blocks train.
+        lowest: the lowest boundary of all plans to come, where the plan changes: states below it stay right. None: the
+            plan's own boundary.
         anatomy: of the model before the plan was applied.
         datasets: map-style data sets of tokenized rows: first those for training, then those for evaluation.
         collate: makes a batch of rows.
@@ -125,6 +131,7 @@ class Training:
     estimate: Callable[[Amount], ExpectedSaving] | None = field(default=None, repr=False)
     refusal: str | None = None
     label_names: Iterable[str] = ()
+    lowest: int | None = None
 
 
 class Bottom:
@@ -191,6 +198,15 @@ class Bottom:
             self._caches[cut.boundary] = self._open(cut)
         return self._caches[cut.boundary]
 
+    def is_right_for(self, training: Training) -> bool:
+        """Whether nothing that trains under another plan of the same training changes the states."""
+        trained = set(training.trained)
+        return (
+            training.refusal is None
+            and self.cut.boundary <= training.plan.boundary
+            and trained.isdisjoint(names_below(training.anatomy, self.cut))
+        )
+
     def change(self) -> str | None:
         """Say in one line that the model no longer gives the states in `cache`, as its weights or config changed."""
         try:
@@ -230,6 +246,12 @@ class Bottom:
         return ActivationCache.open(self.root, key, _streams_at(cut, self.passage_at(cut)), label=name)
 
 
+def wanted_boundary(training: Training) -> int:
+    """The highest boundary below which nothing trains under this plan and all plans to come."""
+    own = cut_boundary(training.plan, training.anatomy)
+    return own if training.lowest is None else min(own, training.lowest)
+
+
 def _boundary(training: Training) -> int:
     plan, anatomy, config = training.plan, training.anatomy, training.model.config
     if plan.boundary == 0:
@@ -237,6 +259,8 @@ def _boundary(training: Training) -> int:
         if plan.embeddings.mode != "frozen" and plan.blocks[0].mode == "frozen":
             raise Declined(f"{why}: the embeddings train ({anatomy.embeddings[0].name})")
         raise NotNeeded(why)
+    if training.lowest == 0:
+        raise NotNeeded("later plans of the schedule may train every block")
     if training.refusal is not None:
         raise Declined(training.refusal)
     for name in ("output_hidden_states", "output_attentions"):
@@ -244,7 +268,7 @@ def _boundary(training: Training) -> int:
             raise Declined(
                 f"the model's config has {name}=true, which needs the outputs of the blocks below the boundary"
             )
-    boundary = cut_boundary(plan, anatomy)
+    boundary = wanted_boundary(training)
     if (reason := plan.reads_below(boundary)) is not None:
         raise Declined(reason)
     return boundary

@@ -23,11 +23,14 @@ class Contents(Bottom):
         training: what trains, and on which rows.
         streaming: the bottom where it is read block by block; None where it is in memory.
         root: the folder in which all activation caches lie.
+        rows: the rows by key, where they are known from another cut of the same model.
     """
 
-    def __init__(self, training: Training, streaming: Streaming | None, root: Path) -> None:
+    def __init__(
+        self, training: Training, streaming: Streaming | None, root: Path, rows: dict[str, Any] | None = None
+    ) -> None:
         super().__init__(training, streaming, root)
-        self.rows = self._rows()
+        self.rows = self._rows() if rows is None else rows
         self._check_collator()
 
     @cached_property
@@ -40,11 +43,16 @@ class Contents(Bottom):
         by_length = sorted(self.rows, key=self.row_bytes.__getitem__)
         return {key: self.rows[key] for key in (by_length[-1], by_length[0], *list(self.rows)[:2])}
 
-    def amount(self, missing: int) -> Amount:
-        """How much there is to cache when `missing` rows are not in the cache yet."""
+    def amount(self, missing: int, above: int = 0) -> Amount:
+        """How much there is to cache.
+
+        Args:
+            missing: rows that are not in the cache yet.
+            above: a lower boundary whose states are there.
+        """
         count = len(self.rows)
         mean = sum(map(self.passage.length, self.rows.values())) / count
-        return Amount(count, mean, missing, sum(self.row_bytes.values()))
+        return Amount(count, mean, missing, sum(self.row_bytes.values()), self.cut.boundary, above)
 
     def _rows(self) -> dict[str, Any]:
         rows: dict[str, Any] = {}

@@ -8,35 +8,26 @@ states; any other pass runs the bottom as usual. Code that looks at the model al
 
 from __future__ import annotations
 
-import inspect
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-import torch
-from torch.utils.data import get_worker_info
-
-from frostline.bottom._below import hook_below
-from frostline.bottom._bottom import Declined, NotNeeded, Training, not_possible, unusable
-from frostline.bottom._cache import DamagedRow, check_room
+from frostline.bottom._bottom import Declined, NotNeeded, Training, not_possible, unusable, wanted_boundary
+from frostline.bottom._cache import check_room
 from frostline.bottom._caching_pass import caching_pass
-from frostline.bottom._check import difference_in_use, mismatch, padding_difference
+from frostline.bottom._check import mismatch, padding_difference
 from frostline.bottom._contents import Contents
 from frostline.bottom._cut import CannotCut, Cut, last_blocks
-from frostline.bottom._feed import BRINGS_STATES, ReadAhead, States, asks_below, rows_in_batch, stored_states
-from frostline.bottom._identity import names_below
+from frostline.bottom._in_use import InUse
 from frostline.bottom._report import CacheReport, Processes, locked
 from frostline.bottom._rows import AlteredRow, Features
-from frostline.bottom._standins import StandIns
 from frostline.bottom._streaming import Streaming
-from frostline.bottom._watch import BottomWatch
-from frostline.bottom._weights import OffloadedWeights
 from frostline.core.cache import default_root
-from frostline.core.errors import CannotWrite, ConfigError, FrostlineError
+from frostline.core.errors import CannotWrite, ConfigError
 from frostline.hooks import state_kept
 
 CacheMode = Literal["auto", "on", "off"]
@@ -93,15 +84,10 @@ class CacheSession:
         self.report = CacheReport(reason="activation_cache: " + ("off" if mode == "off" else "decided in train()"))
         self.stage: Callable[[str], None] = lambda what: None
         self.progress: Callable[[int, int], None] = lambda done, rows: None
-        self._decided = False
+        self._decided = self._hopeless = False
         self._contents: Contents | None = None
-        self._standins: StandIns | None = None
-        self._watch: BottomWatch | None = None
-        self._reader: ReadAhead | None = None
-        self._weights: OffloadedWeights | None = None
-        self._hooks: list[Any] = []
-        self._held = False
-        self._arguments: tuple[str, ...] = ()
+        self._in_use: InUse | None = None
+        self._at: int | None = None
 
     def __reduce__(self) -> Any:
         """A copy of the model (a running average, a pickle) runs its own bottom. It gets a session that is off."""
@@ -110,7 +96,7 @@ class CacheSession:
     @property
     def active(self) -> bool:
         """Whether forward passes read from the cache."""
-        return self._standins is not None
+        return self._in_use is not None
 
     def decide(self) -> CacheReport:
         """Decide whether the cache will be used, before any row goes through the bottom.
@@ -119,7 +105,7 @@ class CacheSession:
         """
         if self.mode != "off" and not self._decided and not self.active:
             self._decided, self.report = True, CacheReport()
-            training = self._training()
+            training = self._asked()
             with self._trying(training):
                 self._prepare(training)
         return self.report
@@ -130,7 +116,8 @@ class CacheSession:
         if self._contents is None or self.active:
             return
         with self._trying(self._contents.training):
-            self._start_using(self._contents)
+            self._pass_and_check(self._contents)
+            self._use(self._contents)
         _log.info("activation cache: %s", self.report.reason)
 
     def end(self) -> None:
@@ -138,81 +125,77 @@ class CacheSession:
         self._decided = False
         if self._streaming is not None:
             return
-        for hook in self._hooks:
-            hook.remove()
-        if self._standins is not None:
-            self._standins.remove()
-        if self._weights is not None:
-            self._weights.restore()
-        if self._reader is not None:
-            self._reader.close()
-        self._hooks, self._standins, self._weights, self._reader, self._contents = [], None, None, None, None
-        self._watch = None
+        if self._in_use is not None:
+            self._in_use.end()
+        self._in_use = self._contents = None
+
+    def follow(self) -> None:
+        """Go on under the plan that the model has now: with the same states as long as they are right.
+
+        Where the boundary rose for good and enough training is left, the states at the new boundary are computed from
+        those in use.
+        """
+        if self.mode == "off" or self._hopeless or self._streaming is not None:
+            return
+        contents = self._contents
+        self._at = None
+        if contents is None or not self.active:
+            self._decided = False
+            self.begin()
+            return
+        training = self._asked()
+        if not contents.is_right_for(training):
+            self.end()
+            self.begin()
+            return
+        contents.training = training
+        if wanted_boundary(training) > contents.cut.boundary:
+            self._raise(contents, training)
 
     def expect(self, rows: Sequence[Features], batch: Mapping[str, Any]) -> None:
         """Announce that `batch` was collated from `rows`, so that their states are read before the model is called."""
-        if self._reader is not None and get_worker_info() is None:
-            self._reader.expect(rows, batch)
+        if self._in_use is not None:
+            self._in_use.expect(rows, batch)
 
-    @contextmanager
-    def holding(self, rows: Sequence[Features], batch: Mapping[str, Any]) -> Iterator[None]:
+    def holding(self, rows: Sequence[Features], batch: Mapping[str, Any]) -> AbstractContextManager[None]:
         """Inside this context, every pass gets the boundary states of `rows`, whatever ids the pass is given.
 
         It is for code that examines the model with a batch of cached rows and changes its ids or masks.
         """
-        if self._standins is None or self._contents is None:
-            yield
-            return
-        contents = self._contents
-        keys = [contents.key(row) for row in rows]
-        with suppress(DamagedRow, AlteredRow, KeyError):  # damaged, or not as cached: nothing is fed, the bottom runs
-            self._feed(stored_states(contents.cache, rows_in_batch(keys, batch, rows, contents.names)))
-        self._held = True
-        try:
-            yield
-        finally:
-            self._held = False
-            self._standins.clear()
+        return nullcontext() if self._in_use is None else self._in_use.holding(rows, batch)
 
     def changed(self) -> str | None:
         """Say in one line what has changed below the boundary since the cache is used; None where nothing has."""
-        contents, watch = self._contents, self._watch
-        if contents is None or watch is None:
-            return None
-        found = watch.change()
-        if found is None and watch.written:
-            with self._without():
-                found = contents.change()
-            watch.note()
-        return found
+        return None if self._in_use is None else self._in_use.changed()
 
     def recheck(self) -> str | None:
         """Compare training with the cache and without it again, on the check rows.
 
         Returns in one line how they differ, or None. A bottom that is read block by block cannot be compared.
         """
-        if self._contents is None or self._standins is None or self._streaming is not None:
-            return None
-        if asks_below(self._contents.training.model.config, {}):  # every pass of training runs the bottom now
-            return None
-        hook = hook_below(self._contents.training.model, self._contents.cut)
-        return hook or difference_in_use(self._contents, self._without, self.holding)
+        return None if self._in_use is None or self._streaming is not None else self._in_use.recheck()
 
     def give_up(self, reason: str) -> None:
         """Go back to the bottom itself for the rest of the training. `reason` is reported."""
         self.end()
         self._decided, self.report = True, replace(self.report, given_up=reason)
 
-    @contextmanager
-    def _without(self) -> Iterator[None]:
-        """Inside this context, the bottom runs for every pass."""
-        self._held = True
-        try:
-            yield
-        finally:
-            self._held = False
+    @property
+    def boundary(self) -> int:
+        """Where the states in use are; 0 where none are."""
+        return 0 if self._contents is None or not self.active else self._contents.cut.boundary
+
+    def resume(self, boundary: int) -> None:
+        """A training goes on under a later plan: begin with the states at the same boundary as before (`boundary`)."""
+        self._at = boundary
 
     # What `decide` and `begin` do.
+
+    def _asked(self) -> Training:
+        training = self._training()
+        if self._at is None:
+            return training
+        return replace(training, lowest=self._at if training.lowest is None else min(self._at, training.lowest))
 
     @contextmanager
     def _trying(self, training: Training) -> Iterator[None]:
@@ -226,11 +209,12 @@ class CacheSession:
                 yield
         except (Declined, CannotCut, AlteredRow) as error:
             self._contents = None
+            self._hopeless = isinstance(error, _CheckFailed | CannotCut | AlteredRow)
             declined = not isinstance(error, NotNeeded)
             self.report = replace(self.report, used=False, reason=str(error), declined=declined)
             if self._streaming is not None:
                 raise ConfigError(f"streaming needs the activation cache, but {error}: use streaming=false") from None
-            if self.mode == "on" and not isinstance(error, _CheckFailed):
+            if self.mode == "on" and not isinstance(error, _CheckFailed) and training.lowest is None:
                 raise not_possible(error) from None
         except (CannotWrite, OSError) as error:
             self._contents = None
@@ -267,8 +251,8 @@ class CacheSession:
                 raise
         self._report_use(contents, f"{len(missing):,} of them have to pass the frozen bottom first", len(missing))
 
-    def _start_using(self, contents: Contents) -> None:
-        """Check, make the caching pass, check again, and take the bottom out of memory."""
+    def _pass_and_check(self, contents: Contents) -> None:
+        """Check, make the caching pass, and check again."""
         self.stage("checks before the caching pass")
         check_rows = contents.check_rows()
         with self._bottom_or_first_block(contents.cut) as blocks:
@@ -280,7 +264,34 @@ class CacheSession:
         if self._streaming is None and (found := mismatch(contents, check_rows)) is not None:
             raise _CheckFailed(found)
         self._report_use(contents, f"{passed:,} of them passed the frozen bottom now", passed)
-        self._take_bottom_out(contents)
+
+    def _raise(self, before: Contents, training: Training) -> None:
+        """Use the states at a higher boundary, where that saves time. Those in use feed the pass that computes them."""
+        begun = time.perf_counter()
+        try:
+            with state_kept(training.collate, *training.datasets, device=training.device):
+                contents = Contents(training, None, self._root, before.rows)
+                missing = contents.cache.missing(contents.rows)
+                amount = contents.amount(len(missing), before.cut.boundary)
+                pays = training.estimate is None or training.estimate(amount).pays
+                if not self._processes.agree(pays and self._has_room(contents, missing)):
+                    return
+                self._pass_and_check(contents)
+        except (Declined, CannotCut, AlteredRow, CannotWrite, OSError) as error:
+            _log.info("activation cache: stays at block %d: %s", before.cut.boundary, error)
+        else:
+            self.end()
+            self._decided, self._contents = True, contents
+            self._use(contents)
+        finally:
+            self.report = replace(self.report, seconds=self.report.seconds + time.perf_counter() - begun)
+
+    def _has_room(self, contents: Contents, missing: list[str]) -> bool:
+        try:
+            check_room(self._root, sum(contents.row_bytes[key] for key in missing), self._limit)
+        except ConfigError:
+            return False
+        return True
 
     def _report_use(self, contents: Contents, what: str, missing: int) -> None:
         sizes = contents.row_bytes
@@ -326,73 +337,13 @@ class CacheSession:
         cache.refresh()
         return len(keys)
 
-    # From `begin` to `end`.
+    def _use(self, contents: Contents) -> None:
+        """Take the bottom out of memory, and read its states from now on."""
+        self._in_use = InUse(contents, self._root, self._computed)
+        self.report = replace(self.report, freed_bytes=self._in_use.freed)
 
-    def _take_bottom_out(self, contents: Contents) -> None:
-        """Replace the bottom by stand-ins, and take its weights out of memory."""
-        training, model = contents.training, contents.training.model
-        pinned = training.device.type == "cuda"
-        self._reader = ReadAhead(contents.cache, contents.inputs, contents.names, pinned=pinned)
-        self._standins = StandIns(model, contents.cut, self._before_own)
-        self._weights = OffloadedWeights(model, self._standins, self._root)
-        try:
-            freed = self._weights.offload()
-        except BaseException:
-            self.end()
-            raise
-        if self._streaming is None:
-            self._watch = BottomWatch(model, contents.cut, names_below(training.anatomy, contents.cut))
-        self._arguments = tuple(inspect.signature(model.forward).parameters)
-        self._hooks = [
-            model.register_forward_pre_hook(self._before_pass, with_kwargs=True),
-            model.register_forward_hook(self._after_pass, always_call=True),
-        ]
-        self.report = replace(self.report, freed_bytes=freed)
-
-    # In a pass of cached rows, `_before_pass` feeds their states, the stand-ins return them, and `_after_pass` clears
-    # them. In any other pass nothing is fed: the stand-ins call `_before_own` and then the module itself.
-
-    def _before_pass(self, model: Any, args: Any, kwargs: Mapping[str, Any]) -> None:
-        if self._held or self._standins is None or self._reader is None:
-            return
-        batch = dict(zip(self._arguments, args, strict=False)) | dict(kwargs)
-        asks = asks_below(model.config, batch)
-        if any(isinstance(value, torch.Tensor) and value.is_meta for value in batch.values()):
-            raise FrostlineError(
-                "the batch lies on the meta device, as the first weights of a streamed model do: use the trainer's "
-                "device for batches (trainer.args.device)"
-            )
-        known = not asks and all(batch.get(name) is None for name in BRINGS_STATES)
-        states = self._reader.take(batch) if known else None
-        if states is not None:
-            self._feed(states)
-        elif model.training and torch.is_grad_enabled():
-            self.report = replace(self.report, computed=self.report.computed + 1)
-
-    def _after_pass(self, *_: Any) -> None:
-        if not self._held and self._standins is not None:
-            self._standins.clear()
-
-    def _feed(self, states: States) -> None:
-        assert self._standins is not None and self._weights is not None and self._contents is not None
-        if torch.is_grad_enabled() and self._weights.offload() and self._watch is not None:
-            self._watch.note()  # a pass of other rows had restored them
-        device = self._contents.training.device
-        self._standins.feed({name: value.to(device, non_blocking=True) for name, value in states.items()})
-
-    def _before_own(self) -> None:
-        """Before a module of the bottom runs itself, in a pass of rows that are not in the cache."""
-        if self._streaming is not None:
-            raise FrostlineError(
-                "the bottom of this model is read block by block and is never in memory, so only rows in the "
-                "activation cache, and sound there, can run: evaluate other rows with frostline.load, or use "
-                "streaming=false"
-            )
-        assert self._weights is not None and self._contents is not None
-        if self._contents.training.device.type != "cpu":
-            self._weights.restore()
-            if self._watch is not None:
-                self._watch.note()
+    def _computed(self) -> None:
+        self.report = replace(self.report, computed=self.report.computed + 1)
 
 
 def _without_cache() -> CacheSession:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 from frostline.anatomy import Anatomy
 from frostline.core.sizes import size_text
@@ -22,10 +23,13 @@ from frostline.cost._bottom import bytes_on_disk
 from frostline.cost._flops import bottom_flops, step_flops
 from frostline.cost._flow import flow
 from frostline.cost._workload import Workload
-from frostline.plan import Plan
+from frostline.plan import Full, Plan
 
 WRITING = 3.4 / 732
 READING = 1.4 / 732
+MEASURED_BLOCKS = 12
+CHECKS = 5
+"""So many steps take the checks before states are used at a higher boundary than before."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,16 @@ class Estimate:
         return f"{passes}, {size_text(self.bytes)} to write, break-even at {self.break_even_epochs:.3g}: {self.reason}"
 
 
-def cache_pays(*, epochs: float, store_bytes: int, bottom_share: float, stored_share: float = 0.0) -> Estimate:
+def cache_pays(
+    *,
+    epochs: float,
+    store_bytes: int,
+    bottom_share: float,
+    stored_share: float = 0.0,
+    writing: float = WRITING,
+    reading: float = READING,
+    checks: float = 0.0,
+) -> Estimate:
     """Whether an activation cache makes a run cheaper.
 
     Args:
@@ -63,11 +76,14 @@ def cache_pays(*, epochs: float, store_bytes: int, bottom_share: float, stored_s
         store_bytes: size of the boundary states of all rows.
         bottom_share: the forward pass of the frozen bottom, as a share of a step's operations without a cache.
         stored_share: the share of the rows that the cache holds already.
+        writing: what writing the states of all rows costs, in forward passes of all rows through the bottom.
+        reading: what reading them costs more than without this cache.
+        checks: what the checks before the first step cost, in the same unit.
     """
     wanted = 1 - stored_share
     if bottom_share <= 0:
         return Estimate(epochs, 0, math.inf, 0.0, False, "no block is below the boundary, so there is nothing to store")
-    break_even = wanted * (1 + WRITING) / (1 - READING)
+    break_even = (wanted * (1 + writing) + checks) / (1 - reading)
     saved = bottom_share * (1 - wanted / epochs)
     pays = epochs > break_even
     return Estimate(
@@ -80,7 +96,15 @@ def cache_pays(*, epochs: float, store_bytes: int, bottom_share: float, stored_s
     )
 
 
-def cache_estimate(plan: Plan, anatomy: Anatomy, workload: Workload, store_bytes: int | None = None) -> Estimate:
+def cache_estimate(
+    plan: Plan,
+    anatomy: Anatomy,
+    workload: Workload,
+    store_bytes: int | None = None,
+    *,
+    boundary: int | None = None,
+    above: int = 0,
+) -> Estimate:
     """Whether an activation cache makes training under `plan` on `workload` cheaper.
 
     Args:
@@ -89,6 +113,9 @@ def cache_estimate(plan: Plan, anatomy: Anatomy, workload: Workload, store_bytes
         workload: the work.
         store_bytes: size of the states of all rows, where it is known; else it follows from `workload.length`, which
             counts padding.
+        boundary: where the states are stored; None is the plan's boundary.
+        above: a lower boundary whose states are stored, and read without this cache. Only the blocks between the two
+            are saved, and the checks of this cache are counted.
 
     Raises `PlanError` when the plan does not fit the anatomy.
     """
@@ -97,15 +124,32 @@ def cache_estimate(plan: Plan, anatomy: Anatomy, workload: Workload, store_bytes
             workload.num_train_epochs, 0, math.inf, 0.0, False, "a row holds several texts, which are not stored"
         )
     without = workload.model_copy(update={"activation_cache": False})
-    an_epoch = step_flops(plan, anatomy, without).total * workload.rows / workload.per_device_train_batch_size
+    steps = workload.rows / workload.per_device_train_batch_size
+    an_epoch = step_flops(plan, anatomy, without).total * steps
+    below = bottom_flops(_cut_at(plan, boundary), anatomy, workload)
     if store_bytes is None:
-        store_bytes = bytes_on_disk(flow(plan, anatomy), workload)
-    return cache_pays(
-        epochs=workload.num_train_epochs,
-        store_bytes=store_bytes,
-        bottom_share=bottom_flops(plan, anatomy, workload) / an_epoch,
-        stored_share=workload.stored_share,
+        store_bytes = bytes_on_disk(flow(_cut_at(plan, boundary), anatomy), workload)
+    known = partial(
+        cache_pays, epochs=workload.num_train_epochs, store_bytes=store_bytes, stored_share=workload.stored_share
     )
+    if not above:
+        return known(bottom_share=below / an_epoch)
+    more = (below - bottom_flops(_cut_at(plan, above), anatomy, workload)) / an_epoch
+    blocks = max(1, (plan.boundary if boundary is None else boundary) - above)
+    return known(
+        bottom_share=more,
+        writing=WRITING * MEASURED_BLOCKS / blocks,
+        reading=0.0,
+        checks=CHECKS / steps / more if more > 0 else 0.0,
+    )
+
+
+def _cut_at(plan: Plan, boundary: int | None) -> Plan:
+    """A plan with this boundary, which is at most that of `plan`."""
+    if boundary is None or boundary >= plan.boundary:
+        return plan
+    blocks = (*plan.blocks[:boundary], Full(), *plan.blocks[boundary + 1 :])
+    return plan.model_copy(update={"blocks": blocks})
 
 
 def _why_not(epochs: float, wanted: float) -> str:

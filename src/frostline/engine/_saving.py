@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 import transformers
+from accelerate.utils import broadcast_object_list
 from peft import PeftModel
 from torch import nn
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
@@ -34,37 +34,15 @@ from frostline.checkpoints import (
 )
 from frostline.core.errors import CheckpointError
 from frostline.core.files import UNFINISHED, atomic_folder, disk_errors, read_json, reading, sweep, write_json
+from frostline.engine._left import LeftState
 from frostline.engine._observe import Observer
+from frostline.engine._plan_change import PlanChange, read_changes
 from frostline.engine._ranks import load_ranks, save_ranks
 from frostline.engine._trainer_state import TRAINER_STATE_FILE, check_trainer_state
-from frostline.plan import Plan, Schedule, document
+from frostline.plan import Schedule
 from frostline.surgery import AS_GIVEN, Applied, applied_to, one_dtype, to_plain
 
 SCHEDULE_FILE = "schedule.json"
-
-
-@dataclass(frozen=True)
-class PlanChange:
-    """A change of the plan in training.
-
-    Attributes:
-        step: the first optimizer step under the new plan, counted from 0.
-        plan: the new plan.
-        seconds: time that the change took.
-    """
-
-    step: int
-    plan: Plan
-    seconds: float
-
-    def document(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return {"step": self.step, "plan": document(self.plan), "seconds": self.seconds}
-
-    @classmethod
-    def read(cls, entry: dict[str, Any]) -> PlanChange:
-        """The inverse of `document`."""
-        return cls(entry["step"], Plan.read(entry["plan"]), entry["seconds"])
 
 
 class SavingTrainer(transformers.Trainer):
@@ -75,6 +53,7 @@ class SavingTrainer(transformers.Trainer):
     schedule: Schedule
     changes: list[PlanChange]
     observer: Observer
+    left: LeftState | None
     _staging: str | None = None
 
     @property
@@ -149,6 +128,23 @@ class SavingTrainer(transformers.Trainer):
             return copied
         return one_dtype(merge_adapters((copied,)))
 
+    def _states_at(self) -> int:
+        """The boundary of the states in use."""
+        return 0
+
+    def _resume_states(self, boundary: int) -> None:
+        """Begin with the states at the same boundary, if the plan has changed."""
+
+    def _observe(self) -> Observer:
+        """What measures the signals that the schedule reads, under the plan of now."""
+        return Observer(self.model, self.schedule.observes, self._shared)
+
+    def _shared(self, values: tuple[float, ...]) -> tuple[float, ...]:
+        """The values of the first process, for all that train together."""
+        if self.args.world_size == 1:
+            return values
+        return tuple(broadcast_object_list([values], from_process=0)[0])
+
     def _save_tokenizer(self, folder: str | Path) -> None:
         tokenizer = self.processing_class or getattr(self.data_collator, "tokenizer", None)
         if tokenizer is not None:
@@ -162,7 +158,8 @@ class SavingTrainer(transformers.Trainer):
             staged = self._staging is not None and folder.is_relative_to(self._staging)
             save_delta(self.model, folder, moves_to=folder.parent.parent / folder.name if staged else None)
         changes = [change.document() for change in self.changes]
-        write_json(folder / SCHEDULE_FILE, {"state": self.schedule.state_dict(), "changes": changes})
+        state = {"state": self.schedule.state_dict(), "changes": changes, "states_at": self._states_at()}
+        write_json(folder / SCHEDULE_FILE, state)
         self.observer.save(folder)
         self._save_tokenizer(folder)
 
@@ -170,6 +167,8 @@ class SavingTrainer(transformers.Trainer):
         save_optimizer(self._bare_optimizer(), self._names(), Path(output_dir))
         save_scheduler(self.lr_scheduler, Path(output_dir))
         save_ranks(self.applied.peft_models, Path(output_dir))
+        if self.left is not None:
+            self.left.save(Path(output_dir))
 
     def _save_rng_state(self, output_dir: str) -> None:
         write_json(Path(output_dir) / self._rng_file(), random_state())
@@ -185,8 +184,9 @@ class SavingTrainer(transformers.Trainer):
         saved = read_json(folder / SCHEDULE_FILE, "schedule state")
         with reading(folder / SCHEDULE_FILE, "schedule state"):
             self.schedule.load_state_dict(saved["state"])
-            self.changes = [PlanChange.read(entry) for entry in saved["changes"]]
-        self.observer = Observer(self.model, self.schedule.observes)
+            self.changes = read_changes(self.applied.first, saved["changes"])
+            self._resume_states(saved["states_at"])
+        self.observer = self._observe()
         with reading(folder, "state of what a schedule observes"):
             self.observer.load(folder)
 
@@ -197,6 +197,9 @@ class SavingTrainer(transformers.Trainer):
                 load_optimizer(self._bare_optimizer(), self._names(), folder)
             with reading(folder, "scheduler state"):
                 load_scheduler(self.lr_scheduler, folder)
+            if self.left is not None:
+                with reading(folder, "optimizer state"):
+                    self.left.load(folder)
             with reading(folder, "state of ranks"):
                 load_ranks(self.applied.peft_models, folder)
 

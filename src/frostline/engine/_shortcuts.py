@@ -115,6 +115,12 @@ class ShortcutsTrainer(PartsTrainer):
             self._begin_positions()
         self._rechecks = Rechecks(self.text_model, self.state.global_step)
 
+    def _follow_plan(self) -> None:
+        """Go on with the shortcuts under the plan of now. Which parts train does not change what the loss reads."""
+        self.session.follow()
+        if self._rechecks is not None:
+            self._rechecks.note()
+
     def _begin_positions(self) -> None:
         refusal = self._positions_refusal()
         self._positions_notices = () if refusal is None else (f"loss positions are off: {refusal}",)

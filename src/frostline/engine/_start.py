@@ -55,7 +55,7 @@ def start_schedule(
         plan: a fixed plan. Without plan and schedule the model trains as it is: under the plan that was applied to it
             before, or with the parameters that require gradients.
         schedule: instead of a plan. Its own state does not change where it is used for a second model.
-        args: of the training, for the seed and the number of processes.
+        args: of the training, for the seed.
 
     Raises `ConfigError` when plan and schedule are both given, or neither and nothing is frozen, `PlanError` when the
     plan does not fit.
@@ -82,11 +82,6 @@ def start_schedule(
         chosen = schedule(text_model(model)) if callable(schedule) else schedule
     else:
         chosen = FixedSchedule(plan if isinstance(plan, Plan) else cast(Callable[[Any], Plan], plan)(text_model(model)))
-    if not chosen.settled and args is not None and args.world_size > 1:
-        raise ConfigError(
-            "schedule: a plan that changes during training needs one process, and several train: use one process, or a "
-            "fixed plan"
-        )
     if already is None or already.plan != chosen.first:
         apply(chosen.first, text_model(model), seed=args.seed if args else 0)
     return chosen

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -19,15 +18,15 @@ from frostline.bottom import Amount, CacheMode, CacheSession, Load, Processes, T
 from frostline.checkpoints import load_delta
 from frostline.core.errors import CheckpointError, ConfigError, TrainingError
 from frostline.cost import Estimate, Workload, cache_estimate
+from frostline.engine._changes import ChangingTrainer
 from frostline.engine._collator import AnnouncingCollator
 from frostline.engine._flora import Flora, check_flora
 from frostline.engine._in_backward import check_in_backward, step_in_backward
-from frostline.engine._observe import Observer
-from frostline.engine._optimizer import parameter_groups, regroup
+from frostline.engine._left import LeftState
+from frostline.engine._plan_change import PlanChange
 from frostline.engine._ranks import ShareRanks
 from frostline.engine._sampler import GroupedByLength
-from frostline.engine._saving import PlanChange
-from frostline.engine._shortcuts import COMPILED, ShortcutsTrainer
+from frostline.engine._shortcuts import COMPILED
 from frostline.engine._start import (
     PlanFor,
     ScheduleFor,
@@ -37,11 +36,11 @@ from frostline.engine._start import (
     start_schedule,
     streaming,
 )
-from frostline.plan import Plan, Schedule
-from frostline.surgery import change, check_loss_is_the_models
+from frostline.plan import Schedule, lowest_boundary
+from frostline.surgery import check_loss_is_the_models
 
 
-class Trainer(ShortcutsTrainer):
+class Trainer(ChangingTrainer):
     """A `transformers.Trainer` that trains what a plan (or a schedule of plans) says.
 
     Callbacks, logging, mixed precision and accelerate work as in `transformers.Trainer`. A checkpoint holds the delta,
@@ -69,6 +68,8 @@ class Trainer(ShortcutsTrainer):
         activation_cache_limit: bytes that all caches together may use on disk, or a size such as `20GB`.
         load_bottom: reads the bottom block by block (see `load_above`).
         loss_positions: whether head and last block run only at the loss positions.
+        keep_left_state: keep the optimizer's state of what stops training, in the host's memory, until it trains again.
+            Without it such state is freed, and begins anew.
         options: as for `transformers.Trainer`. `optimizer_cls_and_kwargs=(Flora, {...})` trains with FLORA, which
             compresses accumulated gradients during the backward pass.
 
@@ -90,6 +91,7 @@ class Trainer(ShortcutsTrainer):
         activation_cache_limit: int | str | None = None,
         load_bottom: Load | None = None,
         loss_positions: bool = True,
+        keep_left_state: bool = False,
         **options: Any,
     ) -> None:
         if optimizer_in_backward and args is not None:
@@ -118,10 +120,13 @@ class Trainer(ShortcutsTrainer):
         super().__init__(model, args, *positional, **options)
         if self.applied.peft_models or self.model_init is not None or not self.schedule.settled:
             self.add_callback(ShareRanks())  # a later plan may have ranks too
-        self.observer = Observer(self.model, self.schedule.observes)
+        self.left = LeftState(self._names) if keep_left_state else None
+        self.observer = self._observe()
         check_loss_is_the_models(self.applied.plan, self._loss_is_custom())
         self._streaming = streaming(self.model, self.applied, load_bottom)
-        processes = Processes(self.args.process_index, self.args.world_size, self.accelerator.wait_for_everyone)
+        processes = Processes(
+            self.args.process_index, self.args.world_size, self.accelerator.wait_for_everyone, self._agree
+        )
         self.session = CacheSession(
             self._training,
             activation_cache,
@@ -171,7 +176,7 @@ class Trainer(ShortcutsTrainer):
         self.schedule = self._start(model)
         if hasattr(self, "session"):
             self._end_plan()
-            self.changes, self.observer = [], Observer(model, self.schedule.observes)
+            self.changes, self.observer = [], self._observe()
         return model
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -182,6 +187,9 @@ class Trainer(ShortcutsTrainer):
             self.session.end()  # its decision was for that plan
         if self._made_optimizer:  # for parameters that another plan may have trained
             self.optimizer = None
+
+    def _agree(self, value: bool) -> bool:
+        return bool(self._shared((float(value),))[0])
 
     def _loss_is_custom(self) -> bool:
         return self.label_smoother is not None or self.compute_loss_func is not None
@@ -196,9 +204,7 @@ class Trainer(ShortcutsTrainer):
     def _training(self) -> Training:
         args, applied = self.args, self.applied
         refusal = None
-        if not self.schedule.settled:
-            refusal = "the schedule may still change which blocks train"
-        elif self.args.neftune_noise_alpha is not None:
+        if self.args.neftune_noise_alpha is not None:
             refusal = "NEFTune adds noise to the embeddings in every pass"
         elif self.args.torch_compile:
             refusal = COMPILED
@@ -219,6 +225,7 @@ class Trainer(ShortcutsTrainer):
             estimate=self._estimate,
             refusal=refusal,
             label_names=self.label_names,
+            lowest=None if self.schedule.settled else lowest_boundary(self.schedule, applied.plan),
         )
 
     @property
@@ -239,7 +246,8 @@ class Trainer(ShortcutsTrainer):
             bf16=self._autocast_dtype is not None,
             stored_share=1 - amount.missing / amount.rows,
         )
-        return cache_estimate(self.applied.plan, self.applied.anatomy, workload, amount.bytes)
+        where = {"boundary": amount.boundary, "above": amount.above}
+        return cache_estimate(self.applied.plan, self.applied.anatomy, workload, amount.bytes, **where)
 
     # Optimizer: one group for each pair of weight decay and learning-rate scale.
 
@@ -251,9 +259,6 @@ class Trainer(ShortcutsTrainer):
             self.optimizer = chosen(self._parameter_groups(trained), **options)
             self._made_optimizer = True
         return cast(torch.optim.Optimizer, self.optimizer)
-
-    def _parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
-        return parameter_groups(self, model, self.applied.lr_scales)
 
     # Batches.
 
@@ -327,35 +332,6 @@ class Trainer(ShortcutsTrainer):
         if grad_norm is None and (summing := self._summing_optimizer()) is not None:
             grad_norm = summing.clip_norm(math.inf)
         return super()._get_grad_norm(model, grad_norm=grad_norm)
-
-    def _begin_step(self, step: int) -> None:
-        """Before the first batch of an optimizer step: reset the loss, and change the plan if the schedule says so."""
-        begun = time.perf_counter()
-        if self._step < 0:
-            self._first_step = begun
-        self._step, self._loss = step, 0.0
-        self._check_again(step)
-        if step == 0 or self._settled():
-            return
-        plan = self.schedule.next(step, self.observer)
-        if plan is not None:
-            self._check_last()
-            self._end_plan()
-            self._change_plan(plan)
-            now = time.perf_counter()
-            self.changes.append(PlanChange(step, plan, now - begun))
-            if self._settled():
-                self.seconds_until_settled = now - self._first_step
-            self._begin_plan()
-
-    def _settled(self) -> bool:
-        return self.schedule.settled
-
-    def _change_plan(self, plan: Plan) -> None:
-        """Train under another plan from now on. What it freezes leaves the optimizer; all others keep their state."""
-        change(plan, self.model, keep_originals=self.args.load_best_model_at_end)
-        regroup(self._bare_optimizer(), self.lr_scheduler, self._parameter_groups(self.model))
-        self.observer = Observer(self.model, self.schedule.observes)
 
     def _init_training_state(self, max_steps: int, steps_per_epoch: int, epochs: int, *rest: Any) -> tuple[int, int]:
         self._step = -1

@@ -63,7 +63,11 @@ class Rechecks:
         finally:
             self._last = time.perf_counter() - begun
             self.seconds += self._last
-            self._known = self._now()
+            self.note()
+
+    def note(self) -> None:
+        """Take hooks and config as they are now for those that were checked."""
+        self._known = self._now()
 
     def _now(self) -> tuple[Any, ...]:
         config: Any = getattr(self._model, "config", None)

@@ -1,6 +1,7 @@
 """Plan and schedule as pure data. Imports no torch, so that a plan can be read and written on any machine."""
 
 from frostline.plan import adapters
+from frostline.plan._difference import difference, with_difference
 from frostline.plan._forward import Forward, Residual
 from frostline.plan._mode import Adding, Mode, OwnTensors, Targeted, TargetModules, Targets
 from frostline.plan._modes import BlockMode, Frozen, Full, Partial, PartMode
@@ -56,6 +57,7 @@ __all__ = [
     "Timetable",
     "adapters",
     "block_ranges",
+    "difference",
     "document",
     "from_text",
     "keep_dropout",
@@ -69,4 +71,5 @@ __all__ = [
     "strip",
     "to_json",
     "to_yaml",
+    "with_difference",
 ]

@@ -124,9 +124,9 @@ def change(plan: Plan, model: Any, *, keep_originals: bool = False) -> Applied:
     """Make `model`, which has a plan, train as another plan says from now on.
 
     What the new plan freezes keeps its values, in the dtype that it had before it trained: a float32 copy in training
-    would stay for nothing. (In bfloat16 this rounds what was learned to 8 bits.) Adapters, and matrices of which some rows train, are made by `apply`. So
-    a later plan may freeze them, train them again or change their learning-rate scale, but it cannot add others. It
-    also cannot untie a head or change the forward pass.
+    would stay for nothing. (In bfloat16 this rounds what was learned to 8 bits.) Adapters, and matrices of which some
+    rows train, are made by `apply`. So a later plan may freeze them, train them again or change their learning-rate
+    scale, but it cannot add others. It also cannot untie a head or change the forward pass.
 
     Args:
         plan: the new plan.
