@@ -118,6 +118,11 @@ class Workload(BaseModel):
         """Batches of one device in all epochs together; the last may be a part of one."""
         return self.rows * self.num_train_epochs / (self.per_device_train_batch_size * self.devices)
 
+    @property
+    def optimizer_steps(self) -> int:
+        """Steps of the optimizer in all epochs together, at least 1."""
+        return max(1, round(self.steps / self.gradient_accumulation_steps))
+
     def row_tokens(self, stack: str, anatomy: Anatomy) -> int:
         """How many tokens of one row pass the blocks of a stack ("encoder" or "decoder")."""
         reads_targets = anatomy.encoder_decoder and stack == "decoder"

@@ -89,7 +89,8 @@ class ChangingTrainer(ShortcutsTrainer):
         wrapped.__init__(wrapped.module, **places, **({} if handler is None else handler.to_kwargs()))  # type: ignore[misc]
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        self.observer.collect()  # here, because it runs once a step, just before the optimizer
+        if not self._settled():
+            self.observer.collect()  # here, because it runs once a step, just before the optimizer
         return super()._get_grad_norm(model, grad_norm=grad_norm)
 
     def _states_at(self) -> int:

@@ -67,6 +67,7 @@ def choose(
     config: RunConfig,
     anatomy: Anatomy,
     workload: Callable[[], Workload],
+    steps: int,
     measure_blocks: Measure,
     model_config: Any,
     model_class: Any,
@@ -77,6 +78,7 @@ def choose(
         config: the run's config.
         anatomy: of the model.
         workload: gives the work of the run, if it is needed.
+        steps: optimizer steps of the run.
         measure_blocks: measures the model's blocks on rows of the task.
         model_config: the model's own config, for calibration.
         model_class: the model's class, for calibration.
@@ -98,7 +100,7 @@ def choose(
     work = workload() if counts else None
     situation = situation_of(config, anatomy, work)
     speed = calibrate(model_config, model_class, situation.workload) if config.calibrate else None
-    situation = replace(situation, measure=observed, speed=speed)
+    situation = replace(situation, measure=observed, speed=speed, steps=steps)
     selection = make_selection(config.strategy, situation, config.strategy_options)
     choice = selection.choice
     lines = [] if choice is None else [f"{label}: {line}" for label, line in choice.lines()]

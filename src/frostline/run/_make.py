@@ -73,7 +73,8 @@ def make_plan(
         situation = _situation(model, data, data_collator, budget, workload, seed)
         plan = tried_plan(text_model(model), situation, tries, data, data_collator or partial(_padded, model))
         return plan.model_copy(update={"frozen_dropout": frozen_dropout})
-    situation = _situation(model, data, data_collator, budget, workload, seed)
+    steps = 1  # how many does not matter: a plan that changes is refused
+    situation = _situation(model, data, data_collator, budget, workload, seed, steps)
     selection = make_selection(strategy, situation, options)
     schedule = keep_dropout(selection.schedule) if frozen_dropout else selection.schedule
     if not schedule.settled:
@@ -101,6 +102,7 @@ def make_schedule(
     budget: Budget | None = None,
     workload: Workload | None = None,
     options: Mapping[str, Any] | None = None,
+    steps: int | None = None,
     frozen_dropout: bool = False,
     seed: int = 0,
 ) -> Schedule:
@@ -114,16 +116,25 @@ def make_schedule(
 
     Args:
         model, strategy, data, data_collator, budget, workload, options, frozen_dropout, seed: as in `make_plan`.
+        steps: optimizer steps of the training, for strategies that change the plan at shares of it.
 
     Raises `UserError` as `make_plan` does, but for a plan that changes.
     """
-    situation = _situation(model, data, data_collator, budget, workload, seed)
+    if steps is not None and steps < 1:
+        raise ConfigError(f"steps: {steps} is no number of optimizer steps: use at least 1")
+    situation = _situation(model, data, data_collator, budget, workload, seed, steps)
     schedule = make_selection(strategy, situation, options).schedule
     return keep_dropout(schedule) if frozen_dropout else schedule
 
 
 def _situation(
-    model: Any, data: Any, collate: Collate | None, budget: Budget | None, workload: Workload | None, seed: int
+    model: Any,
+    data: Any,
+    collate: Collate | None,
+    budget: Budget | None,
+    workload: Workload | None,
+    seed: int,
+    steps: int | None = None,
 ) -> Situation:
     """What a strategy knows of a model in memory and of its rows. Raises `ConfigError` where it is no model."""
     if not isinstance(model, nn.Module):
@@ -138,6 +149,7 @@ def _situation(
         measure=None if data is None else partial(_measure, model, data, collate, seed),
         budget=budget or Budget(),
         workload=_work(workload, data) if limited else workload or Workload(),
+        steps=steps,
     )
 
 

@@ -28,6 +28,7 @@ from frostline.run._optim import flora_of, optim_arguments
 from frostline.run._probing import LoadedModel
 from frostline.run._setup import check_length, config_for, load_model, task_for
 from frostline.run._split import trainer_for
+from frostline.run._steps import steps_of
 from frostline.run._streaming import load_streaming
 from frostline.run._work import Data, workload_of
 from frostline.surgery import Quantized, quantize_frozen
@@ -158,7 +159,8 @@ def _load(config: RunConfig, data: Data, goes_on: Chosen | None) -> tuple[Any, C
         return LoadedModel(model.to(device()), tensor_hashes(model))
 
     blocks = measure_here(loaded, model, anatomy, config, data)
-    return model, choose(config, anatomy, work, blocks, model.config, type(model)), None
+    steps = steps_of(_arguments(config), len(data.rows))
+    return model, choose(config, anatomy, work, steps, blocks, model.config, type(model)), None
 
 
 def _check_new_rows(model: Any, strategy: str) -> None:

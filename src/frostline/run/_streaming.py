@@ -52,7 +52,8 @@ def load_streaming(config: RunConfig, data: Data, before: Chosen | None) -> tupl
         return loaded
 
     blocks = measure_here(load_around, bare, anatomy, config, data)
-    chosen = before or choose(config, anatomy, work, blocks, model_config, model_class)
+    steps = 1  # how many does not matter: a plan that changes is refused
+    chosen = before or choose(config, anatomy, work, steps, blocks, model_config, model_class)
     _check_schedule(config, chosen.schedule, anatomy.tied)
     boundary = cut_boundary(chosen.schedule.first, anatomy)
     transformers.set_seed(config.seed)

@@ -14,6 +14,7 @@ from frostline import engine
 from frostline.engine import PlanFor, ScheduleFor
 from frostline.hooks import state_kept
 from frostline.run._make import make_plan, make_schedule
+from frostline.run._steps import steps_of
 
 AnyTrainer = TypeVar("AnyTrainer", bound=transformers.Trainer)
 _PLAN = "plan: which blocks train"
@@ -34,8 +35,7 @@ class Trainer(engine.Trainer):
         schedule: ScheduleFor | str | None = None,
         **options: Any,
     ) -> None:
-        seed = args.seed if args else 0
-        named = _Named(train_dataset, data_collator, seed)
+        named = _Named(train_dataset, data_collator, args or TrainingArguments())
         super().__init__(
             model,
             args,
@@ -59,8 +59,8 @@ def attach(
     with state_kept(rows):  # a data set may draw random numbers
         first = rows[0] if listed and len(rows) else {}
     data = rows if isinstance(first, Mapping) and {"input_ids", "labels"} <= first.keys() else None
-    seed = trainer.args.seed if isinstance(trainer, transformers.Trainer) else 0
-    named = _Named(data, getattr(trainer, "data_collator", None), seed)
+    args = trainer.args if isinstance(trainer, transformers.Trainer) else TrainingArguments()
+    named = _Named(data, getattr(trainer, "data_collator", None), args, rows)
     return engine.attach(trainer, named.plan(plan), named.schedule(schedule), **options)
 
 
@@ -73,14 +73,22 @@ class _Named:
 
     data: Any
     data_collator: Any
-    seed: int
+    args: TrainingArguments
+    rows: Any = None
+    """What is trained on, where `data` is not."""
 
     def plan(self, given: PlanFor | str | None) -> PlanFor | None:
-        if not isinstance(given, str):
-            return given
-        return partial(make_plan, strategy=given, data=self.data, data_collator=self.data_collator, seed=self.seed)
+        return partial(make_plan, strategy=given, **self._known) if isinstance(given, str) else given
 
     def schedule(self, given: ScheduleFor | str | None) -> ScheduleFor | None:
         if not isinstance(given, str):
             return given
-        return partial(make_schedule, strategy=given, data=self.data, data_collator=self.data_collator, seed=self.seed)
+        rows = self.data if self.rows is None else self.rows
+        listed = hasattr(rows, "__len__") and not isinstance(rows, Mapping)
+        known = listed or self.args.max_steps > 0
+        steps = steps_of(self.args, len(rows) if listed else 1) if known else None
+        return partial(make_schedule, strategy=given, steps=steps, **self._known)
+
+    @property
+    def _known(self) -> dict[str, Any]:
+        return {"data": self.data, "data_collator": self.data_collator, "seed": self.args.seed}

@@ -125,6 +125,7 @@ def plan_model(
         budget=budget or Budget(),
         workload=workload,
         speed=calibrate(config, model_class_of(config, loaded), workload) if calibrated else None,
+        steps=workload.optimizer_steps,
     )
     selection = make_selection(strategy, situation, options)
     plan, choice = selection.schedule.first, selection.choice

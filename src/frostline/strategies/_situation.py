@@ -30,6 +30,7 @@ class Situation:
         workload: the work that the cost is predicted for.
         speed: how fast this machine does it; None where it was not measured.
         decided: what a planner must not change: settings of the workload, `steps`, and `untie`.
+        steps: optimizer steps of the training; None where they are not known.
     """
 
     anatomy: Anatomy
@@ -39,6 +40,7 @@ class Situation:
     workload: Workload = field(default_factory=Workload)
     speed: Speed | None = None
     decided: frozenset[str] = frozenset()
+    steps: int | None = None
 
     @classmethod
     def of(cls, model: nn.Module, seed: int = 0, **others: Any) -> Situation:
@@ -52,6 +54,15 @@ class Situation:
     @property
     def blocks(self) -> int:
         return len(self.anatomy.blocks)
+
+    def known_steps(self, strategy: str) -> int:
+        """The steps of the training. Raises `ConfigError`, for a strategy that needs them, where they are not known."""
+        if self.steps is None:
+            raise ConfigError(
+                f"strategy '{strategy}' changes its plan at shares of the training: give the number of its steps "
+                "(in Python: steps=...)"
+            )
+        return self.steps
 
     def probe(self, signals: Sequence[str] | None = None, rows: int = 256) -> Probe:
         """Signals of the model's blocks on `rows` rows of its task. Raises `ConfigError` without a task."""

@@ -16,6 +16,10 @@ from frostline.core.settings import first_error
 from frostline.plan import load_plan
 from frostline.strategies import _adt as adt
 from frostline.strategies import _auto as automatic
+from frostline.strategies import _autofreeze as settling
+from frostline.strategies import _drawn as drawn
+from frostline.strategies import _freezeout as ending
+from frostline.strategies import _gradual as rising
 from frostline.strategies import _hierarchical as tiers
 from frostline.strategies import _hybrid as hybrid
 from frostline.strategies import _presets as presets
@@ -102,6 +106,17 @@ STRATEGIES: Registry[Strategy] = Registry(
             counts=("low", "high"),
         ),
         "h2lpt": Strategy("hlpt on half of each tier", hybrid.h2lpt, hybrid.HybridOptions, counts=("low", "high")),
+        "lisa": Strategy(
+            "embeddings, head and a few drawn blocks train, others every few steps", drawn.lisa, drawn.LisaOptions
+        ),
+        "badam": Strategy("one block at a time, from the last to the first", drawn.badam, drawn.BAdamOptions),
+        "freezeout": Strategy(
+            "each block freezes at a time of its own, the lowest first", ending.freezeout, ending.FreezeOutOptions
+        ),
+        "autofreeze": Strategy(
+            "low blocks freeze when their gradients have settled", settling.autofreeze, settling.AutoFreezeOptions
+        ),
+        "gradual": Strategy("the highest blocks train first, lower ones join", rising.gradual, rising.GradualOptions),
         "splitlora": Strategy(
             "LoRA on every block, trained by a server and clients", parts.splitlora, parts.SplitLoraOptions
         ),
