@@ -104,6 +104,7 @@ def cache_estimate(
     *,
     boundary: int | None = None,
     above: int = 0,
+    midway: bool = False,
 ) -> Estimate:
     """Whether an activation cache makes training under `plan` on `workload` cheaper.
 
@@ -115,7 +116,8 @@ def cache_estimate(
             counts padding.
         boundary: where the states are stored; None is the plan's boundary.
         above: a lower boundary whose states are stored, and read without this cache. Only the blocks between the two
-            are saved, and the checks of this cache are counted.
+            are saved.
+        midway: whether training has begun already. Its checks are then counted: what is left may be short.
 
     Raises `PlanError` when the plan does not fit the anatomy.
     """
@@ -132,16 +134,12 @@ def cache_estimate(
     known = partial(
         cache_pays, epochs=workload.num_train_epochs, store_bytes=store_bytes, stored_share=workload.stored_share
     )
+    more = (below - bottom_flops(_cut_at(plan, above), anatomy, workload)) / an_epoch if above else below / an_epoch
+    checks = CHECKS / steps / more if midway and more > 0 else 0.0
     if not above:
-        return known(bottom_share=below / an_epoch)
-    more = (below - bottom_flops(_cut_at(plan, above), anatomy, workload)) / an_epoch
+        return known(bottom_share=more, checks=checks)
     blocks = max(1, (plan.boundary if boundary is None else boundary) - above)
-    return known(
-        bottom_share=more,
-        writing=WRITING * MEASURED_BLOCKS / blocks,
-        reading=0.0,
-        checks=CHECKS / steps / more if more > 0 else 0.0,
-    )
+    return known(bottom_share=more, checks=checks, writing=WRITING * MEASURED_BLOCKS / blocks, reading=0.0)
 
 
 def _cut_at(plan: Plan, boundary: int | None) -> Plan:

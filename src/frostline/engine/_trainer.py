@@ -246,8 +246,15 @@ class Trainer(ChangingTrainer):
             bf16=self._autocast_dtype is not None,
             stored_share=1 - amount.missing / amount.rows,
         )
-        where = {"boundary": amount.boundary, "above": amount.above}
-        return cache_estimate(self.applied.plan, self.applied.anatomy, workload, amount.bytes, **where)
+        return cache_estimate(
+            self.applied.plan,
+            self.applied.anatomy,
+            workload,
+            amount.bytes,
+            boundary=amount.boundary,
+            above=amount.above,
+            midway=began > 0,
+        )
 
     # Optimizer: one group for each pair of weight decay and learning-rate scale.
 

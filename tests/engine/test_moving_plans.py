@@ -1,0 +1,206 @@
+"""Strategies whose plan moves, against a slow loop of plain PyTorch that makes a new optimizer at each change."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import TrainingArguments
+
+from architectures import tiny
+from cache_cases import collate, rows_for
+from frostline.anatomy import Anatomy, find_anatomy
+from frostline.engine import Trainer
+from frostline.plan import phases
+from frostline.run import make_schedule
+from grids import grid
+
+STEPS, BLOCKS = 40, 12
+OPTIONS: dict[str, dict[str, Any]] = {
+    "lisa": {"every": 7},
+    "badam": {"every": 6},
+    "freezeout": {"start": 0.5},
+    "autofreeze": {"decisions": 12},
+    "gradual": {"groups": 5},
+}
+
+
+def arguments(folder: Path, **options: Any) -> TrainingArguments:
+    given: dict[str, Any] = {
+        "max_steps": STEPS,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-3,
+        "lr_scheduler_type": "linear",
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+        "remove_unused_columns": False,
+        "max_grad_norm": 1.0,
+    }
+    return TrainingArguments(output_dir=str(folder), **given | options)
+
+
+def trainer(folder: Path, name: str, architecture: str = "llama", cache: str = "auto", **options: Any) -> Trainer:
+    model = tiny(architecture, dropout=0.0, num_hidden_layers=BLOCKS)
+    schedule = make_schedule(model, name, steps=STEPS, options=OPTIONS[name])
+    rows = rows_for(model, 16)
+    return Trainer(
+        model,
+        arguments(folder, **options),
+        schedule=schedule,
+        train_dataset=rows,
+        data_collator=collate,
+        activation_cache=cache,  # type: ignore[arg-type]
+    )
+
+
+@dataclass
+class Reference:
+    """A plain loop. `trains(step, sums)` names what trains from a step on; `rate(step, name)` is its rate's share."""
+
+    model: nn.Module
+    optim: str
+    trains: Callable[[int, dict[str, torch.Tensor]], frozenset[str]]
+    rate: Callable[[int, str], float]
+    learning_rate: float
+
+    def run(self, batches: list[dict[str, torch.Tensor]]) -> list[float]:
+        found, known = [], dict[str, dict[str, Any]]()
+        sums: dict[str, torch.Tensor] = {}
+        optimizer: torch.optim.Optimizer | None = None
+        before: frozenset[str] = frozenset()
+        named = dict(self.model.named_parameters())
+        for step, batch in enumerate(batches):
+            names = self.trains(step, sums)
+            if names != before:
+                if optimizer is not None:
+                    known = {n: optimizer.state[named[n]] for n in before & names if named[n] in optimizer.state}
+                for name, parameter in named.items():
+                    parameter.requires_grad_(name in names)
+                    parameter.grad = None
+                groups = [{"params": [named[name]], "name": name, "weight_decay": 0.0} for name in sorted(names)]
+                kind = torch.optim.SGD if self.optim == "sgd" else torch.optim.AdamW
+                optimizer = kind(groups, lr=self.learning_rate)
+                for name, state in known.items():
+                    optimizer.state[named[name]] = state
+                sums = {name: torch.zeros_like(named[name]) for name in names}
+                before = names
+            assert optimizer is not None
+            for group in optimizer.param_groups:
+                group["lr"] = self.learning_rate * self.rate(step, group["name"])
+            loss = self.model(**batch).loss
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_([named[name] for name in names], 1.0)
+            for name in names:
+                if named[name].grad is not None:
+                    sums[name] += named[name].grad
+            optimizer.step()
+            found.append(float(loss.detach()))
+        return found
+
+
+def of_timetable(made: Trainer) -> Callable[[int, dict[str, torch.Tensor]], frozenset[str]]:
+    """What trains by the plans that are known before training, as names."""
+    anatomy = made.applied.anatomy
+    plans = phases(made.schedule, STEPS)
+    heads = {tensor.name for tensor in anatomy.head} - {tensor.name for tensor in anatomy.embeddings}
+
+    def names(step: int, sums: Any) -> frozenset[str]:
+        plan = [plan for at, plan in plans if at <= step][-1]
+        parts = [(plan.embeddings, anatomy.embeddings), (plan.final_norm, anatomy.final_norm)]
+        parts += [(mode, block.tensors) for mode, block in zip(plan.blocks, anatomy.blocks, strict=True)]
+        found = {tensor.name for mode, tensors in parts for tensor in tensors if mode.mode == "full"}
+        return frozenset(found | (heads if plan.head.mode == "full" else set()))
+
+    return names
+
+
+def of_autofreeze(made: Trainer) -> Callable[[int, dict[str, torch.Tensor]], frozenset[str]]:
+    """AutoFreeze's rule, written out again."""
+    anatomy: Anatomy = made.applied.anatomy
+    decided = [round(STEPS * i / 13) for i in range(1, 13)]
+    everything = of_timetable(made)(0, {})
+    state: dict[str, Any] = {"frozen": 0, "norms": None}
+
+    def names(step: int, sums: dict[str, torch.Tensor]) -> frozenset[str]:
+        if step in decided and state["frozen"] < len(anatomy.blocks) - 1:
+            norms = [sum(sums[t.name].abs().sum().item() for t in b.tensors if t.name in sums) for b in anatomy.blocks]
+            if state["norms"] is not None:
+                pairs = list(zip(state["norms"], norms, strict=True))[state["frozen"] :]
+                ratios = [abs(old - new) / old for old, new in pairs]
+                bound = np.percentile(ratios, 50)
+                state["frozen"] += next(i for i, ratio in enumerate(ratios) if ratio >= bound)
+            state["norms"] = norms
+            for total in sums.values():
+                total.zero_()
+        frozen = {t.name for block in anatomy.blocks[: state["frozen"]] for t in block.tensors}
+        return everything - frozen
+
+    return names
+
+
+def linear(step: int, name: str) -> float:
+    return 1 - step / STEPS
+
+
+def of_freezeout(anatomy: Anatomy) -> Callable[[int, str], float]:
+    def rate(step: int, name: str) -> float:
+        block = next((b.index for b in anatomy.blocks if name.startswith(f"{b.name}.")), None)
+        end = 1.0 if block is None else (0.5 + 0.5 * block / len(anatomy.blocks)) ** 3
+        return 1 / (2 * end) * (1 + math.cos(math.pi * step / (end * STEPS)))
+
+    return rate
+
+
+def of_gradual(anatomy: Anatomy) -> Callable[[int, str], float]:
+    def rate(step: int, name: str) -> float:
+        block = next((b.index for b in anatomy.blocks if name.startswith(f"{b.name}.")), None)
+        depth = 0 if block is None else len(anatomy.blocks) - 1 - block
+        return linear(step, name) / 2.6**depth
+
+    return rate
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture", "cache", "optim"),
+    grid([*OPTIONS], ["llama", "bert", "gpt2"], ["auto", "off"], ["sgd", "adamw_torch"]),
+)
+def test_the_losses_are_those_of_a_plain_loop(
+    tmp_path: Path, own_cache: None, name: str, architecture: str, cache: str, optim: str
+) -> None:
+    rate = 0.05 if optim == "sgd" else 1e-3
+    made = trainer(tmp_path, name, architecture, cache, optim=optim, learning_rate=rate)
+    start, batches, found = copy.deepcopy(made.model), list[Any](), list[float]()
+    made.training_step = _noting(made, batches, found)  # type: ignore[method-assign]
+    made.train()
+    assert len(batches) == STEPS
+    assert len(made.changes) >= (2 if name == "autofreeze" else 4)
+    anatomy = find_anatomy(tiny(architecture, num_hidden_layers=BLOCKS))
+    shares: dict[str, Any] = {"freezeout": of_freezeout(anatomy), "gradual": of_gradual(anatomy)}
+    trains = of_autofreeze(made) if name == "autofreeze" else of_timetable(made)
+    plain = Reference(start, optim, trains, shares.get(name, linear), rate).run(batches)
+    assert found == pytest.approx(plain, rel=1e-5 if optim == "sgd" else 1e-3)
+
+
+def _noting(made: Trainer, batches: list[Any], losses: list[float]) -> Any:
+    own = made.training_step
+
+    def training_step(model: Any, inputs: Any, *given: Any, **options: Any) -> Any:
+        batches.append({key: value.clone() for key, value in inputs.items()})
+        loss = own(model, inputs, *given, **options)
+        losses.append(float(loss))
+        return loss
+
+    return training_step
