@@ -230,7 +230,7 @@ def test_a_bottom_that_freezes_passes_once_and_trains_alike(tmp_path: Path) -> N
     for mode in ("off", "on_its_own"):
         options = {"save_strategy": "no", "logging_steps": 1, "optim": "sgd", "learning_rate": 0.1}
         run = trainer(
-            tmp_path / mode, "freezing", dropout=0.0, activation_cache="off" if mode == "off" else "auto", **options
+            tmp_path / mode, "freezing", dropout=0.0, activation_cache="off" if mode == "off" else "on", **options
         )
         run.train()
         made[mode] = trained_tensors(run.model)
@@ -241,14 +241,14 @@ def test_a_bottom_that_freezes_passes_once_and_trains_alike(tmp_path: Path) -> N
 
 
 def test_resumed_above_a_bottom_that_has_trained(tmp_path: Path) -> None:
-    whole = trainer(tmp_path / "whole", "freezing", save_strategy="no")
+    whole = trainer(tmp_path / "whole", "freezing", save_strategy="no", activation_cache="on")
     whole.train()
     assert whole.cache_report.used
-    killed = trainer(tmp_path / "killed", "freezing")
+    killed = trainer(tmp_path / "killed", "freezing", activation_cache="on")
     killed.add_callback(StopAt(6))
     with pytest.raises(KeyboardInterrupt):
         killed.train()
-    resumed = trainer(tmp_path / "killed", "freezing")
+    resumed = trainer(tmp_path / "killed", "freezing", activation_cache="on")
     resumed.train(resume_from_checkpoint=True)
     assert resumed.cache_report.used
     expected, got = trained_tensors(whole.model), trained_tensors(resumed.model)
@@ -258,7 +258,7 @@ def test_resumed_above_a_bottom_that_has_trained(tmp_path: Path) -> None:
 def test_a_bfloat16_bottom_that_trained_before_is_cached(tmp_path: Path) -> None:
     """What trained is float32 from then on, above embeddings in bfloat16."""
     losses = []
-    for mode in ("off", "auto"):
+    for mode in ("off", "on"):
         model = tiny("llama").to(torch.bfloat16)
         args = arguments(tmp_path / mode, save_strategy="no", logging_steps=1, max_steps=20)
         given: dict[str, Any] = {"train_dataset": rows_for(model, 16), "data_collator": collate}

@@ -63,6 +63,10 @@ class InUse:
             model.register_forward_hook(self._after_pass, always_call=True),
         ]
 
+    def __reduce__(self) -> Any:
+        """A copy of the model (a running average, a pickle) runs its own bottom, and is never fed."""
+        return _never_fed, ()
+
     def end(self) -> None:
         """Give the model its bottom back."""
         for hook in self._hooks:
@@ -148,6 +152,8 @@ class InUse:
 
     def _before_own(self) -> None:
         """Before a module of the bottom runs itself, in a pass of rows that are not in the cache."""
+        if self._contents is None:
+            return
         if self._contents.streaming is not None:
             raise FrostlineError(
                 "the bottom of this model is read block by block and is never in memory, so only rows in the "
@@ -158,3 +164,9 @@ class InUse:
             self._weights.restore()
             if self._watch is not None:
                 self._watch.note()
+
+
+def _never_fed() -> InUse:
+    made = InUse.__new__(InUse)
+    made._contents, made._held = None, True  # type: ignore[assignment]
+    return made

@@ -135,9 +135,9 @@ class SavingTrainer(transformers.Trainer):
     def _resume_states(self, boundary: int) -> None:
         """Begin with the states at the same boundary, if the plan has changed."""
 
-    def _observe(self) -> Observer:
-        """What measures the signals that the schedule reads, under the plan of now."""
-        return Observer(self.model, self.schedule.observes, self._shared)
+    def _observe(self, model: Any = None) -> Observer:
+        """What measures the signals that the schedule reads, under the plan of now; `model` will be the trainer's."""
+        return Observer(self.model if model is None else model, self.schedule.observes, self._shared)
 
     def _shared(self, values: tuple[float, ...]) -> tuple[float, ...]:
         """The values of the first process, for all that train together."""

@@ -176,7 +176,7 @@ class Trainer(ChangingTrainer):
         self.schedule = self._start(model)
         if hasattr(self, "session"):
             self._end_plan()
-            self.changes, self.observer = [], self._observe()
+            self.changes, self.observer = [], self._observe(model)
         return model
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
