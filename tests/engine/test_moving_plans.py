@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
+import os
+import subprocess
+import sys
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +20,9 @@ from torch import nn
 from transformers import TrainingArguments
 
 from architectures import tiny
-from cache_cases import collate, rows_for
+from cache_cases import StopAt, collate, rows_for
 from frostline.anatomy import Anatomy, find_anatomy
+from frostline.checkpoints import trained_tensors
 from frostline.engine import Trainer
 from frostline.plan import phases
 from frostline.run import make_schedule
@@ -51,7 +56,9 @@ def arguments(folder: Path, **options: Any) -> TrainingArguments:
     return TrainingArguments(output_dir=str(folder), **given | options)
 
 
-def trainer(folder: Path, name: str, architecture: str = "llama", cache: str = "auto", **options: Any) -> Trainer:
+def trainer(
+    folder: Path, name: str, architecture: str = "llama", cache: str = "auto", kept: bool = False, **options: Any
+) -> Trainer:
     model = tiny(architecture, dropout=0.0, num_hidden_layers=BLOCKS)
     schedule = make_schedule(model, name, steps=STEPS, options=OPTIONS[name])
     rows = rows_for(model, 16)
@@ -62,6 +69,7 @@ def trainer(folder: Path, name: str, architecture: str = "llama", cache: str = "
         train_dataset=rows,
         data_collator=collate,
         activation_cache=cache,  # type: ignore[arg-type]
+        keep_left_state=kept,
     )
 
 
@@ -204,3 +212,90 @@ def _noting(made: Trainer, batches: list[Any], losses: list[float]) -> Any:
         return loss
 
     return training_step
+
+
+TWO_PROCESSES = """
+    import os, sys
+    from pathlib import Path
+    import torch
+    from cache_cases import StopAt
+    from frostline.checkpoints import trained_tensors
+    from test_moving_plans import trainer
+
+    torch.set_num_threads(1)
+    folder, names = Path(sys.argv[1]), sys.argv[2:]
+    os.environ["FROSTLINE_CACHE"] = str(folder / "cache of two")
+    half = {"per_device_train_batch_size": 2, "optim": "sgd", "learning_rate": 0.05}
+    for name in names:
+        whole = trainer(folder / f"{name} whole", name, **half)
+        whole.train()
+        killed = trainer(folder / f"{name} killed", name, save_strategy="steps", save_steps=9, **half)
+        killed.add_callback(StopAt(22))
+        try:
+            killed.train()
+        except KeyboardInterrupt:
+            pass
+        resumed = trainer(folder / f"{name} killed", name, save_strategy="steps", save_steps=9, **half)
+        resumed.train(resume_from_checkpoint=True)
+        expected, got = trained_tensors(whole.model), trained_tensors(resumed.model)
+        assert [change.step for change in resumed.changes] == [change.step for change in whole.changes]
+        assert expected.keys() == got.keys() and all(torch.equal(expected[key], got[key]) for key in expected), name
+        torch.save(expected, folder / f"{name} {whole.args.process_index}.pt")
+    torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.parametrize("names", [["lisa", "freezeout"], ["badam", "gradual", "autofreeze"]])
+def test_two_processes_train_as_one_and_are_resumed(tmp_path: Path, own_cache: None, names: list[str]) -> None:
+    script, tests = tmp_path / "train.py", Path(__file__).resolve().parents[1]
+    script.write_text(textwrap.dedent(TWO_PROCESSES))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    found = os.pathsep.join([str(tests), str(tests / "engine"), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": found, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, str(tmp_path), *names], env=environment, capture_output=True, text=True, timeout=400
+    )
+    assert done.returncode == 0, done.stderr[-9000:]
+    for name in names:
+        one = trainer(tmp_path / name, name, optim="sgd", learning_rate=0.05)
+        start = {key: tensor.detach().clone() for key, tensor in one.model.named_parameters()}
+        one.train()
+        first, second = (torch.load(tmp_path / f"{name} {rank}.pt") for rank in range(2))
+        for key, tensor in trained_tensors(one.model).items():
+            assert torch.equal(first[key], second[key]), f"{name}: {key} differs between the processes"
+            moved = (tensor - start[key]).norm()
+            assert (tensor - first[key]).norm() <= 1e-3 * moved, f"{name}: {key}"
+
+
+@pytest.mark.parametrize(("name", "stop", "kept"), grid([*OPTIONS], [6, 13, 22, 31], [False, True]))
+def test_killed_at_any_step_and_resumed_is_never_killed(
+    tmp_path: Path, own_cache: None, name: str, stop: int, kept: bool
+) -> None:
+    saving: dict[str, Any] = {"save_strategy": "steps", "save_steps": 3, "kept": kept}
+    whole = trainer(tmp_path / "whole", name, **saving)
+    whole.train()
+    killed = trainer(tmp_path / "killed", name, **saving)
+    killed.add_callback(StopAt(stop))
+    with pytest.raises(KeyboardInterrupt):
+        killed.train()
+    resumed = trainer(tmp_path / "killed", name, **saving)
+    resumed.train(resume_from_checkpoint=True)
+    expected, got = trained_tensors(whole.model), trained_tensors(resumed.model)
+    assert expected.keys() == got.keys()
+    assert all(torch.equal(expected[key], got[key]) for key in expected)
+    assert [change.document()["differs"] for change in resumed.changes] == [
+        change.document()["differs"] for change in whole.changes
+    ]
+
+
+def test_state_that_is_kept_is_that_of_before(tmp_path: Path) -> None:
+    """Each block of BAdam trains a second time: with its state, or anew."""
+    found = {}
+    for kept in (False, True):
+        made = trainer(tmp_path / str(kept), "lisa", kept=kept)
+        made.train()
+        held = {parameter for group in made.optimizer.param_groups for parameter in group["params"]}
+        counts = {int(made._bare_optimizer().state[parameter]["step"]) for parameter in held}
+        assert set(made._bare_optimizer().state) == held  # nothing of what left
+        found[kept] = counts
+    assert found[False] == {5, 40} and max(found[True] - {40}) > 5

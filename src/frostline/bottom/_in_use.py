@@ -43,7 +43,8 @@ class InUse:
     """
 
     def __init__(self, contents: Contents, root: Path, computed: Callable[[], None]) -> None:
-        self._contents, self._computed, self._held = contents, computed, False
+        self._contents, self._computed = contents, computed
+        self._held = self._is_copy = False
         training, model = contents.training, contents.training.model
         self._reader = ReadAhead(contents.cache, contents.inputs, contents.names, pinned=training.device.type == "cuda")
         self._standins = StandIns(model, contents.cut, self._before_own)
@@ -152,7 +153,7 @@ class InUse:
 
     def _before_own(self) -> None:
         """Before a module of the bottom runs itself, in a pass of rows that are not in the cache."""
-        if self._contents is None:
+        if self._is_copy:
             return
         if self._contents.streaming is not None:
             raise FrostlineError(
@@ -168,5 +169,5 @@ class InUse:
 
 def _never_fed() -> InUse:
     made = InUse.__new__(InUse)
-    made._contents, made._held = None, True  # type: ignore[assignment]
+    made._held = made._is_copy = True
     return made

@@ -235,7 +235,7 @@ class CacheSession:
         self.stage("reading the rows")
         contents = self._contents = Contents(training, self._streaming, self._root)
         missing = contents.cache.missing(contents.rows)
-        chosen_here = self.mode == "auto" and self._streaming is None
+        chosen_here = self.mode == "auto" and self._streaming is None and not self._at
         if contents.training.estimate is not None:
             estimate = contents.training.estimate(contents.amount(len(missing)))
             self.report = replace(self.report, estimate=str(estimate))
