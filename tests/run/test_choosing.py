@@ -69,7 +69,9 @@ def test_changes_that_never_end_are_in_the_record(tmp_path: Path, monkeypatch: p
     assert record.changes[-1]["plan"] == record.plan
     planned = plan_model(str(tmp_path / "model"), "rotating", workload=Workload())
     assert planned.plan.strategy == "rotating"
-    assert planned.notices == ("the plan changes while training: this is the plan that training starts with",)
+    assert planned.notices == (
+        "the plan changes while training: this is the first plan; the cost is that of all steps",
+    )
     with pytest.raises(UserError, match=r"^streaming: strategy 'rotating' changes its plan while it trains"):
         train(config(tmp_path, strategy="rotating", streaming=True, out=str(tmp_path / "streamed")))
 

@@ -144,6 +144,8 @@ def _view(record: RunRecord, folder: Path) -> list[RenderableType]:
     share = share_text(record.trainable_parameters / record.total_parameters)
     trained = f"{count_text(record.trainable_parameters)} of {count_text(record.total_parameters)} parameters"
     parts: list[RenderableType] = [strip(Plan.read(record.plan)), Text(f"trained {trained} ({share})"), Text()]
+    if record.strip:
+        parts = [*map(Text, record.strip), Text("what trained when, and at the end:"), *parts]
     if record.metrics is not None:
         parts += [_quality(record.metrics.before, record.metrics.after, record.data), Text()]
     lines = [*(record.chosen or {}).get("lines", ()), *(line for line in record.notices if line.startswith("time: "))]

@@ -18,6 +18,7 @@ from frostline.cost._flow import Flow, flow
 from frostline.cost._memory import Memory, memory
 from frostline.cost._optimizer import check_optim, optim_names, optimizer_notice
 from frostline.cost._parameters import full_plan, total_parameters, trainable_parameters
+from frostline.cost._phases import predict_phases
 from frostline.cost._predict import Prediction, predict
 from frostline.cost._speed import Speed, StepTimes, fit_speed, run_seconds, step_seconds
 from frostline.cost._workload import Workload, has_dropout, storage_dtype
@@ -50,6 +51,7 @@ __all__ = [
     "optim_names",
     "optimizer_notice",
     "predict",
+    "predict_phases",
     "projected_side",
     "run_flops",
     "run_flops_ratio",

@@ -23,7 +23,7 @@ from frostline.cost._bottom import bytes_on_disk
 from frostline.cost._flops import bottom_flops, step_flops
 from frostline.cost._flow import flow
 from frostline.cost._workload import Workload
-from frostline.plan import Full, Plan
+from frostline.plan import Frozen, Full, Plan
 
 WRITING = 3.4 / 732
 READING = 1.4 / 732
@@ -128,13 +128,13 @@ def cache_estimate(
     without = workload.model_copy(update={"activation_cache": False})
     steps = workload.rows / workload.per_device_train_batch_size
     an_epoch = step_flops(plan, anatomy, without).total * steps
-    below = bottom_flops(_cut_at(plan, boundary), anatomy, workload)
+    below = bottom_flops(cut_at(plan, boundary), anatomy, workload)
     if store_bytes is None:
-        store_bytes = bytes_on_disk(flow(_cut_at(plan, boundary), anatomy), workload)
+        store_bytes = bytes_on_disk(flow(cut_at(plan, boundary), anatomy), workload)
     known = partial(
         cache_pays, epochs=workload.num_train_epochs, store_bytes=store_bytes, stored_share=workload.stored_share
     )
-    more = (below - bottom_flops(_cut_at(plan, above), anatomy, workload)) / an_epoch if above else below / an_epoch
+    more = (below - bottom_flops(cut_at(plan, above), anatomy, workload)) / an_epoch if above else below / an_epoch
     checks = CHECKS / steps / more if midway and more > 0 else 0.0
     if not above:
         return known(bottom_share=more, checks=checks)
@@ -142,12 +142,12 @@ def cache_estimate(
     return known(bottom_share=more, checks=checks, writing=WRITING * MEASURED_BLOCKS / blocks, reading=0.0)
 
 
-def _cut_at(plan: Plan, boundary: int | None) -> Plan:
-    """A plan with this boundary, which is at most that of `plan`."""
-    if boundary is None or boundary >= plan.boundary:
+def cut_at(plan: Plan, boundary: int | None) -> Plan:
+    """A plan with this boundary instead of its own, with the same work below it; None: the plan itself."""
+    if boundary is None or boundary == plan.boundary:
         return plan
-    blocks = (*plan.blocks[:boundary], Full(), *plan.blocks[boundary + 1 :])
-    return plan.model_copy(update={"blocks": blocks})
+    blocks = (*(Frozen() for _ in plan.blocks[:boundary]), *(Full() for _ in plan.blocks[boundary:]))
+    return plan.model_copy(update={"embeddings": Frozen(), "blocks": blocks, "head": Frozen()})
 
 
 def _why_not(epochs: float, wanted: float) -> str:

@@ -120,6 +120,10 @@ class Trainer(ChangingTrainer):
         super().__init__(model, args, *positional, **options)
         if self.applied.peft_models or self.model_init is not None or not self.schedule.settled:
             self.add_callback(ShareRanks())  # a later plan may have ranks too
+        if keep_left_state and self.schedule.settled:
+            raise ConfigError(
+                f"keep_left_state: nothing stops training under '{self.schedule.first.strategy}': leave it out"
+            )
         self.left = LeftState(self._names) if keep_left_state else None
         self.observer = self._observe()
         check_loss_is_the_models(self.applied.plan, self._loss_is_custom())

@@ -19,7 +19,7 @@ from frostline.plan._schedule import (
     rate_of,
 )
 from frostline.plan._split import Split
-from frostline.plan._strip import strip
+from frostline.plan._strip import strip, strip_over_time
 from frostline.plan._text import document, from_text, load_plan, save_plan, to_json, to_yaml
 from frostline.plan._timetable import Timetable
 from frostline.plan.adapters import Adapter, AddingMode, Bottleneck, Lora, Mixture, Peft, Prefix
@@ -69,6 +69,7 @@ __all__ = [
     "read_optim_args",
     "save_plan",
     "strip",
+    "strip_over_time",
     "to_json",
     "to_yaml",
     "with_difference",

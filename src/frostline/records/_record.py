@@ -111,8 +111,10 @@ class RunRecord(_Data):
         config: the run's settings.
         chosen: what a planner chose within the run's budget, and its alternatives.
         trials: the trials that `auto` made to choose.
-        plan: the last plan, which `predicted` is for.
-        changes: the plans that replaced others while training, each with the step before which it did.
+        plan: the last plan.
+        changes: the changes of the plan while training: the step before which each was made, and what differs.
+        strip: what trained when, where the plan changed: a line for each part of the model, a column for some steps.
+        predicted: the cost of all plans together.
         split: for a training that was split between a server and clients: what each of them sent and needed.
         routers: for each block whose feed-forward is a mixture of experts: the `shares` of all tokens that the experts
             got in training, and the mean `balance_loss` (without its weight; 1 when all experts get as many tokens),
@@ -131,6 +133,7 @@ class RunRecord(_Data):
     trials: tuple[dict[str, Any], ...] = ()
     plan: dict[str, Any]
     changes: tuple[dict[str, Any], ...] = ()
+    strip: tuple[str, ...] = ()
     model: ModelFacts
     data: DataFacts
     seed: int

@@ -76,6 +76,8 @@ class RunConfig(Options):
         optim_args: arguments of the optimizer, as a mapping or as text: `rank=16,kappa=1000`.
         optimizer_in_backward: step each parameter as soon as its gradient is there, and free the gradient. Needs
             `max_grad_norm: 0` and no accumulation.
+        keep_left_state: with a strategy whose plan changes: keep the optimizer's state of what stops training, in the
+            host's memory, until it trains again. Without it such state is freed.
         bf16: compute in bfloat16 (autocast over float32 trained tensors); not given: where the hardware is fast at it.
         frozen_dtype: what frozen tensors are kept in; `auto` keeps the checkpoint's. Trained tensors are float32.
         resize_embeddings: give the model embeddings for all tokens of its tokenizer, where it has fewer. The new ones
@@ -142,6 +144,7 @@ class RunConfig(Options):
     optim: str = "adamw_torch_fused"
     optim_args: OptimArgs | None = None
     optimizer_in_backward: bool = False
+    keep_left_state: bool = False
     bf16: bool | None = None
     frozen_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     resize_embeddings: bool = False

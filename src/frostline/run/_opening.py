@@ -9,11 +9,12 @@ from frostline.anatomy import fingerprint
 from frostline.checkpoints import rows_of_the_base
 from frostline.core.places import places_of
 from frostline.core.sizes import parse_size, size_text
-from frostline.cost import evaluation_memory, optimizer_notice, predict, total_parameters
-from frostline.plan import document
+from frostline.cost import evaluation_memory, optimizer_notice, predict_phases, total_parameters
+from frostline.plan import document, phases
 from frostline.records import DataFacts, ModelFacts, RunRecord, now
 from frostline.run._config import RunConfig, paths_of
 from frostline.run._prepare import Prepared
+from frostline.run._steps import steps_of
 from frostline.run._streaming import streaming_notices
 from frostline.run._trying import why_not_tried
 from frostline.run._versions import versions
@@ -82,13 +83,18 @@ def predicted_cost(prepared: Prepared) -> dict[str, Any]:
     applied, cached = prepared.trainer.applied, prepared.trainer.cache_report
     stored = cached.found / (cached.rows + cached.found) if cached.used else 0.0
     work = workload_of(prepared.config, prepared.data, applied.anatomy, applied.config, applied.base_dtype)
+    trainer, schedule = prepared.trainer, prepared.chosen.schedule
+    begins = not trainer.changes and not schedule.settled and trainer.session.mode != "off"
     known = {
-        "activation_cache": cached.used,
+        "activation_cache": cached.used or begins,  # a moving plan uses one as soon as something is frozen
         "stored_share": stored,
         "loss_positions": not applied.plan.forward.layered,
     }
     workload = work.model_copy(update=known)
-    prediction = predict(applied.plan, applied.anatomy, workload, prepared.chosen.speed)
+    steps = steps_of(trainer.args, len(prepared.data.rows))
+    changes = [(change.step, change.plan) for change in trainer.changes]
+    plans = [(0, applied.first), *changes] if changes or schedule.settled else phases(schedule, steps)
+    prediction = predict_phases(plans, steps, applied.anatomy, workload, prepared.chosen.speed)
     evaluation = evaluation_of(prepared.config, prepared.data, applied.anatomy, applied.config)
     return {
         **prediction.document(),

@@ -120,6 +120,7 @@ def prepare(asked: RunConfig, data: Data, before: RunRecord | None = None, chose
             schedule=chosen.schedule,
             optimizer_cls_and_kwargs=flora_of(config.optim, config.optim_args, config.seed),
             optimizer_in_backward=config.optimizer_in_backward,
+            keep_left_state=config.keep_left_state,
             activation_cache="off" if config.frozen_bits else config.activation_cache,
             activation_cache_limit=config.activation_cache_bytes,
             load_bottom=load_bottom,

@@ -17,6 +17,7 @@ _ONLY = {
     "packing": False,
     "gradient_accumulation_steps": 1,
     "optimizer_in_backward": False,
+    "keep_left_state": False,
     "frozen_bits": None,
     "activation_checkpointing": False,
     "eval_steps": None,

@@ -21,7 +21,7 @@ from frostline.core.files import disk_errors, private, read_json, write_json, wr
 from frostline.core.locks import own_folder
 from frostline.core.sizes import size_text
 from frostline.engine import MemoryMeter, ProgressBar, Trainer, start_bar
-from frostline.plan import Plan, document, save_plan
+from frostline.plan import Plan, document, save_plan, strip_over_time
 from frostline.records import RECORD_FILE, Measured, RunMetrics, RunRecord, now, read_record, write_record
 from frostline.run._choosing import Chosen
 from frostline.run._config import RunConfig
@@ -145,6 +145,7 @@ def _run(
         update={
             "plan": document(applied.plan),
             "changes": tuple(change.document() for change in trainer.changes),
+            "strip": _strip(trainer),
             "trainable_parameters": sum(p.numel() for p in prepared.model.parameters() if p.requires_grad),
             "status": "finished",
             "finished": now(),
@@ -184,6 +185,13 @@ def _fall(
     return _run(again, record, folder, str(chosen.checkpoint), memory, console)
 
 
+def _strip(trainer: Trainer) -> tuple[str, ...]:
+    if not trainer.changes:
+        return ()
+    plans = [(0, trainer.applied.first), *((change.step, change.plan) for change in trainer.changes)]
+    return strip_over_time(plans, trainer.state.global_step)
+
+
 def _what_became(prepared: Prepared, record: RunRecord, console: Console, spent: float) -> RunRecord:
     """The record with the notices of training, and with the cost of the plan that it ended with.
 
@@ -192,7 +200,7 @@ def _what_became(prepared: Prepared, record: RunRecord, console: Console, spent:
     trainer = prepared.trainer
     notices = [notice for notice in trainer.notices if notice not in record.notices]
     if trainer.changes:
-        notices.append(f"from step {trainer.changes[-1].step} on: activation cache {trainer.cache_report.reason}")
+        notices.append(f"from step {trainer.changes[-1].step} on: activation cache: {trainer.cache_report.reason}")
         record = record.model_copy(update={"predicted": predicted_cost(prepared)})
     split = split_report(trainer)
     if split is not None:

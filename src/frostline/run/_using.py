@@ -16,8 +16,8 @@ from frostline.anatomy import Anatomy, notices
 from frostline.checkpoints import CARD_FILE, load, load_config, load_tokenizer, load_weights
 from frostline.core.errors import CheckpointError, ConfigError, DataError, UnsupportedModel
 from frostline.core.settings import first_error
-from frostline.cost import Prediction, Workload, has_dropout, optimizer_notice, predict, storage_dtype
-from frostline.plan import Plan, document
+from frostline.cost import Prediction, Workload, has_dropout, optimizer_notice, predict_phases, storage_dtype
+from frostline.plan import Plan, document, phases
 from frostline.records import RECORD_FILE, RunRecord, read_record
 from frostline.run._calibrate import calibrate
 from frostline.run._config import RunConfig, read_config
@@ -129,7 +129,11 @@ def plan_model(
     )
     selection = make_selection(strategy, situation, options)
     plan, choice = selection.schedule.first, selection.choice
-    prediction = predict(plan, anatomy, workload, situation.speed) if choice is None else choice.prediction
+    steps = workload.optimizer_steps
+    plans = phases(selection.schedule, steps)
+    prediction = (
+        predict_phases(plans, steps, anatomy, workload, situation.speed) if choice is None else choice.prediction
+    )
     found = (*notices(plan, anatomy), *_notices(selection, workload.optim))
     return PlannedModel(plan, anatomy, prediction, found, choice)
 
@@ -137,7 +141,7 @@ def plan_model(
 def _notices(selection: Selection, optim: str) -> Iterator[str]:
     """What the plan alone does not say, as lines."""
     if not selection.schedule.settled:
-        yield "the plan changes while training: this is the plan that training starts with"
+        yield "the plan changes while training: this is the first plan; the cost is that of all steps"
     if (notice := optimizer_notice(optim)) is not None:
         yield notice
     if selection.split is not None:
