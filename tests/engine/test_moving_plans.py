@@ -16,13 +16,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from torch import nn
 from transformers import TrainingArguments
 
+import frostline as fl
 from architectures import tiny
 from cache_cases import StopAt, collate, rows_for
 from frostline.anatomy import Anatomy, find_anatomy
 from frostline.checkpoints import trained_tensors
+from frostline.core.errors import ConfigError
 from frostline.engine import Trainer
 from frostline.plan import phases
 from frostline.run import make_schedule
@@ -299,3 +302,26 @@ def test_state_that_is_kept_is_that_of_before(tmp_path: Path) -> None:
         assert set(made._bare_optimizer().state) == held  # nothing of what left
         found[kept] = counts
     assert found[False] == {5, 40} and max(found[True] - {40}) > 5
+
+
+@pytest.mark.parametrize("name", ["lisa", "badam", "autofreeze", "gradual"])
+def test_attached_to_a_plain_trainer(tmp_path: Path, own_cache: None, name: str) -> None:
+    own = trainer(tmp_path / "own", name, optim="sgd", learning_rate=0.05)
+    found: dict[str, list[float]] = {"own": [], "attached": []}
+    own.training_step = _noting(own, [], found["own"])  # type: ignore[method-assign]
+    own.train()
+    model = tiny("llama", dropout=0.0, num_hidden_layers=BLOCKS)
+    args = arguments(tmp_path / "attached", optim="sgd", learning_rate=0.05)
+    plain = transformers.Trainer(model, args, train_dataset=rows_for(model, 16), data_collator=collate)
+    schedule = make_schedule(model, name, steps=STEPS, options=OPTIONS[name])
+    attached = fl.attach(plain, schedule=schedule)
+    attached.training_step = _noting(attached, [], found["attached"])  # type: ignore[arg-type]
+    attached.train()
+    assert found["attached"] == pytest.approx(found["own"], rel=1e-5)
+
+
+def test_rates_of_a_schedule_need_the_own_trainer(tmp_path: Path) -> None:
+    model = tiny("llama", dropout=0.0)
+    plain = transformers.Trainer(model, arguments(tmp_path), train_dataset=rows_for(model, 16), data_collator=collate)
+    with pytest.raises(ConfigError, match="'freezeout' sets the learning rates itself"):
+        fl.attach(plain, schedule="freezeout")

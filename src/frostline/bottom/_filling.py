@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from frostline.bottom._feed import RowsInBatch, States, in_batch
 from frostline.bottom._rows import AlteredRow, Features
 from frostline.core.errors import ConfigError, FrostlineError, first_line
 
+Collate = Callable[[Sequence[Features]], Mapping[str, Any]]
 Progress = Callable[[int, int], None]
 KeysOf = Callable[[Mapping[str, Any]], tuple[str, ...] | None]
 

@@ -1,6 +1,6 @@
 """The activation cache in any training loop: rows are recognized by what the model is called with.
 
-    B rows, T tokens, d hidden width
+B rows, T tokens, d hidden width
 
 1. A call brings rows. Each has a key, a hash of what the bottom reads of it, without padding.
 2. Where the states of all of them are known, they are fed, and the bottom does not run.
@@ -12,7 +12,7 @@ Checks replace what a trainer would know:
   of each kind (in train mode or not, packed, with other arguments, at other places than when stored), and again later.
 - A loss that reads outputs at padding shows by its gradient there: what padding becomes depends on the rows beside it.
   So no call with padding is fed before a backward pass has shown that its loss does not.
-- The states of a row must not depend on its place. They are computed at other places once, and compared.
+- The states of a row must not depend on its place: they are computed at other places once, and compared.
 - The modules and weights of the bottom are looked at before each call.
 """
 
@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -35,7 +35,7 @@ from frostline.bottom._bottom import REENTRANT, Bottom, Declined, NotNeeded, Tra
 from frostline.bottom._calls import Call, Calls, autocast_dtype
 from frostline.bottom._cut import CannotCut, last_blocks
 from frostline.bottom._feed import States
-from frostline.bottom._filling import FillingCache, OpenCache, Progress, stored
+from frostline.bottom._filling import Collate, FillingCache, OpenCache, Progress, stored
 from frostline.bottom._identity import names_below
 from frostline.bottom._report import CacheReport
 from frostline.bottom._rows import Features, of_rows
@@ -56,10 +56,7 @@ from frostline.hooks import (
     summed,
 )
 
-Collate = Callable[[Sequence[Features]], Mapping[str, Any]]
-
-_FED_IN_A_ROW = 16
-"""After so many calls in a row without the bottom, its weights leave memory."""
+_FED_IN_A_ROW = 16  # after so many calls in a row without the bottom, its weights leave memory
 
 
 class LoopSession:
@@ -103,11 +100,10 @@ class LoopSession:
         self._call: Call | None = None
         self._returned: dict[str, Tensor] = {}
         self._computed_in: torch.dtype | None = None
-        self._held = False
+        self._held = self._due = False
         self._padding = PaddingWatch()
         self._kinds: dict[Any, bool] = {}  # what was compared -> whether such calls are fed
         self._places: dict[str, Any] = {}  # where rows stood when they were stored
-        self._due = False
         self._fed = self._in_a_row = 0
         self._begun = time.perf_counter()
 
@@ -144,6 +140,13 @@ class LoopSession:
         self._rechecks = Rechecks(model)
         self._report(used=True, reason="on: rows are stored when they are seen first", declined=False)
 
+    def follow(self, training: Training) -> bool:
+        """Go on under another plan if that changes no states, and say whether that is so."""
+        if right := self.active and self._bottom.is_right_for(training):
+            self._training = training
+            self._rechecks.note()
+        return right
+
     def fill(self, rows: Iterable[Features], collate: Collate, progress: Progress = lambda done, rows: None) -> None:
         """Let rows go through the bottom now, those of like length together, in the autocast of this moment.
 
@@ -165,13 +168,10 @@ class LoopSession:
 
     def end(self, keep: bool = True) -> None:
         """Stop, bring the bottom back to memory, and write what is not written yet, if it is to be kept."""
-        for hook in self._hooks:
-            hook.remove()
+        for replaced in (*self._hooks, self._forward, self._standins):
+            if replaced is not None:
+                replaced.remove()
         self._hooks = []
-        if self._forward is not None:
-            self._forward.remove()
-        if self._standins is not None:
-            self._standins.remove()
         if self._weights is not None:
             self._weights.restore()
         self._standins = self._weights = self._call = None

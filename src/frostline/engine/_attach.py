@@ -20,6 +20,7 @@ from frostline.bottom import CacheMode, CacheReport, FillingCache, LoopSession, 
 from frostline.core.errors import CheckpointError, ConfigError
 from frostline.core.files import read_json, reading, write_json
 from frostline.engine._attach_saving import save_trained
+from frostline.engine._changes import synchronize_what_trains
 from frostline.engine._known_rows import fill_with_known_rows
 from frostline.engine._observe import Observer
 from frostline.engine._optimizer import parameter_groups, regroup, scale_groups
@@ -28,7 +29,7 @@ from frostline.engine._shortcuts import COMPILED, few_rows, plan_settings, posit
 from frostline.engine._start import PlanFor, ScheduleFor, check_rows, check_settings, start_schedule
 from frostline.hooks import Rechecks
 from frostline.loss_positions import LossPositions, hook_above, use_loss_positions
-from frostline.plan import Plan, Schedule, document
+from frostline.plan import Plan, Schedule, document, lowest_boundary, rate_of
 from frostline.surgery import Applied, applied_to, change
 
 STATE_FILE = "frostline.json"
@@ -136,6 +137,11 @@ class _Attachment(TrainerCallback):
     def _begin_model(self, model: Any) -> Schedule:
         """Apply the plan to the model that the trainer has now."""
         found = self._start(model)
+        if rate_of(found) is not None:
+            raise ConfigError(
+                f"attach: '{found.first.strategy}' sets the learning rates itself: use frostline.Trainer, or another "
+                "strategy"
+            )
         self._observer = Observer(text_model(model), found.observes)
         return found
 
@@ -198,13 +204,22 @@ class _Attachment(TrainerCallback):
             return
         plan = self._schedule.next(step, self._observer)
         if plan is not None:
-            self._end()
             self._change(plan)
             trainer = self._trainer
             optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
             groups = parameter_groups(trainer, self._model, self._applied.lr_scales)
             regroup(optimizer, trainer.lr_scheduler, groups)
-            self._begin(step)
+            synchronize_what_trains(trainer)
+            followed = [s.follow(self._training(m)) for s, m in zip(self._sessions, self._models(), strict=False)]
+            if not (followed and all(followed)):
+                self._end_sessions()
+                self._begin_sessions()
+            self._rechecks = Rechecks(self._model, step)
+            self._show()
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if not self._schedule.settled:
+            self._observer.collect()
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
@@ -243,6 +258,11 @@ class _Attachment(TrainerCallback):
     def _begin(self, step: int) -> None:
         self._end()  # a training that failed may begin again: auto_find_batch_size
         self._positions = self._found_positions()  # first: the sessions see calls before they do
+        self._begin_sessions()
+        self._rechecks = Rechecks(self._model, step)
+        self._show()
+
+    def _begin_sessions(self) -> None:
         refusal = self._cache_refusal()
         if refusal is not None:
             if self._mode == "on" and self._schedule.settled:
@@ -254,15 +274,16 @@ class _Attachment(TrainerCallback):
                 session.begin()
             with self._trainer.accelerator.autocast():
                 fill_with_known_rows(self._trainer, self._sessions[0])
-        self._rechecks = Rechecks(self._model, step)
-        self._show()
 
-    def _end(self) -> None:
+    def _end_sessions(self) -> None:
         for session in self._sessions:
             session.end()
         if self._sessions:
             self._report = self._sessions[0].report
         self._sessions = []
+
+    def _end(self) -> None:
+        self._end_sessions()
         if self._positions is not None:
             self._positions_notices = self._positions.notices
             self._positions.remove()
@@ -273,8 +294,6 @@ class _Attachment(TrainerCallback):
         trainer, args = self._trainer, self._trainer.args
         if self._mode == "off":
             return "activation_cache: off"
-        if not self._schedule.settled:
-            return "the schedule may still change which blocks train"
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled or args.n_gpu > 1:
             return "weights or rows are spread over devices (FSDP, DeepSpeed, DataParallel)"
         if args.torch_compile:
@@ -303,12 +322,12 @@ class _Attachment(TrainerCallback):
         other = getattr(self._trainer, "ref_model", None)
         return [self._model, *([text_model(other)] if isinstance(other, nn.Module) else [])]
 
-    def _session(self, model: Any) -> LoopSession:
+    def _training(self, model: Any) -> Training:
         trainer, applied = self._trainer, self._applied
         plan, anatomy = applied.plan, applied.anatomy
         if model is not self._model:  # a reference model is in eval mode, and nothing of it trains
             plan, anatomy = plan.model_copy(update={"frozen_dropout": False}), find_anatomy(model, adapted=True)
-        training = Training(
+        return Training(
             model=model,
             plan=plan,
             anatomy=anatomy,
@@ -318,10 +337,13 @@ class _Attachment(TrainerCallback):
             batch_size=trainer.args.train_batch_size,
             trained=applied.lr_scales if model is self._model else (),
             label_names=trainer.label_names or (),
+            lowest=None if self._schedule.settled else lowest_boundary(self._schedule, applied.plan),
         )
+
+    def _session(self, model: Any) -> LoopSession:
         return LoopSession(
-            training,
-            required=self._mode == "on" and model is self._model,
+            self._training(model),
+            required=self._mode == "on" and self._schedule.settled and model is self._model,
             limit=self._limit,
             caches=self._caches,
             changed=self._show,

@@ -79,14 +79,7 @@ class ChangingTrainer(ShortcutsTrainer):
         groups = self._parameter_groups(self.model)
         regroup(self._bare_optimizer(), self.lr_scheduler, groups, rate=rate_of(self.schedule), left=self.left)
         self.observer = self._observe()
-        if isinstance(self.model_wrapped, DistributedDataParallel):
-            self._synchronize_what_trains(self.model_wrapped)
-
-    def _synchronize_what_trains(self, wrapped: DistributedDataParallel) -> None:
-        """Begin the wrapper anew, in place: it never averages gradients of what was frozen when it was made."""
-        handler = self.accelerator.ddp_handler
-        places = {"device_ids": wrapped.device_ids, "output_device": wrapped.output_device}
-        wrapped.__init__(wrapped.module, **places, **({} if handler is None else handler.to_kwargs()))  # type: ignore[misc]
+        synchronize_what_trains(self)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         if not self._settled():
@@ -99,3 +92,13 @@ class ChangingTrainer(ShortcutsTrainer):
     def _resume_states(self, boundary: int) -> None:
         if self.changes:
             self.session.resume(boundary)
+
+
+def synchronize_what_trains(trainer: Any) -> None:
+    """Begin the wrapper of several processes anew: it never averages gradients of what was frozen when it was made."""
+    wrapped = trainer.model_wrapped
+    if isinstance(wrapped, DistributedDataParallel):
+        handler = trainer.accelerator.ddp_handler
+        places = {"device_ids": wrapped.device_ids, "output_device": wrapped.output_device}
+        # In place: the training loop holds it.
+        wrapped.__init__(wrapped.module, **places, **({} if handler is None else handler.to_kwargs()))  # type: ignore[misc]
