@@ -26,7 +26,7 @@ from frostline.engine._optimizer import parameter_groups, regroup, scale_groups
 from frostline.engine._saving import SavingTrainer
 from frostline.engine._shortcuts import COMPILED, few_rows, plan_settings, positions_refusal
 from frostline.engine._start import PlanFor, ScheduleFor, check_rows, check_settings, start_schedule
-from frostline.hooks import Rechecks
+from frostline.hooks import Rechecks, begin_step
 from frostline.loss_positions import LossPositions, hook_above, use_loss_positions
 from frostline.plan import Plan, Schedule, document
 from frostline.surgery import Applied, applied_to, change
@@ -118,7 +118,7 @@ class _Attachment(TrainerCallback):
         trainer.add_callback(self)
         trainer.train = self._around_training(trainer.train)
         trainer.training_step = self._checked(trainer.training_step)
-        changes = self._applied.adapters or self._applied.plan.forward.interacts
+        changes = self._applied.adapters or self._applied.plan.forward.why_not_plain
         self._saving_notice = save_trained(trainer) if changes else None
         trainer.create_optimizer = self._with_rates(trainer.create_optimizer)
         if trainer.model_init is not None:
@@ -136,6 +136,8 @@ class _Attachment(TrainerCallback):
     def _begin_model(self, model: Any) -> Schedule:
         """Apply the plan to the model that the trainer has now."""
         found = self._start(model)
+        if found.first.forward.drops and (handler := self._trainer.accelerator.ddp_handler) is not None:
+            handler.find_unused_parameters = True  # made before the arguments said so
         self._observer = Observer(text_model(model), found.observes)
         return found
 
@@ -194,6 +196,8 @@ class _Attachment(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         step = state.global_step
+        if self._applied.plan.forward.drops:
+            begin_step(self._model, step)
         if step == 0 or self._schedule.settled:
             return
         plan = self._schedule.next(step, self._observer)

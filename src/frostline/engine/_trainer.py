@@ -29,6 +29,7 @@ from frostline.engine._sampler import GroupedByLength
 from frostline.engine._saving import PlanChange
 from frostline.engine._shortcuts import COMPILED, ShortcutsTrainer
 from frostline.engine._start import (
+    CountSteps,
     PlanFor,
     ScheduleFor,
     check_rows,
@@ -118,6 +119,8 @@ class Trainer(ShortcutsTrainer):
         super().__init__(model, args, *positional, **options)
         if self.applied.peft_models or self.model_init is not None or not self.schedule.settled:
             self.add_callback(ShareRanks())  # a later plan may have ranks too
+        if self.applied.plan.forward.drops or self.model_init is not None:
+            self.add_callback(CountSteps())
         self.observer = Observer(self.model, self.schedule.observes)
         check_loss_is_the_models(self.applied.plan, self._loss_is_custom())
         self._streaming = streaming(self.model, self.applied, load_bottom)

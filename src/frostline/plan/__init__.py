@@ -1,7 +1,7 @@
 """Plan and schedule as pure data. Imports no torch, so that a plan can be read and written on any machine."""
 
 from frostline.plan import adapters
-from frostline.plan._forward import Forward, Residual
+from frostline.plan._forward import AdapterDrop, Forward, LayerDrop, Residual
 from frostline.plan._mode import Adding, Mode, OwnTensors, Targeted, TargetModules, Targets
 from frostline.plan._modes import BlockMode, Frozen, Full, Partial, PartMode
 from frostline.plan._optimizer import FloraOptions, OptimArgs, read_optim_args
@@ -14,6 +14,7 @@ from frostline.plan.adapters import Adapter, AddingMode, Bottleneck, Lora, Mixtu
 
 __all__ = [
     "Adapter",
+    "AdapterDrop",
     "Adding",
     "AddingMode",
     "BlockMode",
@@ -24,6 +25,7 @@ __all__ = [
     "Forward",
     "Frozen",
     "Full",
+    "LayerDrop",
     "Lora",
     "Mixture",
     "Mode",
