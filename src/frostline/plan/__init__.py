@@ -10,7 +10,7 @@ from frostline.plan._schedule import ChangedPlans, FixedSchedule, Observations, 
 from frostline.plan._split import Split
 from frostline.plan._strip import strip
 from frostline.plan._text import document, from_text, load_plan, save_plan, to_json, to_yaml
-from frostline.plan.adapters import Adapter, AddingMode, Bottleneck, Lora, Mixture, Peft, Prefix
+from frostline.plan.adapters import Adapter, AddingMode, Bottleneck, Lora, Mixture, Peft, Prefix, Unipelt
 
 __all__ = [
     "Adapter",
@@ -43,6 +43,7 @@ __all__ = [
     "TargetModules",
     "Targeted",
     "Targets",
+    "Unipelt",
     "adapters",
     "block_ranges",
     "document",

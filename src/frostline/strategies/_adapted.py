@@ -26,6 +26,7 @@ from frostline.plan import (
     Peft,
     Plan,
     Prefix,
+    Unipelt,
 )
 from frostline.strategies._plans import task_head
 from frostline.strategies._selection import Selection, fixed
@@ -72,6 +73,7 @@ ADDITIONS: Mapping[str, Addition] = {
     "parallel-adapter": Addition("adapters beside queries, keys and values", Bottleneck, {"kind": "parallel"}),
     "series-adapter": Addition("adapters after attention and feed-forward", Bottleneck, {"kind": "series"}),
     "mixlora": Addition("a mixture of LoRA experts", Mixture, {"kind": "mixture"}),
+    "unipelt": Addition("gated LoRA, a gated prefix and a gated adapter", Unipelt, {"kind": "unipelt"}),
     "ia3": Addition("learned factors for keys, values and feed-forward", Peft, {"kind": "peft", "method": "ia3"}),
     "dora": Addition("LoRA with learned magnitudes", Peft, {"kind": "peft", "method": "dora"}),
     "adalora": Addition("LoRA whose ranks adapt during training", Peft, {"kind": "peft", "method": "adalora"}),
