@@ -116,8 +116,8 @@ class PrefixPart(AdapterPart):
         keys = self.keys.view(length, groups, width).permute(1, 2, 0).to(query.dtype)
         scores = (grouped @ keys).view(rows, heads, queries, length)
         gate = gate[:, None]  # [B, 1, Q, 1]: one for all heads of a query
-        # On the output, it multiplies the prefix's weight before the softmax divides by the sum: g exp(s) = exp(s + log g).
-        # Else it multiplies the keys (here) and the values (below): q (g k) = g (q k).
+        # On the output, it multiplies the prefix's weight before the softmax divides by the sum:
+        # g exp(s) = exp(s + log g). Else it multiplies keys (here) and values (below): q (g k) = g (q k).
         scores = scaling * scores + gate if self.on_output else scores * (scaling * gate)
         marks, parts = scores, None
         if self._marks(module, options) == 1:

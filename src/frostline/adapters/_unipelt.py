@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from frostline.adapters._added import Added, Branch, Shape
+from frostline.adapters._added import Added
 from frostline.adapters._bottleneck import BottleneckKind, BottleneckPart
 from frostline.adapters._gate import Gate
 from frostline.adapters._kind import AdapterKind
@@ -39,20 +39,16 @@ class UnipeltKind(AdapterKind[Unipelt]):
     """The three adapters, around the attention, its matrices of queries and values, and the feed-forward's matrices."""
 
     def added(self, block: Block, anatomy: Anatomy) -> Added:
-        places, hidden = _Places.of(block), anatomy.hidden_size
-        lora = {linear.name: LoraKind(self._lora).branch(linear) for linear in places.updated}
-        adapter = BottleneckKind(self._adapter).branch(places.leaving)
-        own = tuple(shape for branch in (*lora.values(), adapter) for shape in branch.shapes)
-        gates: tuple[Shape, ...] = ((1, hidden), (1,), (1, places.entering.in_features), (1,))
+        places = _Places.of(block)
         prefix = PrefixKind(self._prefix).added(block, anatomy)
-        first = places.updated[0].name  # LoRA's gate is counted with it
-        branches = {
-            # A x and its product with the gate; what the adapter adds, and the gate; the gate itself
-            **{name: replace(each, kept=2 * each.makes, gated=name == first) for name, each in lora.items()},
-            places.leaving.name: replace(adapter, kept=adapter.kept + adapter.out + 1),
-            places.entering.name: Branch(places.entering.in_features, 0, places.entering.out_features, 1, gated=True),
-        }
-        return Added((*prefix.shapes, *gates, *own), branches, prefix=self._prefix)
+        branches = {linear.name: LoraKind(self._lora).branch(linear) for linear in places.updated}
+        # A x and its product with the gate, which is counted with the first matrix.
+        first = places.updated[0].name
+        branches = {n: replace(each, kept=2 * each.makes, gated=n == first) for n, each in branches.items()}
+        adapter = BottleneckKind(self._adapter).branch(places.leaving)
+        branches[places.leaving.name] = replace(adapter, kept=adapter.kept + adapter.out + 1, gated=True)
+        shapes = tuple(shape for branch in branches.values() for shape in branch.shapes)
+        return Added((*prefix.shapes, *shapes), branches, prefix=self._prefix)
 
     def parts(self, model: nn.Module, block: Block, anatomy: Anatomy) -> Iterator[tuple[str, AdapterPart]]:
         averaged = self.mode.gates == "sequence"
