@@ -34,7 +34,7 @@ class Passes:
         return found
 
     def draw(self, seed: int, *names: str) -> random.Random:
-        """A generator for one use in the pass that was begun last."""
+        """A generator for one use in the pass that comes next."""
         return random.Random(derive_seed(seed, *names, self.step, self.made))
 
 

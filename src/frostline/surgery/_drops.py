@@ -103,6 +103,7 @@ class _Stack:
 
     def install(self) -> Iterator[RemovableHandle]:
         yield self._holder.register_forward_pre_hook(self._begin)
+        yield self._watched[0].register_forward_pre_hook(self._count)
         yield self._holder.register_forward_hook(self._end, always_call=True)
 
     def _begin(self, _holder: nn.Module, _inputs: Any) -> None:
@@ -112,7 +113,6 @@ class _Stack:
             )
         self._turns.take()
         training = any(block.training for block in self._watched)  # the holder itself may be in eval mode
-        self._passes.made += training
         skipped = self._skipped() if training else self._pruned()
         bare = set(self._adapted[: self._how_many_bare(training)]) & self._blocks.keys()
         undo = ExitStack()
@@ -121,6 +121,10 @@ class _Stack:
             undo.callback(_Replaced(self._blocks[index], partial(self._identity, index)).remove)
         for index in bare - skipped:
             undo.callback(_Replaced(self._blocks[index], partial(_bare, self._blocks[index])).remove)
+
+    def _count(self, block: nn.Module, _inputs: Any) -> None:
+        # Here, because shortcuts call the module around the blocks again for the head alone.
+        self._passes.made += block.training
 
     def _end(self, _holder: nn.Module, _inputs: Any, _output: Any) -> None:
         if self._undo:
