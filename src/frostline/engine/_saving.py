@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import copy
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 import transformers
+from accelerate.utils import broadcast_object_list
 from peft import PeftModel
 from torch import nn
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
@@ -99,12 +102,13 @@ class SavingTrainer(transformers.Trainer):
         name = f"checkpoint-{self.state.global_step}"
         run_folder.mkdir(parents=True, exist_ok=True)
         limit, self.args.save_total_limit = self.args.save_total_limit, None
-        with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=run_folder) as staging:
+        with self._staged(run_folder) as staging:
             try:
                 self._staging = staging
                 with disk_errors(run_folder / name):
                     super()._save_checkpoint(model, trial)
                     self._point_best_checkpoint_to(run_folder, Path(staging) / name)
+                    self.accelerator.wait_for_everyone()  # each process writes a part
                     if self.args.should_save:
                         with atomic_folder(run_folder / name) as place:
                             (Path(staging) / name).replace(place)
@@ -118,6 +122,20 @@ class SavingTrainer(transformers.Trainer):
                 best_model_checkpoint=self.state.best_model_checkpoint,
                 use_mtime=False,
             )
+        self.accelerator.wait_for_everyone()
+
+    @contextmanager
+    def _staged(self, run_folder: Path) -> Iterator[str]:
+        """A temporary folder, the same one for all processes."""
+        if self.args.process_index > 0:
+            staging = str(broadcast_object_list([None], from_process=0)[0])
+            Path(staging).mkdir(parents=True, exist_ok=True)  # on another machine
+            yield staging
+            return
+        with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=run_folder) as staging:
+            if self.args.world_size > 1:
+                broadcast_object_list([staging], from_process=0)
+            yield staging
 
     def _point_best_checkpoint_to(self, run_folder: Path, staged: Path) -> None:
         name = f"checkpoint-{self.state.best_global_step}"
