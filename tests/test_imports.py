@@ -33,6 +33,7 @@ EXPORTS = [
     "activation_cache",
     "apply",
     "attach",
+    "begin_step",
     "export_lora",
     "load",
     "load_plan",

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         UserError,
     )
     from frostline.engine import activation_cache
+    from frostline.hooks import begin_step
     from frostline.plan import Plan, load_plan, save_plan
     from frostline.run import RunConfig, Trainer, attach, make_plan, make_schedule, train
     from frostline.strategies import Budget
@@ -44,6 +45,7 @@ _PLACES = {
     "activation_cache": "frostline.engine",
     "apply": "frostline.surgery",
     "attach": "frostline.run",
+    "begin_step": "frostline.hooks",
     "export_lora": "frostline.checkpoints",
     "load": "frostline.checkpoints",
     "load_plan": "frostline.plan",
@@ -71,6 +73,7 @@ __all__ = [
     "activation_cache",
     "apply",
     "attach",
+    "begin_step",
     "export_lora",
     "load",
     "load_plan",

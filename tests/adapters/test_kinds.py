@@ -24,6 +24,7 @@ from frostline.plan import (
     Peft,
     Plan,
     Prefix,
+    Unipelt,
 )
 from frostline.surgery import apply
 
@@ -36,6 +37,7 @@ MODES: list[AddingMode] = [
     Bottleneck(kind="series", bottleneck=3, bias=True),
     Mixture(experts=3, r=2),
     Mixture(experts=3, r=2, attention=False),
+    Unipelt(r=3, length=4, bottleneck=5),
     Peft(method="ia3"),
     Peft(method="adalora"),
     Peft(method="ln_tuning"),

@@ -12,7 +12,7 @@ from test_activations import kept, predicted
 
 from frostline.anatomy import find_anatomy
 from frostline.cost import Speed, Workload, memory, step_flops, step_seconds, total_parameters, trainable_parameters
-from frostline.plan import BlockMode, Bottleneck, Frozen, Lora, Mixture, Peft, Plan, Prefix
+from frostline.plan import BlockMode, Bottleneck, Frozen, Lora, Mixture, Peft, Plan, Prefix, Unipelt
 from frostline.surgery import apply
 from grids import grid, slow_but
 
@@ -25,6 +25,7 @@ MODES: Mapping[str, BlockMode] = {
     "parallel": Bottleneck(kind="parallel", bottleneck=16),
     "parallel with biases": Bottleneck(kind="parallel", bottleneck=16, bias=True, activation="gelu", dropout=0.1),
     "series": Bottleneck(kind="series", bottleneck=16),
+    "unipelt": Unipelt(r=4, length=5, bottleneck=16),
     "series with dropout": Bottleneck(kind="series", bottleneck=16, activation="silu", dropout=0.1),
 }
 WAYS = [("sdpa", False), ("sdpa", True), ("eager", False), ("eager", True)]

@@ -7,10 +7,12 @@ from typing import Any, get_args
 import hypothesis.strategies as st
 
 from frostline.plan import (
+    AdapterDrop,
     Bottleneck,
     Forward,
     Frozen,
     Full,
+    LayerDrop,
     Lora,
     Mixture,
     Partial,
@@ -19,6 +21,7 @@ from frostline.plan import (
     Prefix,
     Residual,
     Targets,
+    Unipelt,
 )
 
 scales = st.floats(min_value=0, exclude_min=True, max_value=1e40)
@@ -60,6 +63,7 @@ adapter = (
         targets=targets,
     )
     | st.builds(Mixture, experts=st.integers(2, 16), top_k=st.integers(1, 2), attention=st.booleans())
+    | st.builds(Unipelt, r=st.integers(1, 64), gates=st.sampled_from(["token", "sequence"]), lr_scale=scales)
     | st.builds(Peft, method=texts, options=st.dictionaries(texts, st.booleans() | st.integers() | texts))
 )
 numbers = st.floats(-1e40, 1e40)
@@ -85,4 +89,10 @@ def forwards(draw: Any, depth: int) -> Forward:
     """What changes in the forward pass, if anything; the last block has a weight."""
     weights = [*draw(st.lists(numbers, min_size=depth - 1, max_size=depth - 1)), draw(numbers.filter(bool))]
     residual = st.builds(Residual, alpha=numbers, span=st.integers(1, depth))
-    return draw(st.builds(Forward, loss_weights=st.none() | st.just(tuple(weights)), residual=residual))
+    p, evaluate = st.floats(0, 1, exclude_max=True), st.sampled_from(["all", "every_other"])
+    layerdrop = st.builds(LayerDrop, p=p, seed=st.integers(0, 99), evaluate=evaluate)
+    adapterdrop = st.builds(AdapterDrop, robust=st.booleans(), evaluate=st.integers(0, depth))
+    weighted = st.none() | st.just(tuple(weights))
+    return draw(
+        st.builds(Forward, loss_weights=weighted, residual=residual, layerdrop=layerdrop, adapterdrop=adapterdrop)
+    )

@@ -47,7 +47,8 @@ CASES = {
     "blocks: [{index: 0, lr_scale: 2}]": "p.yaml: blocks.0: the key 'mode' is missing",
     "blocks: [adapter]": "p.yaml: blocks.0.adapter: the key 'kind' is missing",
     "blocks: [{mode: adapter, kind: serial}]": (
-        "p.yaml: blocks.0.adapter: unknown kind 'serial', it should be one of 'parallel', 'series', 'mixture', 'peft'"
+        "p.yaml: blocks.0.adapter: unknown kind 'serial', it should be one of 'parallel', 'series', 'mixture', "
+        "'peft', 'unipelt'"
     ),
     # Block numbers. A message names the block's number, whatever the place of its entry.
     "blocks: [{index: 1, mode: full}, {index: 0, mode: lora, r: 0}]": (
@@ -136,7 +137,8 @@ CASES = {
     "blocks: [{mode: adapter, kind: peft}]": "p.yaml: blocks.0.adapter.peft.method: this key is missing",
     # What changes in the forward pass.
     "blocks: [full]\nforward: {loss_weight: [1]}": (
-        "p.yaml: forward: unknown key 'loss_weight': did you mean 'loss_weights'? known: loss_weights, residual"
+        "p.yaml: forward: unknown key 'loss_weight': did you mean 'loss_weights'? known: adapterdrop, layerdrop, "
+        "loss_weights, residual"
     ),
     "blocks: [full]\nforward: 0.5": "p.yaml: forward: it should be a mapping (given: 0.5)",
     "blocks: [full]\nforward: {residual: {alpha: .nan}}": (
@@ -144,6 +146,10 @@ CASES = {
     ),
     "blocks: [full]\nforward: {residual: {alpha: 1, span: 0}}": (
         "p.yaml: forward.residual.span: it should be greater than 0 (given: 0)"
+    ),
+    "blocks: [full]\nforward: {layerdrop: {p: 1}}": "p.yaml: forward.layerdrop.p: it should be less than 1 (given: 1)",
+    "blocks: [full]\nforward: {adapterdrop: {evaluate: -1}}": (
+        "p.yaml: forward.adapterdrop.evaluate: it should be greater than or equal to 0 (given: -1)"
     ),
     "blocks: [full, full]\nforward: {residual: {alpha: 1, span: 3}}": (
         "p.yaml: forward.residual.span: 3 of 2 blocks: use at most 2"

@@ -27,6 +27,7 @@ FORMS = [
     *("semantic+lora", "semantic-threshold+lora"),
     *("hierarchical+lora", "surgical+lora", "discriminative+lora", "spectrum+lora"),
     "hlpt(2,1)",
+    *("layerdrop+lora", "adapterdrop+lora", "bot50+unipelt", "layerdrop+unipelt"),
 ]
 """Further forms of some strategies' names."""
 
@@ -34,6 +35,9 @@ NAMES = [*known_names(), *FORMS, "rotating"]
 """`rotating` is a test's own: its plan never stops changing."""
 
 CASES = list(itertools.product(MODELS, NAMES))
+WHOLE = ("all", "layerdrop")
+"""Full fine-tuning."""
+
 STEPS = range(1, 9)
 IN_TIME = list(itertools.product(["llama, untied", "bert classifier", "t5, tied"], NAMES))
 """What a schedule does over time is no matter of the architecture."""
@@ -45,7 +49,14 @@ WITHOUT_ONE_FEED_FORWARD = ["bert classifier", "deberta classifier", "bert maske
 
 MIXTURE = {(model, "mixlora") for model in (*WITHOUT_ONE_FEED_FORWARD, "mixtral, untied")}
 HYBRID = {("mixtral, untied", name) for name in ("hlpt", "hlpt(2,1)", "h2lpt")}
-REFUSED = BITFIT | MIXTURE | HYBRID
+WITHOUT_PREFIX = ["deberta classifier"]
+"""Their attention is none of transformers' registered functions."""
+UNIPELT = {
+    (model, name)
+    for model in (*WITHOUT_PREFIX, "mixtral, untied")
+    for name in ("unipelt", "bot50+unipelt", "layerdrop+unipelt")
+}
+REFUSED = BITFIT | MIXTURE | HYBRID | UNIPELT
 FITTING = [case for case in CASES if case not in REFUSED]
 
 
@@ -157,10 +168,10 @@ def test_nothing_below_the_boundary_trains(model: str, name: str) -> None:
 
 
 @pytest.mark.parametrize(("model", "name"), FITTING)
-def test_only_all_trains_the_embeddings(model: str, name: str) -> None:
+def test_only_full_fine_tuning_trains_the_embeddings(model: str, name: str) -> None:
     embeddings = names_of("embeddings", anatomy(model))
     trained = trained_names(model, name)
-    assert embeddings & trained == (embeddings if name == "all" else set())
+    assert embeddings & trained == (embeddings if name in WHOLE else set())
 
 
 @pytest.mark.parametrize(("model", "name"), [case for case in FITTING if case[0] in CLASSIFIERS])
@@ -175,8 +186,8 @@ def test_a_tied_head_stays_with_the_embedding_and_a_notice_says_so(model: str, n
     found, plan = anatomy(model), plan_for(model, name)
     assert found.tied
     assert plan.untie == (name == "head")
-    lines = notices(plan, found)
-    if name in ("all", "head"):
+    lines = [line for line in notices(plan, found) if not line.startswith("layerdrop")]
+    if name in (*WHOLE, "head"):
         assert lines == []
     else:
         assert plan.head.mode == "frozen"

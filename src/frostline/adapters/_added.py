@@ -21,7 +21,7 @@ class Branch:
         makes: how many numbers lie between down and up (the rank, or the bottleneck).
         out: width of the output.
         kept: how many numbers per token autograd keeps between down and up.
-        gated: a gate computes one more number from x.
+        gated: a gate computes one more number from x; with `after`, from another vector as wide.
         after: x is the matrix's output.
         drops: x passes a dropout before down.
         biased: down and up have biases.

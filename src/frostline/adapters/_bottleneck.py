@@ -77,8 +77,12 @@ class BottleneckPart(AdapterPart):
         output: Tensor = run(*args, **kwargs)
         read: Tensor = args[0] if self.parallel else output
         within: Tensor = self.activation(self.down(self.dropout(read.to(self.down.weight.dtype))))
-        added: Tensor = self.scale * self.up(within)
+        added: Tensor = self.factor() * self.up(within)
         return output + added.to(output.dtype)
+
+    def factor(self) -> Tensor | float:
+        """What is added is multiplied by it: a number, or one for each token, [..., 1]."""
+        return self.scale
 
     def why_not_merged(self) -> str | None:
         return "an adapter with an activation cannot be written as one matrix"

@@ -12,8 +12,9 @@ from frostline.adapters._lora import LoraKind
 from frostline.adapters._mixture import MixtureKind
 from frostline.adapters._peft import PeftKind
 from frostline.adapters._prefix import PrefixKind
+from frostline.adapters._unipelt import UnipeltKind
 from frostline.anatomy import Anatomy, Block
-from frostline.plan import Adding, BlockMode, Bottleneck, Lora, Mixture, Mode, Peft, Plan, Prefix
+from frostline.plan import Adding, BlockMode, Bottleneck, Lora, Mixture, Mode, Peft, Plan, Prefix, Unipelt
 
 KINDS: Mapping[type[Mode], type[AdapterKind[Any]]] = {
     Lora: LoraKind,
@@ -21,6 +22,7 @@ KINDS: Mapping[type[Mode], type[AdapterKind[Any]]] = {
     Bottleneck: BottleneckKind,
     Mixture: MixtureKind,
     Peft: PeftKind,
+    Unipelt: UnipeltKind,
 }
 
 

@@ -39,6 +39,10 @@ class AdapterPart(nn.Module):
     def taken_off(self) -> None:
         """Called once, when the part is removed."""
 
+    def why_all_tokens(self) -> str | None:
+        """Why it has to run on all tokens of a row at once, in a few words; None where it works token by token."""
+        return None
+
     def update(self, module: nn.Module) -> Tensor:
         """The change of the module's weight that does the same as the part, of the weight's shape.
 

@@ -86,9 +86,12 @@ class LowRank(AdapterPart):
         output: Tensor = run(*args, **kwargs)
         inputs: Tensor = args[0]
         low = functional.linear(self.dropout(inputs.to(self.A.dtype)), self.A)
-        # The scale multiplies r numbers of a token here, instead of `out` numbers after B.
-        low = low * (self.scale if self.gate is None else self.scale * torch.sigmoid(self.gate(inputs)))
-        return output + functional.linear(low, self.B).to(output.dtype)
+        # The factor multiplies r numbers of a token here, instead of `out` numbers after B.
+        return output + functional.linear(low * self.factor(inputs), self.B).to(output.dtype)
+
+    def factor(self, inputs: Tensor) -> Tensor | float:
+        """What the update is multiplied by: a number, or one for each token, [..., 1]."""
+        return self.scale if self.gate is None else self.scale * torch.sigmoid(self.gate(inputs))
 
     def update(self, module: nn.Module) -> Tensor:
         if self.gate is not None:

@@ -56,7 +56,8 @@ class PrefixKind(AdapterKind[Prefix]):
         return Added(((self.mode.length, keys), (self.mode.length, values), *gate), prefix=self.mode)
 
     def parts(self, model: nn.Module, block: Block, anatomy: Anatomy) -> Iterator[tuple[str, AdapterPart]]:
-        yield _attention(model, block), PrefixPart(*_widths(block), anatomy.hidden_size, self.mode)
+        path, widths = place_of(model, block)
+        yield path, PrefixPart(*widths, anatomy.hidden_size, self.mode)
 
 
 class PrefixPart(AdapterPart):
@@ -81,18 +82,25 @@ class PrefixPart(AdapterPart):
         # The gate reads the attention's input, so it is computed here, where the input is at hand. The other steps
         # need queries and keys as the attention function gets them (rotated, split in heads), so they are hooks.
         hidden = hidden_given(args, kwargs)
-        scores = None if self.gate is None else partial(self._add_scores, self.gate(hidden))
+        scores = None if self.gate is None else partial(self._add_scores, self.gate_of(hidden))
         # The scores need all queries with their gates, so their hook is the outermost one. Other hooks may then keep
         # some queries only, or go through a packed batch row by row. Each of their calls needs the prefix's keys, so
         # the hook that adds them is the innermost one.
         return attention_call(run, module, args, kwargs, innermost=self._add_keys, outermost=scores)
 
+    def gate_of(self, hidden: Tensor) -> Tensor:
+        """The gate of each query, [B, Q, 1]; where it is `on_output`, its logarithm. As softmax, it is in float32."""
+        assert self.gate is not None
+        logits: Tensor = self.gate(hidden)
+        logits = logits.to(torch.promote_types(hidden.dtype, torch.float32))
+        return functional.logsigmoid(logits).clamp(min=_CLOSED) if self.on_output else torch.sigmoid(logits)
+
     def _add_scores(
-        self, logits: Tensor, attend: Any, module: nn.Module, query: Tensor, key: Tensor, *args: Any, **options: Any
+        self, gate: Tensor, attend: Any, module: nn.Module, query: Tensor, key: Tensor, *args: Any, **options: Any
     ) -> Any:
         """Give each query its scores of the prefix, and add the prefix's part to the output.
 
-        `logits` [B, Q, 1] are the gate's, `query` is [B, H, Q, h] and `key` [B, G, T, h].
+        `gate` [B, Q, 1] is that of `gate_of`, `query` is [B, H, Q, h] and `key` [B, G, T, h].
         """
         rows, heads, queries, _ = query.shape
         groups, length = key.shape[1], len(self.keys)
@@ -107,15 +115,10 @@ class PrefixPart(AdapterPart):
         grouped = query[..., :width].reshape(rows, groups, heads // groups * queries, width)
         keys = self.keys.view(length, groups, width).permute(1, 2, 0).to(query.dtype)
         scores = (grouped @ keys).view(rows, heads, queries, length)
-        # [B, 1, Q, 1]: one gate for all heads of a query. In float32, as the attention function's own softmax.
-        logits = logits[:, None].to(torch.promote_types(scores.dtype, torch.float32))
-        gate = torch.sigmoid(logits)
-        if self.on_output:
-            # The gate multiplies the prefix's weight before the softmax divides by the sum: g exp(s) = exp(s + log g).
-            scores = scaling * scores + functional.logsigmoid(logits).clamp(min=_CLOSED)
-        else:
-            # The gate multiplies the keys (here) and the values (below): q (g k) = g (q k).
-            scores = scores * (scaling * gate)
+        gate = gate[:, None]  # [B, 1, Q, 1]: one for all heads of a query
+        # On the output, it multiplies the prefix's weight before the softmax divides by the sum:
+        # g exp(s) = exp(s + log g). Else it multiplies keys (here) and values (below): q (g k) = g (q k).
+        scores = scaling * scores + gate if self.on_output else scores * (scaling * gate)
         marks, parts = scores, None
         if self._marks(module, options) == 1:
             # log sum exp(s) = s_i - log softmax(s)_i for any i.
@@ -236,13 +239,17 @@ def _widths(block: Block) -> tuple[int, int]:
     return found[0].k, found[0].v
 
 
-def _attention(model: nn.Module, block: Block) -> str:
-    """The path of the block's self-attention. Raises `UnsupportedModel` when it cannot have a prefix."""
+def place_of(model: nn.Module, block: Block) -> tuple[str, tuple[int, int]]:
+    """The path of the block's self-attention, and the widths of a token's keys and values in it.
+
+    Raises `UnsupportedModel` when it cannot have a prefix.
+    """
+    widths = _widths(block)
     for name, module in model.named_modules():
         path = without_adapters(name)
         if path.startswith(f"{block.name}.") and hookable(module):
             _check_attention(module)
-            return path
+            return path, widths
     raise UnsupportedModel(
         f"block {block.index}: prefix: the attention of {type(model).__name__} is not one of transformers' registered "
         "functions, which a prefix needs: use lora or a parallel adapter"

@@ -51,6 +51,9 @@ class Router(AdapterPart):
         self.register_buffer("assigned", torch.zeros(experts, dtype=torch.long), persistent=False)
         self.register_buffer("balance_sum", torch.zeros(()), persistent=False)
 
+    def why_all_tokens(self) -> str | None:
+        return "the balance loss of its experts reads all tokens" if self.balance else None
+
     def choose(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """For tokens [..., d]: the shares of their k experts, and the experts' numbers, both [n, k].
 

@@ -1,5 +1,6 @@
 """The anatomy of a transformers text model: where it keeps its embeddings, ordered blocks, final norm and head."""
 
+from frostline.anatomy._drops import adapted, skippable, stacks
 from frostline.anatomy._find import find_anatomy, get_block, text_model
 from frostline.anatomy._hashes import fingerprint, tensor_hash, tensor_hashes
 from frostline.anatomy._heads import Attention, attentions, sides
@@ -17,6 +18,7 @@ __all__ = [
     "Role",
     "Tensor",
     "Trained",
+    "adapted",
     "attentions",
     "find_anatomy",
     "fingerprint",
@@ -25,6 +27,8 @@ __all__ = [
     "select",
     "sides",
     "skeleton",
+    "skippable",
+    "stacks",
     "tensor_hash",
     "tensor_hashes",
     "text_model",

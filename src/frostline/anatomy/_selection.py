@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from frostline.anatomy._drops import read_by_others
 from frostline.anatomy._model import Anatomy, Block, Role, Tensor
 from frostline.anatomy._untie import untied
 from frostline.core.errors import PlanError
@@ -69,12 +70,19 @@ def select(plan: Plan, anatomy: Anatomy) -> tuple[Trained, ...]:
 
 def notices(plan: Plan, anatomy: Anatomy) -> list[str]:
     """What the plan does to this model that a reader may not expect, one line for each."""
+    lines = []
     if anatomy.tied and not plan.untie and plan.embeddings.mode == "frozen":
-        return [
+        lines.append(
             "tied embeddings: the head shares the frozen embedding's tensor, so it is frozen too "
             f"(use untie: true to train a copy of it, +{_copied(anatomy):,} parameters)"
+        )
+    if plan.forward.layerdrop.p:
+        lines += [
+            f"layerdrop: block {index} is never skipped, because other blocks read what it makes (position bias)"
+            for index in read_by_others(anatomy)
+            if plan.blocks[index].mode != "frozen"
         ]
-    return []
+    return lines
 
 
 def _check(plan: Plan, anatomy: Anatomy) -> None:

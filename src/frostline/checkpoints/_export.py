@@ -171,10 +171,8 @@ def _by_path(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _check(plan: Plan, where: str) -> None:
     """Raises `PlanError` when a plan trains what a LoRA folder cannot hold."""
-    if plan.forward.interacts:
-        raise PlanError(
-            f"{where}: its blocks add earlier states (forward.residual), which LoRA cannot do: use frostline.load"
-        )
+    if (reason := plan.forward.why_not_plain) is not None:
+        raise PlanError(f"{where}: {reason}, which LoRA cannot do: use frostline.load")
     _check_blocks(plan.blocks, where, "frostline merge", "frostline.load")
     for part in ("embeddings", "final_norm", "head"):
         if getattr(plan, part).mode != "frozen":

@@ -77,16 +77,15 @@ def merge(folder: str | Path, out: str | Path, *, base: str | None = None, dtype
         base: where the base is now, if it has moved.
         dtype: "float32", "bfloat16" or "float16", to which all tensors are rounded.
 
-    Raises `CheckpointError` when `out` is not empty, when the plan has a residual interaction, when a value is too
-    large for `dtype`, and as `load` does; `ConfigError` for an unknown dtype.
+    Raises `CheckpointError` when `out` is not empty, when an ordinary model would compute something else than the
+    plan's, when a value is too large for `dtype`, and as `load` does; `ConfigError` for an unknown dtype.
     """
     chosen = _dtype(dtype) if dtype else None
     out, folder = Path(out), Path(folder)
     card = read_card(folder)
-    if Plan.read(card.plan, str(folder / CARD_FILE)).forward.interacts:
+    if (reason := Plan.read(card.plan, str(folder / CARD_FILE)).forward.why_not_plain) is not None:
         raise CheckpointError(
-            f"{folder}: its blocks add earlier states (forward.residual), which an ordinary model cannot do: use "
-            "frostline.load, which loads it without merging"
+            f"{folder}: {reason}, which an ordinary model cannot do: use frostline.load, which loads it without merging"
         )
     anatomy = find_anatomy(skeleton(load_config(str(folder)), class_called(card.model_class)))
     changed = lost = 0

@@ -248,7 +248,9 @@ class _Block:
     def _of_prefix(self, longer: _prefix.Longer, c: int) -> float:
         """What the gate of a prefix keeps, and the tensors that are joined with the prefix."""
         own = 2 if self.workload.bf16 else FLOAT
-        return longer.beside(c) + own * _prefix.of_its_gate(longer.flow, self.hidden)
+        # LoRA of the same attention keeps what the gate reads.
+        kept_already = self.w == self.c and any(matrix.branch is not None for matrix in longer.flow.inputs)
+        return longer.beside(c) + own * _prefix.of_its_gate(longer.flow, 0 if kept_already else self.hidden)
 
     def _mask_of_prefix(self, longer: _prefix.Longer) -> float:
         # A longer mask, in place of the causal order: a new tensor [tokens, keys], one for the whole batch.

@@ -45,6 +45,7 @@ from dataclasses import dataclass
 
 from frostline.anatomy import Anatomy, sides
 from frostline.cost._bottom import embeddings_run, replaced
+from frostline.cost._drops import drawn_plans, running
 from frostline.cost._flow import AttentionFlow, BlockFlow, Flow, MatrixFlow, flow
 from frostline.cost._loss_positions import block_positions, head_positions
 from frostline.cost._parameters import full_plan
@@ -71,6 +72,9 @@ class Flops:
             self.weight_gradient + other.weight_gradient,
         )
 
+    def __mul__(self, factor: float) -> Flops:
+        return Flops(self.forward * factor, self.input_gradient * factor, self.weight_gradient * factor)
+
 
 @dataclass(frozen=True)
 class StepFlops:
@@ -91,15 +95,23 @@ class StepFlops:
 
 def step_flops(plan: Plan, anatomy: Anatomy, workload: Workload) -> StepFlops:
     """Operations of one training step of one device's batch under `plan`; with an activation cache, of a step after
-    the caching pass."""
-    step = flow(plan, anatomy)
-    gone = replaced(step, workload)
+    the caching pass. Where blocks or adapters are left out at random, what is expected of them (`_drops`)."""
+    step, shares, passes = flow(plan, anatomy), running(plan, anatomy), drawn_plans(plan)
+    gone, embedded = replaced(step, workload), embeddings_run(step, workload)
+    drawn = [step] if passes == [plan] else [flow(each, anatomy) for each in passes]
+    part = 1 / len(drawn)
     return StepFlops(
-        embeddings=_embeddings(step, workload) if embeddings_run(step, workload) else Flops(),
-        blocks=tuple(Flops() if block.index in gone else _block(block, step, workload) for block in step.blocks),
+        embeddings=_sum(_embeddings(each, workload) * part for each in drawn) if embedded else Flops(),
+        blocks=tuple(
+            Flops()
+            if index in gone
+            else _sum(_block(each.blocks[index], each, workload) * (part * share) for each in drawn)
+            for index, share in enumerate(shares)
+        ),
         head=_sum(
-            _matrix(item.matrix, head_positions(item, step, workload))
-            for block_loss in step.block_losses
+            _matrix(item.matrix, head_positions(item, each, workload)) * part
+            for each in drawn
+            for block_loss in each.block_losses
             for item in block_loss.matrices
         ),
     )

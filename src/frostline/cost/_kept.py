@@ -44,11 +44,11 @@ def inputs_kept(
             continue
         rows = branch.rows
         total += lora_c * rows * branch.kept
-        plain += branch.gated
+        plain += branch.gated and not branch.after
         if branch.drops:
             total += rows * branch.reads * (lora_c + FLOAT * matrix.branch_carries)
-        elif branch.after:
-            total += lora_c * branch.reads
+        elif branch.after:  # a gate reads another tensor, which is as wide
+            total += lora_c * branch.reads * (1 + branch.gated)
         else:
             plain += 1
     if workload.bf16 or held != FLOAT:  # PEFT makes a float32 copy, autocast a narrow one

@@ -29,10 +29,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from operator import mul
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from frostline.anatomy import Anatomy, Part, select
+from frostline.cost._drops import drawn_plans, running
 from frostline.cost._flops import Flops, bottom_flops, caching_flops, step_flops
 from frostline.cost._flow import BlockFlow, Flow, flow
 from frostline.cost._parameters import trainable_parameters
@@ -150,7 +152,7 @@ def _batch_seconds(plan: Plan, anatomy: Anatomy, workload: Workload, speed: Spee
     embedded = sum(item.parameters for item in select(plan, anatomy) if item.tensor.part is Part.EMBEDDINGS)
     return (
         sum(_seconds(work, rates) for work in (amounts.embeddings, *amounts.blocks))
-        + speed.lora * sum(_adapter_numbers(flow(plan, anatomy), workload))
+        + speed.lora * _expected_numbers(plan, anatomy, workload)
         + speed.head * amounts.head.total
         + speed.embeddings * embedded
         + speed.batch
@@ -165,6 +167,13 @@ def _caching_seconds(plan: Plan, anatomy: Anatomy, workload: Workload, speed: Sp
     passing = caching_flops(plan, anatomy, workload) / workload.devices + epoch * PASSED_FOR_CHECK / workload.rows
     batches = CHECKS * min(1.0, CHECKED / workload.per_device_train_batch_size)
     return passing * speed.forward + batches * _batch_seconds(plan, anatomy, workload, speed)
+
+
+def _expected_numbers(plan: Plan, anatomy: Anatomy, workload: Workload) -> float:
+    """Those of all blocks together, where some may be left out at random."""
+    shares, drawn = running(plan, anatomy), drawn_plans(plan)
+    found = [_adapter_numbers(flow(each, anatomy), workload) for each in drawn]
+    return sum(sum(map(mul, shares, numbers)) for numbers in found) / len(drawn)
 
 
 def _adapter_numbers(step: Flow, workload: Workload) -> list[float]:

@@ -20,16 +20,16 @@ from frostline.bottom import CacheMode, CacheReport, FillingCache, LoopSession, 
 from frostline.core.errors import CheckpointError, ConfigError
 from frostline.core.files import read_json, reading, write_json
 from frostline.engine._attach_saving import save_trained
-from frostline.engine._changes import synchronize_what_trains
+from frostline.engine._changes import check_rates, synchronize_what_trains
 from frostline.engine._known_rows import fill_with_known_rows
 from frostline.engine._observe import Observer
 from frostline.engine._optimizer import parameter_groups, regroup, scale_groups
 from frostline.engine._saving import SavingTrainer
 from frostline.engine._shortcuts import COMPILED, few_rows, plan_settings, positions_refusal
 from frostline.engine._start import PlanFor, ScheduleFor, check_rows, check_settings, start_schedule
-from frostline.hooks import Rechecks
+from frostline.hooks import Rechecks, begin_step
 from frostline.loss_positions import LossPositions, hook_above, use_loss_positions
-from frostline.plan import Plan, Schedule, document, lowest_boundary, rate_of
+from frostline.plan import Plan, Schedule, document, lowest_boundary
 from frostline.surgery import Applied, applied_to, change
 
 STATE_FILE = "frostline.json"
@@ -119,7 +119,7 @@ class _Attachment(TrainerCallback):
         trainer.add_callback(self)
         trainer.train = self._around_training(trainer.train)
         trainer.training_step = self._checked(trainer.training_step)
-        changes = self._applied.adapters or self._applied.plan.forward.interacts
+        changes = self._applied.adapters or self._applied.plan.forward.why_not_plain
         self._saving_notice = save_trained(trainer) if changes else None
         trainer.create_optimizer = self._with_rates(trainer.create_optimizer)
         if trainer.model_init is not None:
@@ -137,11 +137,9 @@ class _Attachment(TrainerCallback):
     def _begin_model(self, model: Any) -> Schedule:
         """Apply the plan to the model that the trainer has now."""
         found = self._start(model)
-        if rate_of(found) is not None:
-            raise ConfigError(
-                f"attach: '{found.first.strategy}' sets the learning rates itself: use frostline.Trainer, or another "
-                "strategy"
-            )
+        check_rates(found)
+        if found.first.forward.drops and (handler := self._trainer.accelerator.ddp_handler) is not None:
+            handler.find_unused_parameters = True  # made before the arguments said so
         self._observer = Observer(text_model(model), found.observes)
         return found
 
@@ -200,6 +198,8 @@ class _Attachment(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         step = state.global_step
+        if self._applied.plan.forward.drops:
+            begin_step(self._model, step)
         if step == 0 or self._schedule.settled:
             return
         plan = self._schedule.next(step, self._observer)

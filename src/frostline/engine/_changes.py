@@ -10,10 +10,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 
+from frostline.core.errors import ConfigError
 from frostline.engine._optimizer import factors, parameter_groups, regroup
 from frostline.engine._plan_change import PlanChange
 from frostline.engine._shortcuts import ShortcutsTrainer
-from frostline.plan import Plan, rate_of
+from frostline.plan import Plan, Schedule, rate_of
 from frostline.surgery import change
 
 
@@ -102,3 +103,12 @@ def synchronize_what_trains(trainer: Any) -> None:
         places = {"device_ids": wrapped.device_ids, "output_device": wrapped.output_device}
         # In place: the training loop holds it.
         wrapped.__init__(wrapped.module, **places, **({} if handler is None else handler.to_kwargs()))  # type: ignore[misc]
+
+
+def check_rates(schedule: Schedule) -> None:
+    """Raise `ConfigError` for a schedule that sets the learning rates itself, for a trainer that is not our own."""
+    if rate_of(schedule) is not None:
+        name = schedule.first.strategy
+        raise ConfigError(
+            f"attach: '{name}' sets the learning rates itself: use frostline.Trainer, or another strategy"
+        )

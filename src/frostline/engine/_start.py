@@ -6,12 +6,13 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from torch import nn
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 
 from frostline.anatomy import text_model
 from frostline.bottom import Load, Streaming, check_mode
 from frostline.core.errors import ConfigError, DataError
 from frostline.core.sizes import parse_size
+from frostline.hooks import begin_step
 from frostline.plan import FixedSchedule, Plan, Schedule
 from frostline.surgery import Applied, applied_to, apply, as_given
 
@@ -84,7 +85,30 @@ def start_schedule(
         chosen = FixedSchedule(plan if isinstance(plan, Plan) else cast(Callable[[Any], Plan], plan)(text_model(model)))
     if already is None or already.plan != chosen.first:
         apply(chosen.first, text_model(model), seed=args.seed if args else 0)
+    if chosen.first.forward.drops and args is not None:
+        allow_drops(args)
     return chosen
+
+
+def allow_drops(args: TrainingArguments) -> None:
+    """Prepare a training in whose steps some blocks or adapters get no gradient (LayerDrop, AdapterDrop).
+
+    DistributedDataParallel waits for every gradient unless it is told to find those that do not come. transformers does
+    not tell it with activation checkpointing.
+
+    Raises `ConfigError` for settings that need every gradient, or a graph that is the same in every step.
+    """
+    for name, wrong in (("ddp_find_unused_parameters", False), ("ddp_static_graph", True), ("torch_compile", True)):
+        if getattr(args, name) is wrong:
+            raise ConfigError(f"{name}: blocks or adapters are left out of some steps: use {name}={not wrong}")
+    args.ddp_find_unused_parameters = True
+
+
+class CountSteps(TrainerCallback):
+    """Tells the model which step begins, because what is left out of it is drawn from that number."""
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **around: Any) -> None:
+        begin_step(around["model"], state.global_step)
 
 
 def streaming(model: Any, applied: Applied, load: Load | None) -> Streaming | None:

@@ -28,6 +28,7 @@ from frostline.engine._ranks import ShareRanks
 from frostline.engine._sampler import GroupedByLength
 from frostline.engine._shortcuts import COMPILED
 from frostline.engine._start import (
+    CountSteps,
     PlanFor,
     ScheduleFor,
     check_rows,
@@ -126,6 +127,8 @@ class Trainer(ChangingTrainer):
             )
         self.left = LeftState(self._names) if keep_left_state else None
         self.observer = self._observe()
+        if self.applied.plan.forward.drops or self.model_init is not None:
+            self.add_callback(CountSteps())
         check_loss_is_the_models(self.applied.plan, self._loss_is_custom())
         self._streaming = streaming(self.model, self.applied, load_bottom)
         processes = Processes(

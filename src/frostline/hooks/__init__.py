@@ -29,6 +29,7 @@ from frostline.hooks._outputs import PaddingWatch, summed
 from frostline.hooks._override import CALL, FORWARD, Override, attribute_set, is_overridden, overridden
 from frostline.hooks._own_state import state_kept
 from frostline.hooks._packed import packed_lengths, packed_starts, says_how_packed
+from frostline.hooks._passes import Passes, begin_step
 from frostline.hooks._per_thread import PerThread, Turns
 from frostline.hooks._rechecks import Rechecks
 from frostline.hooks._states import device_of, hidden_given, hidden_of, with_hidden
@@ -50,6 +51,7 @@ __all__ = [
     "NotHookable",
     "Override",
     "PaddingWatch",
+    "Passes",
     "PerThread",
     "Rechecks",
     "Step",
@@ -60,6 +62,7 @@ __all__ = [
     "attention_call",
     "attention_implementation",
     "attribute_set",
+    "begin_step",
     "capture",
     "checkpoints_reentrantly",
     "compare_training",

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from frostline.hooks._passes import passes_in
 from frostline.hooks._states import device_of
 
 _LARGEST_BUFFER = 1 << 16
@@ -79,9 +80,10 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 def undisturbed(model: nn.Module, *, training: bool = False) -> Iterator[None]:
     """Inside this context, `model` is in eval mode (with `training`: in train mode) and gradients are enabled.
 
-    Training flags, buffers and random generators are restored at the end. The gradients of parameters are not: use
-    `torch.autograd.grad`, which leaves them alone.
+    Training flags, buffers, random generators and counts of passes are restored at the end. The gradients of parameters
+    are not: use `torch.autograd.grad`, which leaves them alone.
     """
+    counts = [(passes, passes.step, passes.made) for passes in passes_in(model)]
     flags = {module: module.training for module in model.modules()}
     buffers = [(b, b.detach().clone()) for b in model.buffers() if not b.is_meta and b.numel() <= _LARGEST_BUFFER]
     try:
@@ -92,6 +94,8 @@ def undisturbed(model: nn.Module, *, training: bool = False) -> Iterator[None]:
     finally:
         for module, flag in flags.items():
             module.training = flag
+        for passes, step, made in counts:
+            passes.step, passes.made = step, made
         with torch.no_grad():
             for buffer, value in buffers:
                 buffer.copy_(value)

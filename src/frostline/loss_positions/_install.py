@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from frostline.adapters import mixtures
+from frostline.adapters import AdapterPart
 from frostline.anatomy import Anatomy, get_block
 from frostline.core.labels import IGNORED
 from frostline.hooks import (
@@ -185,8 +185,9 @@ class LossPositions:
             return None  # it lies below the boundary, and its stored states replace it
         if self.rule is LossRule.ALL:
             return self._runs_at_every_position("block", "the loss reads all of its output")
-        if any(part.balance for part in mixtures(block)):
-            return self._runs_at_every_position("block", "the balance loss of its experts reads all tokens")
+        parts = (part for part in block.modules() if isinstance(part, AdapterPart))
+        if reasons := [reason for part in parts if (reason := part.why_all_tokens()) is not None]:
+            return self._runs_at_every_position("block", reasons[0])
         if exact and draws_random_numbers(self._model, block, batch):
             return self._runs_at_every_position(
                 "block", "it has dropout, which draws other random numbers for fewer positions"

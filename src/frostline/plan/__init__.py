@@ -2,7 +2,7 @@
 
 from frostline.plan import adapters
 from frostline.plan._difference import difference, with_difference
-from frostline.plan._forward import Forward, Residual
+from frostline.plan._forward import AdapterDrop, Forward, LayerDrop, Residual
 from frostline.plan._mode import Adding, Mode, OwnTensors, Targeted, TargetModules, Targets
 from frostline.plan._modes import BlockMode, Frozen, Full, Partial, PartMode
 from frostline.plan._optimizer import FloraOptions, OptimArgs, read_optim_args
@@ -22,10 +22,11 @@ from frostline.plan._split import Split
 from frostline.plan._strip import strip, strip_over_time
 from frostline.plan._text import document, from_text, load_plan, save_plan, to_json, to_yaml
 from frostline.plan._timetable import Timetable
-from frostline.plan.adapters import Adapter, AddingMode, Bottleneck, Lora, Mixture, Peft, Prefix
+from frostline.plan.adapters import Adapter, AddingMode, Bottleneck, Lora, Mixture, Peft, Prefix, Unipelt
 
 __all__ = [
     "Adapter",
+    "AdapterDrop",
     "Adding",
     "AddingMode",
     "BlockMode",
@@ -36,6 +37,7 @@ __all__ = [
     "Forward",
     "Frozen",
     "Full",
+    "LayerDrop",
     "Lora",
     "Mixture",
     "Mode",
@@ -55,6 +57,7 @@ __all__ = [
     "Targeted",
     "Targets",
     "Timetable",
+    "Unipelt",
     "adapters",
     "block_ranges",
     "difference",

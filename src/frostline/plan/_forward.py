@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 from pydantic import Field, field_validator
 
@@ -28,6 +29,38 @@ class Residual(Options):
         return value or 0.0  # -0.0 is the same as 0.0, but would be written differently
 
 
+class LayerDrop(Options):
+    """LayerDrop (Fan et al. 2020): in training, each block that trains is skipped with probability `p` in each pass.
+
+    A skipped block returns its input. A pass that would skip every block of a stack is drawn again.
+
+    Attributes:
+        p: the probability; 0 skips none.
+        seed: of the draws, which depend on it, on the optimizer step and on the pass within that step.
+        evaluate: which of these blocks run outside training: `all`, or `every_other` one, from the lowest.
+    """
+
+    p: float = Field(0.0, ge=0, lt=1)
+    seed: int = Field(0, ge=0)
+    evaluate: Literal["all", "every_other"] = "all"
+
+
+class AdapterDrop(Options):
+    """AdapterDrop (Ruckle et al. 2021): the adapters of the lowest n blocks that have some are left out.
+
+    Where they are left out always, a plan freezes these blocks instead. This is for what changes from pass to pass.
+
+    Attributes:
+        robust: in training, draw n for each pass, from 0 up to all but one of the blocks that have adapters.
+        seed: of the draws, which depend on it, on the optimizer step and on the pass within that step.
+        evaluate: n outside training.
+    """
+
+    robust: bool = False
+    seed: int = Field(0, ge=0)
+    evaluate: int = Field(0, ge=0)
+
+
 class Forward(Options):
     """Changes of the forward pass and of the loss. By default there are none.
 
@@ -36,15 +69,38 @@ class Forward(Options):
             lambda_l times the loss of block l's output, passed through final norm and head. 0, ..., 0, 1 is the
             ordinary loss.
         residual: the residual interaction.
+        layerdrop: blocks that are skipped at random in training.
+        adapterdrop: adapters of the lowest blocks that are left out at random in training.
     """
 
     loss_weights: tuple[float, ...] | None = None
     residual: Residual = Residual()
+    layerdrop: LayerDrop = LayerDrop()
+    adapterdrop: AdapterDrop = AdapterDrop()
 
     @property
     def interacts(self) -> bool:
         """Whether the residual interaction changes the model's output."""
         return self.residual.alpha != 0
+
+    @property
+    def drops(self) -> bool:
+        """Whether blocks or adapters are left out at random in training."""
+        return self.layerdrop.p > 0 or self.adapterdrop.robust
+
+    @property
+    def why_not_plain(self) -> str | None:
+        """Why an ordinary model with the same weights computes something else, in a few words; None where it does not.
+
+        What happens in training alone does not count.
+        """
+        if self.interacts:
+            return "its blocks add earlier states (forward.residual)"
+        if self.layerdrop.evaluate != "all":
+            return "it is evaluated without every other block (forward.layerdrop.evaluate)"
+        if self.adapterdrop.evaluate:
+            return "it is evaluated without its lowest adapters (forward.adapterdrop.evaluate)"
+        return None
 
     @property
     def layered(self) -> bool:
@@ -61,4 +117,4 @@ class Forward(Options):
     @property
     def changes(self) -> bool:
         """Whether anything changes."""
-        return self.interacts or self.layered
+        return self.drops or self.layered or self.why_not_plain is not None

@@ -133,6 +133,32 @@ class Mixture(Adding):
         return value
 
 
+class Unipelt(Adding):
+    """UniPELT (Mao et al. 2022; methods.md 10): gated LoRA, a gated prefix and a gated series adapter in one block.
+
+    LoRA is on the matrices that compute queries and values, the adapter after the feed-forward. Each of the three has a
+    gate: the sigmoid of a linear layer. Those of LoRA and prefix read the attention's input, the adapter's the
+    feed-forward's.
+
+    Attributes:
+        r: the rank of LoRA.
+        alpha: scale of LoRA's update, which is divided by r.
+        length: how many tokens the prefix has.
+        bottleneck: how many numbers lie between the adapter's two matrices.
+        gates: one for each `token`; or, in an encoder, its average over the tokens of the `sequence`.
+        lr_scale: factor of the run's learning rate.
+    """
+
+    mode: Literal["adapter"] = "adapter"
+    kind: Literal["unipelt"] = "unipelt"
+    r: int = Field(8, gt=0, le=MOST)
+    alpha: float = Field(16.0, gt=0)
+    length: int = Field(10, gt=0, le=MOST)
+    bottleneck: int = Field(48, gt=0, le=MOST)
+    gates: Literal["token", "sequence"] = "token"
+    lr_scale: float = Field(1.0, gt=0)
+
+
 class Peft(Targeted):
     """Any other method of PEFT that adapts modules, by PEFT's name: `ia3`, `dora`, `adalora`, `ln_tuning`, ...
 
@@ -155,7 +181,7 @@ class Peft(Targeted):
         return self.method
 
 
-Adapter = Annotated[Bottleneck | Mixture | Peft, Field(discriminator="kind")]
+Adapter = Annotated[Bottleneck | Mixture | Peft | Unipelt, Field(discriminator="kind")]
 """The modes that a plan calls `adapter`. Their `kind` tells which one it is."""
 AddingMode = Lora | Prefix | Adapter
 """The modes that add parameters to a block."""

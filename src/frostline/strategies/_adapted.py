@@ -26,6 +26,7 @@ from frostline.plan import (
     Peft,
     Plan,
     Prefix,
+    Unipelt,
 )
 from frostline.strategies._plans import task_head
 from frostline.strategies._selection import Selection, fixed
@@ -72,6 +73,7 @@ ADDITIONS: Mapping[str, Addition] = {
     "parallel-adapter": Addition("adapters beside queries, keys and values", Bottleneck, {"kind": "parallel"}),
     "series-adapter": Addition("adapters after attention and feed-forward", Bottleneck, {"kind": "series"}),
     "mixlora": Addition("a mixture of LoRA experts", Mixture, {"kind": "mixture"}),
+    "unipelt": Addition("gated LoRA, a gated prefix and a gated adapter", Unipelt, {"kind": "unipelt"}),
     "ia3": Addition("learned factors for keys, values and feed-forward", Peft, {"kind": "peft", "method": "ia3"}),
     "dora": Addition("LoRA with learned magnitudes", Peft, {"kind": "peft", "method": "dora"}),
     "adalora": Addition("LoRA whose ranks adapt during training", Peft, {"kind": "peft", "method": "adalora"}),
@@ -91,7 +93,7 @@ def everywhere(name: str) -> Strategy:
     return Strategy(f"{addition.summary} on every block", choose, read=addition.read)
 
 
-def adapted(selection: Selection, situation: Situation, mode: AddingMode, name: str) -> Selection:
+def adapted(selection: Selection, situation: Situation, mode: AddingMode, name: str, called: str) -> Selection:
     """`selection` with `mode` on every block that its plans train (`adapted_plan`).
 
     Args:
@@ -99,19 +101,24 @@ def adapted(selection: Selection, situation: Situation, mode: AddingMode, name: 
         situation: the situation that it was made for.
         mode: what is added.
         name: the addition's name.
+        called: the strategy's name, as it was typed.
 
     Raises `ConfigError` when a plan trains no block, or the addition cannot be used with a schedule.
     """
     schedule = selection.schedule
     if schedule.settled:
-        return replace(selection, schedule=FixedSchedule(adapted_plan(schedule.first, situation, mode, name)))
+        return replace(selection, schedule=FixedSchedule(adapted_plan(schedule.first, situation, mode, name, called)))
     kind = kind_of(mode)
     if kind is not None and kind.why_not_scheduled is not None:
-        raise ConfigError(f"strategy '{schedule.first.strategy}+{name}': {kind.why_not_scheduled}: use +lora")
-    return replace(selection, schedule=ChangedPlans(schedule, lambda plan: adapted_plan(plan, situation, mode, name)))
+        raise ConfigError(f"strategy '{called}': {kind.why_not_scheduled}: use +lora")
+
+    def change(plan: Plan) -> Plan:
+        return adapted_plan(plan, situation, mode, name, called)
+
+    return replace(selection, schedule=ChangedPlans(schedule, change))
 
 
-def adapted_plan(plan: Plan, situation: Situation, mode: AddingMode, name: str) -> Plan:
+def adapted_plan(plan: Plan, situation: Situation, mode: AddingMode, name: str, called: str) -> Plan:
     """`plan` with `mode` on every block that it trains.
 
     A block's learning-rate factor stays. The final norm and a pretrained head are frozen, a task head trains. LoRA is
@@ -122,19 +129,20 @@ def adapted_plan(plan: Plan, situation: Situation, mode: AddingMode, name: str) 
         situation: the situation that the plan is for.
         mode: what is added.
         name: the addition's name.
+        called: the name of the new plan.
 
     Raises `ConfigError` when the plan trains no block, and `PlanError` when the addition does not fit a block.
     """
     if all(trained.own is None for trained in plan.blocks):
         raise ConfigError(
-            f"strategy '{plan.strategy}+{name}': '{plan.strategy}' trains no block that {name} could be added to: use "
+            f"strategy '{called}': '{plan.strategy}' trains no block that {name} could be added to: use "
             f"{name}, or a strategy that trains blocks"
         )
     blocks = tuple(
         _mode(trained, block, mode, name) for trained, block in zip(plan.blocks, situation.anatomy.blocks, strict=True)
     )
     return Plan(
-        strategy=f"{plan.strategy}+{name}",
+        strategy=called,
         blocks=blocks,
         final_norm=Frozen(),
         head=task_head(situation),

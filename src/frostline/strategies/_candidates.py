@@ -265,6 +265,6 @@ def _plan(situation: Situation, mode: AboveMode, boundary: int, untie: bool, lor
     else:
         plan = freeze_blocks(situation, set(range(boundary)), "auto")
         if mode == "lora":
-            plan = adapted_plan(plan, situation, lora, "lora")
+            plan = adapted_plan(plan, situation, lora, "lora", f"{plan.strategy}+lora")
     own_head = {"untie": True, "head": Full()} if untie else {}
     return plan.model_copy(update={"strategy": "auto", **own_head})

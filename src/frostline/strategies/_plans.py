@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from pydantic import ValidationError
 
-from frostline.core.errors import PlanError
+from frostline.core.errors import ConfigError, PlanError
 from frostline.core.settings import first_error
 from frostline.plan import BlockMode, Forward, Frozen, Full, Plan
 from frostline.strategies._situation import Situation
@@ -43,3 +44,23 @@ def plan_of(situation: Situation, modes: Iterable[BlockMode], strategy: str, for
 def task_head(situation: Situation) -> Frozen | Full:
     """The mode of the head: full for a new head of the task (a classifier), frozen for a pretrained LM head."""
     return Frozen() if situation.anatomy.has_lm_head else Full()
+
+
+def how_many(size: float, situation: Situation, strategy: str, option: str) -> int:
+    """How many of the lowest blocks a `Size` is: floor(share L + 0.5), or the number itself.
+
+    Args:
+        size: a share of the blocks, below 1, or their number.
+        situation: the model.
+        strategy: the strategy's name, for messages.
+        option: the name of the option that has the size.
+
+    Raises `ConfigError` when no block would be left above them.
+    """
+    count = math.floor(size * situation.blocks + 0.5) if 0 < size < 1 else int(size)
+    if count >= situation.blocks:
+        raise ConfigError(
+            f"strategy '{strategy}': {option}: {count} of {situation.blocks} blocks leave none that trains: use at "
+            f"most {situation.blocks - 1}"
+        )
+    return count

@@ -53,6 +53,7 @@ class Strategy:
         plans: whether it takes a budget into account.
         counts: names of options that may follow the name as numbers in brackets, as in `hlpt(24,8)`.
         read: reads the options, where that needs more than their type.
+        addition: what is added to its plan where the name adds nothing (`ADDITIONS`).
     """
 
     summary: str
@@ -62,3 +63,4 @@ class Strategy:
     plans: bool = False
     counts: tuple[str, ...] = ()
     read: Callable[[Any, str], Any] | None = None
+    addition: str = ""

@@ -14,6 +14,7 @@ from frostline.core.errors import ConfigError, UserError, unknown_name
 from frostline.core.registry import Registry
 from frostline.core.settings import first_error
 from frostline.plan import load_plan
+from frostline.strategies import _adapterdrop as bare
 from frostline.strategies import _adt as adt
 from frostline.strategies import _auto as automatic
 from frostline.strategies import _autofreeze as settling
@@ -22,6 +23,7 @@ from frostline.strategies import _freezeout as ending
 from frostline.strategies import _gradual as rising
 from frostline.strategies import _hierarchical as tiers
 from frostline.strategies import _hybrid as hybrid
+from frostline.strategies import _layerdrop as skipping
 from frostline.strategies import _presets as presets
 from frostline.strategies import _rates as rates
 from frostline.strategies import _semantic as meaning
@@ -117,6 +119,15 @@ STRATEGIES: Registry[Strategy] = Registry(
             "low blocks freeze when their gradients have settled", settling.autofreeze, settling.AutoFreezeOptions
         ),
         "gradual": Strategy("the highest blocks train first, lower ones join", rising.gradual, rising.GradualOptions),
+        "layerdrop": Strategy(
+            "full fine-tuning in which each step skips some blocks", skipping.layerdrop, skipping.LayerDropOptions
+        ),
+        "adapterdrop": Strategy(
+            "series adapters in all blocks but the lowest ones",
+            bare.adapterdrop,
+            bare.AdapterDropOptions,
+            addition="series-adapter",
+        ),
         "splitlora": Strategy(
             "LoRA on every block, trained by a server and clients", parts.splitlora, parts.SplitLoraOptions
         ),
@@ -143,7 +154,7 @@ def make_selection(name: str, situation: Situation, options: Mapping[str, Any] |
             raise ConfigError(f"strategy_options: {min(given)}: a plan file has no options: change the file instead")
         return fixed(load_plan(Path(name)))
     strategy, numbers = parse_name(name)
-    addition = _addition(name)
+    addition = _addition(name) or strategy.addition
     if addition and strategy.options is automatic.AutoOptions:
         raise ConfigError(
             f"strategy '{name}': auto decides itself where to use LoRA: use strategy 'auto' with "
@@ -155,7 +166,7 @@ def make_selection(name: str, situation: Situation, options: Mapping[str, Any] |
         if mode is not None and key not in strategy.options.model_fields and key in type(mode).model_fields:
             raise ConfigError(f"strategy_options of '{name}': {key} is an option of {addition}: use {addition}.{key}")
     selection = strategy.choose(situation, _read_options(strategy, name, numbers, given))
-    return selection if mode is None else adapted(selection, situation, mode, addition)
+    return selection if mode is None else adapted(selection, situation, mode, addition, name)
 
 
 def _check_budget(name: str, situation: Situation, *, plans: bool) -> None:

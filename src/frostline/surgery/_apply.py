@@ -187,11 +187,8 @@ def check_plain(model: Any) -> Applied:
     applied = applied_to(model)
     if applied is None:
         raise PlanError("the model has no plan, so there is nothing to merge: use the model as it is")
-    if applied.plan.forward.interacts:
-        raise PlanError(
-            "forward.residual: an ordinary model cannot add earlier states, so nothing can be merged: use the "
-            "model as it is"
-        )
+    if (reason := applied.plan.forward.why_not_plain) is not None:
+        raise PlanError(f"nothing can be merged, because an ordinary model differs: {reason}: use the model as it is")
     check_mergeable(model)
     return applied
 

@@ -1,4 +1,4 @@
-"""What a plan changes in the forward pass and in the loss (methods.md 2): residual interaction, layered loss.
+"""What a plan changes in the forward pass and in the loss: residual interaction, layered loss (methods.md 2), drops.
 
     B rows, T tokens, d hidden width
 
@@ -20,13 +20,12 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from frostline.adapters import kind_of
-from frostline.anatomy import Anatomy
+from frostline.anatomy import Anatomy, stacks
 from frostline.core.errors import FrostlineError, PlanError, first_line
 from frostline.hooks import (
     CALL,
     PerThread,
     Turns,
-    device_of,
     hidden_given,
     hidden_of,
     overridden,
@@ -34,7 +33,9 @@ from frostline.hooks import (
     with_hidden,
 )
 from frostline.plan import Plan
+from frostline.surgery._drops import check_drops, install_drops
 from frostline.surgery._residual import interact
+from frostline.surgery._tokens import NO_ROUTER_LOSS, cannot_run, three_tokens
 
 
 def install_forward(model: nn.Module, plan: Plan, anatomy: Anatomy) -> list[RemovableHandle]:
@@ -50,11 +51,12 @@ def install_forward(model: nn.Module, plan: Plan, anatomy: Anatomy) -> list[Remo
     """
     handles: list[RemovableHandle] = []
     if plan.forward.interacts:
-        for names in _stacks(anatomy):
-            blocks = [model.get_submodule(name) for name in names]
+        for stack in stacks(anatomy):
+            blocks = [model.get_submodule(block.name) for block in stack]
             handles += interact(blocks, plan.forward.residual.alpha, plan.forward.residual.span)
     if plan.forward.layered:
         handles += LayeredLoss(model, anatomy, plan.forward.losses).install()
+    handles += install_drops(model, plan, anatomy)
     return handles
 
 
@@ -62,10 +64,14 @@ def check_forward(model: nn.Module, plan: Plan, anatomy: Anatomy) -> None:
     """Raises `PlanError` when `plan.forward` cannot be computed exactly on `model`, which is left as it was."""
     if not plan.forward.changes:
         return
+    check_drops(plan, anatomy)
     name, config = type(model).__name__, model.config.to_dict()  # type: ignore[operator, union-attr]
-    if any(key.endswith("layerdrop") and value for key, value in config.items()):
-        raise PlanError(f"forward: {name} skips blocks at random in training: use layerdrop=0 in its config")
-    span, deepest = plan.forward.residual.span, max(map(len, _stacks(anatomy)))
+    # Some models read it from their config in each pass, others have copied it to a module.
+    own = [value for key, value in config.items() if key.endswith("layerdrop")]
+    own += [value for module in model.modules() if isinstance(value := getattr(module, "layerdrop", None), float)]
+    if any(own):
+        raise PlanError(f"forward: {name} skips blocks at random in training: load it with layerdrop=0 in its config")
+    span, deepest = plan.forward.residual.span, max(map(len, stacks(anatomy)))
     if plan.forward.interacts and span > deepest:
         raise PlanError(
             f"forward.residual.span: {span} is more than the {deepest} blocks of a stack of {name}: use at most "
@@ -75,7 +81,7 @@ def check_forward(model: nn.Module, plan: Plan, anatomy: Anatomy) -> None:
         return
     if "labels" not in inspect.signature(model.forward).parameters:
         raise PlanError(f"forward.loss_weights: {name} computes no loss of its own: use a model with a task head")
-    last_stack = len(_stacks(anatomy)[-1])
+    last_stack = len(stacks(anatomy)[-1])
     first = len(anatomy.blocks) - last_stack
     if any(index < first for index in plan.forward.losses):
         raise PlanError(
@@ -106,10 +112,6 @@ def check_loss_is_the_models(plan: Plan, computed_outside: bool) -> None:
                 f"{kind.mode.label}: {term.what} is added to the model's own loss: leave out label_smoothing_factor "
                 f"and compute_loss_func, or {term.leave_out}"
             )
-
-
-# For the extra passes: blocks do not run in them, so there are no router logits.
-_NO_ROUTER_LOSS = {"output_router_logits": False}
 
 
 @dataclass
@@ -145,9 +147,10 @@ class LayeredLoss:
     """
 
     def __init__(self, model: Any, anatomy: Anatomy, weights: Mapping[int, float]) -> None:
-        self._model, self._names = model, [block.name for block in anatomy.blocks]
+        self._model, self._anatomy = model, anatomy
+        self._names = [block.name for block in anatomy.blocks]
         self._last = len(self._names) - 1
-        self._encoder = self._names[: len(self._names) - len(_stacks(anatomy)[-1])]
+        self._encoder = self._names[: len(self._names) - len(stacks(anatomy)[-1])]
         self._weights = {index: weight for index, weight in weights.items() if index != self._last}
         self._own_weight = weights.get(self._last, 0.0)
         self._passes, self._turns = _Passes(), Turns()
@@ -169,15 +172,10 @@ class LayeredLoss:
         The model runs on one row of three tokens, and once more from the output of its last block: both must give the
         same. A model that lies partly on the meta device cannot run, and is not checked.
         """
-        if any(parameter.is_meta for parameter in self._model.parameters()):
+        if cannot_run(self._model):
             return None
         hooks = list(self.install())
-        ids = torch.ones(1, 3, dtype=torch.long, device=device_of(self._model))
-        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        if self._encoder:
-            inputs["decoder_input_ids"] = ids
-        if getattr(self._model.config, "output_router_logits", False):
-            inputs |= _NO_ROUTER_LOSS
+        inputs = three_tokens(self._model, self._anatomy)
         try:
             with undisturbed(self._model), torch.no_grad():
                 recorded = self._begin_recording()
@@ -231,7 +229,8 @@ class LayeredLoss:
 
     def _loss(self, recorded: _Recorded, args: Any, kwargs: Any, output: Any) -> Tensor:
         router = getattr(output, "aux_loss", None)
-        again = kwargs if router is None else {**kwargs, **_NO_ROUTER_LOSS}
+        # Blocks do not run in the extra passes, so these have no router logits.
+        again = kwargs if router is None else {**kwargs, **NO_ROUTER_LOSS}
         terms = [weight * self._run_again(recorded, i, args, again).loss for i, weight in self._weights.items()]
         if self._own_weight:
             terms.append(self._own_weight * output.loss)
@@ -257,9 +256,3 @@ class LayeredLoss:
 def _return_state(returned: Any, state: Tensor | None, *args: Any, **kwargs: Any) -> Any:
     """Replaces a block: returns `state` (None: the states it is given), and what else it `returned` before."""
     return with_hidden(returned, hidden_given(args, kwargs) if state is None else state)
-
-
-def _stacks(anatomy: Anatomy) -> list[list[str]]:
-    """The names of the blocks, stack by stack."""
-    kinds = dict.fromkeys(block.stack for block in anatomy.blocks)
-    return [[block.name for block in anatomy.blocks if block.stack == kind] for kind in kinds]
