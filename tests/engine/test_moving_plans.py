@@ -38,6 +38,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "freezeout": {"start": 0.5},
     "autofreeze": {"decisions": 12},
     "gradual": {"groups": 5},
+    "egeria": {"decisions": 20, "window": 1, "refresh": 2, "tolerance": 0.9},
 }
 
 
@@ -162,6 +163,68 @@ def of_autofreeze(made: Trainer) -> Callable[[int, dict[str, torch.Tensor]], fro
     return names
 
 
+def of_egeria(made: Trainer, model: nn.Module, batches: list[Any]) -> Callable[[int, Any], frozenset[str]]:
+    """Egeria's rule, written out again, with whole models in the place of hidden states that are kept."""
+    blocks = made.applied.anatomy.blocks
+    decided = sorted({round(STEPS * i / 21) for i in range(1, 21)})
+    everything = of_timetable(made)(0, {})
+    state: dict[str, Any] = {"frozen": 0, "values": [], "steepest": 0.0, "highest": 0.0, "reference": None}
+
+    def int8(block: nn.Module) -> nn.Module:
+        copied = copy.deepcopy(block)
+        for parameter in copied.parameters():
+            if parameter.dim() == 2:
+                scale = parameter.data.abs().max(dim=1, keepdim=True).values / 127
+                parameter.data = torch.round(parameter.data / scale.clamp(min=1e-30)).clamp(-127, 127) * scale
+        return copied
+
+    def outputs(batch: Any, block: nn.Module | None = None) -> torch.Tensor:
+        """The normed similarities of rows in the lowest trained block's outputs, of the model or with another block."""
+        whole = copy.deepcopy(model).eval()
+        name = blocks[state["frozen"]].name
+        if block is not None:
+            path, _, last = name.rpartition(".")
+            whole.get_submodule(path)[int(last)] = copy.deepcopy(block).eval()  # type: ignore[operator]
+        with torch.no_grad():
+            hidden = whole(**batch, output_hidden_states=True).hidden_states[state["frozen"] + 1]
+        rows = (hidden * batch["attention_mask"].unsqueeze(-1)).reshape(len(hidden), -1)
+        similar = rows @ rows.T
+        return similar / similar.norm(dim=1, keepdim=True)
+
+    def block() -> nn.Module:
+        return model.get_submodule(blocks[state["frozen"]].name)
+
+    def freeze(frozen: int) -> None:
+        state.update(frozen=frozen, values=[], steepest=0.0, readings=0)
+        state["reference"] = int8(block())
+
+    def names(step: int, sums: Any) -> frozenset[str]:
+        if step == 0:
+            freeze(0)
+        if step in decided:
+            rate = linear(step, "")
+            if rate <= state["highest"] / 10:
+                state["highest"] = rate
+                freeze(0)
+            else:
+                state["highest"] = max(rate, state["highest"])
+                batch = batches[step]
+                difference = outputs(batch) - outputs(batch, state["reference"])
+                state["values"].append(difference.square().sum().item() / len(difference) ** 2)
+                state["readings"] += 1
+                if state["readings"] % 2 == 0:
+                    state["reference"] = int8(block())
+                if len(state["values"]) > 1:
+                    slope = abs(state["values"][-1] - state["values"][-2])
+                    state["steepest"] = max(slope, state["steepest"])
+                    if slope <= 0.9 * state["steepest"] and state["frozen"] < len(blocks) - 1:
+                        freeze(state["frozen"] + 1)
+        frozen = {t.name for block in blocks[: state["frozen"]] for t in block.tensors}
+        return everything - frozen
+
+    return names
+
+
 def linear(step: int, name: str) -> float:
     return 1 - step / STEPS
 
@@ -201,6 +264,8 @@ def test_the_losses_are_those_of_a_plain_loop(
     anatomy = find_anatomy(tiny(architecture, num_hidden_layers=BLOCKS))
     shares: dict[str, Any] = {"freezeout": of_freezeout(anatomy), "gradual": of_gradual(anatomy)}
     trains = of_autofreeze(made) if name == "autofreeze" else of_timetable(made)
+    if name == "egeria":
+        trains = of_egeria(made, start, batches)
     plain = Reference(start, optim, trains, shares.get(name, linear), rate).run(batches)
     assert found == pytest.approx(plain, rel=1e-5 if optim == "sgd" else 1e-3)
 

@@ -68,7 +68,7 @@ def registered() -> Iterator[None]:
 
 
 def schedule_for(model: str, name: str, seed: int = 0) -> Schedule:
-    return make_selection(name, Situation(anatomy(model), seed, measure=made_up(anatomy(model), seed))).schedule
+    return make_selection(name, Situation(anatomy(model), seed, measure=made_up(anatomy(model), seed), steps=40)).schedule
 
 
 def observed(schedule: Schedule, model: str) -> dict[str, list[float]]:

@@ -20,7 +20,7 @@ from frostline.bottom import CacheMode, CacheReport, FillingCache, LoopSession, 
 from frostline.core.errors import CheckpointError, ConfigError
 from frostline.core.files import read_json, reading, write_json
 from frostline.engine._attach_saving import save_trained
-from frostline.engine._changes import check_rates, synchronize_what_trains
+from frostline.engine._changes import check_own_trainer, synchronize_what_trains
 from frostline.engine._known_rows import fill_with_known_rows
 from frostline.engine._observe import Observer
 from frostline.engine._optimizer import parameter_groups, regroup, scale_groups
@@ -137,7 +137,7 @@ class _Attachment(TrainerCallback):
     def _begin_model(self, model: Any) -> Schedule:
         """Apply the plan to the model that the trainer has now."""
         found = self._start(model)
-        check_rates(found)
+        check_own_trainer(found)
         if found.first.forward.drops and (handler := self._trainer.accelerator.ddp_handler) is not None:
             handler.find_unused_parameters = True  # made before the arguments said so
         self._observer = Observer(text_model(model), found.observes)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 
 from frostline.core.errors import ConfigError
+from frostline.engine._observe import OF_THE_STEP, Step
 from frostline.engine._optimizer import factors, parameter_groups, regroup
 from frostline.engine._plan_change import PlanChange
 from frostline.engine._shortcuts import ShortcutsTrainer
@@ -52,7 +55,7 @@ class ChangingTrainer(ShortcutsTrainer):
             blocks = {f"{block.name}.": block.index for block in self.applied.anatomy.blocks}
         return parameter_groups(self, model, self.applied.lr_scales, blocks)
 
-    def _begin_step(self, step: int) -> None:
+    def _begin_step(self, step: int, inputs: Any) -> None:
         """Before the first batch of an optimizer step: reset the loss, and change the plan if the schedule says so."""
         begun = time.perf_counter()
         if self._step < 0:
@@ -61,7 +64,9 @@ class ChangingTrainer(ShortcutsTrainer):
         self._check_again(step)
         if step == 0 or self._settled():
             return
+        self.observer.step = Step(partial(self._pass, inputs), partial(self._mask, inputs), self._rates)
         plan = self.schedule.next(step, self.observer)
+        self.observer.step = None
         if plan is not None:
             before = self.applied.plan
             self._change_plan(plan)
@@ -70,6 +75,27 @@ class ChangingTrainer(ShortcutsTrainer):
             if self._settled():
                 self.seconds_until_settled = now - self._first_step
             self._follow_plan()
+
+    def _pass(self, inputs: Any) -> Any:
+        """A forward pass of a batch as training makes it, with the last block at all positions."""
+        whole = nullcontext() if self.positions is None else self.positions.suspended()
+        with whole, self.compute_loss_context_manager():
+            return self.compute_loss(self.model, dict(self._prepare_inputs(inputs)))
+
+    def _mask(self, inputs: Any) -> Any:
+        anatomy = self.applied.anatomy
+        block = anatomy.blocks[self.applied.plan.boundary]
+        decodes = block.stack != anatomy.blocks[0].stack
+        mask = inputs.get("decoder_attention_mask" if decodes else "attention_mask")
+        return mask.to(self.args.device) if isinstance(mask, torch.Tensor) else None
+
+    def _rates(self) -> tuple[float, float]:
+        """The learning rate of now and the lowest to come, as shares; 0 where that is not known."""
+        scheduler = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)
+        if not isinstance(scheduler, LambdaLR):
+            return 1.0, 0.0
+        share, now = scheduler.lr_lambdas[0], scheduler.last_epoch
+        return share(now), min(share(step) for step in range(now, max(now + 1, self.state.max_steps)))
 
     def _settled(self) -> bool:
         return self.schedule.settled
@@ -105,10 +131,14 @@ def synchronize_what_trains(trainer: Any) -> None:
         wrapped.__init__(wrapped.module, **places, **({} if handler is None else handler.to_kwargs()))  # type: ignore[misc]
 
 
-def check_rates(schedule: Schedule) -> None:
-    """Raise `ConfigError` for a schedule that sets the learning rates itself, for a trainer that is not our own."""
+def check_own_trainer(schedule: Schedule) -> None:
+    """Raise `ConfigError` for a schedule that needs more of its trainer than one that is not our own gives."""
+    name = schedule.first.strategy
     if rate_of(schedule) is not None:
-        name = schedule.first.strategy
         raise ConfigError(
             f"attach: '{name}' sets the learning rates itself: use frostline.Trainer, or another strategy"
+        )
+    if any(signal.startswith(OF_THE_STEP) for signal in schedule.observes):
+        raise ConfigError(
+            f"attach: '{name}' measures the batches of training: use frostline.Trainer, or another strategy"
         )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -11,14 +13,35 @@ from torch import Tensor, nn
 
 from frostline.checkpoints import read_tensors
 from frostline.core.errors import unknown_name
+from frostline.engine._plasticity import Reference
 from frostline.signals import weight_change
 from frostline.surgery import Applied, applied_to
 
 OBSERVED_FILE = "observed.safetensors"
-CHANGE, GRADIENTS = "weight_change", "gradient_sum"
-OBSERVABLE = (CHANGE, GRADIENTS)
+CHANGE, GRADIENTS, MOTION, PLASTICITY = "weight_change", "gradient_sum", "weight_motion", "plasticity"
+RATE, LOWEST_RATE = "learning_rate", "lowest_learning_rate"
+OF_THE_STEP = (PLASTICITY, RATE, LOWEST_RATE)
+"""Signals for which the trainer has to tell what it does in the step."""
+OBSERVABLE = (CHANGE, GRADIENTS, MOTION, *OF_THE_STEP)
+SAMPLED = 1024
+"""About so many entries of each tensor are kept for `weight_motion`."""
 
 Shared = Callable[[tuple[float, ...]], tuple[float, ...]]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a trainer tells of the step that it begins.
+
+    Attributes:
+        run: makes a forward pass of the model on the step's first batch, as training does.
+        mask: the attention mask [B, T] of that batch, if it has one.
+        rates: the learning rate of now, and the lowest that is still to come, as shares of `learning_rate`.
+    """
+
+    run: Callable[[], Any]
+    mask: Callable[[], Tensor | None]
+    rates: Callable[[], tuple[float, float]]
 
 
 class Observer(Mapping[str, Sequence[float]]):
@@ -28,7 +51,18 @@ class Observer(Mapping[str, Sequence[float]]):
     - `gradient_sum` (AutoFreeze): the L1 norm of the sum of the gradients of all steps since it was last read, or the
       plan began. The sums take as much memory as the gradients.
 
-    Both are 0 for a block without trained tensors.
+    - `weight_motion` (SmartFRZ): the L2 norm of (now - when it was last read, or the plan began), divided by that of
+      the tensors now. It is measured on a sample of the trained tensors.
+    - `plasticity/N` (Egeria): how far the outputs of the lowest trained block have moved from those of a reference, on
+      the batch of the step. The reference is made when the plan begins, and anew after every N readings. It costs a
+      pass up to this block, in which the block runs twice.
+    - `learning_rate`, `lowest_learning_rate`: the learning rate of now, and the lowest that is still to come, as shares
+      of the one in the arguments, the same for all blocks.
+
+    Others are 0 for a block without trained tensors.
+
+    Attributes:
+        step: what the trainer is about to do. It is set before the signals are read.
 
     Args:
         model: what trains.
@@ -40,20 +74,27 @@ class Observer(Mapping[str, Sequence[float]]):
 
     def __init__(self, model: nn.Module, names: Iterable[str], shared: Shared = tuple) -> None:
         self._model, self._names, self._shared = model, tuple(sorted(names)), shared
+        self.step: Step | None = None
         for name in self._names:
-            if name not in OBSERVABLE:
+            if _kind(name) not in OBSERVABLE:
                 raise unknown_name("signal to observe while training", name, OBSERVABLE)
         self._kept: dict[str, dict[str, Tensor]] = {}
         if CHANGE in self._names:
             self._kept[CHANGE] = {name: tensor.detach().clone() for name, tensor in self._trained().items()}
         if GRADIENTS in self._names:
             self._kept[GRADIENTS] = {name: torch.zeros_like(tensor) for name, tensor in self._trained().items()}
+        if MOTION in self._names:
+            self._kept[MOTION] = {name: sample.clone() for name, sample in self._samples().items()}
+        self._reference = self._made_reference()
+        if self._reference is not None:
+            self._kept[PLASTICITY] = self._reference.tensors
 
     def __getitem__(self, name: str) -> tuple[float, ...]:
         if name not in self._names:
             raise KeyError(name)
+        read = {CHANGE: self._change, GRADIENTS: self._gradients, MOTION: self._motion, PLASTICITY: self._plasticity}
         with torch.no_grad():
-            return self._shared(self._change() if name == CHANGE else self._gradients())
+            return self._shared(read[_kind(name)]() if _kind(name) in read else self._rate(name))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -96,6 +137,48 @@ class Observer(Mapping[str, Sequence[float]]):
             total.zero_()
         return tuple(found)
 
+    def _motion(self) -> tuple[float, ...]:
+        now, before = self._samples(), self._kept[MOTION]
+        found = []
+        for block in self._applied.anatomy.blocks:
+            own = [name for name in now if name.startswith(f"{block.name}.")]
+            moved = sum(float((now[name] - before[name]).square().sum()) for name in own)
+            size = sum(float(now[name].square().sum()) for name in own)
+            found.append((moved / size) ** 0.5 if size else 0.0)
+        for name, kept in before.items():
+            kept.copy_(now[name])
+        return tuple(found)
+
+    def _samples(self) -> dict[str, Tensor]:
+        # An odd stride crosses all columns of a matrix whose width is a power of two.
+        return {name: t.detach().flatten()[:: t.numel() // SAMPLED | 1] for name, t in self._trained().items()}
+
+    def _plasticity(self) -> tuple[float, ...]:
+        step, blocks = self._told(), self._applied.anatomy.blocks
+        found = [0.0] * len(blocks)
+        if self._reference is not None:
+            lowest = self._applied.plan.boundary
+            block = self._model.get_submodule(blocks[lowest].name)
+            found[lowest] = self._reference.read(self._model, block, step.run, step.mask())
+        return tuple(found)
+
+    def _made_reference(self) -> Reference | None:
+        signal = next((name for name in self._names if _kind(name) == PLASTICITY), None)
+        boundary, blocks = self._applied.plan.boundary, self._applied.anatomy.blocks
+        if signal is None or boundary >= len(blocks):
+            return None
+        start = f"{blocks[boundary].name}."
+        own = {name.removeprefix(start): t for name, t in self._trained().items() if name.startswith(start)}
+        return Reference(own, int(signal.partition("/")[2]))
+
+    def _rate(self, name: str) -> tuple[float, ...]:
+        now, lowest = self._told().rates()
+        return (now if name == RATE else lowest,) * len(self._applied.anatomy.blocks)
+
+    def _told(self) -> Step:
+        assert self.step is not None, "check_own_trainer: the trainer tells of its steps"
+        return self.step
+
     @property
     def _applied(self) -> Applied:
         applied = applied_to(self._model)
@@ -107,3 +190,8 @@ class Observer(Mapping[str, Sequence[float]]):
         places = tuple(f"{block.name}." for block in applied.anatomy.blocks)
         named = self._model.named_parameters()
         return {name: tensor for name, tensor in named if name in applied.lr_scales and name.startswith(places)}
+
+
+def _kind(name: str) -> str:
+    """`plasticity/4` -> `plasticity`."""
+    return name.partition("/")[0]

@@ -294,7 +294,7 @@ class Trainer(ChangingTrainer):
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         if self.state.global_step != self._step:
-            self._begin_step(self.state.global_step)
+            self._begin_step(self.state.global_step, inputs)
         with self._stepping() as self._gradient_norms, self._accumulating():
             loss = super().training_step(model, inputs, num_items_in_batch)
         self._loss = self._loss + loss.detach()  # stays on the device: it is read once a step

@@ -10,7 +10,7 @@ from pydantic import Field, PositiveInt
 
 from frostline.core.settings import Options
 from frostline.plan import Observations, Plan
-from frostline.strategies._plans import freeze_blocks
+from frostline.strategies._plans import decision_steps, freeze_blocks
 from frostline.strategies._selection import Selection
 from frostline.strategies._situation import Situation
 
@@ -44,7 +44,7 @@ class _AutoFreeze:
 
     def __init__(self, situation: Situation, options: AutoFreezeOptions, steps: int) -> None:
         self._situation, self._percentile = situation, options.percentile
-        self._at = [round(steps * number / (options.decisions + 1)) for number in range(1, options.decisions + 1)]
+        self._at = decision_steps(steps, options.decisions)
         self._step, self._frozen = 0, 0
         self._norms: tuple[float, ...] | None = None
 

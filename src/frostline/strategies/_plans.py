@@ -41,6 +41,16 @@ def plan_of(situation: Situation, modes: Iterable[BlockMode], strategy: str, for
         raise PlanError(f"strategy '{strategy}': {first_error(error)}") from None
 
 
+def decision_steps(steps: int, decisions: int) -> list[int]:
+    """The steps at which a schedule decides, at equal distances, without the ends. Of a short training there are fewer.
+
+    Args:
+        steps: of the training.
+        decisions: their number.
+    """
+    return sorted({max(1, round(steps * number / (decisions + 1))) for number in range(1, decisions + 1)})
+
+
 def task_head(situation: Situation) -> Frozen | Full:
     """The mode of the head: full for a new head of the task (a classifier), frozen for a pretrained LM head."""
     return Frozen() if situation.anatomy.has_lm_head else Full()

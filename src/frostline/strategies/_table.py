@@ -19,6 +19,7 @@ from frostline.strategies import _adt as adt
 from frostline.strategies import _auto as automatic
 from frostline.strategies import _autofreeze as settling
 from frostline.strategies import _drawn as drawn
+from frostline.strategies import _egeria as stopped
 from frostline.strategies import _freezeout as ending
 from frostline.strategies import _gradual as rising
 from frostline.strategies import _hierarchical as tiers
@@ -27,6 +28,7 @@ from frostline.strategies import _layerdrop as skipping
 from frostline.strategies import _presets as presets
 from frostline.strategies import _rates as rates
 from frostline.strategies import _semantic as meaning
+from frostline.strategies import _smartfrz as learned
 from frostline.strategies import _spectrum as spectra
 from frostline.strategies import _split as parts
 from frostline.strategies._adapted import ADDITIONS, adapted, everywhere
@@ -117,6 +119,14 @@ STRATEGIES: Registry[Strategy] = Registry(
         ),
         "autofreeze": Strategy(
             "low blocks freeze when their gradients have settled", settling.autofreeze, settling.AutoFreezeOptions
+        ),
+        "egeria": Strategy(
+            "low blocks freeze when their outputs have stopped moving", stopped.egeria, stopped.EgeriaOptions
+        ),
+        "smartfrz": Strategy(
+            "low blocks freeze when a trained predictor holds them to be settled",
+            learned.smartfrz,
+            learned.SmartFrzOptions,
         ),
         "gradual": Strategy("the highest blocks train first, lower ones join", rising.gradual, rising.GradualOptions),
         "layerdrop": Strategy(
