@@ -69,7 +69,7 @@ def kinds() -> list[Kind]:
     tasks = {
         "stories260K": ("webnlg", "arc-e", "boolq", "gsm8k"),
         "MiniLM": ("rte", "qnli", "cb", "wnli"),
-        "base16": ("webnlg", "siqa", "svamp"),
+        "base16": ("webnlg", "obqa", "arc-c"),
     }
     rates = {"stories260K": (3e-4, 2e-3), "MiniLM": (5e-5, 3e-4), "base16": (3e-4, 2e-3)}
     return [
