@@ -169,7 +169,9 @@ def linear(step: int, name: str) -> float:
 def of_freezeout(anatomy: Anatomy) -> Callable[[int, str], float]:
     def rate(step: int, name: str) -> float:
         block = next((b.index for b in anatomy.blocks if name.startswith(f"{b.name}.")), None)
-        end = 1.0 if block is None else (0.5 + 0.5 * block / len(anatomy.blocks)) ** 3
+        end = 1.0 if block is None else (0.5 + 0.5 * block / (len(anatomy.blocks) - anatomy.tied)) ** 3
+        if step > end * STEPS:
+            return 0.0
         return 1 / (2 * end) * (1 + math.cos(math.pi * step / (end * STEPS)))
 
     return rate
