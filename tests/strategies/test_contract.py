@@ -296,7 +296,7 @@ def test_a_plan_that_changes_is_no_single_plan(name: str) -> None:
         make_plan(model, name)
     line = str(told.value)
     assert line.startswith(f"strategy '{name}' changes its plan while it trains")
-    assert f'use fl.make_schedule(model, "{name}")' in line
+    assert f'use fl.make_schedule(model, "{name}", steps=...)' in line
     assert len(line) <= 300 and "\n" not in line
     schedule = make_schedule(model, name)
     assert not schedule.settled

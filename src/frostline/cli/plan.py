@@ -129,6 +129,8 @@ def _view(planned: PlannedModel, out: Path | None) -> list[RenderableType]:
     )
     workload = Workload.model_validate(assumed)
     cache = str(cache_estimate(planned.plan, planned.anatomy, workload))
+    if planned.moves:
+        cache = "the states lie at the lowest boundary that is still to come"
     if not workload.activation_cache:
         cache += " (not counted in the other lines: they are with activation_cache=false)"
     facts.add_row("activation cache", cache)

@@ -62,13 +62,17 @@ CHANGED = (
 
 @dataclass(frozen=True)
 class PlannedModel:
-    """A plan for a model, and its predicted cost; `choice` is what a planner chose, where there was a budget."""
+    """A plan for a model, and its predicted cost; `choice` is what a planner chose, where there was a budget.
+
+    `moves` says that the plan changes while training.
+    """
 
     plan: Plan
     anatomy: Anatomy
     prediction: Prediction
     notices: tuple[str, ...]
     choice: Choice | None = None
+    moves: bool = False
 
     def document(self) -> dict[str, Any]:
         """What `frostline plan --json` prints."""
@@ -135,7 +139,7 @@ def plan_model(
         predict_phases(plans, steps, anatomy, workload, situation.speed) if choice is None else choice.prediction
     )
     found = (*notices(plan, anatomy), *_notices(selection, workload.optim))
-    return PlannedModel(plan, anatomy, prediction, found, choice)
+    return PlannedModel(plan, anatomy, prediction, found, choice, not selection.schedule.settled)
 
 
 def _notices(selection: Selection, optim: str) -> Iterator[str]:
