@@ -16,9 +16,9 @@ def test_an_evaluation_above_the_budget_is_said() -> None:
     small, large, share = (
         RunConfig(model="m", task="t", budget=Budget(memory=memory)) for memory in ("700MB", "2GB", 0.5)
     )
-    (line,) = evaluation_notice(small, predicted)
+    (line,) = evaluation_notice(small, small, predicted)
     assert "900 MiB" in line and "memory=700MB" in line and "per_device_eval_batch_size" in line
-    assert evaluation_notice(large, predicted) == evaluation_notice(share, predicted) == []
+    assert evaluation_notice(large, large, predicted) == evaluation_notice(share, share, predicted) == []
 
 
 def test_a_record_has_the_memory_of_evaluations(tmp_path: Path) -> None:

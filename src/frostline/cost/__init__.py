@@ -2,7 +2,7 @@
 
 from frostline.cost._activations import Saved, SavedByPart, saved
 from frostline.cost._cache import Estimate, cache_estimate, cache_pays
-from frostline.cost._evaluation import EvaluationWork, evaluation_memory
+from frostline.cost._evaluation import EvaluationWork, evaluation_memory, rows_within
 from frostline.cost._flops import (
     Flops,
     StepFlops,
@@ -51,6 +51,7 @@ __all__ = [
     "optimizer_notice",
     "predict",
     "projected_side",
+    "rows_within",
     "run_flops",
     "run_flops_ratio",
     "run_seconds",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -29,10 +29,9 @@ from frostline.run._probing import LoadedModel
 from frostline.run._setup import check_length, config_for, load_model, task_for
 from frostline.run._split import trainer_for
 from frostline.run._streaming import load_streaming
-from frostline.run._work import Data, workload_of
+from frostline.run._work import Data, evaluation_to_fit, with_eval_batch, workload_of
 from frostline.surgery import Quantized, quantize_frozen
 from frostline.tasks import (
-    MOST_ROWS,
     Collator,
     Encoded,
     ModelKind,
@@ -115,7 +114,7 @@ def prepare(asked: RunConfig, data: Data, before: RunRecord | None = None, chose
         make = trainer_for(chosen.split, config) if data.held_out is None else JudgedTrainer
         trainer = make(
             model,
-            _arguments(_with_eval_batch(config, data, model.config)),
+            _arguments(config),
             schedule=chosen.schedule,
             optimizer_cls_and_kwargs=flora_of(config.optim, config.optim_args, config.seed),
             optimizer_in_backward=config.optimizer_in_backward,
@@ -137,6 +136,8 @@ def prepare(asked: RunConfig, data: Data, before: RunRecord | None = None, chose
         if config.packing:
             pack_rows(model, data.rows, PackingCollator())
         trainer.session.decide()
+        chosen = replace(chosen, config=with_eval_batch(config, data, trainer.applied))
+        trainer.args.per_device_eval_batch_size = _eval_batch(chosen.config, data, model.config)
     return Prepared(asked, chosen, data, model, trainer, steps, quantized, clock() - begun)
 
 
@@ -158,7 +159,8 @@ def _load(config: RunConfig, data: Data, goes_on: Chosen | None) -> tuple[Any, C
         return LoadedModel(model.to(device()), tensor_hashes(model))
 
     blocks = measure_here(loaded, model, anatomy, config, data)
-    return model, choose(config, anatomy, work, blocks, model.config, type(model)), None
+    evaluation = evaluation_to_fit(config, data, anatomy, model.config)
+    return model, choose(config, anatomy, work, blocks, model.config, type(model), evaluation), None
 
 
 def _check_new_rows(model: Any, strategy: str) -> None:
@@ -207,10 +209,9 @@ def _check_loggers(names: Sequence[str]) -> None:
             )
 
 
-def _with_eval_batch(config: RunConfig, data: Data, model_config: Any) -> RunConfig:
-    """The config with as many rows in an evaluation's batch as there is room for, where it has no number."""
-    rows = config.per_device_eval_batch_size or eval_batch_size(data.task.kind, model_config, data.eval_rows)
-    return config.model_copy(update={"per_device_eval_batch_size": rows})
+def _eval_batch(config: RunConfig, data: Data, model_config: Any) -> int:
+    """The rows of an evaluation's batch: as many as there is room for, where the config has no number."""
+    return config.per_device_eval_batch_size or eval_batch_size(data.task.kind, model_config, data.eval_rows)
 
 
 def _arguments(config: RunConfig) -> TrainingArguments:
@@ -224,7 +225,6 @@ def _arguments(config: RunConfig) -> TrainingArguments:
         "max_steps": config.max_steps or -1,
         "num_train_epochs": config.num_train_epochs,
         "per_device_train_batch_size": config.per_device_train_batch_size,
-        "per_device_eval_batch_size": config.per_device_eval_batch_size or MOST_ROWS,
         "gradient_accumulation_steps": config.gradient_accumulation_steps,
         "learning_rate": config.learning_rate,
         "lr_scheduler_type": config.lr_scheduler_type,
