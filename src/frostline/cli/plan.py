@@ -143,6 +143,10 @@ def _view(planned: PlannedModel, out: Path | None) -> list[RenderableType]:
         "peak memory",
         f"{bytes_text(predicted['peak_memory_bytes'])}, {ratio_text(_memory_share(planned))} of full fine-tuning",
     )
+    rows = planned.evaluation.rows
+    facts.add_row(
+        "evaluation", f"{bytes_text(planned.evaluation_bytes)} in batches of {rows}, without texts that it generates"
+    )
     if planned.choice is not None:
         for label, line in planned.choice.lines():
             facts.add_row(label, line)

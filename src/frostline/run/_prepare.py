@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -30,10 +30,9 @@ from frostline.run._setup import check_length, config_for, load_model, task_for
 from frostline.run._split import trainer_for
 from frostline.run._steps import steps_of
 from frostline.run._streaming import load_streaming
-from frostline.run._work import Data, workload_of
+from frostline.run._work import Data, evaluation_to_fit, with_eval_batch, workload_of
 from frostline.surgery import Quantized, quantize_frozen
 from frostline.tasks import (
-    MOST_ROWS,
     Collator,
     Encoded,
     ModelKind,
@@ -116,7 +115,7 @@ def prepare(asked: RunConfig, data: Data, before: RunRecord | None = None, chose
         make = trainer_for(chosen.split, config) if data.held_out is None else JudgedTrainer
         trainer = make(
             model,
-            _arguments(_with_eval_batch(config, data, model.config)),
+            _arguments(config),
             schedule=chosen.schedule,
             optimizer_cls_and_kwargs=flora_of(config.optim, config.optim_args, config.seed),
             optimizer_in_backward=config.optimizer_in_backward,
@@ -139,6 +138,8 @@ def prepare(asked: RunConfig, data: Data, before: RunRecord | None = None, chose
         if config.packing:
             pack_rows(model, data.rows, PackingCollator())
         trainer.session.decide()
+        chosen = replace(chosen, config=with_eval_batch(config, data, trainer.applied))
+        trainer.args.per_device_eval_batch_size = _eval_batch(chosen.config, data, model.config)
     return Prepared(asked, chosen, data, model, trainer, steps, quantized, clock() - begun)
 
 
@@ -161,7 +162,8 @@ def _load(config: RunConfig, data: Data, goes_on: Chosen | None) -> tuple[Any, C
 
     blocks = measure_here(loaded, model, anatomy, config, data)
     steps = steps_of(_arguments(config), len(data.rows))
-    return model, choose(config, anatomy, work, steps, blocks, model.config, type(model)), None
+    evaluation = evaluation_to_fit(config, data, anatomy, model.config)
+    return model, choose(config, anatomy, work, steps, blocks, model.config, type(model), evaluation), None
 
 
 def _check_new_rows(model: Any, strategy: str) -> None:
@@ -210,10 +212,9 @@ def _check_loggers(names: Sequence[str]) -> None:
             )
 
 
-def _with_eval_batch(config: RunConfig, data: Data, model_config: Any) -> RunConfig:
-    """The config with as many rows in an evaluation's batch as there is room for, where it has no number."""
-    rows = config.per_device_eval_batch_size or eval_batch_size(data.task.kind, model_config, data.eval_rows)
-    return config.model_copy(update={"per_device_eval_batch_size": rows})
+def _eval_batch(config: RunConfig, data: Data, model_config: Any) -> int:
+    """The rows of an evaluation's batch: as many as there is room for, where the config has no number."""
+    return config.per_device_eval_batch_size or eval_batch_size(data.task.kind, model_config, data.eval_rows)
 
 
 def _arguments(config: RunConfig) -> TrainingArguments:
@@ -227,7 +228,6 @@ def _arguments(config: RunConfig) -> TrainingArguments:
         "max_steps": config.max_steps or -1,
         "num_train_epochs": config.num_train_epochs,
         "per_device_train_batch_size": config.per_device_train_batch_size,
-        "per_device_eval_batch_size": config.per_device_eval_batch_size or MOST_ROWS,
         "gradient_accumulation_steps": config.gradient_accumulation_steps,
         "learning_rate": config.learning_rate,
         "lr_scheduler_type": config.lr_scheduler_type,

@@ -8,11 +8,13 @@ from typing import Any
 
 from frostline.anatomy import Anatomy
 from frostline.core.labels import IGNORED
-from frostline.cost import EvaluationWork, Workload, has_dropout, storage_dtype
+from frostline.core.sizes import parse_size
+from frostline.cost import EvaluationWork, Workload, has_dropout, rows_within, storage_dtype
 from frostline.engine import GroupedByLength
 from frostline.run._config import RunConfig
 from frostline.run._device import uses_bfloat16
-from frostline.tasks import MOST_ROWS, Encoded, Task, TaskKind, eval_batch_size, model_kind
+from frostline.surgery import Applied
+from frostline.tasks import MOST_ROWS, Encoded, Task, TaskKind, eval_batch_size, model_kind, rows_that_fit
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def evaluation_of(config: RunConfig, data: Data, anatomy: Anatomy, model_config:
     labelled = data.eval_rows.token_labels(shifted=False)
     language = bool(labelled) and task.kind is not TaskKind.TAGGING
     return EvaluationWork(
-        rows=min(rows, len(data.eval_rows)) * data.eval_rows.texts,
+        rows=min(rows, len(data.eval_rows)),
         length=max(data.eval_rows.lengths),
         positions=max(map(len, labelled), default=1),
         width=anatomy.vocab_size if language else max(1, len(task.labels)),
@@ -89,7 +91,42 @@ def evaluation_of(config: RunConfig, data: Data, anatomy: Anatomy, model_config:
         new_tokens=decoding["max_new_tokens"],
         beams=decoding.get("num_beams", 1),
         keeps=model_kind(model_config) == "decoder",
+        texts=data.eval_rows.texts,
+        stored=config.streaming,
     )
+
+
+def assumed_evaluation(anatomy: Anatomy, workload: Workload, model_config: Any) -> EvaluationWork:
+    """The evaluation of work whose rows are not read: rows of the workload's length, and no texts to write."""
+    width = anatomy.head_linears[-1].out_features if anatomy.head_linears else 1
+    positions = (workload.label_tokens or workload.length) if width == anatomy.vocab_size else 1
+    rows = min(rows_that_fit(positions, width), workload.rows)
+    keeps = model_kind(model_config) == "decoder"
+    return EvaluationWork(rows, workload.length, positions, width, keeps=keeps, texts=workload.texts)
+
+
+def evaluation_to_fit(config: RunConfig, data: Data, anatomy: Anatomy, model_config: Any) -> EvaluationWork | None:
+    """The evaluation whose batches have to fit in the budget; None where their size is given, or memory is no size."""
+    chosen = isinstance(config.budget.memory, str) and config.per_device_eval_batch_size is None
+    return evaluation_of(config, data, anatomy, model_config) if chosen else None
+
+
+def with_eval_batch(config: RunConfig, data: Data, applied: Applied) -> RunConfig:
+    """The config with an evaluation's batch that fits in the budget, where the usual one does not.
+
+    Args:
+        config: with the settings that a planner chose.
+        data: the run's rows.
+        applied: what the plan did to the model.
+    """
+    work = evaluation_to_fit(config, data, applied.anatomy, applied.config)
+    if work is None:
+        return config
+    workload = workload_of(config, data, applied.anatomy, applied.config, applied.base_dtype)
+    limit = parse_size(str(config.budget.memory), "memory")
+    rows = rows_within(limit, applied.plan, applied.anatomy, workload, work)
+    fits = rows >= max(work.rows, work.prompts)
+    return config if fits else config.model_copy(update={"per_device_eval_batch_size": rows})
 
 
 def _expected_longest(lengths: Sequence[int], count: int) -> float:

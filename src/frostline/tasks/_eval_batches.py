@@ -36,7 +36,7 @@ def eval_batch_size(task: TaskKind, config: Any, encoded: Encoded) -> int:
         encoded: the rows of one split.
     """
     width = vocabulary(task, config)
-    return MOST_ROWS if width is None else _rows_that_fit(max(_logit_positions(encoded), default=0), width)
+    return MOST_ROWS if width is None else rows_that_fit(max(_logit_positions(encoded), default=0), width)
 
 
 def batches(encoded: Encoded, size: int | None, width: int | None) -> Iterator[Sequence[int]]:
@@ -54,7 +54,7 @@ def batches(encoded: Encoded, size: int | None, width: int | None) -> Iterator[S
     longest = 0
     for place in order:
         longest = max(longest, positions[place])
-        if batch and len(batch) >= (size or _rows_that_fit(longest, width or 1)):
+        if batch and len(batch) >= (size or rows_that_fit(longest, width or 1)):
             yield batch
             batch, longest = [], positions[place]
         batch.append(place)
@@ -62,7 +62,8 @@ def batches(encoded: Encoded, size: int | None, width: int | None) -> Iterator[S
         yield batch
 
 
-def _rows_that_fit(positions: int, width: int) -> int:
+def rows_that_fit(positions: int, width: int) -> int:
+    """How many rows with logits of this width at so many positions fit in a batch."""
     return max(1, min(MOST_ROWS, LOGIT_BYTES // max(1, BYTES_A_LOGIT * positions * width)))
 
 
