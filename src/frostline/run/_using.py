@@ -16,10 +16,6 @@ from frostline.anatomy import Anatomy, notices
 from frostline.checkpoints import CARD_FILE, load, load_config, load_tokenizer, load_weights
 from frostline.core.errors import CheckpointError, ConfigError, DataError, UnsupportedModel
 from frostline.core.settings import first_error
-<<<<<<< HEAD
-from frostline.cost import Prediction, Workload, has_dropout, optimizer_notice, predict_phases, storage_dtype
-from frostline.plan import Plan, document, phases
-=======
 from frostline.core.sizes import parse_size
 from frostline.cost import (
     EvaluationWork,
@@ -28,12 +24,11 @@ from frostline.cost import (
     evaluation_memory,
     has_dropout,
     optimizer_notice,
-    predict,
+    predict_phases,
     rows_within,
     storage_dtype,
 )
-from frostline.plan import Plan, document
->>>>>>> a09a6f7f3d9f5ffc50b56efa62113dc73141a2b2
+from frostline.plan import Plan, document, phases
 from frostline.records import RECORD_FILE, RunRecord, read_record
 from frostline.run._calibrate import calibrate
 from frostline.run._config import RunConfig, read_config
@@ -79,16 +74,10 @@ CHANGED = (
 
 @dataclass(frozen=True)
 class PlannedModel:
-<<<<<<< HEAD
-    """A plan for a model, and its predicted cost; `choice` is what a planner chose, where there was a budget.
-
-    `moves` says that the plan changes while training.
-=======
     """A plan for a model, and its predicted cost.
 
     `evaluation` is the work of an evaluation, as it is assumed, and `evaluation_bytes` its peak memory. `choice` is
-    what a planner chose, where there was a budget.
->>>>>>> a09a6f7f3d9f5ffc50b56efa62113dc73141a2b2
+    what a planner chose, where there was a budget. `moves` says that the plan changes while training.
     """
 
     plan: Plan
@@ -168,15 +157,12 @@ def plan_model(
         predict_phases(plans, steps, anatomy, workload, situation.speed) if choice is None else choice.prediction
     )
     found = (*notices(plan, anatomy), *_notices(selection, workload.optim))
-<<<<<<< HEAD
-    return PlannedModel(plan, anatomy, prediction, found, choice, not selection.schedule.settled)
-=======
     work = workload if choice is None else choice.workload
     if limit is not None:
         evaluation = evaluation.at_most(rows_within(limit, plan, anatomy, work, evaluation))
     needs = evaluation_memory(plan, anatomy, work, evaluation)
-    return PlannedModel(plan, anatomy, prediction, found, evaluation, needs, choice)
->>>>>>> a09a6f7f3d9f5ffc50b56efa62113dc73141a2b2
+    moves = not selection.schedule.settled
+    return PlannedModel(plan, anatomy, prediction, found, evaluation, needs, choice, moves)
 
 
 def _notices(selection: Selection, optim: str) -> Iterator[str]:
