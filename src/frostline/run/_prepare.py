@@ -33,6 +33,7 @@ from frostline.run._streaming import load_streaming
 from frostline.run._work import Data, evaluation_to_fit, with_eval_batch, workload_of
 from frostline.surgery import Quantized, quantize_frozen
 from frostline.tasks import (
+    MOST_ROWS,
     Collator,
     Encoded,
     ModelKind,
@@ -228,6 +229,7 @@ def _arguments(config: RunConfig) -> TrainingArguments:
         "max_steps": config.max_steps or -1,
         "num_train_epochs": config.num_train_epochs,
         "per_device_train_batch_size": config.per_device_train_batch_size,
+        "per_device_eval_batch_size": config.per_device_eval_batch_size or MOST_ROWS,
         "gradient_accumulation_steps": config.gradient_accumulation_steps,
         "learning_rate": config.learning_rate,
         "lr_scheduler_type": config.lr_scheduler_type,
