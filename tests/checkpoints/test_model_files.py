@@ -319,15 +319,10 @@ def test_a_good_model_passes_every_check(good: Path, models_dir: Path) -> None:
 # Links and names that lead elsewhere, and code of others
 
 
-def test_a_link_out_of_the_folder_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_a_link_to_another_disk_is_read(folder: Path, tmp_path: Path) -> None:
     weights = folder / "model.safetensors"
-    other = weights.rename(tmp_path / "secret.safetensors")
-    weights.symlink_to(other)
-    assert "'model.safetensors' is a link that leads out of the folder" in refused(lambda: load(folder))
-    weights.unlink()
-    (folder / "part.safetensors").symlink_to(other)
-    index(folder, "part.safetensors")
-    assert "'part.safetensors' is a link that leads out of the folder" in refused(lambda: load(folder))
+    weights.symlink_to(weights.rename(tmp_path / "large disk.safetensors"))
+    assert load(folder).num_parameters() > 0
 
 
 def test_links_inside_the_folder_and_of_the_hubs_cache_are_read(folder: Path, tmp_path: Path) -> None:

@@ -63,8 +63,8 @@ def check_weight_files(name: str, place: str, named: object = None) -> None:
         place: a folder or a hub id.
         named: the file of weights that the config names (`transformers_weights`), if it names one.
 
-    Raises `UnsupportedModel` for a file or an index that names anything but safetensors files beside it, for a link
-    that leads out of the folder, for a folder without safetensors, and for the folder of an adapter.
+    Raises `UnsupportedModel` for a file or an index that names anything but safetensors files beside it, for a folder
+    without safetensors, and for the folder of an adapter. A safetensors file may be a link to another place.
     """
     what, folder = f"model '{name}'", Path(place)
     if named is not None and not isinstance(named, str):
@@ -74,7 +74,7 @@ def check_weight_files(name: str, place: str, named: object = None) -> None:
     single, index_name = SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME
     if named is not None:
         single = index_name = named
-        _check_place(named.removesuffix(".index.json"), "config.json", what, folder)
+        _check_place(named.removesuffix(".index.json"), "config.json", what)
     if folder.is_dir():
         _check_generation(folder / "generation_config.json", what)
         if (folder / ADAPTER_CONFIG_NAME).is_file():
@@ -83,7 +83,6 @@ def check_weight_files(name: str, place: str, named: object = None) -> None:
                 "merge_and_unload, and use what save_pretrained then writes"
             )
         if (folder / single).is_file() and not single.endswith(".index.json"):
-            _check_place(single, "it", what, folder)
             return
     index = cached_file(
         place,
@@ -126,13 +125,13 @@ def _check_index(index: Path, what: str, folder: Path | None) -> None:
     if not isinstance(places, dict) or not all(isinstance(place, str) for place in places.values()):
         raise UnsupportedModel(f"{what}: {index.name} has no weight_map from tensors to files: use an undamaged copy")
     for place in sorted(set(places.values())):
-        _check_place(place, index.name, what, folder)
+        _check_place(place, index.name, what)
         if folder is not None and not (folder / place).is_file():
             raise UnsupportedModel(f"{what}: {index.name} names '{place}', which is missing: use a whole copy")
 
 
-def _check_place(place: str, by: str, what: str, folder: Path | None) -> None:
-    """Raise `UnsupportedModel` unless `place`, which the file `by` names, is a safetensors file in the folder."""
+def _check_place(place: str, by: str, what: str) -> None:
+    """Raise `UnsupportedModel` unless `place`, which the file `by` names, is a safetensors file beside it."""
     if not place.endswith(".safetensors"):
         raise UnsupportedModel(
             f"{what}: {by} names '{place}', which is no safetensors file; no pickle is loaded: use "
@@ -142,14 +141,6 @@ def _check_place(place: str, by: str, what: str, folder: Path | None) -> None:
         raise UnsupportedModel(
             f"{what}: {by} names '{place}', which is not beside it: put every file into the model's folder"
         )
-    if folder is not None and (folder / place).is_symlink():
-        real, own = (folder / place).resolve(), folder.resolve()
-        # The hub's cache keeps the bytes of every snapshot in blobs, and links to them.
-        blobs = own.parent.parent / "blobs" if own.parent.name == "snapshots" else own
-        if not (real.is_relative_to(own) or real.is_relative_to(blobs)):
-            raise UnsupportedModel(
-                f"{what}: '{place}' is a link that leads out of the folder, to {real}: put the file itself there"
-            )
 
 
 def _refuse_without_weights(folder: Path, what: str, name: str) -> None:

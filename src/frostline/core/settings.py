@@ -14,8 +14,8 @@ from frostline.core.documents import parse_yaml
 from frostline.core.errors import ConfigError, unknown_name
 from frostline.core.files import read_text
 
-MOST, MOST_REAL = 10**15, 1e40
-"""No number of rows, tokens, steps or bytes that a run can have is larger; nor is any rate or share."""
+MOST, MOST_REAL, MOST_SEED = 10**15, 1e40, 2**64 - 1
+"""No number of rows, tokens, steps or bytes that a run can have is larger; nor is any rate or share, or any seed."""
 
 
 class Options(BaseModel):
@@ -47,9 +47,9 @@ def refuse_enormous(settings: BaseModel) -> None:
     """Raise `ValueError` for a number with which no cost can be computed any more."""
     for name in type(settings).model_fields:
         value = getattr(settings, name)
-        most = MOST if isinstance(value, int) else MOST_REAL
+        most = MOST_REAL if isinstance(value, float) else MOST_SEED if name.endswith("seed") else MOST
         if isinstance(value, int | float) and abs(value) > most:
-            raise ValueError(f"{name}: {value:.3g} is too large: use at most {most:.0e}")
+            raise ValueError(f"{name}: {value:.4g} is too large: use at most {most:.4g}")
 
 
 def unknown_key(key: str, known: Iterable[str], how_to_list: str = "") -> str:
