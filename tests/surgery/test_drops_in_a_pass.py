@@ -39,6 +39,7 @@ from frostline.plan import (
     to_yaml,
 )
 from frostline.surgery import apply, check_plain
+from frostline.surgery._forward import check_forward
 from tolerances import GRADIENT, LOSS
 
 ADAPTERS = {
@@ -173,11 +174,12 @@ def test_frozen_blocks_and_evaluation_run_whole(mode: Any) -> None:
         assert ran(model, anatomy) == {2, 3} - skipped != set()
 
 
+@pytest.mark.parametrize("p", [0.5, 0.0])
 @pytest.mark.parametrize("name", ["llama", "gemma3", "bert", "t5", "opt"])
-def test_every_other_block_runs_in_evaluation(name: str) -> None:
+def test_every_other_block_runs_in_evaluation(name: str, p: float) -> None:
     plain = tiny(name)
     anatomy = find_anatomy(plain)
-    plan = dropping(plain).model_copy(update={"forward": Forward(layerdrop=LayerDrop(p=0.5, evaluate="every_other"))})
+    plan = dropping(plain).model_copy(update={"forward": Forward(layerdrop=LayerDrop(p=p, evaluate="every_other"))})
     model = copy.deepcopy(plain)
     apply(plan, model)
     gone = {2, 6} if name == "t5" else {1, 3}
@@ -269,6 +271,22 @@ def test_activation_checkpointing_changes_nothing(name: str, kind: str) -> None:
     for key, gradient in found[0][1].items():
         near = GRADIENT * max(1.0, float(gradient.norm()))
         torch.testing.assert_close(gradient, found[1][1][key], atol=near, rtol=0, msg=key)
+
+
+def test_no_backward_pass_crosses_a_block_whose_adapter_is_left_out() -> None:
+    """Even where the embeddings are made to require gradients, as with activation checkpointing."""
+    model = tiny("llama", dropout=0.0)
+    plan = Plan(blocks=(Lora(r=2, dropout=0.0),) * 4, final_norm=Frozen(), head=Frozen())
+    apply(plan.model_copy(update={"forward": Forward(adapterdrop=AdapterDrop(robust=True))}), model)
+    model.enable_input_require_grads()
+    crossed: list[bool] = []
+    for block in model.model.layers:
+        block.register_forward_hook(lambda _block, _inputs, output: crossed.append(output.requires_grad))
+    for made in range(4):
+        crossed.clear()
+        step(model)
+        count = random.Random(derive_seed(0, "adapterdrop", 0, made)).randrange(4)
+        assert crossed == [index >= count for index in range(4)]
 
 
 def test_two_passes_before_a_backward_pass_keep_their_own_draws() -> None:
@@ -404,6 +422,14 @@ def test_what_cannot_be_left_out_is_refused(plan: Plan, what: str) -> None:
     with pytest.raises(PlanError, match=f"^forward.*{what}.*: use "):
         apply(plan, model)
     assert {key: parameter.requires_grad for key, parameter in model.named_parameters()} == before
+
+
+def test_a_model_that_is_not_in_memory_is_refused() -> None:
+    model = tiny("llama")
+    model.model.layers[0].to("meta")
+    plan = dropping(model, frozen=2)
+    with pytest.raises(PlanError, match=r"^forward.layerdrop: a part of the model is not in memory.*: use the whole"):
+        check_forward(model, plan, find_anatomy(model))
 
 
 def test_a_model_that_drops_layers_itself_is_refused() -> None:

@@ -27,13 +27,18 @@ from frostline.surgery._tokens import cannot_run, three_tokens
 Run = Callable[..., Any]
 
 
-def check_drops(plan: Plan, anatomy: Anatomy) -> None:
-    """Raises `PlanError` when `plan` leaves out blocks or adapters that it cannot do without."""
+def check_drops(model: nn.Module, plan: Plan, anatomy: Anatomy) -> None:
+    """Raises `PlanError` when `plan` leaves out blocks or adapters that `model` cannot do without."""
     layerdrop, adapterdrop = plan.forward.layerdrop, plan.forward.adapterdrop
-    if layerdrop.p and not any(skippable(plan, anatomy)):
+    if layerdrop.acts and not any(skippable(plan, anatomy)):
         raise PlanError("forward.layerdrop: no block trains that could be skipped: use a plan that trains some blocks")
+    if layerdrop.acts and cannot_run(model):
+        raise PlanError(
+            "forward.layerdrop: a part of the model is not in memory, so what its blocks return cannot be seen: use "
+            "the whole model"
+        )
     with_adapters = adapted(plan)
-    if adapterdrop.robust and not with_adapters:
+    if adapterdrop.acts and not with_adapters:
         raise PlanError("forward.adapterdrop: no block has an adapter: use a plan with adapters, such as lora")
     if adapterdrop.evaluate and adapterdrop.evaluate >= len(with_adapters):
         raise PlanError(
@@ -62,7 +67,7 @@ def install_drops(model: nn.Module, plan: Plan, anatomy: Anatomy) -> Iterator[Re
         anatomy: its blocks.
     """
     with_adapters = adapted(plan)
-    forms = _forms_in(model, anatomy) if plan.forward.layerdrop.p else {}
+    forms = _forms_in(model, anatomy) if plan.forward.layerdrop.acts else {}
     for stack, able in zip(stacks(anatomy), skippable(plan, anatomy), strict=True):
         if able or set(with_adapters) & {block.index for block in stack}:
             yield from _Stack(model, plan, stack, able, with_adapters, forms).install()
@@ -108,9 +113,7 @@ class _Stack:
 
     def _begin(self, _holder: nn.Module, _inputs: Any) -> None:
         if torch.compiler.is_compiling():
-            raise FrostlineError(
-                "forward: a compiled model would leave out the same blocks in every pass: leave it out"
-            )
+            raise FrostlineError("forward: what a pass leaves out cannot be compiled: leave torch.compile out")
         self._turns.take()
         training = any(block.training for block in self._watched)  # the holder itself may be in eval mode
         skipped = self._skipped() if training else self._pruned()
@@ -155,11 +158,6 @@ class _Stack:
 
     def _identity(self, index: int, own: Run, *args: Any, **kwargs: Any) -> Any:
         """What a skipped block returns: the states that it is given, in the form in which it returns its own."""
-        if index not in self._forms:
-            raise FrostlineError(
-                "forward.layerdrop: what a block returns was not known when the plan was applied, because a part of "
-                "the model was not in memory: use the whole model"
-            )
         form, hidden = self._forms[index], hidden_given(args, kwargs)
         if form is None:
             return hidden
@@ -174,10 +172,8 @@ _Form = tuple[int | str, ...] | None
 
 
 def _forms_in(model: Any, anatomy: Anatomy) -> dict[int, _Form]:
-    """What each block returns in a pass of three tokens. Empty where a part of the model is not in memory."""
+    """What each block returns in a pass of three tokens."""
     forms: dict[int, _Form] = {}
-    if cannot_run(model):
-        return forms
 
     def note(index: int, _block: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         forms[index] = _form_of(output, args, kwargs)
