@@ -34,6 +34,7 @@ from frostline.plan import (
     Prefix,
     Residual,
     Unipelt,
+    document,
     from_text,
     to_json,
     to_yaml,
@@ -454,6 +455,12 @@ def test_a_plan_with_drops_is_read_and_written() -> None:
     plan = Plan(blocks=(Lora(),) * 2, forward=forward)
     assert from_text(to_yaml(plan)) == from_text(to_json(plan)) == plan
     assert "forward: {layerdrop: {p: 0.2}, adapterdrop: {robust: true, seed: 4, evaluate: 1}}" in to_yaml(plan)
+    said = document(plan.model_copy(update={"forward": Forward(layerdrop=LayerDrop(p=0.2))}))["forward"]
+    assert said == {
+        "loss_weights": None,
+        "residual": {"alpha": 0.0, "span": 1},
+        "layerdrop": {"p": 0.2, "seed": 0, "evaluate": "all"},
+    }
     with pytest.raises(PlanError, match=r"forward.layerdrop.p"):
         from_text(to_yaml(plan).replace("0.2", "1.0"))
 

@@ -8,7 +8,7 @@ so the backward pass runs no block again that was left out.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from functools import partial
 from typing import Any, NoReturn
 
@@ -20,7 +20,16 @@ from torch.utils.hooks import RemovableHandle
 from frostline.adapters import kind_of
 from frostline.anatomy import Anatomy, Block, adapted, skippable, stacks
 from frostline.core.errors import FrostlineError, PlanError, first_line
-from frostline.hooks import Override, Passes, Turns, attribute_set, hidden_given, undisturbed
+from frostline.hooks import (
+    Override,
+    Passes,
+    PerThread,
+    Turns,
+    attribute_set,
+    hidden_given,
+    overridden,
+    undisturbed,
+)
 from frostline.plan import Plan
 from frostline.surgery._tokens import cannot_run, three_tokens
 
@@ -73,6 +82,13 @@ def install_drops(model: nn.Module, plan: Plan, anatomy: Anatomy) -> Iterator[Re
             yield from _Stack(model, plan, stack, able, with_adapters, forms).install()
 
 
+class _Running(PerThread):
+    """The passes through a stack that run in this thread, the innermost one last: what undoes their replacements."""
+
+    def __init__(self) -> None:
+        self.passes: list[ExitStack] = []
+
+
 class _Stack:
     """What is left out of one stack.
 
@@ -104,7 +120,7 @@ class _Stack:
         self._forms = forms
         # What a block does is replaced for all threads, so passes through the stack run one after the other.
         self._turns = Turns()
-        self._undo: list[ExitStack] = []
+        self._running = _Running()
 
     def install(self) -> Iterator[RemovableHandle]:
         yield self._holder.register_forward_pre_hook(self._begin)
@@ -119,7 +135,7 @@ class _Stack:
         skipped = self._skipped() if training else self._pruned()
         bare = set(self._adapted[: self._how_many_bare(training)]) & self._blocks.keys()
         undo = ExitStack()
-        self._undo.append(undo)
+        self._running.passes.append(undo)
         for index in skipped:
             undo.callback(_Replaced(self._blocks[index], partial(self._identity, index)).remove)
         for index in bare - skipped:
@@ -130,8 +146,8 @@ class _Stack:
         self._passes.made += block.training
 
     def _end(self, _holder: nn.Module, _inputs: Any, _output: Any) -> None:
-        if self._undo:
-            self._undo.pop().close()
+        if self._running.passes:
+            self._running.passes.pop().close()
             self._turns.give_back()
 
     def _skipped(self) -> set[int]:
@@ -244,18 +260,15 @@ class _Replaced:
 
 def _bare(block: nn.Module, own: Run, *args: Any, **kwargs: Any) -> Any:
     """A block without its adapters. Nothing in it or below it trains then, so a pass in training needs no gradients."""
+    layers = [layer for layer in block.modules() if isinstance(layer, BaseTunerLayer)]
+    for layer in layers:
+        if layer.merged:
+            layer.unmerge()
     grad = torch.is_grad_enabled() and not block.training
-    with torch.set_grad_enabled(grad), attribute_set(block, "gradient_checkpointing", False), _adapters_off(block):
+    base = overridden({layer: partial(_base_of, layer) for layer in layers})
+    with torch.set_grad_enabled(grad), attribute_set(block, "gradient_checkpointing", False), base:
         return own(*args, **kwargs)
 
 
-@contextmanager
-def _adapters_off(block: nn.Module) -> Iterator[None]:
-    layers = [layer for layer in block.modules() if isinstance(layer, BaseTunerLayer) and not layer.disable_adapters]
-    for layer in layers:
-        layer._disable_adapters = True  # PEFT's own method would also change what requires gradients
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer._disable_adapters = False
+def _base_of(layer: Any, *args: Any, **kwargs: Any) -> Any:
+    return layer.base_layer(*args, **kwargs)
