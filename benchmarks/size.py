@@ -13,13 +13,14 @@ import csv
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-WORDS = (Path(__file__).parent / "size.py").read_text(encoding="utf-8").split()
+WORDS = re.findall("[a-z]+", Path(__file__).read_text(encoding="utf-8"))
 CHILD = """
 import cProfile, pstats, sys, time
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -43,7 +44,7 @@ def write_rows(path: Path, count: int, kind: str) -> None:
     draw = random.Random(17)
     with path.open("w", encoding="utf-8") as file:
         for number in range(count):
-            text = f"{number} {' '.join(draw.choices(WORDS, k=8))}"
+            text = f"{number} {' '.join(draw.choices(WORDS, k=6))}"
             row = {"text": text, "label": f"class {number % 4}"} if kind == "classification" else {"text": text}
             file.write(json.dumps(row) + "\n")
 
@@ -54,16 +55,17 @@ def write_long(folder: Path, spaced: bool) -> dict[str, Path]:
     text = " ".join(draw.choices(WORDS, k=8_000_000))[: 50 * 10**6]
     text = text.ljust(50 * 10**6, "x") if spaced else "x" * len(text)
     rows = [" ".join(draw.choices(WORDS, k=8)) + f" {number}" for number in range(10)] + [text]
-    name = "words" if spaced else "no spaces"
-    files = {f"50 MB row, {name}, JSONL": folder / f"{spaced}.jsonl", f"50 MB row, {name}, CSV": folder / f"{spaced}.csv"}
-    jsonl, table = files.values()
+    what = f"50 MB row, {'words' if spaced else 'no spaces'}"
+    jsonl, table = (folder / f"{spaced}.{suffix}" for suffix in ("jsonl", "csv"))
     jsonl.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows), encoding="utf-8")
     with table.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([["text"], *([row] for row in rows)])
-    return files
+    return {f"{what}, JSONL": jsonl, f"{what}, CSV": table}
 
 
-def run(data: Path, folder: Path, given: argparse.Namespace, settings: list[str]) -> tuple[float, float, float, dict[str, float]]:
+def run(
+    data: Path, folder: Path, given: argparse.Namespace, settings: list[str]
+) -> tuple[float, float, float, dict[str, float]]:
     """(Seconds to the first step, processor seconds of them, peak in MiB, seconds by phase)."""
     out = folder / f"run{time.time_ns()}"
     arguments = [
@@ -124,7 +126,8 @@ def main() -> None:
             for state in ("cold", "warm"):
                 seconds, processor, peak, phases = run(path, folder, given, settings)
                 shown = ", ".join(f"{phase} {spent:.1f}" for phase, spent in phases.items())
-                print(f"{what}, {state}: first step after {seconds:.1f} s (processor {processor:.1f} s), peak {peak:.0f} MiB  {shown}", flush=True)
+                first = f"first step after {seconds:.1f} s (processor {processor:.1f} s)"
+                print(f"{what}, {state}: {first}, peak {peak:.0f} MiB  {shown}", flush=True)
 
 
 if __name__ == "__main__":

@@ -77,16 +77,21 @@ def keep(path: Path, value: Any) -> None:
 
 
 def store_folder(root: Path, description: Mapping[str, Any]) -> Path:
-    """The folder of the cache with this description, a JSON value. Its label does not count."""
+    """The folder of the activation cache with this description, a JSON value. Its label does not count."""
+    return root / "activations" / digest_of(description)
+
+
+def digest_of(description: Mapping[str, Any]) -> str:
+    """The name of the folder of a cache with this description."""
     counts = {key: value for key, value in description.items() if key != LABEL}
     canonical = json.dumps(counts, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return root / "activations" / hashlib.sha256(canonical.encode()).hexdigest()[:32]
+    return hashlib.sha256(canonical.encode()).hexdigest()[:32]
 
 
 def describe(folder: Path, description: Mapping[str, Any]) -> None:
     """Make the cache's folder where there is none, and note that it is used now."""
     path = folder / IDENTITY
-    if _read(path) != json.loads(json.dumps(description)):
+    if read_or_none(path) != json.loads(json.dumps(description)):
         with private():
             write_json(path, description)
     with suppress(OSError):  # a cache that another user owns, or on a disk that is read-only, can still be read
@@ -145,7 +150,7 @@ def lock(folder: Path) -> Iterator[None]:
     """Hold the cache's lock; wait for it where another process has it. The system frees it when the process ends."""
     held = _take(folder)
     if held is None:
-        log.warning("activation cache %s: waiting for another process that fills it", folder.name[:12])
+        log.warning("cache %s: waiting for another process that fills it", folder.name[:12])
         held = _take(folder, -1)
         assert held is not None
     with held:
@@ -175,7 +180,7 @@ def _take(folder: Path, seconds: float = 0.0) -> AbstractContextManager[object] 
 
 
 def _entry(folder: Path) -> Entry:
-    read = _read(folder / IDENTITY)
+    read = read_or_none(folder / IDENTITY)
     description = read if isinstance(read, dict) else {}
     identity = description.get("identity")
     keys = {key for shard in shards(folder) for key in _header(shard).get("keys", ())}
@@ -200,7 +205,8 @@ def _header(shard: Path) -> dict[str, Any]:
         return {}
 
 
-def _read(path: Path) -> Any:
+def read_or_none(path: Path) -> Any:
+    """The JSON value in a file; None where there is none."""
     try:
         return parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

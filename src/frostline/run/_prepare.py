@@ -15,7 +15,6 @@ from frostline.anatomy import find_anatomy, tensor_hashes
 from frostline.bottom import Load
 from frostline.checkpoints import load_tokenizer, quiet_libraries, resize_embeddings, resized_tensors, rows_of_the_base
 from frostline.core.errors import ConfigError, a_noun, first_line
-from frostline.core.labels import IGNORED
 from frostline.cost import Workload
 from frostline.engine import StepMeter, Trainer
 from frostline.loss_positions import pack_rows
@@ -190,8 +189,8 @@ def _check_packable(config: RunConfig, task: Task, kind: ModelKind) -> None:
 
 
 def _check_something_to_learn(rows: Encoded, max_length: int, *, shifted: bool) -> None:
-    targets = rows.token_labels(shifted=shifted)
-    if targets and all(label == IGNORED for labels in targets for label in labels):
+    targets = rows.label_counts(shifted=shifted)
+    if len(targets) and not targets.any():
         raise ConfigError(
             f"max_length: {max_length} tokens leave nothing to predict in any row: use a larger max_length"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -17,12 +18,13 @@ from transformers.trainer_utils import get_last_checkpoint
 from frostline.adapters import router_statistics
 from frostline.checkpoints import quiet_libraries, save_delta
 from frostline.core.errors import CheckpointError, ConfigError, FrostlineError, first_line
-from frostline.core.files import disk_errors, private, read_json, write_json, write_text
+from frostline.core.files import atomic_file, disk_errors, private, read_json, write_json, write_text
 from frostline.core.locks import own_folder
 from frostline.core.sizes import size_text
 from frostline.engine import MemoryMeter, ProgressBar, Trainer, start_bar
 from frostline.plan import Plan, document, save_plan
 from frostline.records import RECORD_FILE, Measured, RunMetrics, RunRecord, now, read_record, write_record
+from frostline.rows import values_of
 from frostline.run._choosing import Chosen
 from frostline.run._config import RunConfig
 from frostline.run._device import autocast
@@ -321,7 +323,13 @@ def _history(trainer: Trainer) -> tuple[dict[str, float], ...]:
 def _write_rows(task: Task, folder: Path) -> None:
     """Write which rows of the source the run uses, by the ids of the examples."""
     parts = {"train": task.train, "eval": task.eval, "questions": task.questions}
-    write_json(folder / ROWS_FILE, {name: [example.id for example in part] for name, part in parts.items()})
+    with atomic_file(folder / ROWS_FILE) as path, path.open("w", encoding="utf-8") as file:
+        for number, (name, part) in enumerate(parts.items()):
+            file.write(f"{',' if number else '{'}\n  {json.dumps(name)}: [")
+            for place, own in enumerate(values_of(part, "id", lambda example: example.id)):
+                file.write(f"{',' if place else ''}\n    {json.dumps(own, ensure_ascii=False)}")
+            file.write("\n  ]" if part else "]")
+        file.write("\n}\n")
 
 
 def _one_line(error: BaseException) -> str:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
+
+import tokenizers
+import transformers
 
 from frostline.core.errors import UnsupportedModel
 
@@ -60,6 +65,25 @@ def check_ids(tokenizer: Any, rows: Iterable[Sequence[int]], config: Any, advice
                 f"the tokenizer has {len(tokenizer)} tokens, and the model has embeddings for {known}: token "
                 f"'{tokenizer.convert_ids_to_tokens(wrong)}' has the id {wrong}: use {advice}the model's own tokenizer"
             )
+
+
+def tokenizer_content(tokenizer: Any) -> str | None:
+    """A hash of all that decides which tokens a text gets; None where that is not known (a tokenizer in Python)."""
+    if not getattr(tokenizer, "is_fast", False):
+        return None
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    state = {key: value for key, value in backend.items() if key not in ("truncation", "padding")}  # of the last call
+    settings = {
+        name: str(value)
+        for name, value in tokenizer.init_kwargs.items()
+        if name not in ("name_or_path", "tokenizer_file")
+    }
+    content = [
+        *(type(tokenizer).__module__, type(tokenizer).__qualname__, transformers.__version__, tokenizers.__version__),
+        *(state, settings, repr(tokenizer.special_tokens_map), str(tokenizer.chat_template)),
+        *(tokenizer.padding_side, tokenizer.truncation_side, tokenizer.model_input_names),
+    ]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 class Tokens(NamedTuple):
