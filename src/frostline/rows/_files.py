@@ -33,15 +33,22 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of one split, at least one. `origin` is the file or the hub split that they are from."""
+    """The rows of one split, at least one.
+
+    Attributes:
+        origin: the file or the hub split that they are from.
+        rows: the rows.
+        seen: their columns, where they are known already.
+    """
 
     origin: str
     rows: Sequence[Row]
+    seen: tuple[str, ...] = ()
 
     @cached_property
     def columns(self) -> tuple[str, ...]:
         """Every column that any row has, in the order of their first appearance."""
-        return tuple(dict.fromkeys(column for row in self.rows for column in row.values))
+        return self.seen or tuple(dict.fromkeys(column for row in self.rows for column in row.values))
 
 
 class _AsText:
@@ -79,16 +86,23 @@ def read_rows(path: Path, options: TaskOptions | None = None, place: Path | None
         options.refuse(("delimiter", "quotes"), "it is for CSV files: leave it out")
     if reader is _read_parquet:
         options.refuse(("encoding",), "it is for text files: leave it out")
+    columns: dict[str, None] = {}
+
+    def noted(rows: Iterator[Row]) -> Iterator[Row]:
+        for row in rows:
+            columns.update(dict.fromkeys(row.values))
+            yield row
+
     try:
         spool = None if place is None or reader is _read_parquet else place / f"{len(list(place.iterdir()))}.rows"
-        rows = store(reader(path, options), _AsText(), spool)
+        rows = store(noted(reader(path, options)), _AsText(), spool)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path}: not a whole gzip file: {error}: write it again") from None
     except RecursionError:
         raise DataError(f"{path}: not JSON: it is nested too deeply: use flat rows") from None
     if not rows:
         raise DataError(f"{path}: the file has no rows: add at least one")
-    return Rows(str(path), rows)
+    return Rows(str(path), rows, tuple(columns))
 
 
 def is_data_file(path: Path) -> bool:

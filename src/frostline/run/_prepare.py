@@ -24,6 +24,7 @@ from frostline.run._config import RunConfig
 from frostline.run._device import device, uses_bfloat16
 from frostline.run._judge import JudgedTrainer, clock_of
 from frostline.run._optim import flora_of, optim_arguments
+from frostline.run._phases import Phases
 from frostline.run._probing import LoadedModel
 from frostline.run._setup import check_length, config_for, load_model, task_for
 from frostline.run._split import trainer_for
@@ -66,9 +67,11 @@ class Prepared:
         return self.chosen.config
 
 
-def read_data(config: RunConfig) -> Data:
-    """The task's rows, encoded for the model. Raises `UserError` for wrong input."""
-    task = task_for(config.model, config.task, config.data)
+def read_data(config: RunConfig, phases: Phases | None = None) -> Data:
+    """The task's rows, encoded for the model, with the time of it in `phases`. Raises `UserError` for wrong input."""
+    phases = phases or Phases()
+    with phases.of("reading"):
+        task = task_for(config.model, config.task, config.data)
     model_config = config_for(config.model, task)
     check_length(config.max_length, model_config, config.model)
     _check_loggers(config.report_to)
@@ -81,7 +84,8 @@ def read_data(config: RunConfig) -> Data:
             "frozen_bits: quantized blocks stay in memory, and an activation cache removes them from it: leave "
             "frozen_bits out, or activation_cache and streaming"
         )
-    rows, eval_rows = (encode(task, split, tokenizer, config.max_length, kind) for split in ("train", "eval"))
+    with phases.of("tokenizing"):
+        rows, eval_rows = (encode(task, split, tokenizer, config.max_length, kind) for split in ("train", "eval"))
     shifted = kind == "decoder" and task.kind is not TaskKind.TAGGING
     for split in (rows, eval_rows):
         if not config.resize_embeddings:

@@ -285,8 +285,9 @@ def _language(task: Task, examples: Sequence[Example], tokenizer: Any, max_lengt
 
 def _texts(task: Task, examples: Sequence[Example], tokenizer: Any, max_length: int, whole: Whole) -> EncodedRows:
     texts = clip_texts(tokenizer, [example.text for example in examples], max_length, "start")
+    end = tokenizer.eos_token_id
     for tokens in prompt_tokens(tokenizer, texts, closed=False):
-        ids = ended(tokenizer, tokens.ids)
+        ids = ended(end, tokens.ids)
         yield {"input_ids": ids[:max_length], "labels": ids[:max_length]}, len(ids) > max_length
 
 

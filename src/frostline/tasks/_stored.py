@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields
 from itertools import pairwise
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from frostline.tasks._task import Example, Message
 PLAIN = {"id": pa.large_string(), "text": pa.large_string(), "pair": pa.large_string(), "label": pa.int64(),
          "target": pa.large_string(), "value": pa.float64()}  # fmt: skip
 """The fields of an example that have a column each. The others, which most tasks do not have, are JSON in one."""
+FIRST = tuple(PLAIN)[:5]
+"""Those that an example begins with, so that they need no names."""
 OTHERS = {own.name: own.default for own in fields(Example) if own.name not in PLAIN and own.default is not MISSING}
 
 
@@ -31,6 +34,8 @@ class _Examples:
         return pa.record_batch([*columns, [_others(row) for row in rows]], schema=self.schema)
 
     def read(self, batch: pa.RecordBatch) -> list[Example]:
+        if all(batch.column(name).null_count == batch.num_rows for name in ("value", "others")):
+            return list(map(Example, *(batch.column(name).to_pylist() for name in FIRST)))
         *plain, others = (batch.column(name).to_pylist() for name in (*PLAIN, "others"))
         return [
             Example(**dict(zip(PLAIN, values, strict=True)), **({} if more is None else _read_others(more)))
@@ -41,9 +46,14 @@ class _Examples:
 EXAMPLES = _Examples()
 
 
+_usual, _others_of = tuple(OTHERS.values()), attrgetter(*OTHERS)
+
+
 def _others(example: Example) -> str | None:
+    if _others_of(example) == _usual:
+        return None
     own = {name: value for name, usual in OTHERS.items() if (value := getattr(example, name)) != usual}
-    return json.dumps(own) if own else None
+    return json.dumps(own)
 
 
 def _read_others(text: str) -> dict[str, Any]:
@@ -73,7 +83,7 @@ def figures(row: Mapping[str, Any]) -> tuple[int, int, int, int, int]:
     ids, labels = row.get("input_ids") or [], row.get("labels")
     texts = ids if ids and isinstance(ids[0], list) else [ids]
     largest = max((max(text) for text in texts if text), default=-1)
-    if not isinstance(labels, list) or not all(isinstance(label, int) for label in labels):
+    if not isinstance(labels, list) or not all(isinstance(label, int) for label in labels[:1]):
         return max(map(len, texts)), -1, 0, 0, largest
     counted = len(labels) - labels.count(IGNORED)
     first = bool(labels) and labels[0] != IGNORED
