@@ -212,6 +212,22 @@ def test_a_bad_row_is_the_same_error_again(tmp_path: Path, monkeypatch: pytest.M
             load_task(str(path))
 
 
+def test_a_file_that_changes_while_it_is_read_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from frostline.tasks import _load
+
+    path, read = tmp_path / "rows.jsonl", _load.read_rows
+    path.write_text('{"text": "one"}\n' * 3)
+
+    def changed(*given: Any) -> Any:
+        path.write_text('{"text": "another"}\n' * 3)
+        return read(*given)
+
+    monkeypatch.setattr(_load, "MANY_BYTES", 0)
+    monkeypatch.setattr(_load, "read_rows", changed)
+    with pytest.raises(DataError, match="changed while it was read"):
+        load_task(str(path))
+
+
 def _stored_folders(make: Callable[[], object], cache: Path) -> int:
     before = len(list((cache / "rows").glob("*/content.json")))
     make()

@@ -24,8 +24,6 @@ from frostline.core import cache
 from frostline.core.errors import CannotWrite, first_line
 from frostline.core.files import disk_errors, private, sweep, write_json
 
-CONTENT = "content.json"
-FOLDER = "rows"
 BLOCK = 1 << 20
 _log = logging.getLogger(__name__)
 
@@ -45,7 +43,7 @@ def kept_rows(description: Mapping[str, Any], make: Make) -> tuple[Path, Mapping
         make: writes them.
     """
     root = cache.default_root()
-    folder = root / FOLDER / cache.digest_of(description)
+    folder = root / cache.ROWS / cache.digest_of(description)
     if (facts := _sound(folder)) is not None:
         cache.describe(folder, description)
         return folder, facts
@@ -80,7 +78,7 @@ def _fill(folder: Path, description: Mapping[str, Any], make: Make) -> Mapping[s
             for path in files:
                 path.replace(folder / path.name)
             cache.describe(folder, description)
-            write_json(folder / CONTENT, {"files": sums, "facts": facts})
+            write_json(folder / cache.CONTENT, {"files": sums, "facts": facts})
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -89,7 +87,7 @@ def _fill(folder: Path, description: Mapping[str, Any], make: Make) -> Mapping[s
 
 def _sound(folder: Path) -> Mapping[str, Any] | None:
     """What is known of the rows in a folder; None where it has none, or a file is not as it was written."""
-    content = cache.read_or_none(folder / CONTENT)
+    content = cache.read_or_none(folder / cache.CONTENT)
     if not isinstance(content, dict):
         return None
     fault = fault_of(folder)
@@ -97,20 +95,20 @@ def _sound(folder: Path) -> Mapping[str, Any] | None:
         return dict(content["facts"])
     _log.warning("rows in the cache %s: %s: they are read again", folder, fault)
     with suppress(OSError):
-        (folder / CONTENT).unlink()
+        (folder / cache.CONTENT).unlink()
     return None
 
 
 def fault_of(folder: Path) -> str | None:
     """What is wrong with the files in a folder of rows, or None. Reads all of their bytes."""
-    content = cache.read_or_none(folder / CONTENT)
+    content = cache.read_or_none(folder / cache.CONTENT)
     try:
         sums = {name: list(found) for name, found in content["files"].items()}
         facts = content["facts"]
     except (TypeError, KeyError, AttributeError):
-        return f"{CONTENT} is damaged"
+        return f"{cache.CONTENT} is damaged"
     if not isinstance(facts, dict):
-        return f"{CONTENT} is damaged"
+        return f"{cache.CONTENT} is damaged"
     for name, expected in sums.items():
         path = folder / Path(name).name
         try:

@@ -208,8 +208,8 @@ def _kept(
         cuts: Counter[bool] = Counter()
         rows = _rows(task, examples, tokenizer, max_length, kind, lambda cut: cuts.update((cut,)))
         first = next(rows)
-        store(chain([first], rows), Encoding.like(first), place / ROWS)
-        return {"truncated": cuts[True]}
+        stored = store(chain([first], rows), Encoding.like(first), place / ROWS)
+        return {"rows": len(stored), "truncated": cuts[True]}
 
     content = tokenizer_content(tokenizer)
     if content is None:
@@ -218,7 +218,7 @@ def _kept(
     else:
         folder, facts = kept_rows(
             {
-                LABEL: task.name,
+                LABEL: f"tokens of {task.name}, {split}",
                 "holds": "tokens",
                 "format": FORMAT,
                 "task": task.fingerprint,

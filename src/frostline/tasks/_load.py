@@ -99,21 +99,25 @@ def _of_rows(name: str, train: Rows, evaluation: Rows | None, options: TaskOptio
 
 def _kept(name: str, files: Files, options: TaskOptions) -> Task:
     """The task of large files, whose examples lie in the cache, by the content of the files."""
+    before = _times(files)
 
     def make(place: Path) -> dict[str, Any]:
         with TemporaryDirectory(dir=place) as beside:
             task = _of_files(name, files, options, Path(beside))
+            if _times(files) != before:
+                raise DataError(f"{name}: it changed while it was read: run again")
             for split in SPLITS:
                 part = task.split(split)
                 assert isinstance(part, Stored)
                 part.save(_file(place, split))
         train, evaluation = (Stored(_file(place, split), EXAMPLES) for split in SPLITS)
         fingerprint = replace(task, train=train, eval=evaluation).fingerprint
-        return {**{key: getattr(task, key) for key in KEPT}, "fingerprint": fingerprint}
+        facts = {key: getattr(task, key) for key in KEPT}
+        return {"task": facts, "fingerprint": fingerprint, "rows": len(train) + len(evaluation)}
 
     folder, facts = kept_rows(
         {
-            LABEL: Path(name).name,
+            LABEL: f"rows of {Path(name).name}",
             "holds": "examples",
             "format": FORMAT,
             "source": name,
@@ -122,12 +126,20 @@ def _kept(name: str, files: Files, options: TaskOptions) -> Task:
         },
         make,
     )
-    known: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in facts.items()}
-    fingerprint, kind = known.pop("fingerprint"), TaskKind(known.pop("kind"))
+    known: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in facts["task"].items()
+    }
+    kind = TaskKind(known.pop("kind"))
     train, evaluation = (Stored(_file(folder, split), EXAMPLES) for split in SPLITS)
     task = Task(kind=kind, train=train, eval=evaluation, **known)
-    vars(task)["fingerprint"] = fingerprint  # a cached property: what it would find again
+    vars(task)["fingerprint"] = facts["fingerprint"]  # a cached property: what it would find again
     return task
+
+
+def _times(files: Files) -> list[tuple[int, int]]:
+    """Size and last change of the files that there are."""
+    found = (file.stat() for file in files if file is not None and file.is_file())
+    return [(stat.st_size, stat.st_mtime_ns) for stat in found]
 
 
 def _file(folder: Path, split: str) -> Path:
