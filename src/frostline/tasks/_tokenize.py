@@ -5,10 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from importlib.metadata import version
 from typing import Any, Literal, NamedTuple
-
-import tokenizers
-import transformers
 
 from frostline.core.errors import UnsupportedModel
 
@@ -81,7 +79,7 @@ def tokenizer_content(tokenizer: Any) -> str | None:
         if name not in ("name_or_path", "tokenizer_file")
     }
     content = [
-        *(type(tokenizer).__module__, type(tokenizer).__qualname__, transformers.__version__, tokenizers.__version__),
+        *(type(tokenizer).__module__, type(tokenizer).__qualname__, version("transformers"), version("tokenizers")),
         *(state, settings, repr(tokenizer.special_tokens_map), str(tokenizer.chat_template)),
         *(tokenizer.padding_side, tokenizer.truncation_side, tokenizer.model_input_names),
     ]
