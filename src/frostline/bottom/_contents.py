@@ -51,7 +51,8 @@ class Contents(Bottom):
         if len(self._streams) > 1 or not datasets or not all(map(is_on_disk, datasets)):
             return None
         count, tokens = sum(map(len, datasets)), sum(sum(dataset.lengths) for dataset in datasets)
-        return Amount(count, tokens / count, max(0, count - len(self.cache)), self._of_tokens(tokens))
+        missing = 0 if len(self.cache) else count  # one row of the cache may be many of these, which repeat each other
+        return Amount(count, tokens / count, missing, self._of_tokens(tokens))
 
     def amount(self, missing: int) -> Amount:
         """How much there is to cache when `missing` rows are not in the cache yet."""
