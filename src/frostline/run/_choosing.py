@@ -179,7 +179,7 @@ def measure_here(
     """
 
     def measure_blocks(signals: Sequence[str] | None, rows: int) -> Probe:
-        sample = draw_rows(list(data.rows.rows), rows, config.seed, "train rows")
+        sample = draw_rows(data.rows.rows, rows, config.seed, "train rows")
         chosen = choose_signals(bare, anatomy, sample, signals, streaming=config.streaming)
         return measure_loaded(load(), (config.model, data.task), sample, data.tokenizer, chosen)
 

@@ -166,7 +166,7 @@ def _resize_notice(prepared: Prepared) -> list[str]:
 def _chats_notice(prepared: Prepared) -> list[str]:
     """That chats have several rows, where the template changes earlier turns."""
     chats, rows = prepared.data.task.train, len(prepared.data.rows)
-    if not any(chat.messages for chat in chats) or rows == len(chats):
+    if not any(chat.messages for chat in chats[:1]) or rows == len(chats):
         return []
     return [
         f"{len(chats)} chats make {rows} training rows: the chat template changes earlier turns of the assistant (it "

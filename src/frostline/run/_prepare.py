@@ -15,7 +15,6 @@ from frostline.anatomy import find_anatomy, tensor_hashes
 from frostline.bottom import Load
 from frostline.checkpoints import load_tokenizer, quiet_libraries, resize_embeddings, resized_tensors, rows_of_the_base
 from frostline.core.errors import ConfigError, a_noun, first_line
-from frostline.core.labels import IGNORED
 from frostline.cost import Workload
 from frostline.engine import StepMeter, Trainer
 from frostline.loss_positions import pack_rows
@@ -25,6 +24,7 @@ from frostline.run._config import RunConfig
 from frostline.run._device import device, uses_bfloat16
 from frostline.run._judge import JudgedTrainer, clock_of
 from frostline.run._optim import flora_of, optim_arguments
+from frostline.run._phases import Phases
 from frostline.run._probing import LoadedModel
 from frostline.run._setup import check_length, config_for, load_model, task_for
 from frostline.run._split import trainer_for
@@ -68,9 +68,11 @@ class Prepared:
         return self.chosen.config
 
 
-def read_data(config: RunConfig) -> Data:
-    """The task's rows, encoded for the model. Raises `UserError` for wrong input."""
-    task = task_for(config.model, config.task, config.data)
+def read_data(config: RunConfig, phases: Phases | None = None) -> Data:
+    """The task's rows, encoded for the model, with the time of it in `phases`. Raises `UserError` for wrong input."""
+    phases = phases or Phases()
+    with phases.of("reading"):
+        task = task_for(config.model, config.task, config.data)
     model_config = config_for(config.model, task)
     check_length(config.max_length, model_config, config.model)
     _check_loggers(config.report_to)
@@ -83,7 +85,8 @@ def read_data(config: RunConfig) -> Data:
             "frozen_bits: quantized blocks stay in memory, and an activation cache removes them from it: leave "
             "frozen_bits out, or activation_cache and streaming"
         )
-    rows, eval_rows = (encode(task, split, tokenizer, config.max_length, kind) for split in ("train", "eval"))
+    with phases.of("tokenizing"):
+        rows, eval_rows = (encode(task, split, tokenizer, config.max_length, kind) for split in ("train", "eval"))
     shifted = kind == "decoder" and task.kind is not TaskKind.TAGGING
     for split in (rows, eval_rows):
         if not config.resize_embeddings:
@@ -196,8 +199,8 @@ def _check_packable(config: RunConfig, task: Task, kind: ModelKind) -> None:
 
 
 def _check_something_to_learn(rows: Encoded, max_length: int, *, shifted: bool) -> None:
-    targets = rows.token_labels(shifted=shifted)
-    if targets and all(label == IGNORED for labels in targets for label in labels):
+    targets = rows.label_counts(shifted=shifted)
+    if len(targets) and not targets.any():
         raise ConfigError(
             f"max_length: {max_length} tokens leave nothing to predict in any row: use a larger max_length"
         )

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from frostline.anatomy import Anatomy
-from frostline.core.labels import IGNORED
 from frostline.core.sizes import parse_size
 from frostline.cost import EvaluationWork, Workload, has_dropout, rows_within, storage_dtype
 from frostline.engine import GroupedByLength
@@ -80,12 +79,12 @@ def evaluation_of(config: RunConfig, data: Data, anatomy: Anatomy, model_config:
     generated = task.generate_rows if config.generate_rows is None else config.generate_rows
     questions = len(task.questions or task.eval)
     writes = task.kind is TaskKind.GENERATION and not config.streaming
-    labelled = data.eval_rows.token_labels(shifted=False)
+    labelled = data.eval_rows.label_lengths
     language = bool(labelled) and task.kind is not TaskKind.TAGGING
     return EvaluationWork(
         rows=min(rows, len(data.eval_rows)),
         length=max(data.eval_rows.lengths),
-        positions=max(map(len, labelled), default=1),
+        positions=max(labelled, default=1),
         width=anatomy.vocab_size if language else max(1, len(task.labels)),
         prompts=min(config.per_device_eval_batch_size or MOST_ROWS, generated, questions) if writes else 0,
         new_tokens=decoding["max_new_tokens"],
@@ -142,13 +141,12 @@ def _expected_longest(lengths: Sequence[int], count: int) -> float:
 def _label_share(data: Data, length: int) -> float:
     """The share of the positions, of `length` in a row, from which the loss reads: a decoder's are those before a
     label."""
-    targets = data.rows.token_labels(shifted=data.task.kind is not TaskKind.TAGGING)
-    if not targets:
+    targets = data.rows.label_counts(shifted=data.task.kind is not TaskKind.TAGGING)
+    if not len(targets):
         return 1.0
-    labels = sum(sum(label != IGNORED for label in row) for row in targets)
-    return min(1.0, float(labels) / (len(targets) * length))
+    return min(1.0, float(targets.sum()) / (len(targets) * length))
 
 
 def _target_length(data: Data) -> int | None:
-    lengths = [sum(label != IGNORED for label in labels) for labels in data.rows.token_labels(shifted=False)]
-    return round(sum(lengths) / len(lengths)) if lengths else None
+    lengths = data.rows.label_counts(shifted=False)
+    return round(int(lengths.sum()) / len(lengths)) if len(lengths) else None
