@@ -5,6 +5,9 @@ times, at moments drawn from its whole length, start and evaluation included. Th
 weights, the answers and the metrics have to be those of the undisturbed run, and nothing may be left that a kill
 leaves.
 
+`auto` chooses by times that it measures, so no two runs need to choose alike. Its trials stay in the cache: the
+undisturbed run is made after the killed one, on its cache, and then makes no trials of its own.
+
 python benchmarks/kills.py [--kills 100] [--seed 1] [--jobs bot50 packing ...]
 """
 
@@ -51,8 +54,10 @@ JOBS = {
     "adt-l50": ("--strategy", "adt-l50"),
     "flora": ("--strategy", "bot50", "optim=flora"),
     "hlpt": ("--strategy", "hlpt"),
+    "auto": ("--strategy", "auto", "budget.time=25s", "max_steps=", "eval_steps=", "save_steps=25"),
     "study": ("--strategy", "bot50", "activation_cache=on"),
 }
+MEASURED = ("auto",)
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,7 @@ class Job:
         """The command line. A study is called again as it was."""
         start = [sys.executable, "-m", "frostline"]
         if self.name != "study":
-            given = ["--model", self.model, "--task", str(self.task), *SETTINGS, *JOBS[self.name]]
+            given = ["--model", self.model, "--task", str(self.task), *_settings(JOBS[self.name])]
             return [*start, "train", *given, "--out", str(out), *(["--resume"] if resume else [])]
         settings = dict(setting.split("=") for setting in (*SETTINGS, *JOBS[self.name][2:]))
         study = out.with_suffix(".study.json")
@@ -108,11 +113,17 @@ def killed_after(process: subprocess.Popen[str], seconds: float) -> bool:
 
 
 def is_finished(out: Path) -> bool:
-    return resumes(out) and json.loads((out / "run.json").read_text())["status"] == "finished"
+    return (out / "run.json").is_file() and json.loads((out / "run.json").read_text())["status"] == "finished"
 
 
 def resumes(out: Path) -> bool:
-    return (out / "run.json").is_file()
+    return (out / "run.json").is_file() or (out / "trials.json").is_file()
+
+
+def phase(out: Path) -> str:
+    """What a run was at when it was killed."""
+    marks = {"judging": "delta.safetensors", "training": "run.json", "trials": "trials.json"}
+    return next((name for name, mark in marks.items() if (out / mark).is_file()), "start")
 
 
 def differences(whole: Path, out: Path) -> list[str]:
@@ -132,7 +143,7 @@ def differences(whole: Path, out: Path) -> list[str]:
     return found + [f"{path}: left" for path in left]
 
 
-def write_task(folder: Path, rows: int = 40) -> Path:
+def write_task(folder: Path, rows: int = 400) -> Path:
     """A small generation task."""
     folder.mkdir()
     for split, count in (("train", rows), ("dev", 8)):
@@ -140,6 +151,12 @@ def write_task(folder: Path, rows: int = 40) -> Path:
         lines = [{"prompt": prompt, "completion": completion} for prompt, completion in said]
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
+
+
+def _settings(own: tuple[str, ...]) -> list[str]:
+    """A job's own words and the usual settings, with its own in place of those of the same name; `name=`: not given."""
+    named = dict(word.split("=", 1) for word in (*SETTINGS, *own) if "=" in word)
+    return [*(word for word in own if "=" not in word), *(f"{name}={value}" for name, value in named.items() if value)]
 
 
 def _json(text: str) -> str:
@@ -161,17 +178,26 @@ def run(kills: int, seed: int, names: list[str], model: str, folder: Path) -> Co
             wholes[job.name] = whole, time.monotonic() - begun
         whole, seconds = wholes[job.name]
         out, cache = folder / f"{job.name} {number}", folder / f"cache {number}"
+        phases: list[str] = []
         times = [draw.uniform(0, seconds) for _ in range(draw.randint(1, 6))][: kills - sum(count.values())]
         for moment in times:
             if is_finished(out):
                 break
-            count[job.name] += killed_after(job.start(out, cache, resume=resumes(out)), moment)
+            if killed_after(job.start(out, cache, resume=resumes(out)), moment):
+                count[job.name] += 1
+                phases.append(phase(out))
         if not is_finished(out):
             finish(job.start(out, cache, resume=resumes(out)))
+        if job.name in MEASURED:
+            whole = folder / f"{job.name} {number} whole"
+            finish(job.start(whole, cache))
         if wrong := differences(whole, out):
             raise SystemExit(f"killed after {times}: " + "; ".join(wrong))
         moments = ", ".join(f"{moment:.2f}" for moment in times)
-        print(f"{sum(count.values()):4} kills: {job.name}: the same after {moments} of {seconds:.2f} s", flush=True)
+        print(
+            f"{sum(count.values()):4} kills: {job.name}: the same after {moments} of {seconds:.2f} s: {phases}",
+            flush=True,
+        )
     return count
 
 

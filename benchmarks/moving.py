@@ -5,8 +5,8 @@
     python benchmarks/moving.py savings [--model ...] [--rows 256] [--epochs 6] [--rounds 1]
 
 `memory`: LISA (two blocks at a time, drawn every two steps); base16's weights are bfloat16 where they do not train.
-Bytes of all tensors that training holds when the optimizer steps (weights, gradients, the optimizer's state), beside what is
-predicted for the plan of each draw, and beside a loop that only sets `requires_grad` under one optimizer for all.
+Bytes of all tensors that training holds when the optimizer steps (weights, gradients, the optimizer's state), beside
+what is predicted for the plan of each draw, and beside a loop that only sets `requires_grad` under one optimizer.
 `changes`: seconds that a change of the plan takes, beside the median step. `savings`: processor time of whole
 trainings, as shares of that of `all`, with the loss on held-out rows. One thread.
 """

@@ -19,7 +19,7 @@ from torch import Tensor
 from architectures import batch_for, tiny
 from frostline.adapters import router_statistics
 from frostline.anatomy import find_anatomy
-from frostline.plan import Forward, Frozen, Lora, Plan, Residual
+from frostline.plan import AdapterDrop, Forward, Frozen, LayerDrop, Lora, Plan, Residual
 from frostline.surgery import apply
 from grids import grid
 from hybrids import GATED_LORA, PARALLEL, PREFIX, SERIES, added, hybrid, stir
@@ -28,6 +28,7 @@ THREADS = 8
 ADAPTERS: dict[str, list[dict[str, Any]]] = {
     "hlpt": [{"index": "0-1", **GATED_LORA}, {"index": 2, **PREFIX}, {"index": 3, **PREFIX, "gate": "output"}],
     "bottlenecks": [{"index": 0, **SERIES}, {"index": 1, **PARALLEL}, {"index": "2-3", **PREFIX, "gate": "none"}],
+    "unipelt": [{"index": "1-3", "mode": "adapter", "kind": "unipelt", "r": 2, "length": 3, "bottleneck": 4}],
     "mixture": [{"index": "1-2", "mode": "adapter", "kind": "mixture", "experts": 4, "r": 2, "dropout": 0.0}],
 }
 Call = Callable[[Any], list[Tensor]]
@@ -160,11 +161,12 @@ def test_each_pass_in_training_has_its_own_balance_loss() -> None:
     [
         Forward(residual=Residual(alpha=0.1, span=2)),
         Forward(residual=Residual(alpha=0.1, span=1), loss_weights=(0.0, 0.5, 0.25, 1.0)),
+        Forward(layerdrop=LayerDrop(evaluate="every_other"), adapterdrop=AdapterDrop(evaluate=1)),
     ],
-    ids=["residual", "layered"],
+    ids=["residual", "layered", "without blocks and adapters"],
 )
 @pytest.mark.parametrize("name", ["llama", "bert"])
-def test_residual_interaction_and_layered_loss_keep_passes_apart(name: str, forward: Forward) -> None:
+def test_a_changed_forward_pass_keeps_passes_apart(name: str, forward: Forward) -> None:
     model = tiny(name)
     lora = Lora(targets="down", r=2, alpha=4, dropout=0.0, gate=True)
     blocks = (Frozen(), lora, lora, lora)

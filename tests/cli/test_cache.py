@@ -19,6 +19,7 @@ from frostline.bottom import ActivationCache, Stream
 from frostline.cli.main import main
 from frostline.core import cache
 from frostline.core.files import UNFINISHED
+from frostline.core.row_files import kept_rows
 
 STREAMS = {"hidden": Stream(8, torch.float32)}
 DAY = 86400.0
@@ -215,3 +216,22 @@ assert "torch" not in sys.modules and "safetensors" not in sys.modules
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert kept(stores) == []
+
+
+def test_rows_are_listed_verified_and_removed_too(stores: list[ActivationCache], tmp_path: Path) -> None:
+    def make(place: Path) -> dict[str, int]:
+        (place / "a.arrow").write_bytes(b"x" * 5000)
+        return {"rows": 12}
+
+    folder, _ = kept_rows({cache.LABEL: "rows of a.jsonl"}, make)
+    newest = document("list")["stores"][0]
+    assert (newest["folder"], newest["model"], newest["rows"], newest["bytes"]) == (
+        *(str(folder), "rows of a.jsonl", 12, 5000),
+    )
+    assert "rows of a.jsonl" in frostline("list")[1]
+    assert document("verify")["shards"] == 4
+    (folder / "a.arrow").write_bytes(b"x" * 4999)
+    (damaged,) = document("verify")["damaged"]
+    assert damaged["store"] == folder.name and "a.arrow" in damaged["fault"]
+    assert document("prune", folder.name)["removed"][0]["bytes"] == 4999
+    assert not folder.exists() and kept(stores) == [0, 1, 2]

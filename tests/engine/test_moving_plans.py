@@ -18,7 +18,7 @@ import pytest
 import torch
 import transformers
 from torch import nn
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 
 import frostline as fl
 from architectures import tiny
@@ -232,7 +232,9 @@ def linear(step: int, name: str) -> float:
 def of_freezeout(anatomy: Anatomy) -> Callable[[int, str], float]:
     def rate(step: int, name: str) -> float:
         block = next((b.index for b in anatomy.blocks if name.startswith(f"{b.name}.")), None)
-        end = 1.0 if block is None else (0.5 + 0.5 * block / len(anatomy.blocks)) ** 3
+        end = 1.0 if block is None else (0.5 + 0.5 * block / (len(anatomy.blocks) - anatomy.tied)) ** 3
+        if step > end * STEPS:
+            return 0.0
         return 1 / (2 * end) * (1 + math.cos(math.pi * step / (end * STEPS)))
 
     return rate
@@ -390,3 +392,34 @@ def test_rates_of_a_schedule_need_the_own_trainer(tmp_path: Path) -> None:
     plain = transformers.Trainer(model, arguments(tmp_path), train_dataset=rows_for(model, 16), data_collator=collate)
     with pytest.raises(ConfigError, match="'freezeout' sets the learning rates itself"):
         fl.attach(plain, schedule="freezeout")
+
+
+@pytest.mark.parametrize("name", ["lisa", "freezeout", "gradual"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_best_model_is_loaded_from_an_earlier_plan(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
+    """The last steps go wrong, so that the best checkpoint is one of a plan before."""
+    model = tiny("llama", dropout=0.0, num_hidden_layers=BLOCKS).to(dtype)
+    rows, evaluation = rows_for(model, 16), {"eval_strategy": "steps", "eval_steps": 5, "save_steps": 5}
+    args = arguments(
+        tmp_path, load_best_model_at_end=True, save_strategy="steps", learning_rate=3e-2, optim="sgd", **evaluation
+    )
+    schedule = make_schedule(model, name, steps=STEPS, options=OPTIONS[name])
+    given: dict[str, Any] = {"train_dataset": rows, "eval_dataset": rows[:8], "data_collator": collate}
+    made = Trainer(model, args, schedule=schedule, **given)
+    values: dict[int, dict[str, torch.Tensor]] = {}
+
+    class Look(TrainerCallback):
+        def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            values[state.global_step] = {key: p.detach().clone() for key, p in made.model.named_parameters()}
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step == 27:
+                with torch.no_grad():
+                    made.model.get_parameter("model.norm.weight").mul_(-30)
+
+    made.add_callback(Look())
+    made.train()
+    best = made.state.best_global_step
+    assert best is not None and best < 30
+    for key, parameter in made.model.named_parameters():
+        assert torch.equal(parameter.to(values[best][key].dtype), values[best][key]), key

@@ -11,7 +11,7 @@ import pytest
 from frostline.checkpoints import load, merge
 from frostline.core.errors import UserError
 from frostline.cost import Workload, predict
-from frostline.plan import Plan
+from frostline.plan import Plan, document, with_difference
 from frostline.records import read_record
 from frostline.run import RunConfig, generate_target, plan_model, read_config, train
 from frostline.strategies import STRATEGIES
@@ -48,11 +48,17 @@ def test_a_run_that_is_told_nothing_measures_the_model(tmp_path: Path) -> None:
     assert record.chosen is None and record.changes == ()
 
 
+def first_plan(folder: Path) -> Plan:
+    """The plan that a training began with, of which the changes say what differs."""
+    return Plan.read(json.loads((folder / "delta.json").read_text())["first_plan"])
+
+
 def test_adt_s_change_is_in_the_record(tmp_path: Path) -> None:
     record = train(config(tmp_path, strategy="adt-l50", strategy_options={"warmup_steps": 3}))
     (changed,) = record.changes
     assert changed["step"] == 3
-    assert changed["plan"] == record.plan
+    assert document(with_difference(first_plan(tmp_path / "run"), changed["differs"])) == record.plan
+    assert record.strip[2].startswith("3") and len(record.strip) == 4 + 3
     assert sorted(block["mode"] for block in record.plan["blocks"]) == ["frozen"] * 2 + ["full"] * 2
     trained = [block["index"] for block in record.plan["blocks"] if block["mode"] == "full"]
     assert record.measured is not None and 0 < record.measured.selection_seconds <= record.measured.train_seconds
@@ -66,7 +72,10 @@ def test_changes_that_never_end_are_in_the_record(tmp_path: Path, monkeypatch: p
     monkeypatch.setitem(STRATEGIES._entries, "rotating", ROTATING)
     record = train(config(tmp_path, strategy="rotating", strategy_options={"every": 2}))
     assert [change["step"] for change in record.changes] == [2, 4, 6]
-    assert record.changes[-1]["plan"] == record.plan
+    plan = first_plan(tmp_path / "run")
+    for change in record.changes:
+        plan = with_difference(plan, change["differs"])
+    assert document(plan) == record.plan
     planned = plan_model(str(tmp_path / "model"), "rotating", workload=Workload())
     assert planned.plan.strategy == "rotating"
     assert planned.notices == (

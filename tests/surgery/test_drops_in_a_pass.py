@@ -34,11 +34,13 @@ from frostline.plan import (
     Prefix,
     Residual,
     Unipelt,
+    document,
     from_text,
     to_json,
     to_yaml,
 )
 from frostline.surgery import apply, check_plain
+from frostline.surgery._forward import check_forward
 from tolerances import GRADIENT, LOSS
 
 ADAPTERS = {
@@ -173,11 +175,12 @@ def test_frozen_blocks_and_evaluation_run_whole(mode: Any) -> None:
         assert ran(model, anatomy) == {2, 3} - skipped != set()
 
 
+@pytest.mark.parametrize("p", [0.5, 0.0])
 @pytest.mark.parametrize("name", ["llama", "gemma3", "bert", "t5", "opt"])
-def test_every_other_block_runs_in_evaluation(name: str) -> None:
+def test_every_other_block_runs_in_evaluation(name: str, p: float) -> None:
     plain = tiny(name)
     anatomy = find_anatomy(plain)
-    plan = dropping(plain).model_copy(update={"forward": Forward(layerdrop=LayerDrop(p=0.5, evaluate="every_other"))})
+    plan = dropping(plain).model_copy(update={"forward": Forward(layerdrop=LayerDrop(p=p, evaluate="every_other"))})
     model = copy.deepcopy(plain)
     apply(plan, model)
     gone = {2, 6} if name == "t5" else {1, 3}
@@ -269,6 +272,22 @@ def test_activation_checkpointing_changes_nothing(name: str, kind: str) -> None:
     for key, gradient in found[0][1].items():
         near = GRADIENT * max(1.0, float(gradient.norm()))
         torch.testing.assert_close(gradient, found[1][1][key], atol=near, rtol=0, msg=key)
+
+
+def test_no_backward_pass_crosses_a_block_whose_adapter_is_left_out() -> None:
+    """Even where the embeddings are made to require gradients, as with activation checkpointing."""
+    model = tiny("llama", dropout=0.0)
+    plan = Plan(blocks=(Lora(r=2, dropout=0.0),) * 4, final_norm=Frozen(), head=Frozen())
+    apply(plan.model_copy(update={"forward": Forward(adapterdrop=AdapterDrop(robust=True))}), model)
+    model.enable_input_require_grads()
+    crossed: list[bool] = []
+    for block in model.model.layers:
+        block.register_forward_hook(lambda _block, _inputs, output: crossed.append(output.requires_grad))
+    for made in range(4):
+        crossed.clear()
+        step(model)
+        count = random.Random(derive_seed(0, "adapterdrop", 0, made)).randrange(4)
+        assert crossed == [index >= count for index in range(4)]
 
 
 def test_two_passes_before_a_backward_pass_keep_their_own_draws() -> None:
@@ -406,6 +425,14 @@ def test_what_cannot_be_left_out_is_refused(plan: Plan, what: str) -> None:
     assert {key: parameter.requires_grad for key, parameter in model.named_parameters()} == before
 
 
+def test_a_model_that_is_not_in_memory_is_refused() -> None:
+    model = tiny("llama")
+    model.model.layers[0].to("meta")
+    plan = dropping(model, frozen=2)
+    with pytest.raises(PlanError, match=r"^forward.layerdrop: a part of the model is not in memory.*: use the whole"):
+        check_forward(model, plan, find_anatomy(model))
+
+
 def test_a_model_that_drops_layers_itself_is_refused() -> None:
     model = tiny("opt")
     model.model.decoder.layerdrop = 0.1  # as its config had it when it was made; the config may say otherwise by now
@@ -428,6 +455,12 @@ def test_a_plan_with_drops_is_read_and_written() -> None:
     plan = Plan(blocks=(Lora(),) * 2, forward=forward)
     assert from_text(to_yaml(plan)) == from_text(to_json(plan)) == plan
     assert "forward: {layerdrop: {p: 0.2}, adapterdrop: {robust: true, seed: 4, evaluate: 1}}" in to_yaml(plan)
+    said = document(plan.model_copy(update={"forward": Forward(layerdrop=LayerDrop(p=0.2))}))["forward"]
+    assert said == {
+        "loss_weights": None,
+        "residual": {"alpha": 0.0, "span": 1},
+        "layerdrop": {"p": 0.2, "seed": 0, "evaluate": "all"},
+    }
     with pytest.raises(PlanError, match=r"forward.layerdrop.p"):
         from_text(to_yaml(plan).replace("0.2", "1.0"))
 

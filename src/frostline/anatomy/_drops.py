@@ -19,8 +19,8 @@ def read_by_others(anatomy: Anatomy) -> list[int]:
 
 
 def skippable(plan: Plan, anatomy: Anatomy) -> list[list[int]]:
-    """The blocks that `plan` skips at random, for each stack: those that train, without those that others read."""
-    if not plan.forward.layerdrop.p:
+    """The blocks that `plan` may skip, for each stack: those that train, without those that others read."""
+    if not plan.forward.layerdrop.acts:
         return [[] for _ in stacks(anatomy)]
     kept = read_by_others(anatomy)
     able = [i for i, mode in enumerate(plan.blocks) if mode.mode != "frozen" and i not in kept]
@@ -28,6 +28,5 @@ def skippable(plan: Plan, anatomy: Anatomy) -> list[list[int]]:
 
 
 def adapted(plan: Plan) -> list[int]:
-    """The blocks whose adapters `plan` leaves out from the lowest up, if any: those that have adapters."""
-    drop = plan.forward.adapterdrop
-    return [i for i, mode in enumerate(plan.blocks) if mode.adds] if drop.robust or drop.evaluate else []
+    """The blocks whose adapters `plan` may leave out, from the lowest up: those that have adapters."""
+    return [i for i, mode in enumerate(plan.blocks) if mode.adds] if plan.forward.adapterdrop.acts else []

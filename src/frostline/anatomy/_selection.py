@@ -76,7 +76,7 @@ def notices(plan: Plan, anatomy: Anatomy) -> list[str]:
             "tied embeddings: the head shares the frozen embedding's tensor, so it is frozen too "
             f"(use untie: true to train a copy of it, +{_copied(anatomy):,} parameters)"
         )
-    if plan.forward.layerdrop.p:
+    if plan.forward.layerdrop.acts:
         lines += [
             f"layerdrop: block {index} is never skipped, because other blocks read what it makes (position bias)"
             for index in read_by_others(anatomy)

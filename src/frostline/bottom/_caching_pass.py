@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from frostline.bottom._cache import ActivationCache
+from frostline.bottom._known import KnownRows
 from frostline.bottom._rows import Features, find_spans, of_rows, row_length, trimmed
 from frostline.hooks import capture, evaluation_mode
 
@@ -86,7 +87,8 @@ def caching_pass(
     held: dict[str, dict[str, Tensor]] = {}
     done, since = 0, time.monotonic()
     try:
-        for keys in batches_by_length(rows, lambda key: passage.length(rows[key]), most):
+        length = rows.length if isinstance(rows, KnownRows) else lambda key: passage.length(rows[key])
+        for keys in batches_by_length(rows, length, most):
             held |= pass_rows(model, blocks, passage, {key: rows[key] for key in keys}, feed)
             done += len(keys)
             size = sum(state.nbytes for states in held.values() for state in states.values())

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-from frostline.bottom._bottom import Declined, NotNeeded, Training, not_possible, unusable, wanted_boundary
+from frostline.bottom._bottom import Amount, Declined, NotNeeded, Training, not_possible, unusable, wanted_boundary
 from frostline.bottom._cache import check_room
 from frostline.bottom._caching_pass import caching_pass
 from frostline.bottom._check import mismatch, padding_difference
@@ -234,13 +234,11 @@ class CacheSession:
             raise Declined("several processes cannot share a bottom that is read block by block")
         self.stage("reading the rows")
         contents = self._contents = Contents(training, self._streaming, self._root)
-        missing = contents.cache.missing(contents.rows)
         chosen_here = self.mode == "auto" and self._streaming is None and not self._at
-        if contents.training.estimate is not None:
-            estimate = contents.training.estimate(contents.amount(len(missing)))
-            self.report = replace(self.report, estimate=str(estimate))
-            if chosen_here and not estimate.pays:
-                raise NotNeeded(estimate.reason)
+        if chosen_here and (amount := contents.at_best()) is not None:  # before any row is read
+            self._ask_whether_it_pays(contents, amount, chosen_here)
+        missing = contents.cache.missing(contents.rows)
+        self._ask_whether_it_pays(contents, contents.amount(len(missing)), chosen_here)
         if self._processes.rank == 0:
             levels = 1 if self._streaming is None else 2
             try:
@@ -250,6 +248,12 @@ class CacheSession:
                     raise Declined(str(error)) from None
                 raise
         self._report_use(contents, f"{len(missing):,} of them have to pass the frozen bottom first", len(missing))
+
+    def _ask_whether_it_pays(self, contents: Contents, amount: Amount, chosen_here: bool) -> None:
+        if (asked := contents.training.estimate) is not None:
+            self.report = replace(self.report, estimate=str(estimate := asked(amount)))
+            if chosen_here and not estimate.pays:
+                raise NotNeeded(estimate.reason)
 
     def _pass_and_check(self, contents: Contents) -> None:
         """Check, make the caching pass, and check again."""
@@ -294,16 +298,9 @@ class CacheSession:
         return True
 
     def _report_use(self, contents: Contents, what: str, missing: int) -> None:
-        sizes = contents.row_bytes
-        self.report = replace(
-            self.report,
-            used=True,
-            reason=f"on: {len(sizes):,} rows, {what}",
-            declined=False,
-            rows=missing,
-            found=len(sizes) - missing,
-            bytes=sum(sizes.values()),
-        )
+        sizes, known = contents.row_bytes, self.report
+        why, found, size = f"on: {len(sizes):,} rows, {what}", len(sizes) - missing, sum(sizes.values())
+        self.report = replace(known, used=True, reason=why, declined=False, rows=missing, found=found, bytes=size)
 
     @contextmanager
     def _bottom_or_first_block(self, cut: Cut) -> Iterator[Mapping[str, str]]:
@@ -325,7 +322,7 @@ class CacheSession:
         with locked(cache, group):
             keys = cache.missing(contents.rows)
             group.wait()  # no process writes before all know what is missing
-            share = {key: contents.rows[key] for key in keys[group.rank :: group.count]}
+            share = contents.rows.some(keys[group.rank :: group.count])
             if self._streaming is not None and share:
                 self._streaming.caching_pass(contents.cut, share, contents.passage_at, contents.cache_at, self.progress)
             elif share:

@@ -1,4 +1,4 @@
-"""`frostline cache`: the activation caches in `$FROSTLINE_CACHE` or `~/.cache/frostline`."""
+"""`frostline cache`: the caches of activations and of rows in `$FROSTLINE_CACHE` or `~/.cache/frostline`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from frostline.cli.answer import Answer, Json
 from frostline.core import cache
 from frostline.core.errors import ConfigError, unknown_name
 from frostline.core.files import sweep
+from frostline.core.row_files import fault_of
 from frostline.core.sizes import parse_duration, parse_size, size_text
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def list_stores(as_json: Json = False) -> Answer:
-    """Show the activation caches, the one used last first."""
+    """Show the caches of activations and of rows, the one used last first."""
     root = cache.asked_root()
     entries = cache.entries(root)
     document = {"root": str(root), "stores": [_document(entry) for entry in entries]}
@@ -43,6 +44,14 @@ def verify(as_json: Json = False) -> Answer:
                 if fault is not None:
                     cache.drop(shard)
                     damaged.append({"store": folder.name, "shard": shard.name, "fault": fault})
+    for folder in cache.row_folders(root):
+        sweep(folder, older_than=cache.ABANDONED)
+        if (folder / cache.CONTENT).is_file():
+            fault = fault_of(folder)
+            checked += 1
+            if fault is not None:
+                cache.drop(folder / cache.CONTENT)  # without it the files count as not there
+                damaged.append({"store": folder.name, "shard": cache.CONTENT, "fault": fault})
     lines = [f"removed {found['shard']} of {found['store']}: {found['fault']}" for found in damaged]
     lines.append(f"{checked} shards read, {len(damaged)} of them damaged")
     document = {"root": str(root), "shards": checked, "damaged": damaged}
@@ -60,7 +69,7 @@ def prune(
     ] = None,
     as_json: Json = False,
 ) -> Answer:
-    """Remove activation caches. One that a running process is filling is kept."""
+    """Remove caches. One that a running process is filling is kept."""
     if (bool(names), everything, bool(older_than or max_size)).count(True) != 1:
         raise ConfigError(
             "frostline cache prune: say in one way what to remove: names (see: frostline cache list), or --all, or "
@@ -71,7 +80,8 @@ def prune(
     root = cache.asked_root()
     entries = cache.entries(root)
     chosen = _named(entries, names) if names else entries if everything else _unused(entries, age)
-    folders = (root, root / "activations", *cache.store_folders(root))
+    places = (root, root / "activations", root / cache.ROWS)
+    folders = (*places, *cache.store_folders(root), *cache.row_folders(root))
     swept = sum(sweep(folder, older_than=cache.ABANDONED) for folder in folders)
     removed, in_use = _remove(entries, chosen, size)
     freed = swept + sum(entry.bytes for entry in removed)
@@ -89,7 +99,7 @@ def prune(
     return Answer(document, lambda: lines, as_json, status=1 if in_use else 0)
 
 
-HELP = "The activation caches on this machine: show, verify, remove."
+HELP = "The caches of activations and rows on this machine: show, verify, remove."
 COMMANDS = {"list": list_stores, "verify": verify, "prune": prune}
 
 

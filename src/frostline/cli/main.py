@@ -19,6 +19,7 @@ import frostline.core.quiet  # noqa: F401
 from frostline.cli.answer import Answer
 from frostline.cli.commands import NAMES, root
 from frostline.core.errors import FrostlineError, UserError, is_out_of_memory
+from frostline.core.memory import keep_few_kernels
 from frostline.core.shown import one_line
 
 TRACEBACK = "FROSTLINE_TRACEBACK"
@@ -31,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (by default that of the process) and return the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     _end_as_if_interrupted_by(signal.SIGTERM)
+    keep_few_kernels()
     try:
         if LIFELINE in os.environ:
             from frostline.study import lifeline

@@ -129,6 +129,8 @@ def _view(planned: PlannedModel, out: Path | None) -> list[RenderableType]:
     )
     workload = Workload.model_validate(assumed)
     cache = str(cache_estimate(planned.plan, planned.anatomy, workload))
+    if planned.moves:
+        cache = "the states lie at the lowest boundary that is still to come"
     if not workload.activation_cache:
         cache += " (not counted in the other lines: they are with activation_cache=false)"
     facts.add_row("activation cache", cache)
@@ -140,6 +142,10 @@ def _view(planned: PlannedModel, out: Path | None) -> list[RenderableType]:
     facts.add_row(
         "peak memory",
         f"{bytes_text(predicted['peak_memory_bytes'])}, {ratio_text(_memory_share(planned))} of full fine-tuning",
+    )
+    rows = planned.evaluation.rows
+    facts.add_row(
+        "evaluation", f"{bytes_text(planned.evaluation_bytes)} in batches of {rows}, without texts that it generates"
     )
     if planned.choice is not None:
         for label, line in planned.choice.lines():

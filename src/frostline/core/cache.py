@@ -1,4 +1,4 @@
-"""Activation caches as folders and files: names, checksums, locks, removal. Reads no tensor and imports no torch.
+"""Caches as folders and files: names, checksums, locks, removal. Reads no tensor and imports no torch.
 
 ROOT/activations/<digest of the identity>/
     identity.json             everything that the boundary states of any row depend on; its time is that of the last use
@@ -31,6 +31,10 @@ LABEL = "label"
 HEADER = "rows"
 """The entry of a shard's metadata that names its cache, and its rows with their lengths and checksums."""
 SHARDS = "*.safetensors"
+ROWS = "rows"
+"""The folder of rows that were read or tokenized (core/row_files.py), beside `activations`."""
+CONTENT = "content.json"
+"""In a folder of rows: the size and CRC-32 of each file, and what else is known of the rows."""
 ABANDONED = 3600.0
 """Seconds after which nobody still writes a file that is not finished."""
 
@@ -39,7 +43,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Entry:
-    """One activation cache on disk. `rows` is the number that its shards state; their content is not verified."""
+    """A cache on disk, of activations or of rows. `rows` is the number that its files state; they are not verified."""
 
     folder: Path
     label: str
@@ -77,16 +81,21 @@ def keep(path: Path, value: Any) -> None:
 
 
 def store_folder(root: Path, description: Mapping[str, Any]) -> Path:
-    """The folder of the cache with this description, a JSON value. Its label does not count."""
+    """The folder of the activation cache with this description, a JSON value. Its label does not count."""
+    return root / "activations" / digest_of(description)
+
+
+def digest_of(description: Mapping[str, Any]) -> str:
+    """The name of the folder of a cache with this description."""
     counts = {key: value for key, value in description.items() if key != LABEL}
     canonical = json.dumps(counts, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return root / "activations" / hashlib.sha256(canonical.encode()).hexdigest()[:32]
+    return hashlib.sha256(canonical.encode()).hexdigest()[:32]
 
 
 def describe(folder: Path, description: Mapping[str, Any]) -> None:
     """Make the cache's folder where there is none, and note that it is used now."""
     path = folder / IDENTITY
-    if _read(path) != json.loads(json.dumps(description)):
+    if read_or_none(path) != json.loads(json.dumps(description)):
         with private():
             write_json(path, description)
     with suppress(OSError):  # a cache that another user owns, or on a disk that is read-only, can still be read
@@ -94,9 +103,9 @@ def describe(folder: Path, description: Mapping[str, Any]) -> None:
 
 
 def entries(root: Path) -> list[Entry]:
-    """The activation caches below `root`, the most recently used one first."""
+    """The caches below `root`, of activations and of rows, the most recently used one first."""
     found = []
-    for folder in store_folders(root):
+    for folder in (*store_folders(root), *row_folders(root)):
         with suppress(FileNotFoundError):  # removed in the meantime
             found.append(_entry(folder))
     return sorted(found, key=lambda entry: -entry.last_used)
@@ -104,7 +113,15 @@ def entries(root: Path) -> list[Entry]:
 
 def store_folders(root: Path) -> list[Path]:
     """The folders of the activation caches below `root`."""
-    place = root / "activations"
+    return _folders(root / "activations")
+
+
+def row_folders(root: Path) -> list[Path]:
+    """The folders of rows below `root`."""
+    return _folders(root / ROWS)
+
+
+def _folders(place: Path) -> list[Path]:
     return sorted(path for path in place.iterdir() if _is_store(path)) if place.is_dir() else []
 
 
@@ -145,7 +162,7 @@ def lock(folder: Path) -> Iterator[None]:
     """Hold the cache's lock; wait for it where another process has it. The system frees it when the process ends."""
     held = _take(folder)
     if held is None:
-        log.warning("activation cache %s: waiting for another process that fills it", folder.name[:12])
+        log.warning("cache %s: waiting for another process that fills it", folder.name[:12])
         held = _take(folder, -1)
         assert held is not None
     with held:
@@ -175,16 +192,19 @@ def _take(folder: Path, seconds: float = 0.0) -> AbstractContextManager[object] 
 
 
 def _entry(folder: Path) -> Entry:
-    read = _read(folder / IDENTITY)
+    read = read_or_none(folder / IDENTITY)
     description = read if isinstance(read, dict) else {}
     identity = description.get("identity")
     keys = {key for shard in shards(folder) for key in _header(shard).get("keys", ())}
+    content = read_or_none(folder / CONTENT)
+    facts = content.get("facts") if isinstance(content, dict) else None
+    rows = facts.get(ROWS, 0) if isinstance(facts, dict) else 0
     return Entry(
         folder=folder,
         label=str(description.get(LABEL, "")),
         identity=identity if isinstance(identity, dict) else {},
-        rows=len(keys),
-        bytes=bytes_on_disk(folder),
+        rows=len(keys) + (rows if isinstance(rows, int) else 0),
+        bytes=bytes_on_disk(folder) + sum(map(_size, folder.glob("*.arrow"))),
         last_used=(folder / IDENTITY if description else folder).stat().st_mtime,
     )
 
@@ -200,7 +220,8 @@ def _header(shard: Path) -> dict[str, Any]:
         return {}
 
 
-def _read(path: Path) -> Any:
+def read_or_none(path: Path) -> Any:
+    """The JSON value in a file; None where there is none."""
     try:
         return parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -2,7 +2,7 @@
 
 from frostline.cost._activations import Saved, SavedByPart, saved
 from frostline.cost._cache import Estimate, cache_estimate, cache_pays
-from frostline.cost._evaluation import EvaluationWork, evaluation_memory
+from frostline.cost._evaluation import EvaluationWork, evaluation_memory, rows_within
 from frostline.cost._flops import (
     Flops,
     StepFlops,
@@ -53,6 +53,7 @@ __all__ = [
     "predict",
     "predict_phases",
     "projected_side",
+    "rows_within",
     "run_flops",
     "run_flops_ratio",
     "run_seconds",

@@ -15,7 +15,8 @@ Left out: what `_memory` leaves out, and sliding windows, which keep fewer keys 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from bisect import bisect_left
+from dataclasses import dataclass, replace
 
 from frostline.anatomy import Anatomy
 from frostline.cost._flow import Flow, flow
@@ -33,13 +34,15 @@ class EvaluationWork:
 
     Attributes:
         rows: of a forward pass.
-        length: tokens of its longest row.
+        length: tokens of its longest row (of each of its texts).
         positions: of a row at which the head gives logits; `width` numbers each.
         width: the vocabulary, or the number of labels.
         prompts: for which texts are generated together; 0: none.
         new_tokens: of each text, at most.
         beams: of each text.
         keeps: whether a forward pass keeps keys and values, as decoders do outside training.
+        texts: texts of a row: the choices of a multiple-choice head.
+        stored: whether rows are evaluated from stored states, so that no frozen bottom is in memory (streaming).
     """
 
     rows: int
@@ -50,6 +53,12 @@ class EvaluationWork:
     new_tokens: int = 0
     beams: int = 1
     keeps: bool = False
+    texts: int = 1
+    stored: bool = False
+
+    def at_most(self, rows: int) -> EvaluationWork:
+        """The same in batches of at most `rows` rows, or of as many prompts."""
+        return replace(self, rows=min(rows, self.rows), prompts=min(rows, self.prompts))
 
 
 def evaluation_memory(plan: Plan, anatomy: Anatomy, workload: Workload, work: EvaluationWork) -> int:
@@ -59,16 +68,16 @@ def evaluation_memory(plan: Plan, anatomy: Anatomy, workload: Workload, work: Ev
         plan: what trains.
         anatomy: of the model.
         workload: the training, which decides the types of the weights, and what the optimizer keeps. The bottom is in
-            memory, also where training goes on from an activation cache.
+            memory, also where training goes on from an activation cache, unless rows are evaluated from stored states.
         work: the evaluation.
 
     Raises `PlanError` when the plan does not fit the anatomy.
     """
     step = flow(plan, anatomy)
-    whole = workload.model_copy(update={"activation_cache": False})
+    whole = workload.model_copy(update={"activation_cache": work.stored})
     weights = on_a_device(held(plan, anatomy, step, whole), whole)
-    tokens = work.rows * work.length
-    logits = FLOAT * work.rows * work.positions * work.width
+    tokens = work.rows * work.texts * work.length
+    logits = FLOAT * work.rows * work.texts * work.positions * work.width
     kept = work.keeps * tokens * _kept_per_token(step, whole)
     loss = max(kept + max(_passing(step, whole, tokens), logits), LOGIT_TENSORS * logits)
     writing = 0.0
@@ -78,6 +87,21 @@ def evaluation_memory(plan: Plan, anatomy: Anatomy, workload: Workload, work: Ev
         logits = LOGIT_TENSORS * FLOAT * texts * work.width
         writing = tokens * _kept_per_token(step, whole) + max(logits, _passing(step, whole, texts * work.length))
     return round(weights + memory(plan, anatomy, workload).optimizer + max(loss, writing))
+
+
+def rows_within(limit: float, plan: Plan, anatomy: Anatomy, workload: Workload, work: EvaluationWork) -> int:
+    """The most rows of a batch with which an evaluation stays within `limit` bytes; 1 where none does.
+
+    Args:
+        limit: in bytes.
+        plan, anatomy, workload: as in `evaluation_memory`.
+        work: the largest batches that are wanted.
+    """
+
+    def too_large(rows: int) -> bool:
+        return evaluation_memory(plan, anatomy, workload, work.at_most(rows)) > limit
+
+    return 1 + bisect_left(range(2, max(work.rows, work.prompts) + 1), True, key=too_large)
 
 
 def _passing(step: Flow, workload: Workload, tokens: int) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -25,6 +25,9 @@ from frostline.plan import Plan
 from frostline.surgery import Applied
 
 COMPILED = "torch_compile makes one graph of the whole model"
+LOGIT_BYTES = 192 * 2**20
+"""The most that the logits of a chunk of loss positions take in a step."""
+LOOKED_AT = 64
 
 
 def positions_refusal(trainer: Any, model: Any, applied: Applied) -> str | None:
@@ -68,11 +71,37 @@ def console_of(args: TrainingArguments) -> Console | None:
 
 
 def few_rows(trainer: Any) -> FewRows:
-    """A few rows of a `transformers.Trainer` as one batch, to try on them what training may do."""
+    """A few rows of a `transformers.Trainer` as one batch, to try on them what training may do.
+
+    They are the first three. Where logits at all of their positions would take more memory than a step does, they are
+    the shortest of the first ones.
+    """
     rows, collate = trainer.train_dataset, trainer._get_collator_with_removed_columns(trainer.data_collator)
     with state_kept(rows, trainer.data_collator, device=trainer.args.device):
-        few = [rows[index] for index in range(min(3, len(rows)))]
+        few = _not_too_large(rows, trainer.model)
         return FewRows(few, dict(trainer._prepare_inputs(collate(few))))
+
+
+def _not_too_large(rows: Any, model: Any) -> list[Any]:
+    few = [rows[index] for index in range(min(3, len(rows)))]
+    config = getattr(model, "config", None)
+    width = getattr(config.get_text_config(decoder=True), "vocab_size", 0) if config is not None else 0
+    if _logit_bytes(few, width) <= LOGIT_BYTES:
+        return few
+    shortest = sorted((rows[index] for index in range(min(LOOKED_AT, len(rows)))), key=lambda row: _positions([row]))
+    # With one row there would be no padding, and less would be tried.
+    return shortest[:3] if _logit_bytes(shortest[:3], width) <= LOGIT_BYTES else shortest[:2]
+
+
+def _logit_bytes(rows: Sequence[Any], width: int) -> int:
+    """What the loss of a language model takes at all positions: three tensors of logits in float32."""
+    return 12 * width * len(rows) * _positions(rows)
+
+
+def _positions(rows: Sequence[Any]) -> int:
+    """The positions of the longest row, where rows have a label for each; else 0."""
+    lengths = (len(row["labels"]) for row in rows if isinstance(row, Mapping) and hasattr(row.get("labels"), "__len__"))
+    return max(lengths, default=0)
 
 
 class ShortcutsTrainer(PartsTrainer):

@@ -44,6 +44,11 @@ class LayerDrop(Options):
     seed: int = Field(0, ge=0)
     evaluate: Literal["all", "every_other"] = "all"
 
+    @property
+    def acts(self) -> bool:
+        """Whether any block is ever skipped."""
+        return self.p > 0 or self.evaluate != "all"
+
 
 class AdapterDrop(Options):
     """AdapterDrop (Ruckle et al. 2021): the adapters of the lowest n blocks that have some are left out.
@@ -59,6 +64,11 @@ class AdapterDrop(Options):
     robust: bool = False
     seed: int = Field(0, ge=0)
     evaluate: int = Field(0, ge=0)
+
+    @property
+    def acts(self) -> bool:
+        """Whether any adapter is ever left out."""
+        return self.robust or self.evaluate > 0
 
 
 class Forward(Options):

@@ -19,16 +19,19 @@ from frostline.plan._forward import Forward
 from frostline.plan._plan import Plan, block_ranges
 
 _RUN = ("learning_rate", "max_steps")
+_DROPS = ("layerdrop", "adapterdrop")
 
 
 def document(plan: Plan) -> dict[str, Any]:
     """The plan as plain data with one entry per block, each with its number and every option.
 
-    `forward` is left out where it has only defaults.
+    `forward` is left out where it has only defaults, and so are its drops.
     """
     blocks = [{"index": index, **mode.model_dump(mode="json")} for index, mode in enumerate(plan.blocks)]
-    unsaid = {name for name in _RUN if getattr(plan, name) is None}
-    unsaid |= {"forward"} if plan.forward == Forward() else set()
+    unsaid: dict[str, Any] = {name: True for name in _RUN if getattr(plan, name) is None}
+    unsaid["forward"] = plan.forward == Forward() or {
+        name for name in _DROPS if getattr(plan.forward, name) == getattr(Forward(), name)
+    }
     return {**plan.model_dump(mode="json", exclude=unsaid), "blocks": blocks}
 
 

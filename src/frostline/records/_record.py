@@ -81,6 +81,8 @@ class Measured(_Data):
             caching pass, steps, evaluation, generation and saving.
         selection_seconds: the time until the strategy had chosen its plan: signals, trials, steps of a warm-up. It is
             not part of `train_seconds`.
+        seconds: where the time went, by phase: `reading` the rows, `tokenizing` them, `trials`, `loading` the model
+            and deciding on the activation cache, `caching`, `training`, `saving`, `evaluation`.
     """
 
     train_seconds: float
@@ -94,6 +96,7 @@ class Measured(_Data):
     caching_peak_memory_bytes: int | None = None
     run_peak_memory_bytes: int | None = None
     selection_seconds: float = 0.0
+    seconds: dict[str, float] = {}
 
 
 class RunMetrics(_Data):

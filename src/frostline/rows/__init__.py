@@ -21,6 +21,7 @@ from frostline.rows._labels import (
 )
 from frostline.rows._options import OF_FILES, Columns, TaskOptions
 from frostline.rows._reading import Reading, choose_reading, reading_notices
+from frostline.rows._stored import Stored, chunks_of, some_of, store, values_of
 
 __all__ = [
     "NOT_COUNTED",
@@ -32,6 +33,7 @@ __all__ = [
     "Reading",
     "Row",
     "Rows",
+    "Stored",
     "TaskKind",
     "TaskOptions",
     "as_text",
@@ -39,6 +41,7 @@ __all__ = [
     "check_list_marks",
     "choices_of",
     "choose_reading",
+    "chunks_of",
     "entries",
     "exported",
     "hub_rows",
@@ -57,8 +60,11 @@ __all__ = [
     "reading_notices",
     "right_choice",
     "row_labels",
+    "some_of",
     "spelling_notices",
     "split_file",
+    "store",
     "text",
     "texts",
+    "values_of",
 ]

@@ -13,10 +13,13 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
+import pyarrow as pa
+
 from frostline.core.documents import KeyTwice, once
 from frostline.core.errors import ConfigError, DataError, first_line
 from frostline.rows._csv import csv_rows
 from frostline.rows._options import TaskOptions
+from frostline.rows._stored import store
 
 ESCAPED = re.compile("[\udc80-\udcff]")
 
@@ -30,19 +33,45 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of one split, at least one. `origin` is the file or the hub split that they are from."""
+    """The rows of one split, at least one.
+
+    Attributes:
+        origin: the file or the hub split that they are from.
+        rows: the rows.
+        seen: their columns, where they are known already.
+    """
 
     origin: str
     rows: Sequence[Row]
+    seen: tuple[str, ...] = ()
 
     @cached_property
     def columns(self) -> tuple[str, ...]:
         """Every column that any row has, in the order of their first appearance."""
-        return tuple(dict.fromkeys(column for row in self.rows for column in row.values))
+        return self.seen or tuple(dict.fromkeys(column for row in self.rows for column in row.values))
 
 
-def read_rows(path: Path, options: TaskOptions | None = None) -> Rows:
+class _AsText:
+    """Rows as columns: the values as JSON, since a row may lack columns, or have other types than the row before."""
+
+    schema = pa.schema([("values", pa.large_string()), ("where", pa.large_string())])
+
+    def write(self, rows: Sequence[Row]) -> pa.RecordBatch:
+        return pa.record_batch([[json.dumps(r.values) for r in rows], [r.where for r in rows]], schema=self.schema)
+
+    def read(self, batch: pa.RecordBatch) -> list[Row]:
+        texts, places = (column.to_pylist() for column in batch.columns)
+        return [Row(json.loads(text), where) for text, where in zip(texts, places, strict=True)]
+
+
+def read_rows(path: Path, options: TaskOptions | None = None, place: Path | None = None) -> Rows:
     """All rows of a `.jsonl`, `.json`, `.csv`, `.tsv` or `.parquet` file; all but the last may end in `.gz` too.
+
+    Args:
+        path: the file.
+        options: how it is read.
+        place: a folder for the rows as they are read, where they are too many for memory; None: they are a list. Those
+            of a Parquet file are a list in any case, since they may have values that JSON does not know.
 
     Raises `DataError` for a file that is missing, empty or of another format, and for a row that cannot be read, with
     its line, counted from 1 (in a CSV file the row's first line; the row's number in a Parquet file and a JSON array).
@@ -57,15 +86,23 @@ def read_rows(path: Path, options: TaskOptions | None = None) -> Rows:
         options.refuse(("delimiter", "quotes"), "it is for CSV files: leave it out")
     if reader is _read_parquet:
         options.refuse(("encoding",), "it is for text files: leave it out")
+    columns: dict[str, None] = {}
+
+    def noted(rows: Iterator[Row]) -> Iterator[Row]:
+        for row in rows:
+            columns.update(dict.fromkeys(row.values))
+            yield row
+
     try:
-        rows = list(reader(path, options))
+        spool = None if place is None or reader is _read_parquet else place / f"{len(list(place.iterdir()))}.rows"
+        rows = store(noted(reader(path, options)), _AsText(), spool)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path}: not a whole gzip file: {error}: write it again") from None
     except RecursionError:
         raise DataError(f"{path}: not JSON: it is nested too deeply: use flat rows") from None
     if not rows:
         raise DataError(f"{path}: the file has no rows: add at least one")
-    return Rows(str(path), rows)
+    return Rows(str(path), rows, tuple(columns))
 
 
 def is_data_file(path: Path) -> bool:
@@ -194,12 +231,11 @@ def _read_csv(path: Path, options: TaskOptions) -> Iterator[Row]:
 
 
 def _read_parquet(path: Path, options: TaskOptions) -> Iterator[Row]:
-    import pyarrow
     from pyarrow import parquet
 
     try:
         rows = parquet.read_table(path, page_checksum_verification=True).to_pylist()
-    except (pyarrow.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
+    except (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
         raise DataError(f"{path}: not a Parquet file: {first_line(error)}") from None
     for number, values in enumerate(rows, start=1):
         yield Row(values, f"{path}:row {number}")

@@ -200,8 +200,14 @@ class Found:
     def shape(self, column: str) -> frozenset[str]:
         """The kinds of values in a column: text, boolean, number, list, texts, objects, object."""
         if column not in self._shapes:
-            values = (optional_cell(row, column) for row in self.rows.rows)
-            self._shapes[column] = frozenset(_shape(value) for value in values if value is not None)
+            # One pass for all columns: where there are many rows, each pass reads a file.
+            columns = self.rows.columns if column in self.rows.columns else (column,)
+            found: dict[str, set[str]] = {name: set() for name in columns}
+            for row in self.rows.rows:
+                for name in columns:
+                    if (value := optional_cell(row, name)) is not None:
+                        found[name].add(_shape(value))
+            self._shapes |= {name: frozenset(shapes) for name, shapes in found.items()}
         return self._shapes[column]
 
 

@@ -130,14 +130,14 @@ def kind_of_labels(rows: Rows, column: str, options: TaskOptions) -> TaskKind:
     """
     if options.kind is not None:
         return options.kind
-    found = [(row, value) for row in rows.rows if (value := _found(row, column)) is not None]
+    found = [(place, value) for place, row in enumerate(rows.rows) if (value := _found(row, column)) is not None]
     values = [value for _, value in found]
-    if values and _are_lists(found, column):
+    if values and _are_lists(rows, found, column):
         return TaskKind.MULTI_LABEL
     names = [str(label_name(value)) for value in values]
     numbers = [number(value) for value in values]
     if options.labels is None:
-        _check_numbers(found, column)
+        _check_numbers(rows, found, column)
     whole = all(re.fullmatch(r"[+-]?\d+([.,]0*)?", name) for name in names)
     if options.labels is None and values and None not in numbers and not whole:
         return TaskKind.REGRESSION
@@ -150,44 +150,45 @@ def kind_of_labels(rows: Rows, column: str, options: TaskOptions) -> TaskKind:
     return TaskKind.CLASSIFICATION
 
 
-def _are_lists(found: Sequence[tuple[Row, Any]], column: str) -> bool:
+def _are_lists(rows: Rows, found: Sequence[tuple[int, Any]], column: str) -> bool:
     """Whether all values are lists, also as JSON text. Raises `DataError` where only some texts are lists."""
     lists = [_json_list(value) if isinstance(value, str) else value for _, value in found]
     if all(isinstance(value, list) for value in lists):
         return True
     as_lists = any(isinstance(value, str) and LIST.fullmatch(value) for _, value in found)
     if as_lists:
-        row, value = next(pair for pair, one in zip(found, lists, strict=True) if not isinstance(one, list))
+        place, value = next(pair for pair, one in zip(found, lists, strict=True) if not isinstance(one, list))
         shown = listed([str(value)])
         raise DataError(
-            f"{row.where}: column '{column}' has lists, but '{shown}' is none in JSON: write [\"a\", \"b\"] in every "
-            "row, or use data.kind=classification if each text is a class"
+            f"{rows.rows[place].where}: column '{column}' has lists, but '{shown}' is none in JSON: write "
+            '["a", "b"] in every row, or use data.kind=classification if each text is a class'
         )
     return False
 
 
-def _check_numbers(found: Sequence[tuple[Row, Any]], column: str) -> None:
+def _check_numbers(rows: Rows, found: Sequence[tuple[int, Any]], column: str) -> None:
     """Raise `DataError` for a number that can be read in two ways, and for what is none beside numbers of a score."""
-    texts = [(row, value.strip()) for row, value in found if isinstance(value, str)]
-    others = [(row, value) for row, value in found if number(value) is None]
-    doubtful = [(row, text) for row, text in texts if THOUSANDS.fullmatch(text) and number(text) is None]
+    texts = [(place, value.strip()) for place, value in found if isinstance(value, str)]
+    others = [(place, value) for place, value in found if number(value) is None]
+    doubtful = [(place, text) for place, text in texts if THOUSANDS.fullmatch(text) and number(text) is None]
     if not doubtful and not others:
-        commas = [(row, text) for row, text in texts if "," in text]
+        commas = [(place, text) for place, text in texts if "," in text]
         points = any("." in str(label_name(value)) for _, value in found)
         doubtful = commas if points or all(re.search(r",\d{3}$", text) for _, text in commas) else []
     if doubtful and all(isinstance(value, str) and THOUSANDS.fullmatch(value.strip()) for _, value in others):
-        row, text = doubtful[0]
+        place, text = doubtful[0]
         raise DataError(
-            f"{row.where}: column '{column}': a mark in '{text}' may be for decimals or for thousands: write the "
-            "numbers with a point, and nothing for thousands"
+            f"{rows.rows[place].where}: column '{column}': a mark in '{text}' may be for decimals or for thousands: "
+            "write the numbers with a point, and nothing for thousands"
         )
     if 0 < 2 * len(others) < len(found) and any(
         isinstance(value, float) and not value.is_integer() for _, value in found
     ):
-        row, value = others[0]
+        place, value = others[0]
         shown = repr(value) if isinstance(value, str) else kind_of(value)
         raise DataError(
-            f"{row.where}: column '{column}' has numbers with decimals, but here {shown}: correct or remove the row"
+            f"{rows.rows[place].where}: column '{column}' has numbers with decimals, but here {shown}: correct or "
+            "remove the row"
         )
 
 
@@ -200,8 +201,8 @@ def _found(row: Row, column: str) -> Any:
     return None if empty else value
 
 
-def labelled(rows: Rows, column: str, options: TaskOptions) -> tuple[list[tuple[int, Row]], list[str]]:
-    """(Place, row) of the rows with a label, and notices. A row with -100 has none, as in the loss.
+def labelled(rows: Rows, column: str, options: TaskOptions) -> tuple[Sequence[int], list[str]]:
+    """The places of the rows with a label, and notices. A row with -100 has none, as in the loss.
 
     -1 and - are what published test sets have for "no label", but may be classes too: `options.labels` decides.
 
@@ -213,8 +214,15 @@ def labelled(rows: Rows, column: str, options: TaskOptions) -> tuple[list[tuple[
     Raises `DataError` where it does not, and where no row has a label.
     """
     marks = {NOT_COUNTED, *NO_LABEL} - set(options.labels or ())
-    found = {i: label_name(value) for i, row in enumerate(rows.rows) if (value := _found(row, column)) is not None}
-    unlabelled = {i: str(name) for i, name in found.items() if str(name) in marks}
+    names: set[str] = set()
+    unlabelled: dict[int, str] = {}
+    for i, row in enumerate(rows.rows):
+        if (value := _found(row, column)) is None:
+            continue
+        if (name := str(label_name(value))) in marks:
+            unlabelled[i] = name
+        else:
+            names.add(name)
     if len(unlabelled) == len(rows.rows):
         raise DataError(
             f"{rows.origin}: column '{column}' has {listed(set(unlabelled.values()))} in every row, which means that "
@@ -222,16 +230,16 @@ def labelled(rows: Rows, column: str, options: TaskOptions) -> tuple[list[tuple[
         )
     unclear = {name for name in unlabelled.values() if name != NOT_COUNTED}
     if unclear and options.labels is None:
-        others = label_names(str(name) for i, name in found.items() if i not in unlabelled)
+        others = label_names(names)
         mark = min(unclear)
         raise DataError(
             f"{rows.origin}: the label {mark} in column '{column}' may be a class or mean that there is none: use "
             f"'data.labels=[{', '.join((mark, *others))}]' where it is a class, "
             f"'data.labels=[{', '.join(others)}]' to leave these rows out"
         )
-    kept = [(i, row) for i, row in enumerate(rows.rows) if i not in unlabelled]
     if not unlabelled:
-        return kept, []
+        return range(len(rows.rows)), []
+    kept = [i for i in range(len(rows.rows)) if i not in unlabelled]
     left = f"{rows.origin}: {len(unlabelled)} rows left out: their label is {listed(set(unlabelled.values()))}"
     return kept, [left]
 

@@ -168,8 +168,16 @@ def _refuse_preferences(found: Found) -> None:
 def _refuse_a_forgotten_label(found: Found) -> None:
     rows = found.rows.rows
     for column in _inner_columns(found):
-        values = {str(value) for row in rows if (value := optional_cell(row, column)) is not None}
-        if column != "text" and 1 < len(values) <= min(MANY_CLASSES, len(rows) // 2):
+        if column == "text":
+            continue
+        values: set[str] = set()
+        most = min(MANY_CLASSES, len(rows) // 2)
+        for row in rows:
+            if (value := optional_cell(row, column)) is not None:
+                values.add(str(value))
+                if len(values) > most:
+                    break
+        if 1 < len(values) <= most:
             raise DataError(
                 f"{found.rows.origin}: column '{column}' may be the label of 'text' or not matter: use "
                 f"{flags({'label': column})} for a classification, data.kind=language for plain text"

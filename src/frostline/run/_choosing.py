@@ -10,7 +10,7 @@ from typing import Any
 
 from frostline.anatomy import Anatomy
 from frostline.core.sizes import parse_size
-from frostline.cost import Speed, Workload
+from frostline.cost import EvaluationWork, Speed, Workload
 from frostline.plan import FixedSchedule, Plan, Schedule, Split, keep_dropout
 from frostline.records import RunRecord
 from frostline.run._calibrate import calibrate
@@ -71,6 +71,7 @@ def choose(
     measure_blocks: Measure,
     model_config: Any,
     model_class: Any,
+    evaluation: EvaluationWork | None = None,
 ) -> Chosen:
     """The schedule of a run's strategy.
 
@@ -82,6 +83,7 @@ def choose(
         measure_blocks: measures the model's blocks on rows of the task.
         model_config: the model's own config, for calibration.
         model_class: the model's class, for calibration.
+        evaluation: what has to fit in the budget beside training (`evaluation_to_fit`).
 
     Raises `UserError` when the strategy cannot choose, and `PlanError` when no plan fits the budget.
     """
@@ -98,7 +100,7 @@ def choose(
 
     counts = config.budget.limits or config.calibrate
     work = workload() if counts else None
-    situation = situation_of(config, anatomy, work)
+    situation = situation_of(config, anatomy, work, evaluation)
     speed = calibrate(model_config, model_class, situation.workload) if config.calibrate else None
     situation = replace(situation, measure=observed, speed=speed, steps=steps)
     selection = make_selection(config.strategy, situation, config.strategy_options)
@@ -134,13 +136,16 @@ def chosen_before(config: RunConfig, record: RunRecord) -> Chosen:
     )
 
 
-def situation_of(config: RunConfig, anatomy: Anatomy, workload: Workload | None) -> Situation:
+def situation_of(
+    config: RunConfig, anatomy: Anatomy, workload: Workload | None, evaluation: EvaluationWork | None = None
+) -> Situation:
     """What a planner knows of a run before anything is measured.
 
     Args:
         config: the run's config.
         anatomy: of the model.
         workload: the work of the run (`workload_of`), or None where no cost is counted.
+        evaluation: what has to fit in the budget beside training; its batches may become smaller, down to one row.
     """
     # The run computes only at loss positions; full fine-tuning, which it is compared with, at all of them.
     work = Workload() if workload is None else workload.model_copy(update={"loss_positions": True})
@@ -150,7 +155,14 @@ def situation_of(config: RunConfig, anatomy: Anatomy, workload: Workload | None)
     decided = {"activation_cache"} if store is not None else set()
     decided |= {"steps"} if config.max_steps is not None else set()
     decided |= {"untie"} if config.streaming else set()
-    return Situation(anatomy, config.seed, budget=_with_disk(config), workload=work, decided=frozenset(decided))
+    return Situation(
+        anatomy,
+        config.seed,
+        budget=_with_disk(config),
+        workload=work,
+        evaluation=None if evaluation is None else evaluation.at_most(1),
+        decided=frozenset(decided),
+    )
 
 
 def measure_here(
@@ -167,7 +179,7 @@ def measure_here(
     """
 
     def measure_blocks(signals: Sequence[str] | None, rows: int) -> Probe:
-        sample = draw_rows(list(data.rows.rows), rows, config.seed, "train rows")
+        sample = draw_rows(data.rows.rows, rows, config.seed, "train rows")
         chosen = choose_signals(bare, anatomy, sample, signals, streaming=config.streaming)
         return measure_loaded(load(), (config.model, data.task), sample, data.tokenizer, chosen)
 

@@ -20,6 +20,7 @@ from frostline.bottom import Training
 from frostline.core.seeding import derive_seed
 from frostline.engine import Trainer
 from frostline.hooks import state_kept
+from frostline.rows import some_of
 from frostline.run._work import Data
 from frostline.strategies import has_turned
 from frostline.tasks import Encoded
@@ -47,15 +48,15 @@ def hold_out(data: Data, seed: int, from_eval: bool = False) -> Data:
     order = list(range(len(rows)))
     random.Random(derive_seed(seed, "held out")).shuffle(order)
     groups: dict[Any, list[int]] = defaultdict(list)
+    labels = [label if isinstance(label := row.get("labels"), int) else None for row in rows.rows]
     for index in order:
-        label = rows[index].get("labels")
-        groups[label if isinstance(label, int) else None].append(index)
+        groups[labels[index]].append(index)
     spread = sorted((place / len(group), index) for group in groups.values() for place, index in enumerate(group))
     held = {index for _, index in spread[:count]}
-    aside = Encoded([rows[index] for index in sorted(held)], 0)
+    aside = Encoded(some_of(rows.rows, sorted(held)), 0)
     if from_eval:
         return replace(data, held_out=aside)
-    rest = Encoded([rows[index] for index in range(len(rows)) if index not in held], rows.truncated)
+    rest = Encoded(some_of(rows.rows, [index for index in range(len(rows)) if index not in held]), rows.truncated)
     return replace(data, rows=rest, held_out=aside)
 
 

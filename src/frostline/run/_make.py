@@ -80,7 +80,7 @@ def make_plan(
     if not schedule.settled:
         raise PlanError(
             f"strategy '{strategy}' changes its plan while it trains, so there is no single plan: use "
-            f'fl.make_schedule(model, "{strategy}"), or schedule="{strategy}" in the trainer'
+            f'fl.make_schedule(model, "{strategy}", steps=...), or schedule="{strategy}" in the trainer'
         )
     if strategy != "auto" or selection.choice is None or situation.budget.time is None:
         return schedule.first
@@ -108,7 +108,7 @@ def make_schedule(
 ) -> Schedule:
     """The schedule that a strategy chooses for a model: for strategies whose plan changes while they train.
 
-        schedule = fl.make_schedule(model, "adt-l50")
+        schedule = fl.make_schedule(model, "freezeout", steps=300)
         trainer = fl.Trainer(model, args, schedule=schedule, train_dataset=rows, data_collator=collate)
 
     Every strategy has one; where the plan does not change, it is that of `make_plan` at every step. A schedule

@@ -73,7 +73,7 @@ def opening_record(prepared: Prepared) -> RunRecord:
             *_optimizer_notice(prepared),
             *streaming_notices(config, task),
             *_cache_notice(prepared),
-            *evaluation_notice(config, predicted),
+            *evaluation_notice(prepared.asked, config, predicted),
         ),
     )
 
@@ -122,15 +122,26 @@ def _held_out_notice(prepared: Prepared) -> list[str]:
     return [f"{len(data.held_out)} rows judge the trials and the run; {len(data.rows)} rows train"]
 
 
-def evaluation_notice(config: RunConfig, predicted: Mapping[str, Any]) -> list[str]:
-    """That an evaluation needs more memory than the budget has, as a size."""
-    asked, needs = config.budget.memory, predicted["evaluation_memory_bytes"]
-    if not isinstance(asked, str) or needs <= parse_size(asked, "memory"):
+def evaluation_notice(asked: RunConfig, config: RunConfig, predicted: Mapping[str, Any]) -> list[str]:
+    """What became of the evaluation where the budget's memory is a size.
+
+    Args:
+        asked: the config as it was given.
+        config: the same with what was chosen.
+        predicted: the predicted cost.
+    """
+    memory, needs = config.budget.memory, predicted["evaluation_memory_bytes"]
+    if not isinstance(memory, str):
         return []
-    return [
-        f"evaluation is predicted to need {size_text(needs)}, more than the budget's memory={asked}: use a smaller "
-        "per_device_eval_batch_size, fewer generate_rows, or a larger budget"
-    ]
+    if needs > parse_size(memory, "memory"):
+        return [
+            f"evaluation is predicted to need {size_text(needs)}, more than the budget's memory={memory}: use a "
+            "smaller per_device_eval_batch_size, fewer generate_rows, or a larger budget"
+        ]
+    rows = config.per_device_eval_batch_size
+    if rows == asked.per_device_eval_batch_size:
+        return []
+    return [f"evaluation in batches of {rows}, so that it needs no more than memory={memory}"]
 
 
 def _quantized_notice(prepared: Prepared) -> list[str]:
@@ -155,7 +166,7 @@ def _resize_notice(prepared: Prepared) -> list[str]:
 def _chats_notice(prepared: Prepared) -> list[str]:
     """That chats have several rows, where the template changes earlier turns."""
     chats, rows = prepared.data.task.train, len(prepared.data.rows)
-    if not any(chat.messages for chat in chats) or rows == len(chats):
+    if not any(chat.messages for chat in chats[:1]) or rows == len(chats):
         return []
     return [
         f"{len(chats)} chats make {rows} training rows: the chat template changes earlier turns of the assistant (it "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,6 @@ from frostline.anatomy import find_anatomy, tensor_hashes
 from frostline.bottom import Load
 from frostline.checkpoints import load_tokenizer, quiet_libraries, resize_embeddings, resized_tensors, rows_of_the_base
 from frostline.core.errors import ConfigError, a_noun, first_line
-from frostline.core.labels import IGNORED
 from frostline.cost import Workload
 from frostline.engine import StepMeter, Trainer
 from frostline.loss_positions import pack_rows
@@ -25,12 +24,13 @@ from frostline.run._config import RunConfig
 from frostline.run._device import device, uses_bfloat16
 from frostline.run._judge import JudgedTrainer, clock_of
 from frostline.run._optim import flora_of, optim_arguments
+from frostline.run._phases import Phases
 from frostline.run._probing import LoadedModel
 from frostline.run._setup import check_length, config_for, load_model, task_for
 from frostline.run._split import trainer_for
 from frostline.run._steps import steps_of
 from frostline.run._streaming import load_streaming
-from frostline.run._work import Data, workload_of
+from frostline.run._work import Data, evaluation_to_fit, with_eval_batch, workload_of
 from frostline.surgery import Quantized, quantize_frozen
 from frostline.tasks import (
     MOST_ROWS,
@@ -68,9 +68,11 @@ class Prepared:
         return self.chosen.config
 
 
-def read_data(config: RunConfig) -> Data:
-    """The task's rows, encoded for the model. Raises `UserError` for wrong input."""
-    task = task_for(config.model, config.task, config.data)
+def read_data(config: RunConfig, phases: Phases | None = None) -> Data:
+    """The task's rows, encoded for the model, with the time of it in `phases`. Raises `UserError` for wrong input."""
+    phases = phases or Phases()
+    with phases.of("reading"):
+        task = task_for(config.model, config.task, config.data)
     model_config = config_for(config.model, task)
     check_length(config.max_length, model_config, config.model)
     _check_loggers(config.report_to)
@@ -83,7 +85,8 @@ def read_data(config: RunConfig) -> Data:
             "frozen_bits: quantized blocks stay in memory, and an activation cache removes them from it: leave "
             "frozen_bits out, or activation_cache and streaming"
         )
-    rows, eval_rows = (encode(task, split, tokenizer, config.max_length, kind) for split in ("train", "eval"))
+    with phases.of("tokenizing"):
+        rows, eval_rows = (encode(task, split, tokenizer, config.max_length, kind) for split in ("train", "eval"))
     shifted = kind == "decoder" and task.kind is not TaskKind.TAGGING
     for split in (rows, eval_rows):
         if not config.resize_embeddings:
@@ -116,7 +119,7 @@ def prepare(asked: RunConfig, data: Data, before: RunRecord | None = None, chose
         make = trainer_for(chosen.split, config) if data.held_out is None else JudgedTrainer
         trainer = make(
             model,
-            _arguments(_with_eval_batch(config, data, model.config)),
+            _arguments(config),
             schedule=chosen.schedule,
             optimizer_cls_and_kwargs=flora_of(config.optim, config.optim_args, config.seed),
             optimizer_in_backward=config.optimizer_in_backward,
@@ -139,6 +142,8 @@ def prepare(asked: RunConfig, data: Data, before: RunRecord | None = None, chose
         if config.packing:
             pack_rows(model, data.rows, PackingCollator())
         trainer.session.decide()
+        chosen = replace(chosen, config=with_eval_batch(config, data, trainer.applied))
+        trainer.args.per_device_eval_batch_size = _eval_batch(chosen.config, data, model.config)
     return Prepared(asked, chosen, data, model, trainer, steps, quantized, clock() - begun)
 
 
@@ -161,7 +166,8 @@ def _load(config: RunConfig, data: Data, goes_on: Chosen | None) -> tuple[Any, C
 
     blocks = measure_here(loaded, model, anatomy, config, data)
     steps = steps_of(_arguments(config), len(data.rows))
-    return model, choose(config, anatomy, work, steps, blocks, model.config, type(model)), None
+    evaluation = evaluation_to_fit(config, data, anatomy, model.config)
+    return model, choose(config, anatomy, work, steps, blocks, model.config, type(model), evaluation), None
 
 
 def _check_new_rows(model: Any, strategy: str) -> None:
@@ -193,8 +199,8 @@ def _check_packable(config: RunConfig, task: Task, kind: ModelKind) -> None:
 
 
 def _check_something_to_learn(rows: Encoded, max_length: int, *, shifted: bool) -> None:
-    targets = rows.token_labels(shifted=shifted)
-    if targets and all(label == IGNORED for labels in targets for label in labels):
+    targets = rows.label_counts(shifted=shifted)
+    if len(targets) and not targets.any():
         raise ConfigError(
             f"max_length: {max_length} tokens leave nothing to predict in any row: use a larger max_length"
         )
@@ -210,10 +216,9 @@ def _check_loggers(names: Sequence[str]) -> None:
             )
 
 
-def _with_eval_batch(config: RunConfig, data: Data, model_config: Any) -> RunConfig:
-    """The config with as many rows in an evaluation's batch as there is room for, where it has no number."""
-    rows = config.per_device_eval_batch_size or eval_batch_size(data.task.kind, model_config, data.eval_rows)
-    return config.model_copy(update={"per_device_eval_batch_size": rows})
+def _eval_batch(config: RunConfig, data: Data, model_config: Any) -> int:
+    """The rows of an evaluation's batch: as many as there is room for, where the config has no number."""
+    return config.per_device_eval_batch_size or eval_batch_size(data.task.kind, model_config, data.eval_rows)
 
 
 def _arguments(config: RunConfig) -> TrainingArguments:

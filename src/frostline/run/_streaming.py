@@ -16,7 +16,7 @@ from frostline.run._choosing import Chosen, choose, measure_here
 from frostline.run._config import RunConfig
 from frostline.run._probing import LoadedModel, load_streamed
 from frostline.run._setup import class_for, config_for
-from frostline.run._work import Data, workload_of
+from frostline.run._work import Data, evaluation_to_fit, workload_of
 from frostline.tasks import Task, TaskKind, model_kind, prepare_tokenizer
 
 
@@ -52,8 +52,9 @@ def load_streaming(config: RunConfig, data: Data, before: Chosen | None) -> tupl
         return loaded
 
     blocks = measure_here(load_around, bare, anatomy, config, data)
+    evaluation = evaluation_to_fit(config, data, anatomy, bare.config)
     steps = 1  # how many does not matter: a plan that changes is refused
-    chosen = before or choose(config, anatomy, work, steps, blocks, model_config, model_class)
+    chosen = before or choose(config, anatomy, work, steps, blocks, model_config, model_class, evaluation)
     _check_schedule(config, chosen.schedule, anatomy.tied)
     boundary = cut_boundary(chosen.schedule.first, anatomy)
     transformers.set_seed(config.seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -17,17 +18,19 @@ from transformers.trainer_utils import get_last_checkpoint
 from frostline.adapters import router_statistics
 from frostline.checkpoints import quiet_libraries, save_delta
 from frostline.core.errors import CheckpointError, ConfigError, FrostlineError, first_line
-from frostline.core.files import disk_errors, private, read_json, write_json, write_text
+from frostline.core.files import atomic_file, disk_errors, private, read_json, write_json, write_text
 from frostline.core.locks import own_folder
 from frostline.core.sizes import size_text
 from frostline.engine import MemoryMeter, ProgressBar, Trainer, start_bar
 from frostline.plan import Plan, document, save_plan, strip_over_time
 from frostline.records import RECORD_FILE, Measured, RunMetrics, RunRecord, now, read_record, write_record
+from frostline.rows import values_of
 from frostline.run._choosing import Chosen
 from frostline.run._config import RunConfig
 from frostline.run._device import autocast
 from frostline.run._judge import JudgedTrainer, clock_of, drop_checkpoints
 from frostline.run._opening import opening_record, predicted_cost
+from frostline.run._phases import Phases
 from frostline.run._prepare import Prepared, prepare, read_data
 from frostline.run._split import split_notice, split_report
 from frostline.run._trials import TRIALS_FILE, read_trials
@@ -67,16 +70,18 @@ def _train(config: RunConfig, resume: bool, console: Console) -> RunRecord:
     checkpoint = _check_folder(folder, config, resume)
     if config.threads:
         torch.set_num_threads(config.threads)
+    phases = Phases()
     before = read_record(folder) if resume and (folder / RECORD_FILE).is_file() else None
     with MemoryMeter() as memory:
         with console.status("reading the data"):
-            data = judged(config, read_data(config))
+            data = judged(config, read_data(config, phases))
         memory.restart()
         chosen = None
         if data.held_out is not None and before is None:
-            chosen = try_plans(config, data, _attempt, console)
+            with phases.of("trials"):
+                chosen = try_plans(config, data, _attempt, console)
             checkpoint = None if chosen.checkpoint is None else str(chosen.checkpoint)
-        with console.status("loading the model and reading the rows"):
+        with phases.of("loading"), console.status("loading the model and reading the rows"):
             prepared = prepare(config, data, before, chosen)
         record = opening_record(prepared)
         for notice in record.notices:
@@ -85,7 +90,7 @@ def _train(config: RunConfig, resume: bool, console: Console) -> RunRecord:
         save_plan(Plan.read(record.plan), folder / PLAN_FILE)
         _write_rows(data.task, folder)
         try:
-            return _run(prepared, record, folder, checkpoint, memory, console)
+            return _run(prepared, record, folder, checkpoint, memory, phases, console)
         except BaseException as error:
             failed = record.model_copy(update={"status": "failed", "error": _one_line(error), "finished": now()})
             with suppress(FrostlineError, OSError):
@@ -99,42 +104,49 @@ def _attempt(config: RunConfig, data: Data, chosen: Chosen) -> JudgedTrainer:
 
 
 def _run(
-    prepared: Prepared, record: RunRecord, folder: Path, checkpoint: str | None, memory: MemoryMeter, console: Console
+    prepared: Prepared,
+    record: RunRecord,
+    folder: Path,
+    checkpoint: str | None,
+    memory: MemoryMeter,
+    phases: Phases,
+    console: Console,
 ) -> RunRecord:
     config, trainer, clock = prepared.config, prepared.trainer, clock_of(isinstance(prepared.config.budget.time, str))
-    before = {} if config.streaming else _before(prepared, folder, checkpoint, console)
+    before = {} if config.streaming else _before(prepared, folder, checkpoint, phases, console)
     memory.restart_peak()
     opened = clock()
-    record = _caching_pass(prepared, record, console)
+    with phases.of("caching"):
+        record = _caching_pass(prepared, record, console)
     spent = prepared.seconds + clock() - opened
     passed_before = trainer.session.active
     caching_peak = memory.peak_bytes if passed_before else None
     before_seconds = trainer.cache_report.seconds
     if config.streaming:  # the model can be evaluated only on rows that passed the bottom
-        before = _before(prepared, folder, checkpoint, console)
+        before = _before(prepared, folder, checkpoint, phases, console)
     bar = ProgressBar(console, config.strategy, memory, prepared.steps, lambda: trainer.last_loss)
     trainer.add_callback(bar)
     watched = watch(trainer, config) if isinstance(trainer, JudgedTrainer) else None
     memory.restart_peak()
     try:
         begun, opened = time.perf_counter(), clock()
-        with quiet_libraries():
+        with phases.of("training"), quiet_libraries():
             trainer.train(resume_from_checkpoint=checkpoint)
         seconds, spent = time.perf_counter() - begun + before_seconds, spent + clock() - opened
     finally:
         bar.close()
     if watched is not None and watched.turned:
-        return _fall(prepared, record, folder, watched.best, spent, memory, console)
+        return _fall(prepared, record, folder, watched.best, spent, memory, phases, console)
     record = _what_became(prepared, record, console, spent)
     routers = router_statistics(prepared.model) or None
     split = split_report(trainer)
     peak = memory.peak_bytes if split is None else sum(split.peak_memory_bytes.values())
-    with disk_errors(folder):
+    with phases.of("saving"), disk_errors(folder):
         prepared.data.tokenizer.save_pretrained(folder)
         save_delta(prepared.model, folder)
     if watched is not None and config.save_steps is None:
         drop_checkpoints(folder, 0)
-    after = _measure(prepared, console)
+    after = _measure(prepared, phases, console)
     write_text(folder / PREDICTIONS_FILE, after.json_lines())
     median = prepared.steps.median
     tokens = config.per_device_train_batch_size * config.gradient_accumulation_steps * prepared.data.mean_length(config)
@@ -161,6 +173,7 @@ def _run(
                 selection_seconds=prepared.chosen.seconds + trainer.seconds_until_settled,
                 caching_peak_memory_bytes=caching_peak,
                 run_peak_memory_bytes=memory.whole_peak_bytes,
+                seconds=phases.seconds,
             ),
             "split": None if split is None else split.document(),
             "routers": routers,
@@ -172,7 +185,14 @@ def _run(
 
 
 def _fall(
-    prepared: Prepared, record: RunRecord, folder: Path, step: int, spent: float, memory: MemoryMeter, console: Console
+    prepared: Prepared,
+    record: RunRecord,
+    folder: Path,
+    step: int,
+    spent: float,
+    memory: MemoryMeter,
+    phases: Phases,
+    console: Console,
 ) -> RunRecord:
     """Go back to the step in which a run was best, since its held-out loss has turned, and let its rate fall."""
     chosen = fall_from(prepared.chosen, step)
@@ -180,9 +200,10 @@ def _fall(
     console.print(f"note: {line}")
     record = record.model_copy(update={"chosen": chosen.choice, "notices": (*record.notices, line)})
     write_record(record, folder)
-    again = prepare(prepared.asked, prepared.data, chosen=chosen)
+    with phases.of("loading"):
+        again = prepare(prepared.asked, prepared.data, chosen=chosen)
     again = replace(again, seconds=again.seconds + spent)
-    return _run(again, record, folder, str(chosen.checkpoint), memory, console)
+    return _run(again, record, folder, str(chosen.checkpoint), memory, phases, console)
 
 
 def _strip(trainer: Trainer) -> tuple[str, ...]:
@@ -297,19 +318,21 @@ def _same(before: Any, now: Any, find: Callable[[str], str]) -> bool:
     return place.exists() and Path(now).exists() and place.samefile(now)
 
 
-def _before(prepared: Prepared, folder: Path, checkpoint: str | None, console: Console) -> dict[str, float]:
+def _before(
+    prepared: Prepared, folder: Path, checkpoint: str | None, phases: Phases, console: Console
+) -> dict[str, float]:
     """Quality before the first step; a resumed run reads it from its file, since its model has trained already."""
     path = folder / BEFORE_FILE
     if checkpoint is not None and path.is_file():
         return dict(read_json(path, "quality before training"))
-    metrics = _measure(prepared, console).metrics
+    metrics = _measure(prepared, phases, console).metrics
     write_json(path, metrics)
     return metrics
 
 
-def _measure(prepared: Prepared, console: Console) -> Evaluation:
+def _measure(prepared: Prepared, phases: Phases, console: Console) -> Evaluation:
     config = prepared.config
-    with console.status("evaluating"), autocast(config.bf16):
+    with phases.of("evaluation"), console.status("evaluating"), autocast(config.bf16):
         return evaluate(
             prepared.model,
             prepared.data.tokenizer,
@@ -329,7 +352,13 @@ def _history(trainer: Trainer) -> tuple[dict[str, float], ...]:
 def _write_rows(task: Task, folder: Path) -> None:
     """Write which rows of the source the run uses, by the ids of the examples."""
     parts = {"train": task.train, "eval": task.eval, "questions": task.questions}
-    write_json(folder / ROWS_FILE, {name: [example.id for example in part] for name, part in parts.items()})
+    with atomic_file(folder / ROWS_FILE) as path, path.open("w", encoding="utf-8") as file:
+        for number, (name, part) in enumerate(parts.items()):
+            file.write(f"{',' if number else '{'}\n  {json.dumps(name)}: [")
+            for place, own in enumerate(values_of(part, "id", lambda example: example.id)):
+                file.write(f"{',' if place else ''}\n    {json.dumps(own, ensure_ascii=False)}")
+            file.write("\n  ]" if part else "]")
+        file.write("\n}\n")
 
 
 def _one_line(error: BaseException) -> str:

@@ -20,7 +20,7 @@ from frostline.run._judge import FEWEST_ROWS, JudgedTrainer, Watch, clock_of, ho
 from frostline.run._setup import anatomy_of, config_for
 from frostline.run._tournament import Tournament
 from frostline.run._trials import DECAY, FAR, JUDGED, WARM_UP, Attempt, Terms
-from frostline.run._work import Data, workload_of
+from frostline.run._work import Data, evaluation_to_fit, workload_of
 from frostline.strategies import PASSES, AutoOptions, Contenders, Option, auto, contenders, read_options, yardstick
 
 _NO_MATTER = {"model", "task", "out", "report_to", "logging_steps", "eval_steps", "save_steps", "save_total_limit"}
@@ -105,7 +105,8 @@ def try_plans(config: RunConfig, data: Data, make: Make, console: Console) -> Ch
         model_config = config_for(config.model, data.task)
         anatomy = anatomy_of(config.model, data.task)
     dtype = str(model_config.dtype) if config.frozen_dtype == "auto" else config.frozen_dtype
-    situation = situation_of(config, anatomy, workload_of(config, data, anatomy, model_config, dtype))
+    evaluation = evaluation_to_fit(config, data, anatomy, model_config)
+    situation = situation_of(config, anatomy, workload_of(config, data, anatomy, model_config, dtype), evaluation)
     duration = isinstance(config.budget.time, str)
     clock = clock_of(duration)
     step_rows = config.per_device_train_batch_size * config.gradient_accumulation_steps

@@ -16,7 +16,18 @@ from frostline.anatomy import Anatomy, notices
 from frostline.checkpoints import CARD_FILE, load, load_config, load_tokenizer, load_weights
 from frostline.core.errors import CheckpointError, ConfigError, DataError, UnsupportedModel
 from frostline.core.settings import first_error
-from frostline.cost import Prediction, Workload, has_dropout, optimizer_notice, predict_phases, storage_dtype
+from frostline.core.sizes import parse_size
+from frostline.cost import (
+    EvaluationWork,
+    Prediction,
+    Workload,
+    evaluation_memory,
+    has_dropout,
+    optimizer_notice,
+    predict_phases,
+    rows_within,
+    storage_dtype,
+)
 from frostline.plan import Plan, document, phases
 from frostline.records import RECORD_FILE, RunRecord, read_record
 from frostline.run._calibrate import calibrate
@@ -36,6 +47,7 @@ from frostline.run._setup import (
     own_head,
     task_for,
 )
+from frostline.run._work import assumed_evaluation
 from frostline.signals import Probe
 from frostline.strategies import Budget, Choice, Selection, Situation, make_selection
 from frostline.tasks import (
@@ -62,13 +74,20 @@ CHANGED = (
 
 @dataclass(frozen=True)
 class PlannedModel:
-    """A plan for a model, and its predicted cost; `choice` is what a planner chose, where there was a budget."""
+    """A plan for a model, and its predicted cost.
+
+    `evaluation` is the work of an evaluation, as it is assumed, and `evaluation_bytes` its peak memory. `choice` is
+    what a planner chose, where there was a budget. `moves` says that the plan changes while training.
+    """
 
     plan: Plan
     anatomy: Anatomy
     prediction: Prediction
     notices: tuple[str, ...]
+    evaluation: EvaluationWork
+    evaluation_bytes: int
     choice: Choice | None = None
+    moves: bool = False
 
     def document(self) -> dict[str, Any]:
         """What `frostline plan --json` prints."""
@@ -77,7 +96,7 @@ class PlannedModel:
             "boundary": self.plan.boundary,
             "trainable_parameters": self.prediction.trainable_parameters,
             "total_parameters": self.prediction.total_parameters,
-            "predicted": self.prediction.document(),
+            "predicted": {**self.prediction.document(), "evaluation_memory_bytes": self.evaluation_bytes},
             "assumes": dict(self.prediction.assumes),
             "chosen": None if self.choice is None else self.choice.document(),
             "notices": list(self.notices),
@@ -118,12 +137,15 @@ def plan_model(
         if workload.activation_cache:
             raise ConfigError("activation_cache: a row of several texts is not stored: leave activation_cache out")
         workload = workload.model_copy(update={"texts": len(loaded.train[0].choices)})
+    evaluation = assumed_evaluation(anatomy, workload, config)
+    limit = parse_size(budget.memory, "memory") if budget is not None and isinstance(budget.memory, str) else None
     situation = Situation(
         anatomy,
         seed,
         measure=None if task is None else partial(_probe, model, task, seed, workload.length),
         budget=budget or Budget(),
         workload=workload,
+        evaluation=None if limit is None else evaluation.at_most(1),
         speed=calibrate(config, model_class_of(config, loaded), workload) if calibrated else None,
         steps=workload.optimizer_steps,
     )
@@ -135,7 +157,12 @@ def plan_model(
         predict_phases(plans, steps, anatomy, workload, situation.speed) if choice is None else choice.prediction
     )
     found = (*notices(plan, anatomy), *_notices(selection, workload.optim))
-    return PlannedModel(plan, anatomy, prediction, found, choice)
+    work = workload if choice is None else choice.workload
+    if limit is not None:
+        evaluation = evaluation.at_most(rows_within(limit, plan, anatomy, work, evaluation))
+    needs = evaluation_memory(plan, anatomy, work, evaluation)
+    moves = not selection.schedule.settled
+    return PlannedModel(plan, anatomy, prediction, found, evaluation, needs, choice, moves)
 
 
 def _notices(selection: Selection, optim: str) -> Iterator[str]:

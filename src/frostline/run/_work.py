@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from frostline.anatomy import Anatomy
-from frostline.core.labels import IGNORED
-from frostline.cost import EvaluationWork, Workload, has_dropout, storage_dtype
+from frostline.core.sizes import parse_size
+from frostline.cost import EvaluationWork, Workload, has_dropout, rows_within, storage_dtype
 from frostline.engine import GroupedByLength
 from frostline.run._config import RunConfig
 from frostline.run._device import uses_bfloat16
-from frostline.tasks import MOST_ROWS, Encoded, Task, TaskKind, eval_batch_size, model_kind
+from frostline.surgery import Applied
+from frostline.tasks import MOST_ROWS, Encoded, Task, TaskKind, eval_batch_size, model_kind, rows_that_fit
 
 
 @dataclass(frozen=True)
@@ -78,18 +79,53 @@ def evaluation_of(config: RunConfig, data: Data, anatomy: Anatomy, model_config:
     generated = task.generate_rows if config.generate_rows is None else config.generate_rows
     questions = len(task.questions or task.eval)
     writes = task.kind is TaskKind.GENERATION and not config.streaming
-    labelled = data.eval_rows.token_labels(shifted=False)
+    labelled = data.eval_rows.label_lengths
     language = bool(labelled) and task.kind is not TaskKind.TAGGING
     return EvaluationWork(
-        rows=min(rows, len(data.eval_rows)) * data.eval_rows.texts,
+        rows=min(rows, len(data.eval_rows)),
         length=max(data.eval_rows.lengths),
-        positions=max(map(len, labelled), default=1),
+        positions=max(labelled, default=1),
         width=anatomy.vocab_size if language else max(1, len(task.labels)),
         prompts=min(config.per_device_eval_batch_size or MOST_ROWS, generated, questions) if writes else 0,
         new_tokens=decoding["max_new_tokens"],
         beams=decoding.get("num_beams", 1),
         keeps=model_kind(model_config) == "decoder",
+        texts=data.eval_rows.texts,
+        stored=config.streaming,
     )
+
+
+def assumed_evaluation(anatomy: Anatomy, workload: Workload, model_config: Any) -> EvaluationWork:
+    """The evaluation of work whose rows are not read: rows of the workload's length, and no texts to write."""
+    width = anatomy.head_linears[-1].out_features if anatomy.head_linears else 1
+    positions = (workload.label_tokens or workload.length) if width == anatomy.vocab_size else 1
+    rows = min(rows_that_fit(positions, width), workload.rows)
+    keeps = model_kind(model_config) == "decoder"
+    return EvaluationWork(rows, workload.length, positions, width, keeps=keeps, texts=workload.texts)
+
+
+def evaluation_to_fit(config: RunConfig, data: Data, anatomy: Anatomy, model_config: Any) -> EvaluationWork | None:
+    """The evaluation whose batches have to fit in the budget; None where their size is given, or memory is no size."""
+    chosen = isinstance(config.budget.memory, str) and config.per_device_eval_batch_size is None
+    return evaluation_of(config, data, anatomy, model_config) if chosen else None
+
+
+def with_eval_batch(config: RunConfig, data: Data, applied: Applied) -> RunConfig:
+    """The config with an evaluation's batch that fits in the budget, where the usual one does not.
+
+    Args:
+        config: with the settings that a planner chose.
+        data: the run's rows.
+        applied: what the plan did to the model.
+    """
+    work = evaluation_to_fit(config, data, applied.anatomy, applied.config)
+    if work is None:
+        return config
+    workload = workload_of(config, data, applied.anatomy, applied.config, applied.base_dtype)
+    limit = parse_size(str(config.budget.memory), "memory")
+    rows = rows_within(limit, applied.plan, applied.anatomy, workload, work)
+    fits = rows >= max(work.rows, work.prompts)
+    return config if fits else config.model_copy(update={"per_device_eval_batch_size": rows})
 
 
 def _expected_longest(lengths: Sequence[int], count: int) -> float:
@@ -105,13 +141,12 @@ def _expected_longest(lengths: Sequence[int], count: int) -> float:
 def _label_share(data: Data, length: int) -> float:
     """The share of the positions, of `length` in a row, from which the loss reads: a decoder's are those before a
     label."""
-    targets = data.rows.token_labels(shifted=data.task.kind is not TaskKind.TAGGING)
-    if not targets:
+    targets = data.rows.label_counts(shifted=data.task.kind is not TaskKind.TAGGING)
+    if not len(targets):
         return 1.0
-    labels = sum(sum(label != IGNORED for label in row) for row in targets)
-    return min(1.0, float(labels) / (len(targets) * length))
+    return min(1.0, float(targets.sum()) / (len(targets) * length))
 
 
 def _target_length(data: Data) -> int | None:
-    lengths = [sum(label != IGNORED for label in labels) for labels in data.rows.token_labels(shifted=False)]
-    return round(sum(lengths) / len(lengths)) if lengths else None
+    lengths = data.rows.label_counts(shifted=False)
+    return round(int(lengths.sum()) / len(lengths)) if len(lengths) else None

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 from pydantic import Field, field_validator
 
 from frostline.core.settings import Options
-from frostline.cost import Workload, memory, predict, run_flops, run_seconds
+from frostline.cost import Workload, evaluation_memory, memory, predict, run_flops, run_seconds
 from frostline.plan import Full, Lora, Plan
 from frostline.strategies._adapted import adapted_plan
 from frostline.strategies._choice import AboveMode
@@ -92,6 +92,7 @@ class Candidates:
         self.setups = tuple(dict.fromkeys(self._setups()))
         self._plans: dict[tuple[AboveMode, int, bool], Plan] = {}
         self._uses: dict[tuple[str, Candidate], float] = {}
+        self._evaluating: dict[tuple[AboveMode, int, bool], int] = {}
 
     def spending(self, time: float | None) -> Candidates:
         """The same candidates with another time to spend; what was predicted stays known."""
@@ -158,9 +159,19 @@ class Candidates:
         settings = abs(math.log(ratio)), setup.activation_checkpointing, setup.activation_cache, -ratio
         return (-self.gain(candidate), self.taken(candidate), *settings)
 
+    def evaluation(self, candidate: Candidate) -> int:
+        """Peak bytes of the evaluation that has to fit too: the same for all batches and settings of a plan."""
+        work, key = self._situation.evaluation, _key(candidate)
+        if work is None:
+            return 0
+        if key not in self._evaluating:
+            plan, workload = self.plan(candidate), self._work(candidate, 1.0)
+            self._evaluating[key] = evaluation_memory(plan, self._situation.anatomy, workload, work)
+        return self._evaluating[key]
+
     def plan(self, candidate: Candidate) -> Plan:
         """The plan of a candidate."""
-        key = candidate.setup.mode, candidate.boundary, candidate.setup.untie
+        key = _key(candidate)
         if key not in self._plans:
             self._plans[key] = _plan(self._situation, *key, self._freedom.lora)
         return self._plans[key]
@@ -251,10 +262,14 @@ class Candidates:
         plan, workload = self.plan(candidate), self._work(candidate, _TIMES.get(resource, 1.0))
         anatomy, speed = self._situation.anatomy, self._situation.speed
         if resource == "memory":
-            return memory(plan, anatomy, workload).peak
+            return max(memory(plan, anatomy, workload).peak, self.evaluation(candidate))
         if resource == "disk":
             return predict(plan, anatomy, workload).disk_bytes if candidate.setup.activation_cache else 0.0
         return run_flops(plan, anatomy, workload) if speed is None else run_seconds(plan, anatomy, workload, speed)
+
+
+def _key(candidate: Candidate) -> tuple[AboveMode, int, bool]:
+    return candidate.setup.mode, candidate.boundary, candidate.setup.untie
 
 
 def _plan(situation: Situation, mode: AboveMode, boundary: int, untie: bool, lora: Lora) -> Plan:

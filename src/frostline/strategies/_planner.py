@@ -120,13 +120,14 @@ class Planner:
 
     def _option(self, candidate: Candidate) -> Option:
         plan, workload = self.candidates.plan(candidate), self.candidates.workload(candidate)
+        prediction = predict(plan, self.situation.anatomy, workload, self.situation.speed)
         return Option(
             mode=candidate.setup.mode,
             plan=plan,
             workload=workload,
             expected_gain=self.candidates.gain(candidate),
-            prediction=predict(plan, self.situation.anatomy, workload, self.situation.speed),
-            memory_share=self.candidates.use("memory", candidate) / self.whole.memory,
+            prediction=prediction,
+            memory_share=prediction.peak_memory_bytes / self.whole.memory,
             time_share=self.candidates.taken(candidate) / self.whole.time,
         )
 
@@ -186,7 +187,10 @@ class Planner:
     def _short(self, limit: Limit, found: Candidate, within: str = "") -> str:
         use = self.candidates.use(limit.resource, found)
         needs, more = limit.text(use, enough=True), limit.text(use - limit.amount)
-        return f"{limit}{within}: use {limit.resource}={needs} ({more} more), for {self._option(found).what}"
+        what = self._option(found).what
+        if limit.resource == "memory" and use == self.candidates.evaluation(found):
+            what += ", evaluated row by row"
+        return f"{limit}{within}: use {limit.resource}={needs} ({more} more), for {what}"
 
     def _least(self, limit: Limit, within: Sequence[Limit]) -> Candidate | None:
         """The candidate that needs least of a resource, of the highest boundary on each ladder.

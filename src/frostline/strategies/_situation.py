@@ -10,7 +10,7 @@ from torch import nn
 
 from frostline.anatomy import Anatomy, find_anatomy
 from frostline.core.errors import ConfigError
-from frostline.cost import Speed, Workload
+from frostline.cost import EvaluationWork, Speed, Workload
 from frostline.signals import Probe
 from frostline.strategies._budget import Budget
 
@@ -28,6 +28,7 @@ class Situation:
         measure: measures signals of the model on its task; None without a task, or without weights.
         budget: how much time and memory training may use.
         workload: the work that the cost is predicted for.
+        evaluation: the evaluation that has to stay within the budget's memory too; None: it is not counted.
         speed: how fast this machine does it; None where it was not measured.
         decided: what a planner must not change: settings of the workload, `steps`, and `untie`.
         steps: optimizer steps of the training; None where they are not known.
@@ -38,6 +39,7 @@ class Situation:
     measure: Measure | None = field(default=None, repr=False)
     budget: Budget = field(default_factory=Budget)
     workload: Workload = field(default_factory=Workload)
+    evaluation: EvaluationWork | None = None
     speed: Speed | None = None
     decided: frozenset[str] = frozenset()
     steps: int | None = None

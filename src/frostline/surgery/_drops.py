@@ -8,7 +8,7 @@ so the backward pass runs no block again that was left out.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from functools import partial
 from typing import Any, NoReturn
 
@@ -20,20 +20,34 @@ from torch.utils.hooks import RemovableHandle
 from frostline.adapters import kind_of
 from frostline.anatomy import Anatomy, Block, adapted, skippable, stacks
 from frostline.core.errors import FrostlineError, PlanError, first_line
-from frostline.hooks import Override, Passes, Turns, attribute_set, hidden_given, undisturbed
+from frostline.hooks import (
+    Override,
+    Passes,
+    PerThread,
+    Turns,
+    attribute_set,
+    hidden_given,
+    overridden,
+    undisturbed,
+)
 from frostline.plan import Plan
 from frostline.surgery._tokens import cannot_run, three_tokens
 
 Run = Callable[..., Any]
 
 
-def check_drops(plan: Plan, anatomy: Anatomy) -> None:
-    """Raises `PlanError` when `plan` leaves out blocks or adapters that it cannot do without."""
+def check_drops(model: nn.Module, plan: Plan, anatomy: Anatomy) -> None:
+    """Raises `PlanError` when `plan` leaves out blocks or adapters that `model` cannot do without."""
     layerdrop, adapterdrop = plan.forward.layerdrop, plan.forward.adapterdrop
-    if layerdrop.p and not any(skippable(plan, anatomy)):
+    if layerdrop.acts and not any(skippable(plan, anatomy)):
         raise PlanError("forward.layerdrop: no block trains that could be skipped: use a plan that trains some blocks")
+    if layerdrop.acts and cannot_run(model):
+        raise PlanError(
+            "forward.layerdrop: a part of the model is not in memory, so what its blocks return cannot be seen: use "
+            "the whole model"
+        )
     with_adapters = adapted(plan)
-    if adapterdrop.robust and not with_adapters:
+    if adapterdrop.acts and not with_adapters:
         raise PlanError("forward.adapterdrop: no block has an adapter: use a plan with adapters, such as lora")
     if adapterdrop.evaluate and adapterdrop.evaluate >= len(with_adapters):
         raise PlanError(
@@ -62,10 +76,17 @@ def install_drops(model: nn.Module, plan: Plan, anatomy: Anatomy) -> Iterator[Re
         anatomy: its blocks.
     """
     with_adapters = adapted(plan)
-    forms = _forms_in(model, anatomy) if plan.forward.layerdrop.p else {}
+    forms = _forms_in(model, anatomy) if plan.forward.layerdrop.acts else {}
     for stack, able in zip(stacks(anatomy), skippable(plan, anatomy), strict=True):
         if able or set(with_adapters) & {block.index for block in stack}:
             yield from _Stack(model, plan, stack, able, with_adapters, forms).install()
+
+
+class _Running(PerThread):
+    """The passes through a stack that run in this thread, the innermost one last: what undoes their replacements."""
+
+    def __init__(self) -> None:
+        self.passes: list[ExitStack] = []
 
 
 class _Stack:
@@ -99,7 +120,7 @@ class _Stack:
         self._forms = forms
         # What a block does is replaced for all threads, so passes through the stack run one after the other.
         self._turns = Turns()
-        self._undo: list[ExitStack] = []
+        self._running = _Running()
 
     def install(self) -> Iterator[RemovableHandle]:
         yield self._holder.register_forward_pre_hook(self._begin)
@@ -108,15 +129,13 @@ class _Stack:
 
     def _begin(self, _holder: nn.Module, _inputs: Any) -> None:
         if torch.compiler.is_compiling():
-            raise FrostlineError(
-                "forward: a compiled model would leave out the same blocks in every pass: leave it out"
-            )
+            raise FrostlineError("forward: what a pass leaves out cannot be compiled: leave torch.compile out")
         self._turns.take()
         training = any(block.training for block in self._watched)  # the holder itself may be in eval mode
         skipped = self._skipped() if training else self._pruned()
         bare = set(self._adapted[: self._how_many_bare(training)]) & self._blocks.keys()
         undo = ExitStack()
-        self._undo.append(undo)
+        self._running.passes.append(undo)
         for index in skipped:
             undo.callback(_Replaced(self._blocks[index], partial(self._identity, index)).remove)
         for index in bare - skipped:
@@ -127,8 +146,8 @@ class _Stack:
         self._passes.made += block.training
 
     def _end(self, _holder: nn.Module, _inputs: Any, _output: Any) -> None:
-        if self._undo:
-            self._undo.pop().close()
+        if self._running.passes:
+            self._running.passes.pop().close()
             self._turns.give_back()
 
     def _skipped(self) -> set[int]:
@@ -155,11 +174,6 @@ class _Stack:
 
     def _identity(self, index: int, own: Run, *args: Any, **kwargs: Any) -> Any:
         """What a skipped block returns: the states that it is given, in the form in which it returns its own."""
-        if index not in self._forms:
-            raise FrostlineError(
-                "forward.layerdrop: what a block returns was not known when the plan was applied, because a part of "
-                "the model was not in memory: use the whole model"
-            )
         form, hidden = self._forms[index], hidden_given(args, kwargs)
         if form is None:
             return hidden
@@ -174,10 +188,8 @@ _Form = tuple[int | str, ...] | None
 
 
 def _forms_in(model: Any, anatomy: Anatomy) -> dict[int, _Form]:
-    """What each block returns in a pass of three tokens. Empty where a part of the model is not in memory."""
+    """What each block returns in a pass of three tokens."""
     forms: dict[int, _Form] = {}
-    if cannot_run(model):
-        return forms
 
     def note(index: int, _block: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         forms[index] = _form_of(output, args, kwargs)
@@ -248,18 +260,15 @@ class _Replaced:
 
 def _bare(block: nn.Module, own: Run, *args: Any, **kwargs: Any) -> Any:
     """A block without its adapters. Nothing in it or below it trains then, so a pass in training needs no gradients."""
+    layers = [layer for layer in block.modules() if isinstance(layer, BaseTunerLayer)]
+    for layer in layers:
+        if layer.merged:
+            layer.unmerge()
     grad = torch.is_grad_enabled() and not block.training
-    with torch.set_grad_enabled(grad), attribute_set(block, "gradient_checkpointing", False), _adapters_off(block):
+    base = overridden({layer: partial(_base_of, layer) for layer in layers})
+    with torch.set_grad_enabled(grad), attribute_set(block, "gradient_checkpointing", False), base:
         return own(*args, **kwargs)
 
 
-@contextmanager
-def _adapters_off(block: nn.Module) -> Iterator[None]:
-    layers = [layer for layer in block.modules() if isinstance(layer, BaseTunerLayer) and not layer.disable_adapters]
-    for layer in layers:
-        layer._disable_adapters = True  # PEFT's own method would also change what requires gradients
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer._disable_adapters = False
+def _base_of(layer: Any, *args: Any, **kwargs: Any) -> Any:
+    return layer.base_layer(*args, **kwargs)

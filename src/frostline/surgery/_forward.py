@@ -64,7 +64,7 @@ def check_forward(model: nn.Module, plan: Plan, anatomy: Anatomy) -> None:
     """Raises `PlanError` when `plan.forward` cannot be computed exactly on `model`, which is left as it was."""
     if not plan.forward.changes:
         return
-    check_drops(plan, anatomy)
+    check_drops(model, plan, anatomy)
     name, config = type(model).__name__, model.config.to_dict()  # type: ignore[operator, union-attr]
     # Some models read it from their config in each pass, others have copied it to a module.
     own = [value for key, value in config.items() if key.endswith("layerdrop")]

@@ -10,7 +10,7 @@ from frostline.tasks._collate import Collator, pad_rows
 from frostline.tasks._decoding import Decoding
 from frostline.tasks._encode import Encoded, able_models, encode
 from frostline.tasks._entities import entities, entity_scores
-from frostline.tasks._eval_batches import MOST_ROWS, eval_batch_size
+from frostline.tasks._eval_batches import MOST_ROWS, eval_batch_size, rows_that_fit
 from frostline.tasks._evaluate import Evaluation, evaluate, generation_examples
 from frostline.tasks._generate import generate_texts
 from frostline.tasks._load import load_task
@@ -82,6 +82,7 @@ __all__ = [
     "prepare_tokenizer",
     "read_chats",
     "rouge",
+    "rows_that_fit",
     "score_texts",
     "spearman",
     "text_scores",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from frostline.core.errors import ConfigError
 from frostline.rows import (
@@ -20,19 +21,28 @@ from frostline.rows import (
     labelled,
     reading_notices,
     row_labels,
+    some_of,
     spelling_notices,
+    store,
+    values_of,
 )
 from frostline.tasks._examples import make_examples
-from frostline.tasks._splits import content_of, draw_rows, hold_out
+from frostline.tasks._splits import draw_rows, hold_out, repeated
+from frostline.tasks._stored import EXAMPLES
 from frostline.tasks._task import METRICS, Example, Scorer, Task, score_texts
 
-Numbered = Sequence[tuple[int, Row]]
 WITH_NAMES = (TaskKind.CLASSIFICATION, TaskKind.MULTI_LABEL, TaskKind.TAGGING)
 ONE_LABEL = (TaskKind.CLASSIFICATION, TaskKind.CHOICE)
 
 
 def task_of_rows(
-    name: str, train: Rows, evaluation: Rows | None, reading: Reading, options: TaskOptions, source: str
+    name: str,
+    train: Rows,
+    evaluation: Rows | None,
+    reading: Reading,
+    options: TaskOptions,
+    source: str,
+    place: Path | None = None,
 ) -> Task:
     """Make a task from a user's own rows, with notices that say how they were read.
 
@@ -45,22 +55,24 @@ def task_of_rows(
         reading: how rows become examples.
         options: what the user wrote.
         source: where the rows are from: a path or a hub id.
+        place: a folder for the examples, where they are too many for memory; None: they are lists.
 
     Raises `DataError` with the place of the first bad row, also when that row would not be drawn.
     """
     splits = [train] if evaluation is None else [train, evaluation]
     column = reading.optional("label")
     notices: list[str] = []
-    kept: list[Numbered] = []
+    kept: list[Sequence[int]] = []
     for rows in splits:
         found, left_out = (
             labelled(rows, column, options)
             if column is not None and reading.kind in ONE_LABEL
-            else (list(enumerate(rows.rows)), [])
+            else (range(len(rows.rows)), [])
         )
         kept.append(found)
         notices += left_out
-    all_rows = [row for rows in kept for _, row in rows]
+    some = [_some(rows, found) for rows, found in zip(splits, kept, strict=True)]
+    all_rows: Sequence[Row] = some[0] if evaluation is None else [*some[0], *some[1]]
     if reading.kind in (TaskKind.MULTI_LABEL, TaskKind.TAGGING):
         tags = reading.kind is TaskKind.TAGGING
         check_list_marks(all_rows, reading.column("tags" if tags else "label"), options, tags=tags)
@@ -68,25 +80,25 @@ def task_of_rows(
         reading = replace(reading, label_form=label_form(all_rows, reading, train.origin))
     elif reading.kind is TaskKind.MULTI_LABEL and _are_flags(all_rows, reading.column("label")):
         reading = replace(reading, label_form="flags")
-    labels = options.labels or _labels_of([row for _, row in kept[0]], reading)
+    labels = options.labels or _labels_of(some[0], reading)
     if reading.kind is TaskKind.CLASSIFICATION and column is not None:
         notices += spelling_notices(all_rows, column)
-    examples = _examples("train", kept[0], reading, labels)
+    examples = _examples("train", kept[0], some[0], reading, labels, place)
     if evaluation is not None:
-        eval_examples = _examples("eval", kept[1], reading, labels)
+        eval_examples = _examples("eval", kept[1], some[1], reading, labels, place)
         notices += _repeated(examples, eval_examples)
         if options.eval_share != TaskOptions().eval_share:
             notices.append("data.eval_share is not used: there are evaluation rows")
     else:
         examples, eval_examples, held_out = hold_out(
-            examples, reading.kind, labels, options.eval_share, options.seed, train.origin
+            examples, reading.kind, labels, options.eval_share, options.seed, train.origin, _file(place, "eval")
         )
         notices += held_out
     if options.labels and reading.kind not in (*WITH_NAMES, TaskKind.CHOICE):
         raise ConfigError(f"data.labels: a {reading.kind} task has no labels: leave it out")
     names = labels if reading.kind in WITH_NAMES else ()
     task = _task(name, examples, eval_examples, reading.kind, options, names, source)
-    outcome = _outcome(reading, names, [*examples, *eval_examples])
+    outcome = _outcome(reading, names, (examples, eval_examples))
     return replace(task, notices=(*reading_notices(reading, splits, outcome), *notices))
 
 
@@ -119,22 +131,37 @@ def build_task(
     a main metric that the kind of task does not have.
     """
     train_examples, eval_examples = (
-        _examples(split, list(enumerate(part.rows)), reading, labels or ())
+        _examples(split, range(len(part.rows)), part.rows, reading, labels or (), None)
         for split, part in (("train", train), ("eval", evaluation))
     )
     task = _task(name, train_examples, eval_examples, reading.kind, options, labels or (), source)
     return replace(task, metric=main_metric(reading.kind, options, metric), score=score)
 
 
-def _examples(split: str, rows: Numbered, reading: Reading, labels: tuple[str, ...]) -> list[Example]:
+def _examples(
+    split: str,
+    places: Sequence[int],
+    rows: Sequence[Row],
+    reading: Reading,
+    labels: tuple[str, ...],
+    folder: Path | None,
+) -> Sequence[Example]:
     """Row n of a split, counted from 0 in the source, has the id `train:n` or `eval:n`, also when only some are drawn
-    or a training row is held out."""
-    return make_examples(((f"{split}:{i}", row) for i, row in rows), reading, labels)
+    or a training row is held out. `places` are those of `rows` in the source."""
+    named = ((f"{split}:{i}", row) for i, row in zip(places, rows, strict=True))
+    return store(make_examples(named, reading, labels), EXAMPLES, _file(folder, split))
+
+
+def _file(folder: Path | None, split: str) -> Path | None:
+    return None if folder is None else folder / f"{split}.examples"
+
+
+def _some(rows: Rows, places: Sequence[int]) -> Sequence[Row]:
+    return rows.rows if len(places) == len(rows.rows) else some_of(rows.rows, places)
 
 
 def _repeated(train: Sequence[Example], evaluation: Sequence[Example]) -> Iterator[str]:
-    seen = {content_of(example) for example in train}
-    if count := sum(content_of(example) in seen for example in evaluation):
+    if count := repeated(train, evaluation):
         yield (
             f"{count} of {len(evaluation)} evaluation rows have the content of a training row: scores on them do not "
             "show how the model does on new rows"
@@ -143,8 +170,8 @@ def _repeated(train: Sequence[Example], evaluation: Sequence[Example]) -> Iterat
 
 def _task(
     name: str,
-    train: list[Example],
-    evaluation: list[Example],
+    train: Sequence[Example],
+    evaluation: Sequence[Example],
     kind: TaskKind,
     options: TaskOptions,
     labels: tuple[str, ...],
@@ -198,10 +225,11 @@ def _are_flags(rows: Iterable[Row], column: str) -> bool:
     )
 
 
-def _outcome(reading: Reading, labels: Sequence[str], examples: Sequence[Example]) -> str:
+def _outcome(reading: Reading, labels: Sequence[str], splits: Sequence[Sequence[Example]]) -> str:
     """What is predicted, in short."""
     if reading.kind is TaskKind.REGRESSION:
-        values = [example.value for example in examples if example.value is not None]
+        every = (value for part in splits for value in values_of(part, "value", lambda example: example.value))
+        values = [value for value in every if value is not None]
         return f"regression, {min(values):g} to {max(values):g}"
     words = {
         TaskKind.CLASSIFICATION: ("class", "classes"),

@@ -7,16 +7,25 @@ Rows have no padding: the collator adds it, and the attention mask.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
 from typing import Any, overload
 
+import numpy as np
+
+from frostline.core.cache import LABEL
 from frostline.core.errors import DataError, UnsupportedModel, a_noun
 from frostline.core.labels import IGNORED
-from frostline.rows import TaskKind
+from frostline.core.row_files import kept_rows, scratch
+from frostline.rows import Stored, TaskKind, chunks_of, store
 from frostline.tasks._chat import chat_rows
 from frostline.tasks._clip import clip_texts
 from frostline.tasks._encode_heads import (
+    Whole,
     answer_windows,
     as_completions,
     choices,
@@ -25,10 +34,23 @@ from frostline.tasks._encode_heads import (
     pairs,
     tagged_words,
 )
+from frostline.tasks._stored import FIGURES, Encoding, figures, stored_figure, texts_of
 from frostline.tasks._task import Example, Split, Task
-from frostline.tasks._tokenize import ModelKind, Tokens, check_ids, continuation_tokens, ended, prompt_tokens
+from frostline.tasks._tokenize import (
+    ModelKind,
+    Tokens,
+    check_ids,
+    continuation_tokens,
+    ended,
+    prompt_tokens,
+    tokenizer_content,
+)
 
 EncodedRow = dict[str, Any]
+Counts = np.ndarray[Any, np.dtype[np.int64]]
+FORMAT = 1
+"""Of the kept rows. It grows when an encoding changes."""
+ROWS = "tokens.arrow"
 _log = logging.getLogger(__name__)
 
 
@@ -54,34 +76,53 @@ class Encoded(Sequence[EncodedRow]):
     def __len__(self) -> int:
         return len(self.rows)
 
+    def __iter__(self) -> Iterator[EncodedRow]:
+        return iter(self.rows)
+
     def check_ids(self, tokenizer: Any, config: Any, advice: str = "") -> None:
         """Check that a model of `config` knows every token of the rows (`tasks._tokenize.check_ids`).
 
         Raises `UnsupportedModel` or `DataError` too where the head of an encoder-decoder would not find its end token.
         """
-        texts: list[list[int]] = []
-        for row in self.rows:
-            ids = row["input_ids"]
-            texts += ids if isinstance(ids[0], list) else [ids]
-        labels = [row["labels"] for row in self.rows if isinstance(row.get("labels"), list)]
-        check_ids(tokenizer, [*texts, *labels], config, advice)
-        if config.is_encoder_decoder and not self.token_labels(shifted=False):
-            _check_ends(tokenizer, texts, config)
+        known = getattr(config.get_text_config(), "vocab_size", None)
+        some_unknown = known is not None and any(self._figure("largest") >= known)
+        labels = (row["labels"] for row in self.rows if isinstance(row.get("labels"), list))
+        check_ids(tokenizer, chain(texts_of(self.rows), labels) if some_unknown else (), config, advice)
+        if config.is_encoder_decoder and not len(self.label_counts(shifted=False)):
+            _check_ends(tokenizer, texts_of(self.rows), config)
 
     @property
     def lengths(self) -> list[int]:
         """The number of input tokens of each row; of its longest text, where a row has several."""
-        rows = (row["input_ids"] for row in self.rows)
-        return [max(map(len, ids)) if isinstance(ids[0], list) else len(ids) for ids in rows]
+        return list(self._figure("length").tolist())
 
-    def token_labels(self, *, shifted: bool) -> list[list[int]]:
-        """The labels of each row's tokens; empty where a row has a label of its own, or the places of an answer.
+    @property
+    def label_lengths(self) -> list[int]:
+        """How many labels of tokens each row has; empty where a row has a label of its own, or the places of an answer.
+
+        Rows without such labels are left out.
+        """
+        found = self._figure("labels_count")
+        return list(found[found >= 0].tolist())
+
+    def label_counts(self, *, shifted: bool) -> Counts:
+        """How many labels of tokens the loss counts in each row; rows without such labels are left out.
 
         With `shifted`, each token is predicted from those before it, so that the first one's label does not count.
         """
-        found = (row.get("labels") for row in self.rows)
-        of_tokens = [labels for labels in found if isinstance(labels, list) and all(isinstance(x, int) for x in labels)]
-        return [labels[1:] for labels in of_tokens] if shifted else of_tokens
+        counts = self._figure("counted_after_first" if shifted else "counted")
+        return counts[self._figure("labels_count") >= 0]
+
+    def _figure(self, name: str) -> Counts:
+        return self._figures[name] if self._figures else np.asarray(stored_figure(self.rows, name))
+
+    @cached_property
+    def _figures(self) -> Mapping[str, Counts]:
+        """Those of rows in memory. Those of rows in a file are columns there."""
+        if isinstance(self.rows, Stored):
+            return {}
+        table = np.array([figures(row) for row in self.rows], dtype=np.int64).reshape(-1, len(FIGURES))
+        return dict(zip(FIGURES, table.T, strict=True))
 
     @property
     def texts(self) -> int:
@@ -131,34 +172,83 @@ def encode(task: Task, split: Split, tokenizer: Any, max_length: int, kind: Mode
             f"task '{task.name}' is {a_noun(task.kind)} task, which {a_noun(kind)} model cannot do: use "
             f"{' or '.join(map(a_noun, able_models(task.kind)))} model"
         )
-    encoded = list(_ENCODERS[task.kind][kind](task, examples, tokenizer, max_length))
-    rows = [
-        {**row, "example_id": example.id}
-        for (own, _), example in zip(encoded, examples, strict=True)
-        for row in (own if isinstance(own, list) else [own])
-    ]
-    truncated = sum(cut for _, cut in encoded)
-    if truncated:
-        _log.info("%s, %s: %d of %d examples cut to %d tokens", task.name, split, truncated, len(examples), max_length)
-    return Encoded(rows, truncated)
+    if isinstance(examples, Stored):
+        encoded = _kept(task, split, examples, tokenizer, max_length, kind)
+    else:
+        cuts: list[bool] = []
+        encoded = Encoded(list(_rows(task, examples, tokenizer, max_length, kind, cuts.append)), sum(cuts))
+    if cut := encoded.truncated:
+        _log.info("%s, %s: %d of %d examples cut to %d tokens", task.name, split, cut, len(examples), max_length)
+    return encoded
+
+
+def _rows(
+    task: Task,
+    examples: Sequence[Example],
+    tokenizer: Any,
+    max_length: int,
+    kind: ModelKind,
+    cut: Callable[[bool], None],
+) -> Iterator[EncodedRow]:
+    """The encoded rows of the examples, which are read as they are needed; `cut` is told of each whether it was cut."""
+    encoder, whole = _ENCODERS[task.kind][kind], Whole.of(examples)
+    for some in chunks_of(examples):
+        for (own, was_cut), example in zip(encoder(task, some, tokenizer, max_length, whole), some, strict=True):
+            cut(was_cut)
+            for row in own if isinstance(own, list) else [own]:
+                yield {**row, "example_id": example.id}
+
+
+def _kept(
+    task: Task, split: Split, examples: Sequence[Example], tokenizer: Any, max_length: int, kind: ModelKind
+) -> Encoded:
+    """Rows in the cache, by the content of the task and of the tokenizer."""
+
+    def make(place: Path) -> dict[str, Any]:
+        cuts: Counter[bool] = Counter()
+        rows = _rows(task, examples, tokenizer, max_length, kind, lambda cut: cuts.update((cut,)))
+        first = next(rows)
+        stored = store(chain([first], rows), Encoding.like(first), place / ROWS)
+        return {"rows": len(stored), "truncated": cuts[True]}
+
+    content = tokenizer_content(tokenizer)
+    if content is None:
+        folder = scratch()
+        facts: Mapping[str, Any] = make(folder)
+    else:
+        folder, facts = kept_rows(
+            {
+                LABEL: f"tokens of {task.name}, {split}",
+                "holds": "tokens",
+                "format": FORMAT,
+                "task": task.fingerprint,
+                "split": split,
+                "train_on_prompt": task.train_on_prompt,
+                "tokenizer": content,
+                "max_length": max_length,
+                "kind": kind,
+            },
+            make,
+        )
+    return Encoded(Stored(folder / ROWS, Encoding.of(folder / ROWS)), facts["truncated"])
 
 
 EncodedRows = Iterator[tuple[EncodedRow | list[EncodedRow], bool]]
 """For each example its row, or rows, and whether it was cut."""
-Encoder = Callable[[Task, Sequence[Example], Any, int], EncodedRows]
+Encoder = Callable[[Task, Sequence[Example], Any, int, Whole], EncodedRows]
 
 
 def _right_choices(write: Encoder) -> Encoder:
     """Rows of the right choices alone, as completions."""
 
-    def rows(task: Task, examples: Sequence[Example], tokenizer: Any, max_length: int) -> EncodedRows:
+    def rows(task: Task, examples: Sequence[Example], tokenizer: Any, max_length: int, whole: Whole) -> EncodedRows:
         right = [as_completions(example)[example.label or 0] for example in examples]
-        return write(task, right, tokenizer, max_length)
+        return write(task, right, tokenizer, max_length, whole)
 
     return rows
 
 
-def _completions(task: Task, examples: Sequence[Example], tokenizer: Any, max_length: int) -> EncodedRows:
+def _completions(task: Task, examples: Sequence[Example], tokenizer: Any, max_length: int, whole: Whole) -> EncodedRows:
     prompts, targets = _prompts_and_targets(examples, tokenizer, max_length, closed=False)
     for prompt, target in zip(prompts, targets, strict=True):
         before, after = _fit(prompt, target, max_length)
@@ -179,26 +269,29 @@ def _fit(prompt: Tokens, target: list[int], most: int) -> tuple[list[int], list[
     return prompt.last(kept), target[: most - kept]
 
 
-def _translations(task: Task, examples: Sequence[Example], tokenizer: Any, max_length: int) -> EncodedRows:
+def _translations(
+    task: Task, examples: Sequence[Example], tokenizer: Any, max_length: int, whole: Whole
+) -> EncodedRows:
     prompts, targets = _prompts_and_targets(examples, tokenizer, max_length, closed=True)
     for prompt, target in zip(prompts, targets, strict=True):
         row = {"input_ids": prompt.last(max_length), "labels": target[:max_length]}
         yield row, max(len(prompt.ids), len(target)) > max_length
 
 
-def _language(task: Task, examples: Sequence[Example], tokenizer: Any, max_length: int) -> EncodedRows:
-    chat = any(example.messages for example in examples[:1])
-    return (_chats if chat else _texts)(task, examples, tokenizer, max_length)
+def _language(task: Task, examples: Sequence[Example], tokenizer: Any, max_length: int, whole: Whole) -> EncodedRows:
+    chat = bool(whole.first.messages)
+    return (_chats if chat else _texts)(task, examples, tokenizer, max_length, whole)
 
 
-def _texts(task: Task, examples: Sequence[Example], tokenizer: Any, max_length: int) -> EncodedRows:
+def _texts(task: Task, examples: Sequence[Example], tokenizer: Any, max_length: int, whole: Whole) -> EncodedRows:
     texts = clip_texts(tokenizer, [example.text for example in examples], max_length, "start")
+    end = tokenizer.eos_token_id
     for tokens in prompt_tokens(tokenizer, texts, closed=False):
-        ids = ended(tokenizer, tokens.ids)
+        ids = ended(end, tokens.ids)
         yield {"input_ids": ids[:max_length], "labels": ids[:max_length]}, len(ids) > max_length
 
 
-def _chats(task: Task, examples: Sequence[Example], tokenizer: Any, max_length: int) -> EncodedRows:
+def _chats(task: Task, examples: Sequence[Example], tokenizer: Any, max_length: int, whole: Whole) -> EncodedRows:
     for example in examples:
         rows: list[EncodedRow] = []
         cut, before = False, list[int]()
@@ -218,7 +311,7 @@ def _common_start(one: Sequence[int], other: Sequence[int]) -> int:
     return next((i for i in range(length) if one[i] != other[i]), length)
 
 
-def _check_ends(tokenizer: Any, texts: Sequence[Sequence[int]], config: Any) -> None:
+def _check_ends(tokenizer: Any, texts: Iterable[list[int]], config: Any) -> None:
     """transformers' heads read the state at the last end token, and want the same number of them in all rows."""
     end = config.eos_token_id
     counts = [ids.count(end) for ids in texts]

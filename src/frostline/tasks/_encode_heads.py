@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from frostline.core.errors import DataError, UnsupportedModel
 from frostline.core.labels import IGNORED
-from frostline.rows import TaskKind
+from frostline.rows import TaskKind, values_of
 from frostline.tasks._clip import clip_texts
 from frostline.tasks._task import Example, Task
 from frostline.tasks._tokenize import prompt_tokens
@@ -17,17 +17,39 @@ from frostline.tasks._words import windows, word_tokens
 Row = dict[str, Any]
 
 
-def pairs(task: Task, examples: Sequence[Example], tokenizer: Any, max_length: int) -> Iterator[tuple[Row, bool]]:
+@dataclass(frozen=True)
+class Whole:
+    """What an encoder, which gets some examples of a split at a time, has to know of all of them.
+
+    Attributes:
+        first: the first one.
+        paired: whether any has a second text.
+    """
+
+    first: Example
+    paired: bool
+
+    @classmethod
+    def of(cls, examples: Sequence[Example]) -> Whole:
+        """Of the examples of a split, at least one."""
+        seconds = values_of(examples, "pair", lambda example: example.pair)
+        return cls(examples[0], any(second is not None for second in seconds))
+
+
+def pairs(
+    task: Task, examples: Sequence[Example], tokenizer: Any, max_length: int, whole: Whole
+) -> Iterator[tuple[Row, bool]]:
     """Texts, or pairs of texts, in the tokenizer's own frame; the longer text is cut."""
     firsts = [example.text for example in examples]
     seconds = [example.pair or "" for example in examples]
-    paired = any(example.pair is not None for example in examples)
-    encoded = _paired(tokenizer, firsts, seconds if paired else None, max_length)
+    encoded = _paired(tokenizer, firsts, seconds if whole.paired else None, max_length)
     for example, (row, cut) in zip(examples, encoded, strict=True):
         yield row | {"labels": _label(task, example)}, cut
 
 
-def ended_pairs(task: Task, examples: Sequence[Example], tokenizer: Any, max_length: int) -> Iterator[tuple[Row, bool]]:
+def ended_pairs(
+    task: Task, examples: Sequence[Example], tokenizer: Any, max_length: int, whole: Whole
+) -> Iterator[tuple[Row, bool]]:
     """As `pairs`, with an end token, which the heads of encoder-decoders read, also where the tokenizer adds none.
 
     Raises `UnsupportedModel` for a tokenizer without an end token, or where it is the pad token too.
@@ -38,7 +60,7 @@ def ended_pairs(task: Task, examples: Sequence[Example], tokenizer: Any, max_len
             "this model's head reads the end token, and the tokenizer has none that is not its pad token too: set "
             "eos_token and pad_token"
         )
-    for row, cut in pairs(task, examples, tokenizer, max_length):
+    for row, cut in pairs(task, examples, tokenizer, max_length, whole):
         ids = row["input_ids"]
         if end in ids:
             yield row, cut
@@ -47,7 +69,7 @@ def ended_pairs(task: Task, examples: Sequence[Example], tokenizer: Any, max_len
 
 
 def joined_pairs(
-    task: Task, examples: Sequence[Example], tokenizer: Any, max_length: int
+    task: Task, examples: Sequence[Example], tokenizer: Any, max_length: int, whole: Whole
 ) -> Iterator[tuple[Row, bool]]:
     """Texts, or pairs of texts with a line break between them, cut at the start."""
     texts = [e.text if e.pair is None else f"{e.text}\n{e.pair}" for e in examples]
@@ -57,7 +79,7 @@ def joined_pairs(
 
 
 def tagged_words(
-    task: Task, examples: Sequence[Example], tokenizer: Any, max_length: int
+    task: Task, examples: Sequence[Example], tokenizer: Any, max_length: int, whole: Whole
 ) -> Iterator[tuple[Row, bool]]:
     """Words, with each one's tag on its first token."""
     for example in examples:
@@ -70,7 +92,7 @@ def tagged_words(
 
 
 def answer_windows(
-    task: Task, examples: Sequence[Example], tokenizer: Any, max_length: int
+    task: Task, examples: Sequence[Example], tokenizer: Any, max_length: int, whole: Whole
 ) -> Iterator[tuple[list[Row], bool]]:
     """The windows of each context, with the first and the last token of the first answer.
 
@@ -92,16 +114,18 @@ def answer_windows(
         yield rows, cut
 
 
-def choices(task: Task, examples: Sequence[Example], tokenizer: Any, max_length: int) -> Iterator[tuple[Row, bool]]:
+def choices(
+    task: Task, examples: Sequence[Example], tokenizer: Any, max_length: int, whole: Whole
+) -> Iterator[tuple[Row, bool]]:
     """The text with each of its choices, as pairs: inputs of [choices, tokens].
 
     Raises `DataError` where the examples have different numbers of choices, which the head cannot batch.
     """
-    count = len(examples[0].choices)
+    count = len(whole.first.choices)
     for example in examples:
         if len(example.choices) != count:
             raise DataError(
-                f"{example.id} has {len(example.choices)} choices and {examples[0].id} has {count}: this model's head "
+                f"{example.id} has {len(example.choices)} choices and {whole.first.id} has {count}: this model's head "
                 "needs the same number in all rows: use such rows, or a decoder"
             )
     firsts = [example.text for example in examples for _ in example.choices]

@@ -36,7 +36,7 @@ def eval_batch_size(task: TaskKind, config: Any, encoded: Encoded) -> int:
         encoded: the rows of one split.
     """
     width = vocabulary(task, config)
-    return MOST_ROWS if width is None else _rows_that_fit(max(_logit_positions(encoded), default=0), width)
+    return MOST_ROWS if width is None else rows_that_fit(max(encoded.label_lengths, default=0), width)
 
 
 def batches(encoded: Encoded, size: int | None, width: int | None) -> Iterator[Sequence[int]]:
@@ -49,12 +49,12 @@ def batches(encoded: Encoded, size: int | None, width: int | None) -> Iterator[S
     """
     lengths = encoded.lengths
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    positions = _logit_positions(encoded) if size is None and width else [0] * len(order)
+    positions = encoded.label_lengths if size is None and width else [0] * len(order)
     batch: list[int] = []
     longest = 0
     for place in order:
         longest = max(longest, positions[place])
-        if batch and len(batch) >= (size or _rows_that_fit(longest, width or 1)):
+        if batch and len(batch) >= (size or rows_that_fit(longest, width or 1)):
             yield batch
             batch, longest = [], positions[place]
         batch.append(place)
@@ -62,9 +62,6 @@ def batches(encoded: Encoded, size: int | None, width: int | None) -> Iterator[S
         yield batch
 
 
-def _rows_that_fit(positions: int, width: int) -> int:
+def rows_that_fit(positions: int, width: int) -> int:
+    """How many rows with logits of this width at so many positions fit in a batch."""
     return max(1, min(MOST_ROWS, LOGIT_BYTES // max(1, BYTES_A_LOGIT * positions * width)))
-
-
-def _logit_positions(encoded: Encoded) -> list[int]:
-    return [len(row["labels"]) for row in encoded.rows]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from frostline.core.documents import parse_json
@@ -37,10 +37,10 @@ ROLES = {"human": "user", "gpt": "assistant"}
 """Who speaks in a row of ShareGPT, in the words of chat templates."""
 
 
-def make_examples(rows: Iterable[tuple[str, Row]], reading: Reading, labels: Labels) -> list[Example]:
+def make_examples(rows: Iterable[tuple[str, Row]], reading: Reading, labels: Labels) -> Iterator[Example]:
     """An example for every (id, row). Raises `DataError` with the place of the first bad row."""
     make = _MAKERS["messages" if "messages" in reading.columns else reading.kind]
-    return [make(name, row, reading, labels) for name, row in rows]
+    return (make(name, row, reading, labels) for name, row in rows)
 
 
 def _pair(row: Row, reading: Reading) -> tuple[str, str | None]:

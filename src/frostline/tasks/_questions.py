@@ -73,7 +73,7 @@ class AnswerTask:
             *_left_out(len(train_rows) - len(train), "because the output is empty"),
             *_left_out(len(train) - len(apart), "because the test rows have the same question"),
         ]
-        held: list[Example] = []
+        held: Sequence[Example] = []
         if not self.solved and apart:
             count = held_count(len(apart), options.eval_share, self.train)
             held = draw_rows(apart, count, options.seed, "held out")
@@ -86,18 +86,18 @@ class AnswerTask:
         drawn = draw_rows(apart, options.max_train_rows, options.seed, "train rows")
         if len(drawn) < len(apart):
             notices.append(f"{len(drawn)} of {len(apart)} training rows drawn by seed {options.seed}")
-        test = draw_rows(test, options.max_eval_rows, options.seed, "eval rows")
+        judged = draw_rows(test, options.max_eval_rows, options.seed, "eval rows")
         return Task(
             name=self.sets[0],
             kind=TaskKind.GENERATION,
             train=drawn,
-            eval=test if self.solved else draw_rows(held, options.max_eval_rows, options.seed, "eval rows"),
+            eval=judged if self.solved else draw_rows(held, options.max_eval_rows, options.seed, "eval rows"),
             metric="accuracy" if options.generate_rows else "loss",
             source=str(folder / self.test) if folder else str(self.hub),
             train_on_prompt=options.train_on_prompt,
             generate_rows=options.generate_rows,
             score=score_answers,
-            questions=() if self.solved else test,
+            questions=() if self.solved else judged,
             notices=tuple(notices),
             no_training="" if drawn else self._no_training(folder),
         )
@@ -137,7 +137,7 @@ class AnswerTask:
 def _examples(split: str, rows: Numbered, *, solved: bool) -> list[Example]:
     columns = QUESTION | {"completion": "output"} if solved else QUESTION
     reading = Reading(TaskKind.GENERATION, columns, prompt=INSTRUCTION)
-    return make_examples(((f"{split}:{i}", row) for i, row in rows), reading, ())
+    return list(make_examples(((f"{split}:{i}", row) for i, row in rows), reading, ()))
 
 
 def _question_key(example: Example) -> str:

@@ -2,23 +2,62 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
-from collections import Counter, defaultdict
-from collections.abc import Hashable, Sequence
+from array import array
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
+from pathlib import Path
 from typing import TypeVar
+
+import numpy as np
 
 from frostline.core.errors import DataError
 from frostline.core.seeding import derive_seed
-from frostline.rows import TaskKind
+from frostline.rows import TaskKind, some_of, store
+from frostline.tasks._stored import EXAMPLES
 from frostline.tasks._task import Example
 
 T = TypeVar("T")
 
 
-def content_of(example: Example) -> Hashable:
-    """What a model reads of an example: equal for two rows that repeat each other, whatever their labels."""
-    return (example.text, example.pair, example.messages, example.words, example.choices)
+def content_of(example: Example) -> bytes:
+    """A hash of what a model reads of an example: equal for two rows that repeat each other, whatever their labels."""
+    read = (example.text, example.pair, example.messages, example.words, example.choices)
+    return hashlib.blake2b(repr(read).encode(), digest_size=16).digest()
+
+
+class Groups:
+    """The examples with equal contents, by the hashes of all examples: in the order of their first ones.
+
+    They are numbers in arrays, since there may be millions.
+    """
+
+    def __init__(self, hashes: bytes) -> None:
+        halves = np.frombuffer(hashes, dtype="<u8").reshape(-1, 2)
+        order = np.lexsort((halves[:, 1], halves[:, 0]))  # it is stable, so that those of a group stay in order
+        new = np.ones(len(order), dtype=bool)
+        new[1:] = (halves[order[1:]] != halves[order[:-1]]).any(axis=1)
+        begins = np.flatnonzero(new)
+        by_first = np.argsort(order[begins])
+        self._order, self._begins = order, begins[by_first]
+        self.sizes = np.diff(np.append(begins, len(order)))[by_first]
+        self.first = order[self._begins]
+
+    @classmethod
+    def of_one_each(cls, count: int) -> Groups:
+        """Every example in a group of its own."""
+        found = cls.__new__(cls)
+        found._order = found._begins = found.first = np.arange(count)
+        found.sizes = np.ones(count, dtype=np.int64)
+        return found
+
+    def __getitem__(self, group: int) -> list[int]:
+        begin = self._begins[group]
+        found: list[int] = self._order[begin : begin + self.sizes[group]].tolist()
+        return found
 
 
 def held_count(rows: int, share: float, origin: str) -> int:
@@ -32,8 +71,14 @@ def held_count(rows: int, share: float, origin: str) -> int:
 
 
 def hold_out(
-    examples: Sequence[Example], kind: TaskKind, labels: Sequence[str], share: float, seed: int, origin: str
-) -> tuple[list[Example], list[Example], list[str]]:
+    examples: Sequence[Example],
+    kind: TaskKind,
+    labels: Sequence[str],
+    share: float,
+    seed: int,
+    origin: str,
+    place: Path | None = None,
+) -> tuple[Sequence[Example], Sequence[Example], list[str]]:
     """(Remaining examples, held-out examples, notices); both in their order.
 
     Examples with the same content stay on one side. Of each class the same share is held out, and a class of which
@@ -46,39 +91,54 @@ def hold_out(
         share: which share of the examples is held out.
         seed: draws the held-out examples.
         origin: where they are from, for messages.
+        place: the file for the held-out examples; None: they are a list.
 
     Raises `DataError` when no example would remain.
     """
-    count = held_count(len(examples), share, origin)
-    together = defaultdict(list)
-    for i, example in enumerate(examples):
-        together[content_of(example)].append(i)
-    groups = list(together.values())
+    total = len(examples)
+    count = held_count(total, share, origin)
+    hashes = bytearray()
+    classes: list[frozenset[int]] = []
+    strata_of: list[int | None] = []
+    known: dict[frozenset[int], frozenset[int]] = {}
+    for example in examples:
+        hashes += content_of(example)
+        own = _classes(example)
+        classes.append(known.setdefault(own, own))
+        strata_of.append(example.label if kind is TaskKind.CLASSIFICATION else None)
+    groups = Groups(bytes(hashes))
+    repeats = total - len(groups.sizes)
     # Where few contents make up all rows (a prompt that never changes), too much would be held out with any of them.
-    apart_by_content = min(map(len, groups)) <= min(2 * count, len(examples) // 2)
+    apart_by_content = bool(groups.sizes.min() <= min(2 * count, total // 2))
     if not apart_by_content:
-        groups = [[i] for i in range(len(examples))]
-    strata = defaultdict(list)
-    for group in groups:
-        strata[examples[group[0]].label if kind is TaskKind.CLASSIFICATION else None].append(group)
+        groups = Groups.of_one_each(total)
+    strata: dict[int | None, array[int]] = {}
+    for number, first in enumerate(groups.first.tolist()):
+        strata.setdefault(strata_of[first], array("q")).append(number)
+    sizes = [int(groups.sizes[stratum].sum()) for stratum in strata.values()]
     draw = random.Random(derive_seed(seed, "held out"))
     held: list[list[int]] = []
-    for groups_of_class, quota in zip(strata.values(), _quotas(list(strata.values()), count), strict=True):
+    for stratum, quota in zip(strata.values(), _quotas(sizes, count), strict=True):
         room = quota
-        for group in draw.sample(groups_of_class, len(groups_of_class)):
-            if len(group) <= room:
-                held.append(group)
-                room -= len(group)
+        for number in shuffled(draw, stratum):
+            if groups.sizes[number] <= room:
+                held.append(groups[number])
+                room -= len(held[-1])
     if not held:
-        held = [min(groups, key=len)]
-    kept = _give_back(examples, held)
-    chosen = {i for group in held for i in group}
-    remaining = [example for i, example in enumerate(examples) if i not in chosen]
-    apart = [replace(examples[i], id=examples[i].id.replace("train", "eval")) for i in sorted(chosen)]
-    lost = sorted(set().union(*map(_classes, apart)) - set().union(*map(_classes, remaining)))
+        held = [groups[int(groups.sizes.argmin())]]
+    kept = _give_back(classes, held)
+    chosen = sorted(i for group in held for i in group)
+    inside = np.ones(total, dtype=bool)
+    inside[chosen] = False
+    remaining = some_of(examples, np.flatnonzero(inside).tolist())
+    apart = store(
+        (replace(one, id=one.id.replace("train", "eval")) for one in some_of(examples, chosen)), EXAMPLES, place
+    )
+    here = {one for one, trains in zip(classes, inside.tolist(), strict=True) if trains}
+    lost = sorted(set().union(*(classes[i] for i in chosen)) - set().union(*here))
     evenly = ", the same share of every class" if kind is TaskKind.CLASSIFICATION else ""
-    notices = [f"held out for evaluation: {len(apart)} of {len(examples)} rows{evenly} (data.eval=FILE gives others)"]
-    if repeats := len(examples) - len(together):
+    notices = [f"held out for evaluation: {len(apart)} of {total} rows{evenly} (data.eval=FILE gives others)"]
+    if repeats:
         where = "on one side of the split" if apart_by_content else "on both sides of the split: they are too many"
         notices.append(f"{repeats} rows repeat the content of another row; repeated rows are {where}")
     if kept:
@@ -88,9 +148,29 @@ def hold_out(
     return remaining, apart, notices
 
 
-def _quotas(strata: Sequence[Sequence[Sequence[int]]], count: int) -> list[int]:
+def shuffled(draw: random.Random, items: array[int]) -> array[int]:
+    """`draw.sample(items, len(items))`, in an array."""
+    pool, found = items[:], array("q")
+    for left in range(len(pool), 0, -1):
+        place = draw.randrange(left)
+        found.append(pool[place])
+        pool[place] = pool[left - 1]
+    return found
+
+
+def repeated(train: Sequence[Example], evaluation: Sequence[Example]) -> int:
+    """How many evaluation examples have the content of a training example."""
+    hashes = bytearray()
+    for example in chain(train, evaluation):
+        hashes += content_of(example)
+    groups = Groups(bytes(hashes))
+    in_both = groups.first < len(train)
+    trains = Groups(bytes(hashes[: 16 * len(train)])).sizes
+    return int(groups.sizes[in_both].sum()) - int(trains.sum())
+
+
+def _quotas(sizes: Sequence[int], count: int) -> list[int]:
     """How many examples of each stratum are held out, `count` in all, by largest remainders."""
-    sizes = [sum(map(len, stratum)) for stratum in strata]
     exact = [count * size / sum(sizes) for size in sizes]
     quotas = [int(part) for part in exact]
     order = sorted(range(len(exact)), key=lambda i: quotas[i] - exact[i])
@@ -99,13 +179,15 @@ def _quotas(strata: Sequence[Sequence[Sequence[int]]], count: int) -> list[int]:
     return quotas
 
 
-def _give_back(examples: Sequence[Example], held: list[list[int]]) -> list[int]:
+def _give_back(classes: Sequence[frozenset[int]], held: list[list[int]]) -> list[int]:
     """Take groups out of `held`, in place, until every class has training rows. The classes that it was done for."""
-    total = Counter(label for example in examples for label in _classes(example))
-    out = Counter(label for group in held for i in group for label in _classes(examples[i]))
+    total = Counter(label for own in classes for label in own)
+    if not total:
+        return []
+    out = Counter(label for group in held for i in group for label in classes[i])
     kept: set[int] = set()
     for group in list(held):
-        here = Counter(label for i in group for label in _classes(examples[i]))
+        here = Counter(label for i in group for label in classes[i])
         if (lost := {label for label in here if out[label] == total[label]}) and len(held) > 1:
             held.remove(group)
             out -= here
@@ -113,17 +195,17 @@ def _give_back(examples: Sequence[Example], held: list[list[int]]) -> list[int]:
     return sorted(kept)
 
 
-def _classes(example: Example) -> set[int]:
+def _classes(example: Example) -> frozenset[int]:
     """The classes that an example has. The right one of several choices is none: it is another text in every row."""
     own = () if example.label is None or example.choices else (example.label,)
-    return {label for label in (*own, *(example.labels or ()), *example.tags) if label >= 0}
+    return frozenset(label for label in (*own, *(example.labels or ()), *example.tags) if label >= 0)
 
 
 def _named(classes: Sequence[int], labels: Sequence[str]) -> str:
     return ", ".join(f"'{labels[i]}'" for i in classes[:5]) + (" and others" if len(classes) > 5 else "")
 
 
-def draw_rows(rows: list[T], most: int | None, seed: int, draw: str) -> list[T]:
+def draw_rows(rows: Sequence[T], most: int | None, seed: int, draw: str) -> Sequence[T]:
     """Draw at most `most` rows by `seed`, and keep their order.
 
     Args:
@@ -135,4 +217,4 @@ def draw_rows(rows: list[T], most: int | None, seed: int, draw: str) -> list[T]:
     if most is None or most >= len(rows):
         return rows
     generator = random.Random(derive_seed(seed, draw))
-    return [rows[i] for i in sorted(generator.sample(range(len(rows)), most))]
+    return some_of(rows, sorted(generator.sample(range(len(rows)), most)))

@@ -6,11 +6,11 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
-from frostline.rows import TaskKind
+from frostline.rows import TaskKind, values_of
 from frostline.tasks._metrics import text_scores
 
 Split = Literal["train", "eval"]
@@ -138,17 +138,15 @@ class Task:
     def fingerprint(self) -> str:
         """SHA-256 over the labels and over every example's content, in order, of both splits and the questions."""
         digest = hashlib.sha256(json.dumps([self.kind, self.labels]).encode())
+        first = [own.name for own in fields(Example)[:FIRST_FIELDS]]
+        later = [(own.name, own.default) for own in fields(Example)[FIRST_FIELDS:]]
         # Later fields and questions count only where there are any, so that other tasks keep their fingerprints.
         for part in (self.train, self.eval, *([self.questions] if self.questions else [])):
             digest.update(b"\n")
             for example in part:
-                values = astuple(example)
-                later = {
-                    own.name: value
-                    for own, value in zip(fields(example)[FIRST_FIELDS:], values[FIRST_FIELDS:], strict=True)
-                    if value != own.default
-                }
-                content = [*values[:FIRST_FIELDS], *([later] if later else [])]
+                content = [getattr(example, name) for name in first]
+                if given := {name: value for name, usual in later if (value := getattr(example, name)) != usual}:
+                    content.append(given)
                 digest.update(json.dumps(content).encode() + b"\n")
         return digest.hexdigest()
 
@@ -160,6 +158,8 @@ def majority_share(task: Task) -> float:
     """
     if task.kind is not TaskKind.CLASSIFICATION:
         raise ValueError(f"a {task.kind} task has no majority label")
-    counts = Counter(example.label for example in task.train)
+    counts, judged = (
+        Counter(values_of(part, "label", lambda example: example.label)) for part in (task.train, task.eval)
+    )
     majority = max(range(len(task.labels)), key=lambda label: counts[label])
-    return sum(example.label == majority for example in task.eval) / len(task.eval)
+    return judged[majority] / len(task.eval)

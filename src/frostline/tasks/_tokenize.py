@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Sequence
+from importlib.metadata import version
 from typing import Any, Literal, NamedTuple
 
 from frostline.core.errors import UnsupportedModel
 
 ModelKind = Literal["encoder", "decoder", "encoder-decoder"]
+_NO_MORE = {"return_attention_mask": False, "return_token_type_ids": False}
+"""Outputs of a tokenizer that are not read, and cost time for each text."""
 
 
 def model_kind(config: Any) -> ModelKind:
@@ -62,6 +67,25 @@ def check_ids(tokenizer: Any, rows: Iterable[Sequence[int]], config: Any, advice
             )
 
 
+def tokenizer_content(tokenizer: Any) -> str | None:
+    """A hash of all that decides which tokens a text gets; None where that is not known (a tokenizer in Python)."""
+    if not getattr(tokenizer, "is_fast", False):
+        return None
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    state = {key: value for key, value in backend.items() if key not in ("truncation", "padding")}  # of the last call
+    settings = {
+        name: str(value)
+        for name, value in tokenizer.init_kwargs.items()
+        if name not in ("name_or_path", "tokenizer_file")
+    }
+    content = [
+        *(type(tokenizer).__module__, type(tokenizer).__qualname__, version("transformers"), version("tokenizers")),
+        *(state, settings, repr(tokenizer.special_tokens_map), str(tokenizer.chat_template)),
+        *(tokenizer.padding_side, tokenizer.truncation_side, tokenizer.model_input_names),
+    ]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
 class Tokens(NamedTuple):
     """Token ids of a text. The first `head` of them are special tokens, such as a begin token: a cut keeps them."""
 
@@ -85,14 +109,17 @@ def prompt_tokens(tokenizer: Any, texts: Sequence[str], *, closed: bool) -> list
     A text that starts (or ends) with these special tokens already, such as a rendered chat, gets no second ones. With
     `closed` false, special tokens after the text are left out: a decoder continues where the text ends.
     """
-    encoded = tokenizer(list(texts), return_special_tokens_mask=True, verbose=False)
+    encoded = tokenizer(list(texts), return_special_tokens_mask=True, verbose=False, **_NO_MORE)
+    begin = tokenizer.bos_token_id
     return [
-        _once(tokenizer, ids, special, closed)
+        _once(begin, ids, special, closed)
         for ids, special in zip(encoded["input_ids"], encoded["special_tokens_mask"], strict=True)
     ]
 
 
-def _once(tokenizer: Any, ids: list[int], special: list[int], closed: bool) -> Tokens:
+def _once(begin: int | None, ids: list[int], special: list[int], closed: bool) -> Tokens:
+    if 1 not in special:
+        return _with_begin(begin, ids)
     head = next((i for i, flag in enumerate(special) if not flag), len(ids))
     end = len(ids)
     while end > head and special[end - 1]:
@@ -102,12 +129,16 @@ def _once(tokenizer: Any, ids: list[int], special: list[int], closed: bool) -> T
         own = own[head:]
     if after and own[-len(after) :] == after:
         after = []
-    return Tokens(before + own + after, head) if head else with_begin(tokenizer, own + after)
+    return Tokens(before + own + after, head) if head else _with_begin(begin, own + after)
 
 
 def with_begin(tokenizer: Any, ids: list[int]) -> Tokens:
     """Tokens of a text as they are, of which a cut keeps the begin token, where there is one."""
-    return Tokens(ids, int(bool(ids) and ids[0] == tokenizer.bos_token_id))
+    return _with_begin(tokenizer.bos_token_id, ids)
+
+
+def _with_begin(begin: int | None, ids: list[int]) -> Tokens:
+    return Tokens(ids, int(bool(ids) and ids[0] == begin))
 
 
 def continuation_tokens(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
@@ -117,11 +148,11 @@ def continuation_tokens(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]
     """
     if tokenizer.eos_token_id is None:
         raise UnsupportedModel("the tokenizer has no end token, so the model cannot learn where to stop: set eos_token")
-    encoded = tokenizer(list(texts), add_special_tokens=False, verbose=False)
-    return [ended(tokenizer, ids) for ids in encoded["input_ids"]]
-
-
-def ended(tokenizer: Any, ids: list[int]) -> list[int]:
-    """`ids` with the end token after them, unless it is there already or the tokenizer has none."""
+    encoded = tokenizer(list(texts), add_special_tokens=False, verbose=False, **_NO_MORE)
     end = tokenizer.eos_token_id
+    return [ended(end, ids) for ids in encoded["input_ids"]]
+
+
+def ended(end: int | None, ids: list[int]) -> list[int]:
+    """`ids` with the end token after them, unless it is there already or the tokenizer has none."""
     return ids if end is None or ids[-1:] == [end] else [*ids, end]
