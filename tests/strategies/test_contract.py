@@ -30,7 +30,7 @@ FORMS = [
 <<<<<<< HEAD
     *("lisa+lora", "badam+lora", "freezeout+lora", "autofreeze+lora", "gradual+lora", "egeria+lora", "smartfrz+lora"),
 =======
-    *("lisa+lora", "badam+lora", "freezeout+lora", "autofreeze+lora", "gradual+lora"),
+    *("lisa+lora", "badam+lora", "freezeout+lora", "autofreeze+lora", "gradual+lora", "egeria+lora", "smartfrz+lora"),
 >>>>>>> 0510d022a67947e14651a1097fae16863c968ef2
     *("layerdrop+lora", "adapterdrop+lora", "bot50+unipelt", "layerdrop+unipelt"),
 ]
