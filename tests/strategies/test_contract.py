@@ -27,11 +27,8 @@ FORMS = [
     *("semantic+lora", "semantic-threshold+lora"),
     *("hierarchical+lora", "surgical+lora", "discriminative+lora", "spectrum+lora"),
     "hlpt(2,1)",
-<<<<<<< HEAD
-    *("lisa+lora", "badam+lora", "freezeout+lora", "autofreeze+lora", "gradual+lora", "egeria+lora", "smartfrz+lora"),
-=======
-    *("lisa+lora", "badam+lora", "freezeout+lora", "autofreeze+lora", "gradual+lora", "egeria+lora", "smartfrz+lora"),
->>>>>>> 0510d022a67947e14651a1097fae16863c968ef2
+    *("lisa+lora", "badam+lora", "freezeout+lora", "autofreeze+lora", "gradual+lora"),
+    *("egeria+lora", "smartfrz+lora"),
     *("layerdrop+lora", "adapterdrop+lora", "bot50+unipelt", "layerdrop+unipelt"),
 ]
 """Further forms of some strategies' names."""
@@ -40,15 +37,8 @@ NAMES = [*known_names(), *FORMS, "rotating"]
 """`rotating` is a test's own: its plan never stops changing."""
 
 CASES = list(itertools.product(MODELS, NAMES))
-<<<<<<< HEAD
-WHOLE = ("all", "layerdrop")
-"""Full fine-tuning."""
-WITH_EMBEDDINGS = (*WHOLE, "lisa")
-"""Their embeddings train, and so does a head that is tied to them."""
-=======
 WITH_EMBEDDINGS = ("all", "layerdrop", "lisa")
 """The embeddings train."""
->>>>>>> 0510d022a67947e14651a1097fae16863c968ef2
 
 STEPS = range(1, 9)
 IN_TIME = list(itertools.product(["llama, untied", "bert classifier", "t5, tied"], NAMES))
@@ -80,12 +70,8 @@ def registered() -> Iterator[None]:
 
 
 def schedule_for(model: str, name: str, seed: int = 0) -> Schedule:
-<<<<<<< HEAD
-    return make_selection(name, Situation(anatomy(model), seed, measure=made_up(anatomy(model), seed), steps=40)).schedule
-=======
     measure = made_up(anatomy(model), seed)
     return make_selection(name, Situation(anatomy(model), seed, measure=measure, steps=len(STEPS) + 1)).schedule
->>>>>>> 0510d022a67947e14651a1097fae16863c968ef2
 
 
 def observed(schedule: Schedule, model: str) -> dict[str, list[float]]:
@@ -153,19 +139,11 @@ def test_a_settled_schedule_changes_and_observes_nothing_more(model: str, name: 
     schedule = schedule_for(model, name)
     fixed, changes = schedule.settled, name.startswith("adt-") or name == "rotating"
     drive(schedule, model, STEPS)
-<<<<<<< HEAD
-    settled, later = schedule.settled, drive(schedule, model, range(9, 60))
-    if settled:
-        assert not schedule.observes
-        assert later == [None] * 51
-    assert fixed or schedule.settled or any(later), "it says that it will change, and never does"
-=======
     settled, later = schedule.settled, drive(schedule, model, range(9, 120))
     if settled:
         assert not schedule.observes
         assert later == [None] * 111
     assert fixed or settled or schedule.settled or any(later), "it says that it will change, and never does"
->>>>>>> 0510d022a67947e14651a1097fae16863c968ef2
     assert len(plans_for(model, name)) == 1 or not fixed
     assert len(plans_for(model, name)) > 1 or not changes
 
