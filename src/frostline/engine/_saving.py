@@ -201,7 +201,7 @@ class SavingTrainer(transformers.Trainer):
         saved = read_json(folder / SCHEDULE_FILE, "schedule state")
         with reading(folder / SCHEDULE_FILE, "schedule state"):
             self.schedule.load_state_dict(saved["state"])
-            self.changes = read_changes(self.applied.first, saved["changes"])
+            self.changes = read_changes(self.schedule.first, saved["changes"])
             self._resume_states(saved["states_at"])
         self.observer = self._observe()
         with reading(folder, "state of what a schedule observes"):

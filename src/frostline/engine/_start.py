@@ -13,8 +13,8 @@ from frostline.bottom import Load, Streaming, check_mode
 from frostline.core.errors import ConfigError, DataError
 from frostline.core.sizes import parse_size
 from frostline.hooks import begin_step
-from frostline.plan import FixedSchedule, Plan, Schedule
-from frostline.surgery import Applied, applied_to, apply, as_given
+from frostline.plan import FixedSchedule, Plan, Schedule, whole_plan
+from frostline.surgery import Applied, applied_to, apply, as_given, change
 
 PlanFor = Plan | Callable[[Any], Plan]
 """A plan, or what makes one for a model."""
@@ -84,7 +84,8 @@ def start_schedule(
     else:
         chosen = FixedSchedule(plan if isinstance(plan, Plan) else cast(Callable[[Any], Plan], plan)(text_model(model)))
     if already is None or already.plan != chosen.first:
-        apply(chosen.first, text_model(model), seed=args.seed if args else 0)
+        apply(whole_plan(chosen), text_model(model), seed=args.seed if args else 0)
+        change(chosen.first, text_model(model))
     if chosen.first.forward.drops and args is not None:
         allow_drops(args)
     return chosen

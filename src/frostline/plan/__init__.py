@@ -17,6 +17,7 @@ from frostline.plan._schedule import (
     lowest_boundary,
     phases,
     rate_of,
+    whole_plan,
 )
 from frostline.plan._split import Split
 from frostline.plan._strip import strip, strip_over_time
@@ -75,5 +76,6 @@ __all__ = [
     "strip_over_time",
     "to_json",
     "to_yaml",
+    "whole_plan",
     "with_difference",
 ]

@@ -22,12 +22,14 @@ class Schedule(Protocol):
 
     The state is plain JSON data, so that a killed run can resume with the schedule where it was.
 
-    A schedule may have three attributes more, with which it declares what it knows of the plans to come:
+    A schedule may have four attributes more, with which it declares what it knows of the plans to come:
 
     - `lowest`: the lowest boundary of all plans from now on (`lowest_boundary`; 0 without it). States of the frozen
       bottom below it are worth keeping.
     - `phases(steps)`: the plans of the first `steps` steps, as far as they are known or expected, as (first step, plan)
       (`phases`; the first plan alone without it). Costs are predicted for them.
+    - `whole`: a plan with everything that any of its plans adds to a block (`whole_plan`; the first plan without it).
+      Adapters are made once, before training.
     - `rate(step, block)`: the share of the learning rate that a block has at a step, in place of the trainer's
       learning-rate schedule; `block` is None for all other parameters.
 
@@ -85,10 +87,11 @@ class ChangedPlans:
     Args:
         schedule: the other one. State and observations are its own.
         change: gives the plan to train instead of one of its plans.
+        whole: what all plans add, where the changes add something (`Schedule`).
     """
 
-    def __init__(self, schedule: Schedule, change: Callable[[Plan], Plan]) -> None:
-        self._schedule, self._change = schedule, change
+    def __init__(self, schedule: Schedule, change: Callable[[Plan], Plan], whole: Plan | None = None) -> None:
+        self._schedule, self._change, self._whole = schedule, change, whole
 
     @property
     def first(self) -> Plan:
@@ -105,6 +108,10 @@ class ChangedPlans:
     def next(self, step: int, observations: Observations) -> Plan | None:
         plan = self._schedule.next(step, observations)
         return None if plan is None else self._change(plan)
+
+    @property
+    def whole(self) -> Plan:
+        return self._whole or self._change(whole_plan(self._schedule))
 
     @property
     def lowest(self) -> int:
@@ -137,6 +144,12 @@ def lowest_boundary(schedule: Schedule, plan: Plan) -> int:
         plan: the current one.
     """
     return plan.boundary if schedule.settled else min(plan.boundary, getattr(schedule, "lowest", 0))
+
+
+def whole_plan(schedule: Schedule) -> Plan:
+    """A plan with everything that any plan of a schedule adds to a block."""
+    whole: Plan = getattr(schedule, "whole", schedule.first)
+    return whole
 
 
 def rate_of(schedule: Schedule) -> Rate | None:

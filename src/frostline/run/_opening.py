@@ -93,7 +93,7 @@ def predicted_cost(prepared: Prepared) -> dict[str, Any]:
     workload = work.model_copy(update=known)
     steps = steps_of(trainer.args, len(prepared.data.rows))
     changes = [(change.step, change.plan) for change in trainer.changes]
-    plans = [(0, applied.first), *changes] if changes or schedule.settled else phases(schedule, steps)
+    plans = [(0, schedule.first), *changes] if changes or schedule.settled else phases(schedule, steps)
     prediction = predict_phases(plans, steps, applied.anatomy, workload, prepared.chosen.speed)
     evaluation = evaluation_of(prepared.config, prepared.data, applied.anatomy, applied.config)
     return {

@@ -20,13 +20,17 @@ from frostline.plan import (
     FixedSchedule,
     Forward,
     Frozen,
+    Full,
     Lora,
     Mixture,
     OwnTensors,
     Peft,
     Plan,
     Prefix,
+    Schedule,
+    Timetable,
     Unipelt,
+    phases,
 )
 from frostline.strategies._plans import task_head
 from frostline.strategies._selection import Selection, fixed
@@ -115,7 +119,19 @@ def adapted(selection: Selection, situation: Situation, mode: AddingMode, name: 
     def change(plan: Plan) -> Plan:
         return adapted_plan(plan, situation, mode, name, called)
 
-    return replace(selection, schedule=ChangedPlans(schedule, change))
+    return replace(selection, schedule=ChangedPlans(schedule, change, change(_trained_ever(schedule, situation))))
+
+
+def _trained_ever(schedule: Schedule, situation: Situation) -> Plan:
+    """The first plan, with every block in training that a later plan may train."""
+    plan, steps = schedule.first, situation.steps
+    known = phases(schedule, steps) if isinstance(schedule, Timetable) and steps is not None else None
+    later = None if known is None else [each.blocks for _, each in known]
+    blocks = (
+        Full() if own.own is None and (later is None or any(modes[index].own for modes in later)) else own
+        for index, own in enumerate(plan.blocks)
+    )
+    return plan.model_copy(update={"blocks": tuple(blocks)})
 
 
 def adapted_plan(plan: Plan, situation: Situation, mode: AddingMode, name: str, called: str) -> Plan:
