@@ -29,6 +29,7 @@ from frostline.core.errors import ConfigError
 from frostline.engine import Trainer
 from frostline.plan import phases
 from frostline.run import make_schedule
+from frostline.strategies._predictor import features, trained_predictor
 from grids import grid
 
 STEPS, BLOCKS = 40, 12
@@ -39,6 +40,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "autofreeze": {"decisions": 12},
     "gradual": {"groups": 5},
     "egeria": {"decisions": 20, "window": 1, "refresh": 2, "tolerance": 0.9},
+    "smartfrz": {},
 }
 
 
@@ -225,6 +227,44 @@ def of_egeria(made: Trainer, model: nn.Module, batches: list[Any]) -> Callable[[
     return names
 
 
+def of_smartfrz(made: Trainer, model: nn.Module) -> Callable[[int, Any], frozenset[str]]:
+    """SmartFRZ's rule, written out again, with the same predictor."""
+    blocks = made.applied.anatomy.blocks
+    decided = [round(STEPS * i / 20) for i in range(1, 20)]
+    everything = of_timetable(made)(0, {})
+    kept: dict[str, torch.Tensor] = {}
+    state: dict[str, Any] = {"frozen": 0, "motion": [], "rates": []}
+
+    def moved(block: Any) -> float:
+        change = size = 0.0
+        for tensor in block.tensors:
+            now = model.get_parameter(tensor.name).detach().reshape(-1)[:: (tensor_size(tensor) // 1024) | 1]
+            change += (now - kept[tensor.name]).pow(2).sum().item()
+            size += now.pow(2).sum().item()
+            kept[tensor.name] = now.clone()
+        return float(math.sqrt(change / size))
+
+    def tensor_size(tensor: Any) -> int:
+        return model.get_parameter(tensor.name).numel()
+
+    def names(step: int, sums: Any) -> frozenset[str]:
+        if step == 0:
+            for tensor in (tensor for block in blocks for tensor in block.tensors):
+                own = model.get_parameter(tensor.name).detach().reshape(-1)
+                kept[tensor.name] = own[:: (tensor_size(tensor) // 1024) | 1].clone()
+        if step in decided and state["frozen"] < len(blocks) - 1:
+            state["motion"].append([moved(b) if b.index >= state["frozen"] else 0.0 for b in blocks])
+            state["rates"].append(linear(step, ""))
+            while state["frozen"] < len(blocks) - 1:
+                read = features(state["motion"], state["rates"], state["frozen"], step / STEPS)
+                if trained_predictor()(*read).item() < 0:
+                    break
+                state["frozen"] += 1
+        return everything - {t.name for block in blocks[: state["frozen"]] for t in block.tensors}
+
+    return names
+
+
 def linear(step: int, name: str) -> float:
     return 1 - step / STEPS
 
@@ -262,12 +302,14 @@ def test_the_losses_are_those_of_a_plain_loop(
     made.training_step = _noting(made, batches, found)  # type: ignore[method-assign]
     made.train()
     assert len(batches) == STEPS
-    assert len(made.changes) >= (2 if name == "autofreeze" else 4)
+    assert len(made.changes) >= (2 if name in ("autofreeze", "smartfrz") else 4)
     anatomy = find_anatomy(tiny(architecture, num_hidden_layers=BLOCKS))
     shares: dict[str, Any] = {"freezeout": of_freezeout(anatomy), "gradual": of_gradual(anatomy)}
     trains = of_autofreeze(made) if name == "autofreeze" else of_timetable(made)
     if name == "egeria":
         trains = of_egeria(made, start, batches)
+    if name == "smartfrz":
+        trains = of_smartfrz(made, start)
     plain = Reference(start, optim, trains, shares.get(name, linear), rate).run(batches)
     assert found == pytest.approx(plain, rel=1e-5 if optim == "sgd" else 1e-3)
 
@@ -315,7 +357,7 @@ TWO_PROCESSES = """
 """
 
 
-@pytest.mark.parametrize("names", [["lisa", "freezeout"], ["badam", "gradual", "autofreeze"]])
+@pytest.mark.parametrize("names", [["lisa", "freezeout"], ["badam", "gradual", "autofreeze"], ["egeria", "smartfrz"]])
 def test_two_processes_train_as_one_and_are_resumed(tmp_path: Path, own_cache: None, names: list[str]) -> None:
     script, tests = tmp_path / "train.py", Path(__file__).resolve().parents[1]
     script.write_text(textwrap.dedent(TWO_PROCESSES))

@@ -40,7 +40,7 @@ SHARED = {
 }
 """Strategies that are described on another's card."""
 
-WITHOUT_STRIP = ("random", "lisa", "badam", "freezeout", "autofreeze", "gradual")
+WITHOUT_STRIP = ("random", "lisa", "badam", "freezeout", "autofreeze", "gradual", "egeria", "smartfrz")
 """What trains is drawn, or changes all the time."""
 
 # What the cards' strips and shares are drawn from: 12 blocks, the largest gain at the fifth, a change that grows.

@@ -23,7 +23,7 @@ _LEAST = 1e-8
 class Predictor(nn.Module):
     """One query, which depends on the block, attends to the moments of its history; the result is a logit.
 
-    It has 289 parameters. `benchmarks/smartfrz.py` trains it.
+    It has 217 parameters. `benchmarks/smartfrz.py` trains it.
     """
 
     def __init__(self) -> None:
