@@ -123,8 +123,7 @@ class _Egeria:
         self._values = [*self._values, plasticity][-(window + least - 1) :]
         if len(self._values) < window + 1:
             return False
-        averages = np.convolve(self._values, np.ones(window) / window, mode="valid")
-        slope = abs(float(np.polyfit(np.arange(len(averages)), averages, 1)[0]))
+        slope = abs(_slope(np.convolve(self._values, np.ones(window) / window, mode="valid")))
         self._steepest = max(self._steepest, slope)
         self._flat = self._flat + 1 if slope <= self._options.tolerance * self._steepest else 0
         return self._flat >= window
@@ -154,3 +153,9 @@ class _Egeria:
 
     def _plan(self, frozen: int) -> Plan:
         return freeze_blocks(self._situation, set(range(frozen)), "egeria")
+
+
+def _slope(values: np.ndarray) -> float:
+    """The slope of the line that fits best; exactly 0 for equal values."""
+    places = np.arange(len(values)) - (len(values) - 1) / 2
+    return float(places @ (values - values[0]) / (places @ places))
