@@ -135,7 +135,7 @@ def _view(record: RunRecord, folder: Path) -> list[RenderableType]:
             peak = bytes_text(measured.caching_peak_memory_bytes)
             cost.add_row("caching pass", f"{seconds_text(measured.caching_seconds)} of it, peak memory {peak}", "", "")
         if measured.seconds:
-            longest = sorted(measured.seconds, key=lambda phase: -measured.seconds[phase])[:4]
+            longest = sorted(measured.seconds, key=lambda phase: -measured.seconds[phase])[:3]
             phases = ", ".join(f"{phase} {seconds_text(measured.seconds[phase])}" for phase in longest)
             cost.add_row("whole run", f"{seconds_text(sum(measured.seconds.values()))} ({phases})", "", "")
         cost.add_row(
