@@ -2,7 +2,7 @@
 
     python benchmarks/moving.py memory  [--model base16|MiniLM] [--changes 50] [--figure FILE]
     python benchmarks/moving.py changes [--model ...] [--changes 20]
-    python benchmarks/moving.py savings [--model ...] [--rows 256] [--epochs 6] [--rounds 1]
+    python benchmarks/moving.py savings [--model ...] [--rows 256] [--epochs 6] [--rounds 1] [--strategies ...]
 
 `memory`: LISA (two blocks at a time, drawn every two steps); base16's weights are bfloat16 where they do not train.
 Bytes of all tensors that training holds when the optimizer steps (weights, gradients, the optimizer's state), beside
@@ -225,22 +225,25 @@ CONTENDERS: tuple[tuple[str, str], ...] = (
     ("freezeout", "auto"),
     ("autofreeze", "off"),
     ("autofreeze", "auto"),
+    ("egeria", "off"),
+    ("egeria", "auto"),
     ("gradual", "off"),
     ("lisa", "off"),
     ("badam", "auto"),
 )
 
 
-def run_savings(name: str, rows: int, epochs: int, rounds: int, console: Console) -> None:
+def run_savings(name: str, rows: int, epochs: int, rounds: int, strategies: list[str], console: Console) -> None:
+    contenders = [contender for contender in CONTENDERS if not strategies or contender[0] in ("all", *strategies)]
     setting = JOBS[name]
     job = real_job(setting, rows + 64)
     held_out, trained = job.rows[rows:], job.rows[:rows]
     steps = epochs * -(-rows // 16)
-    found: dict[tuple[str, str], list[float]] = {contender: [] for contender in CONTENDERS}
+    found: dict[tuple[str, str], list[float]] = {contender: [] for contender in contenders}
     losses: dict[tuple[str, str], float] = {}
     states: dict[tuple[str, str], str] = {}
     for _ in range(rounds):
-        for strategy, cache in CONTENDERS:
+        for strategy, cache in contenders:
             model = job.model()
             with tempfile.TemporaryDirectory() as folder:
                 os.environ["FROSTLINE_CACHE"] = folder
@@ -280,6 +283,9 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=256)
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument(
+        "--strategies", nargs="*", default=[], help="for savings: these beside `all`; by default several"
+    )
     parser.add_argument("--figure")
     given = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -290,7 +296,7 @@ def main() -> None:
     elif given.what == "changes":
         run_changes(given.model, given.changes, console)
     else:
-        run_savings(given.model, given.rows, given.epochs, given.rounds, console)
+        run_savings(given.model, given.rows, given.epochs, given.rounds, given.strategies, console)
 
 
 if __name__ == "__main__":
