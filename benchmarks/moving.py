@@ -192,9 +192,11 @@ def run_changes(name: str, changes: int, console: Console) -> None:
             )
             own, seconds = trainer._begin_step, list[float]()
 
-            def begin_step(step: int, own: Any = own, taken: list[float] = taken, trainer: Any = trainer) -> None:
+            def begin_step(
+                step: int, inputs: Any, own: Any = own, taken: list[float] = taken, trainer: Any = trainer
+            ) -> None:
                 before, begun = len(trainer.changes), time.process_time()
-                own(step)
+                own(step, inputs)
                 if len(trainer.changes) > before:
                     taken.append(time.process_time() - begun)
 
