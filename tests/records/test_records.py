@@ -99,6 +99,7 @@ def test_the_keys_that_others_read(tmp_path: Path) -> None:
         "trials",
         "plan",
         "changes",
+        "strip",
         "model",
         "data",
         "seed",

@@ -100,7 +100,9 @@ def _logit_bytes(rows: Sequence[Any], width: int) -> int:
 
 def _positions(rows: Sequence[Any]) -> int:
     """The positions of the longest row, where rows have a label for each; else 0."""
-    lengths = (len(row["labels"]) for row in rows if isinstance(row, Mapping) and hasattr(row.get("labels"), "__len__"))
+    labels = (row.get("labels") for row in rows if isinstance(row, Mapping))
+    # One label of a row may be a number or a tensor without dimensions.
+    lengths = (len(own) for own in labels if hasattr(own, "__len__") and getattr(own, "ndim", 1))
     return max(lengths, default=0)
 
 

@@ -2,7 +2,10 @@
 
 Tokenizers do not join what stands on both sides of a single space, or line break, between two letters or digits. So
 the tokens of a text that is cut there are those of the whole text, up to the cut. Vocabularies with a token that goes
-on after a word's end (`of▁the`) are the exception: texts are not cut for them. A text without such a place is not cut.
+on after a word's end (`of▁the`) are the exception: texts are not cut for them.
+
+A text without such a place (a language that has no spaces, encoded bytes) is cut where its tokens have settled: a part
+and one four times as long have the same first tokens, and `SPARE` more. That is tried, not proven.
 """
 
 from __future__ import annotations
@@ -14,6 +17,8 @@ from weakref import WeakKeyDictionary
 
 CHARACTERS = 16
 """For each token that is kept, as many characters are tried first; in English a token has four to five."""
+SPARE = 64
+"""So many tokens more than are kept have to be the same in both parts."""
 BOUNDARY = re.compile(r"(?<=[^\W_])[ \n](?=[^\W_])")
 _ACROSS = re.compile(r"[^\W_▁ĠĊ][▁Ġ Ċ\n]")
 _split_at_spaces: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
@@ -39,16 +44,34 @@ def clip_texts(tokenizer: Any, texts: Sequence[str], most: int, side: Side) -> l
 
 
 def _clip(tokenizer: Any, text: str, most: int, side: Side, tried: int) -> str:
+    def tokens(part: str) -> list[int]:
+        ids: list[int] = tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"]
+        return ids
+
     while tried < len(text):
-        found = BOUNDARY.search(text, tried if side == "start" else len(text) - tried)
-        part = text if found is None else text[: found.start()] if side == "start" else text[found.start() :]
-        # Some tokenizers treat the first word of a text in a way of their own, so a cut start is not counted.
-        counted = part if side == "start" else part[found.start() if (found := BOUNDARY.search(part, 1)) else 0 :]
-        if len(tokenizer(counted, add_special_tokens=False, verbose=False)["input_ids"]) > most:
+        longer = min(4 * tried, len(text))
+        at = tried if side == "start" else len(text) - tried
+        found = BOUNDARY.search(text, at, longer if side == "start" else len(text))
+        if found is not None:
+            part = text[: found.start()] if side == "start" else text[found.start() :]
+            # Some tokenizers treat the first word of a text in a way of their own, so a cut start is not counted.
+            counted = part if side == "start" else part[again.start() if (again := BOUNDARY.search(part, 1)) else 0 :]
+            enough = len(tokens(counted)) > most
+        else:
+            part, whole = (text[:at], text[:longer]) if side == "start" else (text[at:], text[-longer:])
+            enough = _settled(tokens(part), tokens(whole), most + SPARE, side)
+        if enough:
             begin = tokenizer.bos_token or ""
             return begin + part if begin and side == "end" and text.startswith(begin) else part
         tried *= 4
     return text
+
+
+def _settled(part: list[int], longer: list[int], most: int, side: Side) -> bool:
+    """Whether two parts of a text have the same first (or last) tokens, and the shorter one more than these."""
+    if len(part) <= most:
+        return False
+    return part[:most] == longer[:most] if side == "start" else part[-most:] == longer[-most:]
 
 
 def _splits_at_spaces(tokenizer: Any) -> bool:
