@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -100,9 +100,9 @@ def _logit_bytes(rows: Sequence[Any], width: int) -> int:
 
 def _positions(rows: Sequence[Any]) -> int:
     """The positions of the longest row, where rows have a label for each; else 0."""
-    labels = (row.get("labels") for row in rows if isinstance(row, Mapping))
+    labels: Iterator[Any] = (row.get("labels") for row in rows if isinstance(row, Mapping))
     # One label of a row may be a number or a tensor without dimensions.
-    lengths = (len(own) for own in labels if hasattr(own, "__len__") and getattr(own, "ndim", 1))
+    lengths = (len(own) for own in labels if hasattr(own, "__len__") and getattr(own, "ndim", 1) != 0)
     return max(lengths, default=0)
 
 
