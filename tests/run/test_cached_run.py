@@ -156,10 +156,10 @@ def test_a_killed_run_resumes_from_the_store(tmp_path: Path, monkeypatch: pytest
     train(whole)
     killed = config(tmp_path, *settings, out="killed")
 
-    def until_step_five(self: Any, step: int) -> None:
+    def until_step_five(self: Any, step: int, inputs: Any) -> None:
         if step == 5:
             raise KeyboardInterrupt
-        begin(self, step)
+        begin(self, step, inputs)
 
     begin = Trainer._begin_step
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
