@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from test_moving_plans import BLOCKS, OPTIONS, STEPS, Reference, arguments, linear, of_freezeout
+from test_moving_plans import BLOCKS, OPTIONS, STEPS, Reference, arguments, assert_same_training, linear, of_freezeout
 
 from architectures import tiny
 from cache_cases import StopAt, collate, rows_for
 from frostline.anatomy import find_anatomy
-from frostline.checkpoints import load_delta, save_delta, trained_tensors
+from frostline.checkpoints import load_delta, save_delta
 from frostline.engine import Trainer
 from frostline.plan import phases
 from frostline.run import make_schedule
@@ -76,12 +76,7 @@ def test_lora_is_resumed_bit_for_bit(tmp_path: Path, own_cache: None, stem: str)
         killed.train()
     resumed = trainer(tmp_path / "killed", stem, **saving)
     resumed.train(resume_from_checkpoint=True)
-    expected, got = trained_tensors(whole.model), trained_tensors(resumed.model)
-    assert expected.keys() == got.keys()
-    assert all(torch.equal(expected[key], got[key]) for key in expected)
-    assert [change.document()["differs"] for change in resumed.changes] == [
-        change.document()["differs"] for change in whole.changes
-    ]
+    assert_same_training(whole, resumed)
 
 
 def test_a_delta_holds_the_lora_of_all_turns(tmp_path: Path, own_cache: None) -> None:

@@ -380,6 +380,16 @@ def test_two_processes_train_as_one_and_are_resumed(tmp_path: Path, own_cache: N
                 assert (tensor - first[key]).norm() <= 1e-3 * moved, f"{name}: {key}"
 
 
+def assert_same_training(whole: Trainer, resumed: Trainer) -> None:
+    """The same weights, bit for bit, by the same changes of the plan."""
+    expected, got = trained_tensors(whole.model), trained_tensors(resumed.model)
+    assert expected.keys() == got.keys()
+    assert all(torch.equal(expected[key], got[key]) for key in expected)
+    assert [change.document()["differs"] for change in resumed.changes] == [
+        change.document()["differs"] for change in whole.changes
+    ]
+
+
 @pytest.mark.parametrize(("name", "stop", "kept"), grid([*OPTIONS], [6, 13, 22, 31], [False, True]))
 def test_killed_at_any_step_and_resumed_is_never_killed(
     tmp_path: Path, own_cache: None, name: str, stop: int, kept: bool
@@ -393,12 +403,7 @@ def test_killed_at_any_step_and_resumed_is_never_killed(
         killed.train()
     resumed = trainer(tmp_path / "killed", name, **saving)
     resumed.train(resume_from_checkpoint=True)
-    expected, got = trained_tensors(whole.model), trained_tensors(resumed.model)
-    assert expected.keys() == got.keys()
-    assert all(torch.equal(expected[key], got[key]) for key in expected)
-    assert [change.document()["differs"] for change in resumed.changes] == [
-        change.document()["differs"] for change in whole.changes
-    ]
+    assert_same_training(whole, resumed)
 
 
 def test_state_that_is_kept_is_that_of_before(tmp_path: Path) -> None:

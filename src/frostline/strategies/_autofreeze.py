@@ -9,8 +9,8 @@ import numpy as np
 from pydantic import Field, PositiveInt
 
 from frostline.core.settings import Options
-from frostline.plan import Observations, Plan
-from frostline.strategies._plans import decision_steps, freeze_blocks
+from frostline.plan import Observations
+from frostline.strategies._rising import RisingBottom
 from frostline.strategies._selection import Selection
 from frostline.strategies._situation import Situation
 
@@ -38,62 +38,30 @@ def autofreeze(situation: Situation, options: AutoFreezeOptions) -> Selection:
     return Selection(_AutoFreeze(situation, options, situation.known_steps("autofreeze")))
 
 
-class _AutoFreeze:
+class _AutoFreeze(RisingBottom):
     """In each interval the gradients of a block are summed up; n is the L1 norm of the sum. At its end, everything
     below the first block for which |n_before - n| / n_before is at or above the percentile freezes."""
 
+    signals = frozenset({GRADIENTS})
+
     def __init__(self, situation: Situation, options: AutoFreezeOptions, steps: int) -> None:
-        self._situation, self._percentile = situation, options.percentile
-        self._at = decision_steps(steps, options.decisions)
-        self._step, self._frozen = 0, 0
+        super().__init__(situation, steps, options.decisions, "autofreeze")
+        self._percentile = options.percentile
         self._norms: tuple[float, ...] | None = None
 
-    @property
-    def first(self) -> Plan:
-        return self._plan(0)
-
-    @property
-    def observes(self) -> frozenset[str]:
-        return frozenset() if self.settled else frozenset({GRADIENTS})
-
-    @property
-    def settled(self) -> bool:
-        return self._step >= self._at[-1] or self._frozen >= self._situation.blocks - 1
-
-    @property
-    def lowest(self) -> int:
-        """The boundary only rises."""
-        return self._frozen
-
-    def next(self, step: int, observations: Observations) -> Plan | None:
-        if step not in self._at:
-            return None
-        self._step = step
+    def _decide(self, observations: Observations) -> int:
         before, self._norms = self._norms, tuple(observations[GRADIENTS])
         if before is None:
-            return None
-        first = _first_that_changes(before[self._frozen :], self._norms[self._frozen :], self._percentile)
-        if not first:
-            return None
-        self._frozen += first
-        return self._plan(self._frozen)
-
-    def phases(self, steps: int) -> list[tuple[int, Plan]]:
-        """As if each decision after the first froze one block."""
-        last = self._situation.blocks - 1
-        plans = ((step, self._plan(min(number, last))) for number, step in enumerate(self._at[1:], start=1))
-        return [(0, self.first), *((step, plan) for step, plan in plans if step < steps)]
+            return self._frozen
+        trained = slice(self._frozen, None)
+        return self._frozen + _first_that_changes(before[trained], self._norms[trained], self._percentile)
 
     def state_dict(self) -> dict[str, Any]:
-        norms = None if self._norms is None else list(self._norms)
-        return {"step": self._step, "frozen": self._frozen, "norms": norms}
+        return {**super().state_dict(), "norms": None if self._norms is None else list(self._norms)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._step, self._frozen = state["step"], state["frozen"]
+        super().load_state_dict(state)
         self._norms = None if state["norms"] is None else tuple(state["norms"])
-
-    def _plan(self, frozen: int) -> Plan:
-        return freeze_blocks(self._situation, set(range(frozen)), "autofreeze")
 
 
 def _first_that_changes(before: Sequence[float], now: Sequence[float], percentile: float) -> int:

@@ -9,9 +9,9 @@ import torch
 from pydantic import Field, PositiveInt
 
 from frostline.core.settings import Options
-from frostline.plan import Observations, Plan
-from frostline.strategies._plans import decision_steps, freeze_blocks
+from frostline.plan import Observations
 from frostline.strategies._predictor import features, trained_predictor
+from frostline.strategies._rising import RisingBottom
 from frostline.strategies._selection import Selection
 from frostline.strategies._situation import Situation
 
@@ -40,66 +40,35 @@ def smartfrz(situation: Situation, options: SmartFrzOptions) -> Selection:
     return Selection(_SmartFrz(situation, options, situation.known_steps("smartfrz")))
 
 
-class _SmartFrz:
+class _SmartFrz(RisingBottom):
     """The history is `weight_motion` of every block, and the learning rate, at each decision so far."""
 
+    signals = frozenset({MOTION, RATE})
+
     def __init__(self, situation: Situation, options: SmartFrzOptions, steps: int) -> None:
-        self._situation, self._threshold, self._steps = situation, options.threshold, steps
-        self._at = decision_steps(steps, options.decisions)
-        self._step, self._frozen = 0, 0
+        super().__init__(situation, steps, options.decisions, "smartfrz")
+        self._threshold, self._steps = options.threshold, steps
         self._motion: list[list[float]] = []
         self._rates: list[float] = []
         self._predictor = trained_predictor()
 
-    @property
-    def first(self) -> Plan:
-        return self._plan(0)
-
-    @property
-    def observes(self) -> frozenset[str]:
-        return frozenset() if self.settled else frozenset({MOTION, RATE})
-
-    @property
-    def settled(self) -> bool:
-        return self._step >= self._at[-1] or self._frozen >= self._situation.blocks - 1
-
-    @property
-    def lowest(self) -> int:
-        """The boundary only rises."""
-        return self._frozen
-
-    def next(self, step: int, observations: Observations) -> Plan | None:
-        if step not in self._at:
-            return None
-        self._step, before = step, self._frozen
+    def _decide(self, observations: Observations) -> int:
         self._motion.append(list(observations[MOTION]))
         self._rates.append(observations[RATE][0])
-        while self._frozen < self._situation.blocks - 1 and self._has_settled(self._frozen):
-            self._frozen += 1
-        return None if self._frozen == before else self._plan(self._frozen)
+        frozen = self._frozen
+        while frozen < self._last and self._has_settled(frozen):
+            frozen += 1
+        return frozen
 
     def _has_settled(self, block: int) -> bool:
         with torch.no_grad():
             logit = self._predictor(*features(self._motion, self._rates, block, self._step / self._steps))
         return float(logit.sigmoid()) >= self._threshold
 
-    def phases(self, steps: int) -> list[tuple[int, Plan]]:
-        """As if each decision after the first froze one block."""
-        last = self._situation.blocks - 1
-        plans = ((step, self._plan(min(number, last))) for number, step in enumerate(self._at[1:], start=1))
-        return [(0, self.first), *((step, plan) for step, plan in plans if step < steps)]
-
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "step": self._step,
-            "frozen": self._frozen,
-            "motion": [list(moment) for moment in self._motion],
-            "rates": list(self._rates),
-        }
+        motion = [list(moment) for moment in self._motion]
+        return {**super().state_dict(), "motion": motion, "rates": list(self._rates)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._step, self._frozen = state["step"], state["frozen"]
+        super().load_state_dict(state)
         self._motion, self._rates = [list(moment) for moment in state["motion"]], list(state["rates"])
-
-    def _plan(self, frozen: int) -> Plan:
-        return freeze_blocks(self._situation, set(range(frozen)), "smartfrz")
