@@ -84,7 +84,7 @@ class CacheSession:
         self.report = CacheReport(reason="activation_cache: " + ("off" if mode == "off" else "decided in train()"))
         self.stage: Callable[[str], None] = lambda what: None
         self.progress: Callable[[int, int], None] = lambda done, rows: None
-        self._decided = self._hopeless = False
+        self._decided = self._hopeless = self._follows = False
         self._contents: Contents | None = None
         self._in_use: InUse | None = None
         self._at: int | None = None
@@ -137,6 +137,13 @@ class CacheSession:
         """
         if self.mode == "off" or self._hopeless or self._streaming is not None:
             return
+        self._follows = True
+        try:
+            self._follow()
+        finally:
+            self._follows = False
+
+    def _follow(self) -> None:
         contents = self._contents
         self._at = None
         if contents is None or not self.active:
@@ -214,7 +221,9 @@ class CacheSession:
             self.report = replace(self.report, used=False, reason=str(error), declined=declined)
             if self._streaming is not None:
                 raise ConfigError(f"streaming needs the activation cache, but {error}: use streaming=false") from None
-            if self.mode == "on" and not isinstance(error, _CheckFailed) and training.lowest is None:
+            # A training that is on its way is not ended for the cache.
+            begins = training.lowest is None and self._at is None and not self._follows
+            if self.mode == "on" and begins and not isinstance(error, _CheckFailed):
                 raise not_possible(error) from None
         except (CannotWrite, OSError) as error:
             self._contents = None
