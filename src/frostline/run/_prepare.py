@@ -19,7 +19,7 @@ from frostline.cost import Workload
 from frostline.engine import StepMeter, Trainer
 from frostline.loss_positions import pack_rows
 from frostline.records import RunRecord
-from frostline.run._choosing import Chosen, choose, chosen_before, measure_here
+from frostline.run._choosing import Chosen, as_planned, choose, chosen_before, measure_here
 from frostline.run._config import RunConfig
 from frostline.run._device import device, uses_bfloat16
 from frostline.run._judge import JudgedTrainer, clock_of
@@ -31,6 +31,7 @@ from frostline.run._split import trainer_for
 from frostline.run._steps import steps_of
 from frostline.run._streaming import load_streaming
 from frostline.run._work import Data, evaluation_to_fit, with_eval_batch, workload_of
+from frostline.strategies import GIVEN
 from frostline.surgery import Quantized, quantize_frozen
 from frostline.tasks import (
     MOST_ROWS,
@@ -110,9 +111,14 @@ def prepare(asked: RunConfig, data: Data, before: RunRecord | None = None, chose
     clock = clock_of(isinstance(asked.budget.time, str))
     begun = clock()
     with quiet_libraries():
-        if chosen is None and before is not None and before.chosen is not None:
-            chosen = chosen_before(asked, before)
-        model, chosen, load_bottom = _load(asked, data, chosen)
+        goes_on = before.chosen if before is not None and chosen is None else None
+        if before is not None and goes_on is not None and goes_on["mode"] == GIVEN:
+            model, chosen, load_bottom = _load(as_planned(asked, before), data, None)
+            chosen = replace(chosen, choice=goes_on)
+        else:
+            if before is not None and goes_on is not None:
+                chosen = chosen_before(asked, before)
+            model, chosen, load_bottom = _load(asked, data, chosen)
         config = chosen.config
         prepare_tokenizer(data.tokenizer, model)
         steps = StepMeter()
