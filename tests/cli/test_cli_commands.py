@@ -247,7 +247,10 @@ def test_demo_is_a_study_whose_table_report_shows_again(tmp_path: Path, monkeypa
         (["plan", "MODEL", "--budget", "memory=8XB"], "memory '8XB': a size is a number and a unit"),
         (["plan", "MODEL", "--budget", "time=2"], "2 is no share of full fine-tuning"),
         (["plan", "MODEL", "--budget", "speed=2"], "unknown key 'speed': known: disk, memory, time"),
-        (["plan", "MODEL", "--budget", "time=0.4", "--strategy", "bot50"], "cannot plan for a budget: use auto"),
+        (
+            ["plan", "MODEL", "--budget", "time=0.4", "--strategy", "bot50"],
+            "no settings of 'bot50' fit time=0.4: use",
+        ),
         (["plan", "MODEL", "--strategy", "semantic", "--set", "row=3", "--task", "TASK"], "did you mean 'rows'?"),
         (["plan", "MODEL", "--strategy", "bot50", "--set", "percent=3"], "percent: the name 'bot50' already sets it"),
         (["train", "--model", "MODEL", "--task", "TASK", "--budget", "memory=1kB", "--out", "OUT"], "no plan fits"),
