@@ -27,7 +27,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors.numpy import load_file
+import torch
+from safetensors.torch import load_file
 
 from frostline.core.files import UNFINISHED
 from frostline.core.locks import LOCK_FILE
@@ -152,7 +153,9 @@ def differences(whole: Path, out: Path) -> list[str]:
         other = out / delta.relative_to(whole)
         if "checkpoint-" in str(other.parent.name):
             continue
-        before, after = ({n: t.tobytes() for n, t in load_file(place).items()} for place in (delta, other))
+        before, after = (
+            {n: t.view(torch.uint8).numpy().tobytes() for n, t in load_file(place).items()} for place in (delta, other)
+        )
         found += [] if before == after else [f"{other}: weights"]
         records = [json.loads((place.parent / "run.json").read_text())["metrics"] for place in (delta, other)]
         found += [f"{other}: {part}" for part in ("before", "after") if records[0][part] != records[1][part]]
