@@ -22,13 +22,13 @@ from enum import StrEnum
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from frostline.core.errors import first_line
 from frostline.core.labels import IGNORED
 from frostline.engine._saving import SavingTrainer
 from frostline.hooks import FEWER_BITS, OTHER_BATCH, compare_training, computes_in_fewer_bits
+from frostline.processes import running
 
 Batch = dict[str, Any]
 LossOf = Callable[["FewRows", Tensor | None], Tensor]
@@ -79,7 +79,7 @@ class PartsTrainer(SavingTrainer):
                 found = find_share(self.model, self._loss_of, few, next_labels=self._loss_shifts_labels)
             except Exception as error:  # the user's own loss, in a use that it may not expect
                 reason = f"the loss of a few rows cannot be computed beforehand ({first_line(error)})"
-        found, reason = broadcast_object_list([found, reason])
+        found, reason = running().same((found, reason))
         if found is None:
             batches = self.args.gradient_accumulation_steps * self.args.world_size
             self.parts_notice = (
