@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from frostline.cli.answer import Answer, Json, StrategyOptions, progress_console
-from frostline.core.errors import ConfigError
+from frostline.core.errors import ConfigError, UserError
+from frostline.core.launched import rank, several
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -70,28 +71,34 @@ def command(
     from frostline.run import check_trials, how_to_go_on, read_config, train
     from frostline.strategies import Budget
 
-    if figure is not None:
-        check_format(figure)
-    config = read_config(
-        path,
-        [*overrides, *_strategy_options(options or [])],
-        model=model,
-        task=task,
-        strategy=strategy,
-        budget=None if budget is None else Budget.parse(budget).model_dump(exclude_none=True),
-        out=out,
-        seed=seed,
-    )
-    if figure is not None:
-        check_trials(config)
+    try:
+        config = read_config(
+            path,
+            [*overrides, *_strategy_options(options or [])],
+            model=model,
+            task=task,
+            strategy=strategy,
+            budget=None if budget is None else Budget.parse(budget).model_dump(exclude_none=True),
+            out=out,
+            seed=seed,
+        )
+        if figure is not None:
+            check_format(figure)
+            check_trials(config)
+    except UserError as error:
+        if several():
+            from frostline.processes import refuse
+
+            refuse(error)
+        raise
     try:
         record = train(config, resume=resume, console=progress_console())
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"interrupted: {config.folder}: use {how_to_go_on(config.folder)}") from None
-    if figure is not None and record.trials:
+    if figure is not None and record.trials and rank() == 0:
         save_trials(record, figure)
     document = {"folder": str(config.folder), **record.model_dump(mode="json")}
-    return Answer(document, lambda: _view(record, config.folder), as_json)
+    return Answer(document, lambda: _view(record, config.folder), as_json, silent=rank() > 0)
 
 
 def _strategy_options(options: Sequence[str]) -> list[str]:

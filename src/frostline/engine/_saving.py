@@ -242,17 +242,17 @@ class SavingTrainer(transformers.Trainer):
         if not folder.is_dir():
             raise CheckpointError(f"Can't find a valid checkpoint at {folder}: use the folder of a checkpoint")
         missing = [name for name in parts if not (folder / name).is_file()]
-        saved = len(list(folder.glob("rng_*.json")))
-        if saved not in (0, self.args.world_size):
-            raise CheckpointError(
-                f"{folder}: it was saved by {saved} processes, and these are {self.args.world_size}, so training "
-                f"cannot go on as if it had never stopped: use {saved} processes"
-            )
         if missing:
             why = " (save_only_model=true leaves it out)" if OPTIMIZER_FILE in missing else ""
             raise CheckpointError(
                 f"{folder}: it has no {missing[0]}{why}, so training cannot go on as if it had never stopped: use a "
                 "complete checkpoint, or begin a new training with frostline.load"
+            )
+        saved = len(list(folder.glob("rng_*.json")))
+        if saved != self.args.world_size:
+            raise CheckpointError(
+                f"{folder}: it was saved by {saved} processes, and these are {self.args.world_size}, so training "
+                f"cannot go on as if it had never stopped: use {saved} processes"
             )
         check_trainer_state(folder)
 

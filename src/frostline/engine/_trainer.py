@@ -245,6 +245,7 @@ class Trainer(ChangingTrainer):
             rows=amount.rows,
             length=max(1, round(amount.mean_length)),
             per_device_train_batch_size=args.train_batch_size,
+            processes=args.world_size,
             num_train_epochs=float(max(passes - began * per_step / rows, per_step / rows)),
             bf16=self._autocast_dtype is not None,
             stored_share=1 - amount.missing / amount.rows,

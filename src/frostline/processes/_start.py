@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
-from accelerate import PartialState
 
+from frostline.core.launched import several
+from frostline.processes._errors import is_of_all
 from frostline.processes._group import ALONE, Processes
-
-
-def wanted() -> int:
-    """How many processes the launcher has started."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def running() -> Processes:
@@ -35,15 +31,27 @@ def started(seconds: int | None = None) -> Iterator[Processes]:
     Args:
         seconds: how long one of them waits for the others before it gives up; None: as long as torch does by default.
     """
-    if wanted() == 1 or dist.is_initialized():
+    if not several() or dist.is_initialized():
         yield running()
         return
+    from accelerate import PartialState
+
     PartialState(cpu=not torch.accelerator.is_available(), **_waiting(seconds))
-    yield running()
-    # Without this a process that is still at work finds the connections of one that ended closed. After an error the
-    # process ends at once, so that the others see it.
-    running().wait()
+    group = running()
+    try:
+        yield group
+    except Exception as error:
+        if is_of_all(error):
+            dist.destroy_process_group()
+        raise  # after an error of its own the process ends at once, so that the others see it
+    group.wait()  # without this a process that is still at work finds the connections of one that ended closed
     dist.destroy_process_group()
+
+
+def refuse(error: Exception) -> NoReturn:
+    """Raise an error that this process met before the processes became a group, in all of them."""
+    with started() as group, group.together():
+        raise error
 
 
 def _waiting(seconds: int | None) -> dict[str, timedelta]:
