@@ -62,7 +62,7 @@ def in_processes(
         **(environment or {}),
     }
     with tempfile.TemporaryDirectory() as folder:
-        files = [(open(f"{folder}/{r}.out", "w+"), open(f"{folder}/{r}.err", "w+")) for r in range(count)]  # noqa: SIM115
+        files = [tuple(Path(folder, f"{r}.{end}").open("w+") for end in ("out", "err")) for r in range(count)]  # noqa: SIM115
         running = [
             subprocess.Popen(
                 [sys.executable, *map(str, command)],

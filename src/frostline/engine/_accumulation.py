@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from frostline.core.errors import first_line
 from frostline.core.labels import IGNORED
-from frostline.engine._saving import SavingTrainer
+from frostline.engine._evaluation import EvaluatingTrainer
 from frostline.hooks import FEWER_BITS, OTHER_BATCH, compare_training, computes_in_fewer_bits
 from frostline.processes import running
 
@@ -56,7 +56,7 @@ class Share(StrEnum):
     """The part's share of the rows."""
 
 
-class PartsTrainer(SavingTrainer):
+class PartsTrainer(EvaluatingTrainer):
     """A `transformers.Trainer` in which a step of several batches is the step of one batch of all their rows."""
 
     compute_loss: Any

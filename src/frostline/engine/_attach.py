@@ -149,7 +149,7 @@ class _Attachment(TrainerCallback):
     def _around_training(self, own: Any) -> Any:
         @functools.wraps(own)
         def train(resume_from_checkpoint: Any = None, *given: Any, **options: Any) -> Any:
-            check_same(self._trainer.train_dataset, self._applied.plan)
+            check_same(self._trainer.train_dataset, self._applied.plan, self._schedule)
             if resume_from_checkpoint:
                 asked = resume_from_checkpoint
                 folder = get_last_checkpoint(str(self._trainer.args.output_dir)) if asked is True else asked

@@ -160,7 +160,7 @@ class Trainer(ChangingTrainer):
                 "fsdp, deepspeed: weights in shards are not supported yet, because their delta would hold the weights "
                 "from before training: leave both out"
             )
-        check_same(self.train_dataset, self.applied.plan)
+        check_same(self.train_dataset, self.applied.plan, self.schedule)
         if resume_from_checkpoint is True:
             resume_from_checkpoint = self._last_checkpoint()
             if resume_from_checkpoint is None:

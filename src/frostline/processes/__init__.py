@@ -2,6 +2,6 @@
 
 from frostline.processes._errors import is_of_all, watching
 from frostline.processes._group import ALONE, Processes
-from frostline.processes._start import refuse, running, started
+from frostline.processes._start import ending, refuse, running, start
 
-__all__ = ["ALONE", "Processes", "is_of_all", "refuse", "running", "started", "watching"]
+__all__ = ["ALONE", "Processes", "ending", "is_of_all", "refuse", "running", "start", "watching"]

@@ -24,35 +24,39 @@ def running() -> Processes:
     return Processes(dist.get_rank(), dist.get_world_size(), device)
 
 
-@contextmanager
-def started(seconds: int | None = None) -> Iterator[Processes]:
-    """Inside this context the processes that the launcher has started are a group. It ends with the context.
+def start(seconds: int | None = None) -> Processes:
+    """Make the processes that the launcher has started a group, if they are none yet.
 
     Args:
         seconds: how long one of them waits for the others before it gives up; None: as long as torch does by default.
     """
-    if not several() or dist.is_initialized():
-        yield running()
-        return
-    from accelerate import PartialState
+    if several() and not dist.is_initialized():
+        from accelerate import PartialState
 
-    PartialState(cpu=not torch.accelerator.is_available(), **_waiting(seconds))
-    group = running()
+        waiting = {} if seconds is None else {"timeout": timedelta(seconds=seconds)}
+        PartialState(cpu=not torch.accelerator.is_available(), **waiting)
+    return running()
+
+
+@contextmanager
+def ending() -> Iterator[None]:
+    """The group, if one is made inside this context, ends with it. There is none after it in this process."""
     try:
-        yield group
+        yield
     except Exception as error:
         if is_of_all(error):
-            dist.destroy_process_group()
+            _end()
         raise  # after an error of its own the process ends at once, so that the others see it
-    group.wait()  # without this a process that is still at work finds the connections of one that ended closed
-    dist.destroy_process_group()
+    running().wait()  # without this a process that is still at work finds the connections of one that ended closed
+    _end()
 
 
 def refuse(error: Exception) -> NoReturn:
     """Raise an error that this process met before the processes became a group, in all of them."""
-    with started() as group, group.together():
+    with start().together():
         raise error
 
 
-def _waiting(seconds: int | None) -> dict[str, timedelta]:
-    return {} if seconds is None else {"timeout": timedelta(seconds=seconds)}
+def _end() -> None:
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()

@@ -11,6 +11,7 @@ from typing import Any
 from frostline.anatomy import Anatomy
 from frostline.core.sizes import parse_size
 from frostline.cost import EvaluationWork, Speed, Workload
+from frostline.engine import same_for_all
 from frostline.plan import FixedSchedule, Plan, Schedule, Split, keep_dropout
 from frostline.processes import running
 from frostline.records import RunRecord
@@ -127,7 +128,8 @@ def choose(
         speed=situation.speed,
         seconds=seconds,
     )
-    return running().same(found)
+    schedule = same_for_all(found.schedule)
+    return replace(running().same(replace(found, schedule=FixedSchedule(schedule.first))), schedule=schedule)
 
 
 def chosen_before(config: RunConfig, record: RunRecord) -> Chosen:

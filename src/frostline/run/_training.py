@@ -19,7 +19,7 @@ from frostline.core.files import atomic_file, disk_errors, private, read_json, w
 from frostline.core.sizes import size_text
 from frostline.engine import MemoryMeter, ProgressBar, Trainer, start_bar
 from frostline.plan import Plan, document, save_plan, strip_over_time
-from frostline.processes import Processes, running, started
+from frostline.processes import Processes, running, start
 from frostline.records import RECORD_FILE, Measured, RunMetrics, RunRecord, now, read_record, write_record
 from frostline.rows import values_of
 from frostline.run._choosing import Chosen
@@ -59,7 +59,8 @@ def train(config: RunConfig, *, resume: bool = False, console: Console | None = 
             "task=..., ...))"
         )
     silent = Console(stderr=True, quiet=True)
-    with started(config.training.get("ddp_timeout")) as group, private(), own_folder_of_all(config.folder, group):
+    group = start(config.training.get("ddp_timeout"))
+    with private(), own_folder_of_all(config.folder, group):
         return _train(config, resume, (console or silent) if group.first else silent, group)
 
 
