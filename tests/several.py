@@ -35,7 +35,7 @@ def in_processes(
     seconds: float = 240,
     after: float = 20,
     kill: tuple[int, Path] | None = None,
-    environment: dict[str, str] | None = None,
+    launched: bool = True,
 ) -> list[Done]:
     """Run `python COMMAND` in `count` processes, as a launcher starts them.
 
@@ -45,28 +45,22 @@ def in_processes(
         seconds: how long all of them may take.
         after: how long the others may go on after one has failed.
         kill: a rank, and the file at whose appearance it is killed.
-        environment: more of it.
+        launched: tell the processes what a launcher tells them; False: the command is a launcher.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    paths = [str(TESTS), str(TESTS / "engine"), *sys.path]
-    shared = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
-        "OMP_NUM_THREADS": "1",
-        "WORLD_SIZE": str(count),
-        "LOCAL_WORLD_SIZE": str(count),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        **(environment or {}),
-    }
+    paths = [str(TESTS), str(TESTS / "engine"), str(TESTS / "run"), *sys.path]
+    shared = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"}
+    if launched:
+        counts = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+        shared |= {**counts, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     with tempfile.TemporaryDirectory() as folder:
         files = [tuple(Path(folder, f"{r}.{end}").open("w+") for end in ("out", "err")) for r in range(count)]  # noqa: SIM115
         running = [
             subprocess.Popen(
                 [sys.executable, *map(str, command)],
-                env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                env={**shared, **({"RANK": str(rank), "LOCAL_RANK": str(rank)} if launched else {})},
                 stdout=out,
                 stderr=err,
             )

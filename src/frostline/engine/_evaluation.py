@@ -1,7 +1,8 @@
 """The loss of an evaluation on several processes is that of one.
 
-accelerate gives each process every n-th batch, and fills the last round of batches up with rows from the start.
-transformers leaves the answers to these rows out, but the loss of a batch is a mean over all of its rows.
+It is the mean over the rows of the mean loss of each one's batch. accelerate gives each process every n-th batch, and
+fills the last round up with rows from the start. transformers leaves the answers to these rows out, but the loss of a
+batch is a mean over all of its rows; and it divides by the labels of all batches of a round, as for a training step.
 """
 
 from __future__ import annotations
@@ -17,12 +18,16 @@ class EvaluatingTrainer(SavingTrainer):
     """A `transformers.Trainer` whose evaluation counts each row once, on several processes too."""
 
     def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
-        found = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
-        real = self._real_rows(inputs)
-        if real is None or found[0] is None:
-            return found
-        own = {name: value[:real] if isinstance(value, Tensor) else value for name, value in inputs.items()}
-        return (super().prediction_step(model, own, True, ignore_keys)[0], *found[1:])
+        together, self.args.average_tokens_across_devices = self.args.average_tokens_across_devices, False
+        try:
+            found = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+            real = self._real_rows(inputs)
+            if real is None or found[0] is None:
+                return found
+            own = {name: value[:real] if isinstance(value, Tensor) else value for name, value in inputs.items()}
+            return (super().prediction_step(model, own, True, ignore_keys)[0], *found[1:])
+        finally:
+            self.args.average_tokens_across_devices = together
 
     def _real_rows(self, inputs: Any) -> int | None:
         """How many rows of a batch are not there to fill it up; None where that is all of them, or none counts."""

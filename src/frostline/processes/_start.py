@@ -35,12 +35,13 @@ def start(seconds: int | None = None) -> Processes:
 
         waiting = {} if seconds is None else {"timeout": timedelta(seconds=seconds)}
         PartialState(cpu=not torch.accelerator.is_available(), **waiting)
+        assert dist.is_initialized(), "a group that has ended does not begin again"
     return running()
 
 
 @contextmanager
 def ending() -> Iterator[None]:
-    """The group, if one is made inside this context, ends with it. There is none after it in this process."""
+    """The group, if one is made inside this context, ends with it. This process never has another."""
     try:
         yield
     except Exception as error:
