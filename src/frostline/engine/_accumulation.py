@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from frostline.adapters import mixtures
 from frostline.core.errors import first_line
 from frostline.core.labels import IGNORED
 from frostline.engine._evaluation import EvaluatingTrainer
@@ -80,10 +81,14 @@ class PartsTrainer(EvaluatingTrainer):
             except Exception as error:  # the user's own loss, in a use that it may not expect
                 reason = f"the loss of a few rows cannot be computed beforehand ({first_line(error)})"
         found, reason = running().same((found, reason))
-        if found is None:
-            batches = self.args.gradient_accumulation_steps * self.args.world_size
+        balanced = any(router.balance for router in mixtures(self.text_model))  # in training alone, so it is not tried
+        if balanced and found is not None:
+            reason = "the balance loss of the experts is not a mean over rows or labels"
+        if balanced or found is None:
+            accumulates, processes = self.args.gradient_accumulation_steps, self.args.world_size
+            batches, name = accumulates * processes, "gradient_accumulation_steps" if accumulates > 1 else "processes"
             self.parts_notice = (
-                f"gradient_accumulation_steps: {reason}: a step is the mean over its {batches} batches, not the step "
+                f"{name}: {reason}: a step is the mean over its {batches} batches, not the step "
                 "of one batch of all their rows"
             )
         self._share = found or _countable(few.batch, self._loss_shifts_labels)
