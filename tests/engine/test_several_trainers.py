@@ -16,6 +16,7 @@ import frostline as fl
 from architectures import tiny
 from cache_cases import collate, rows_for
 from frostline.checkpoints import load_delta, trained_tensors
+from frostline.core.errors import CheckpointError
 from several import script_in_processes
 
 STEPS = 6
@@ -194,3 +195,43 @@ def test_two_processes_train_and_save_as_one_by_all_strategies(tmp_path: Path) -
 @pytest.mark.slow
 def test_four_processes_train_and_save_as_one(tmp_path: Path) -> None:
     assert_same_as_one(tmp_path, ["bot50, cache on", "lora", "freezeout"], 4)
+
+
+RESUMED = """
+    import sys
+    from pathlib import Path
+    import torch
+    from cache_cases import StopAt
+    from frostline.checkpoints import trained_tensors
+    from test_several_trainers import trainer_of
+
+    torch.set_num_threads(1)
+    folder, names = Path(sys.argv[1]), sys.argv[2].split("|")
+    saving = {"save_strategy": "steps", "save_steps": 2, "optim": "adamw_torch", "learning_rate": 1e-3}
+    for name in names:
+        whole = trainer_of(folder / f"{name} whole", name, 2, 0.2, **saving)
+        whole.train()
+        if whole.args.process_index:  # what was drawn by the end differs between the processes
+            torch.rand(3)
+        killed = trainer_of(folder / f"{name} killed", name, 2, 0.2, **saving)
+        killed.add_callback(StopAt(5))
+        try:
+            killed.train()
+        except KeyboardInterrupt:
+            pass
+        torch.manual_seed(whole.args.process_index)
+        resumed = trainer_of(folder / f"{name} killed", name, 2, 0.2, **saving)
+        resumed.train(resume_from_checkpoint=True)
+        expected, got = trained_tensors(whole.model), trained_tensors(resumed.model)
+        assert expected.keys() == got.keys() and all(torch.equal(expected[key], got[key]) for key in expected), name
+    torch.distributed.destroy_process_group()
+"""
+
+
+def test_two_processes_are_resumed_exactly_with_dropout(tmp_path: Path) -> None:
+    script_in_processes(RESUMED, tmp_path, "all, bert|bot50, cache on|bot50+lora, cache on|mixlora|lisa", seconds=400)
+    folder = tmp_path / "all, bert killed" / "checkpoint-4"
+    assert {path.name for path in folder.glob("rng_*")} == {"rng_0.json", "rng_1.json"}
+    alone = trainer_of(tmp_path / "all, bert killed", "all, bert", 4, 0.2)
+    with pytest.raises(CheckpointError, match=r"saved by 2 processes, and these are 1.*use 2 processes"):
+        alone.train(resume_from_checkpoint=str(folder))
