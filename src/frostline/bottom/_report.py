@@ -1,12 +1,13 @@
-"""What the activation cache did in a training, and the processes that used it."""
+"""What the activation cache did in a training, and the lock that processes hold together."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from frostline.bottom._cache import ActivationCache
+from frostline.processes import Processes
 
 
 @dataclass(frozen=True)
@@ -52,23 +53,6 @@ class CacheReport:
             f"{self.computed:,} training batches held rows that are not in the activation cache: the frozen bottom ran "
             "for them"
         )
-
-
-@dataclass(frozen=True)
-class Processes:
-    """The processes that train together.
-
-    Attributes:
-        rank: of this process.
-        count: how many there are.
-        wait: waits until all of them have called it.
-        agree: gives all of them the value of rank 0.
-    """
-
-    rank: int = 0
-    count: int = 1
-    wait: Callable[[], None] = lambda: None
-    agree: Callable[[bool], bool] = bool
 
 
 @contextmanager

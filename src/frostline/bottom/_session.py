@@ -23,12 +23,13 @@ from frostline.bottom._check import mismatch, padding_difference
 from frostline.bottom._contents import Contents
 from frostline.bottom._cut import CannotCut, Cut, last_blocks
 from frostline.bottom._in_use import InUse
-from frostline.bottom._report import CacheReport, Processes, locked
+from frostline.bottom._report import CacheReport, locked
 from frostline.bottom._rows import AlteredRow, Features
 from frostline.bottom._streaming import Streaming
 from frostline.core.cache import default_root
 from frostline.core.errors import CannotWrite, ConfigError
 from frostline.hooks import state_kept
+from frostline.processes import ALONE, Processes
 
 CacheMode = Literal["auto", "on", "off"]
 _log = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ class CacheSession:
             stays the same) or `off`.
         limit: bytes that all caches together may use on disk; None: only the disk limits them.
         streaming: the bottom where it is read block by block; None where it is in memory.
-        processes: those that train together; None for one process.
+        processes: those that train together: what one of them cannot use, none uses.
         root: the folder in which all caches lie; None: the default one.
 
     Raises `ConfigError` for an unknown mode, and for `off` where the bottom is read block by block.
@@ -69,7 +70,7 @@ class CacheSession:
         *,
         limit: int | None = None,
         streaming: Streaming | None = None,
-        processes: Processes | None = None,
+        processes: Processes = ALONE,
         root: Path | None = None,
     ) -> None:
         check_mode(mode)
@@ -79,7 +80,7 @@ class CacheSession:
                 "use activation_cache=on"
             )
         self._training, self.mode, self._limit, self._streaming = training, mode, limit, streaming
-        self._processes = processes or Processes()
+        self._processes = processes
         self._root = root or default_root()
         self.report = CacheReport(reason="activation_cache: " + ("off" if mode == "off" else "decided in train()"))
         self.stage: Callable[[str], None] = lambda what: None
@@ -125,6 +126,9 @@ class CacheSession:
         self._decided = False
         if self._streaming is not None:
             return
+        self._drop()
+
+    def _drop(self) -> None:
         if self._in_use is not None:
             self._in_use.end()
         self._in_use = self._contents = None
@@ -212,10 +216,10 @@ class CacheSession:
         """
         begun = time.perf_counter()
         try:
-            with state_kept(training.collate, *training.datasets, device=training.device):
+            with state_kept(training.collate, *training.datasets, device=training.device), self._processes.together():
                 yield
         except (Declined, CannotCut, AlteredRow) as error:
-            self._contents = None
+            self._drop()
             self._hopeless = isinstance(error, _CheckFailed | CannotCut | AlteredRow)
             declined = not isinstance(error, NotNeeded)
             self.report = replace(self.report, used=False, reason=str(error), declined=declined)
@@ -226,9 +230,9 @@ class CacheSession:
             if self.mode == "on" and begins and not isinstance(error, _CheckFailed):
                 raise not_possible(error) from None
         except (CannotWrite, OSError) as error:
-            self._contents = None
-            why = unusable(self._root, error)
-            if self.mode != "auto" or self._streaming is not None or self._processes.count > 1 or why is None:
+            self._drop()
+            why = self._processes.first_found(unusable(self._root, error))
+            if self.mode != "auto" or self._streaming is not None or why is None:
                 if why is None or isinstance(error, CannotWrite):
                     raise
                 raise not_possible(why) from None
@@ -248,14 +252,13 @@ class CacheSession:
             self._ask_whether_it_pays(contents, amount, chosen_here)
         missing = contents.cache.missing(contents.rows)
         self._ask_whether_it_pays(contents, contents.amount(len(missing)), chosen_here)
-        if self._processes.rank == 0:
-            levels = 1 if self._streaming is None else 2
-            try:
-                check_room(self._root, levels * sum(contents.row_bytes[key] for key in missing), self._limit)
-            except ConfigError as error:
-                if chosen_here:
-                    raise Declined(str(error)) from None
-                raise
+        levels = 1 if self._streaming is None else 2
+        try:
+            check_room(self._root, levels * sum(contents.row_bytes[key] for key in missing), self._limit)
+        except ConfigError as error:
+            if chosen_here:
+                raise Declined(str(error)) from None
+            raise
         self._report_use(contents, f"{len(missing):,} of them have to pass the frozen bottom first", len(missing))
 
     def _ask_whether_it_pays(self, contents: Contents, amount: Amount, chosen_here: bool) -> None:
@@ -282,12 +285,12 @@ class CacheSession:
         """Use the states at a higher boundary, where that saves time. Those in use feed the pass that computes them."""
         begun = time.perf_counter()
         try:
-            with state_kept(training.collate, *training.datasets, device=training.device):
+            with state_kept(training.collate, *training.datasets, device=training.device), self._processes.together():
                 contents = Contents(training, None, self._root, before.rows)
                 missing = contents.cache.missing(contents.rows)
                 amount = contents.amount(len(missing), before.cut.boundary)
                 pays = training.estimate is None or training.estimate(amount).pays
-                if not self._processes.agree(pays and self._has_room(contents, missing)):
+                if self._processes.any(not (pays and self._has_room(contents, missing))):
                     return
                 self._pass_and_check(contents)
         except (Declined, CannotCut, AlteredRow, CannotWrite, OSError) as error:

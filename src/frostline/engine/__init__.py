@@ -6,7 +6,7 @@ from frostline.engine._loops import LoopCache, activation_cache
 from frostline.engine._meter import MemoryMeter, StepMeter
 from frostline.engine._progress import ProgressBar, start_bar
 from frostline.engine._sampler import GroupedByLength
-from frostline.engine._start import PlanFor, ScheduleFor
+from frostline.engine._start import PlanFor, ScheduleFor, same_for_all
 from frostline.engine._trainer import Trainer
 
 __all__ = [
@@ -21,5 +21,6 @@ __all__ = [
     "Trainer",
     "activation_cache",
     "attach",
+    "same_for_all",
     "start_bar",
 ]

@@ -72,7 +72,8 @@ class Measured(_Data):
         peak_memory_bytes: the peak while the steps ran. On a CPU: of private anonymous memory, above that before the
             model was loaded; on CUDA: of the allocator.
         steps: optimizer steps.
-        tokens_per_second: tokens of training batches, padding included.
+        processes: how many trained together. Memory is that of the largest, times are those of the first.
+        tokens_per_second: tokens of training batches of all processes, padding included.
         cpu_seconds_per_step: the median processor time of all threads (none on an accelerator). On a machine that
             others use too it says more than `seconds_per_step`.
         resumed_at_step: the step from which a resumed run went on; 0 for others.
@@ -90,6 +91,7 @@ class Measured(_Data):
     caching_seconds: float
     peak_memory_bytes: int
     steps: int
+    processes: int = 1
     tokens_per_second: float | None = None
     cpu_seconds_per_step: float | None = None
     resumed_at_step: int = 0

@@ -18,6 +18,7 @@ from frostline.core.errors import ConfigError, a_noun, first_line
 from frostline.cost import Workload
 from frostline.engine import StepMeter, Trainer
 from frostline.loss_positions import pack_rows
+from frostline.processes import running
 from frostline.records import RunRecord
 from frostline.run._choosing import Chosen, as_planned, choose, chosen_before, measure_here
 from frostline.run._config import RunConfig
@@ -119,6 +120,7 @@ def prepare(asked: RunConfig, data: Data, before: RunRecord | None = None, chose
             if before is not None and goes_on is not None:
                 chosen = chosen_before(asked, before)
             model, chosen, load_bottom = _load(asked, data, chosen)
+    with quiet_libraries(), running().together():
         config = chosen.config
         prepare_tokenizer(data.tokenizer, model)
         steps = StepMeter()
@@ -156,9 +158,10 @@ def prepare(asked: RunConfig, data: Data, before: RunRecord | None = None, chose
 def _load(config: RunConfig, data: Data, goes_on: Chosen | None) -> tuple[Any, Chosen, Load | None]:
     if config.streaming:
         return load_streaming(config, data, goes_on)
-    model = load_model(config.model, data.task, seed=config.seed, dtype=config.frozen_dtype)
-    if config.resize_embeddings:
-        resize_embeddings(model, max(data.tokenizer.get_vocab().values()) + 1)
+    with running().together():
+        model = load_model(config.model, data.task, seed=config.seed, dtype=config.frozen_dtype)
+        if config.resize_embeddings:
+            resize_embeddings(model, max(data.tokenizer.get_vocab().values()) + 1)
     if goes_on is not None:
         return model, goes_on, None
     anatomy = find_anatomy(model)
