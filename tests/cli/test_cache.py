@@ -118,7 +118,7 @@ def test_verify_says_what_it_removed(stores: list[ActivationCache]) -> None:
     status, out, err = frostline("verify")
     assert (status, err) == (1, "")
     assert out.splitlines() == [
-        f"removed {shard.name} of {stores[0].folder.name}: its content does not match the checksum in its name",
+        f"removed {shard.name} of {stores[0].folder.name}: its header does not match the checksum in its name",
         "3 shards read, 1 of them damaged",
     ]
 
@@ -177,7 +177,7 @@ def test_prune_does_not_guess(stores: list[ActivationCache], options: list[str])
 
 
 def test_a_store_that_a_running_process_fills_is_kept(stores: list[ActivationCache]) -> None:
-    with stores[2].lock():
+    with stores[2].filling():
         status, out, _ = frostline("prune", "--all")
         assert status == 1 and kept(stores) == [2]
         assert f"kept {stores[2].folder.name[:12]}: a running process holds its lock" in out.splitlines()

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-
-from frostline.bottom._cache import ActivationCache
 
 
 @dataclass(frozen=True)
@@ -17,7 +14,7 @@ class CacheReport:
         used: whether it was used.
         reason: why it was used or not, in one line.
         estimate: what it was expected to save, in one line.
-        rows: rows that went through the frozen bottom in this training.
+        rows: rows that went through the frozen bottom for this training, in this process or in another.
         found: rows that were in the cache before.
         bytes: size of the rows on disk.
         seconds: time until the first step could begin.
@@ -59,26 +56,9 @@ class Processes:
     """The processes that train together.
 
     Attributes:
-        rank: of this process.
         count: how many there are.
-        wait: waits until all of them have called it.
         agree: gives all of them the value of rank 0.
     """
 
-    rank: int = 0
     count: int = 1
-    wait: Callable[[], None] = lambda: None
     agree: Callable[[bool], bool] = bool
-
-
-@contextmanager
-def locked(cache: ActivationCache, group: Processes) -> Iterator[None]:
-    """Inside this context, one of the processes holds the lock of `cache` for all."""
-    if group.rank == 0:
-        with cache.lock():
-            group.wait()
-            yield
-    else:
-        group.wait()
-        cache.refresh()
-        yield

@@ -18,12 +18,11 @@ from typing import Any, Literal, cast, get_args
 
 from frostline.bottom._bottom import Amount, Declined, NotNeeded, Training, not_possible, unusable, wanted_boundary
 from frostline.bottom._cache import check_room
-from frostline.bottom._caching_pass import caching_pass
 from frostline.bottom._check import mismatch, padding_difference
 from frostline.bottom._contents import Contents
 from frostline.bottom._cut import CannotCut, Cut, last_blocks
 from frostline.bottom._in_use import InUse
-from frostline.bottom._report import CacheReport, Processes, locked
+from frostline.bottom._report import CacheReport, Processes
 from frostline.bottom._rows import AlteredRow, Features
 from frostline.bottom._streaming import Streaming
 from frostline.core.cache import default_root
@@ -239,14 +238,13 @@ class CacheSession:
             self._ask_whether_it_pays(contents, amount, chosen_here)
         missing = contents.cache.missing(contents.rows)
         self._ask_whether_it_pays(contents, contents.amount(len(missing)), chosen_here)
-        if self._processes.rank == 0:
-            levels = 1 if self._streaming is None else 2
-            try:
-                check_room(self._root, levels * sum(contents.row_bytes[key] for key in missing), self._limit)
-            except ConfigError as error:
-                if chosen_here:
-                    raise Declined(str(error)) from None
-                raise
+        levels = 1 if self._streaming is None else 2
+        try:
+            check_room(self._root, levels * sum(contents.row_bytes[key] for key in missing), self._limit)
+        except ConfigError as error:
+            if chosen_here:
+                raise Declined(str(error)) from None
+            raise
         self._report_use(contents, f"{len(missing):,} of them have to pass the frozen bottom first", len(missing))
 
     def _ask_whether_it_pays(self, contents: Contents, amount: Amount, chosen_here: bool) -> None:
@@ -263,7 +261,8 @@ class CacheSession:
             if (why := padding_difference(contents, blocks, check_rows)) is not None:
                 raise _CheckFailed(why)
         self.stage("caching pass")
-        passed = self._pass(contents)
+        contents.cache.check(check_rows)
+        passed = contents.fill(contents.rows, lambda done, rows: self.progress(done, rows))
         self.stage("checks after the caching pass")
         if self._streaming is None and (found := mismatch(contents, check_rows)) is not None:
             raise _CheckFailed(found)
@@ -313,26 +312,6 @@ class CacheSession:
         else:
             with self._streaming.first_block() as block:
                 yield {cut.streams[0]: block}
-
-    def _pass(self, contents: Contents) -> int:
-        """Make the caching pass and give the number of rows. Processes share the rows; one holds the lock for all."""
-        group, cache = self._processes, contents.cache
-        if group.count == 1 and not cache.missing(contents.rows):
-            return 0  # nothing is written, not even a lock
-        with locked(cache, group):
-            keys = cache.missing(contents.rows)
-            group.wait()  # no process writes before all know what is missing
-            share = contents.rows.some(keys[group.rank :: group.count])
-            if self._streaming is not None and share:
-                self._streaming.caching_pass(contents.cut, share, contents.passage_at, contents.cache_at, self.progress)
-            elif share:
-                blocks, model = last_blocks(contents.cut), contents.training.model
-                caching_pass(
-                    model, blocks, contents.passage, share, cache, progress=lambda done: self.progress(done, len(share))
-                )
-            group.wait()
-        cache.refresh()
-        return len(keys)
 
     def _use(self, contents: Contents) -> None:
         """Take the bottom out of memory, and read its states from now on."""

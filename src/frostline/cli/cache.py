@@ -16,6 +16,8 @@ from frostline.core import cache
 from frostline.core.errors import ConfigError, unknown_name
 from frostline.core.files import sweep
 from frostline.core.row_files import fault_of
+from frostline.core.shards import drop
+from frostline.core.shards import fault as fault_of_shard
 from frostline.core.sizes import parse_duration, parse_size, size_text
 
 if TYPE_CHECKING:
@@ -39,10 +41,10 @@ def verify(as_json: Json = False) -> Answer:
         sweep(folder, older_than=cache.ABANDONED)
         for shard in cache.shards(folder):
             with suppress(FileNotFoundError):  # removed meanwhile
-                fault = cache.fault(shard)
+                fault = fault_of_shard(shard)
                 checked += 1
                 if fault is not None:
-                    cache.drop(shard)
+                    drop(shard)
                     damaged.append({"store": folder.name, "shard": shard.name, "fault": fault})
     for folder in cache.row_folders(root):
         sweep(folder, older_than=cache.ABANDONED)
@@ -50,7 +52,7 @@ def verify(as_json: Json = False) -> Answer:
             fault = fault_of(folder)
             checked += 1
             if fault is not None:
-                cache.drop(folder / cache.CONTENT)  # without it the files count as not there
+                drop(folder / cache.CONTENT)  # without it the files count as not there
                 damaged.append({"store": folder.name, "shard": cache.CONTENT, "fault": fault})
     lines = [f"removed {found['shard']} of {found['store']}: {found['fault']}" for found in damaged]
     lines.append(f"{checked} shards read, {len(damaged)} of them damaged")

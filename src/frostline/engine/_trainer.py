@@ -131,15 +131,12 @@ class Trainer(ChangingTrainer):
             self.add_callback(CountSteps())
         check_loss_is_the_models(self.applied.plan, self._loss_is_custom())
         self._streaming = streaming(self.model, self.applied, load_bottom)
-        processes = Processes(
-            self.args.process_index, self.args.world_size, self.accelerator.wait_for_everyone, self._agree
-        )
         self.session = CacheSession(
             self._training,
             activation_cache,
             limit=limit,
             streaming=self._streaming,
-            processes=processes,
+            processes=Processes(self.args.world_size, self._agree),
         )
 
     @property
