@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from frostline.cli.answer import Answer, Json
+from frostline.cli.answer import Answer, Json, progress_console
+from frostline.cli.train import split_settings
 from frostline.core import cache
 from frostline.core.errors import ConfigError, unknown_name
 from frostline.core.files import sweep
@@ -22,6 +25,8 @@ from frostline.core.sizes import parse_duration, parse_size, size_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+    from frostline.run import Filled
 
 
 def list_stores(as_json: Json = False) -> Answer:
@@ -101,8 +106,53 @@ def prune(
     return Answer(document, lambda: lines, as_json, status=1 if in_use else 0)
 
 
-HELP = "The caches of activations and rows on this machine: show, verify, remove."
-COMMANDS = {"list": list_stores, "verify": verify, "prune": prune}
+def fill(
+    settings: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="CONFIG.yaml [KEY=VALUE]...",
+            help="A run's config, as for `frostline train`, and settings that replace its own.",
+        ),
+    ],
+    shard: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Only the rows I, I + N, I + 2 N, ..., with I from 0.")
+    ] = None,
+    as_json: Json = False,
+) -> Answer:
+    """Run the caching pass of a training without training. Any number of jobs may do this at once."""
+    path, overrides = split_settings(settings)
+    first, count = _shard(shard)
+
+    from frostline.run import fill_cache, read_config
+
+    filled = fill_cache(read_config(path, overrides), first, count, progress_console())
+    return Answer(asdict(filled), lambda: _filled(filled), as_json)
+
+
+HELP = "The caches of activations and rows on this machine: show, verify, remove, fill."
+COMMANDS = {"list": list_stores, "verify": verify, "prune": prune, "fill": fill}
+
+
+def _shard(text: str | None) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text or "0/1", re.ASCII)
+    if match is None or not int(match[1]) < int(match[2]):
+        raise ConfigError(f"--shard: '{text}' is no shard: use I/N with I from 0 to N - 1, such as 0/4 to 3/4")
+    return int(match[1]), int(match[2])
+
+
+def _filled(filled: Filled) -> list[str]:
+    rows = (
+        f"rows {filled.shard.replace('/', '::')} of {filled.all_rows:,}"
+        if filled.rows < filled.all_rows
+        else "all rows"
+    )
+    lines = [
+        f"{rows}: {filled.rows:,} are in the cache {Path(filled.cache).name[:12]}, {size_text(filled.bytes)}; "
+        f"{filled.passed:,} of them passed the frozen bottom now, in {filled.seconds:.3g} s"
+    ]
+    if filled.missing:
+        lines.append(f"{filled.missing:,} rows of other shards are not there yet")
+    return lines
 
 
 def _named(entries: Sequence[cache.Entry], names: Sequence[str]) -> list[cache.Entry]:

@@ -6,7 +6,7 @@ from frostline.engine._loops import LoopCache, activation_cache
 from frostline.engine._meter import MemoryMeter, StepMeter
 from frostline.engine._progress import ProgressBar, start_bar
 from frostline.engine._sampler import GroupedByLength
-from frostline.engine._start import PlanFor, ScheduleFor
+from frostline.engine._start import PlanFor, ScheduleFor, streaming
 from frostline.engine._trainer import Trainer
 
 __all__ = [
@@ -22,4 +22,5 @@ __all__ = [
     "activation_cache",
     "attach",
     "start_bar",
+    "streaming",
 ]

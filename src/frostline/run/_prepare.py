@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -112,7 +112,7 @@ def prepare(asked: RunConfig, data: Data, before: RunRecord | None = None, chose
     with quiet_libraries():
         if chosen is None and before is not None and before.chosen is not None:
             chosen = chosen_before(asked, before)
-        model, chosen, load_bottom = _load(asked, data, chosen)
+        model, chosen, load_bottom = load(asked, data, chosen, lambda: steps_of(_arguments(asked), len(data.rows)))
         config = chosen.config
         prepare_tokenizer(data.tokenizer, model)
         steps = StepMeter()
@@ -129,7 +129,7 @@ def prepare(asked: RunConfig, data: Data, before: RunRecord | None = None, chose
             load_bottom=load_bottom,
             train_dataset=data.rows,
             eval_dataset=data.eval_rows,
-            data_collator=_collator(config, data),
+            data_collator=collator_for(config, data),
             processing_class=data.tokenizer,
             callbacks=[steps],
         )
@@ -147,7 +147,17 @@ def prepare(asked: RunConfig, data: Data, before: RunRecord | None = None, chose
     return Prepared(asked, chosen, data, model, trainer, steps, quantized, clock() - begun)
 
 
-def _load(config: RunConfig, data: Data, goes_on: Chosen | None) -> tuple[Any, Chosen, Load | None]:
+def load(
+    config: RunConfig, data: Data, goes_on: Chosen | None, steps: Callable[[], int]
+) -> tuple[Any, Chosen, Load | None]:
+    """The model, what its strategy chose, and what reads its bottom by name where that is not in memory.
+
+    Args:
+        config: the config as it was given.
+        data: the task's rows.
+        goes_on: what was chosen already; None: the strategy chooses.
+        steps: gives the optimizer steps of the run.
+    """
     if config.streaming:
         return load_streaming(config, data, goes_on)
     model = load_model(config.model, data.task, seed=config.seed, dtype=config.frozen_dtype)
@@ -165,9 +175,8 @@ def _load(config: RunConfig, data: Data, goes_on: Chosen | None) -> tuple[Any, C
         return LoadedModel(model.to(device()), tensor_hashes(model))
 
     blocks = measure_here(loaded, model, anatomy, config, data)
-    steps = steps_of(_arguments(config), len(data.rows))
     evaluation = evaluation_to_fit(config, data, anatomy, model.config)
-    return model, choose(config, anatomy, work, steps, blocks, model.config, type(model), evaluation), None
+    return model, choose(config, anatomy, work, steps(), blocks, model.config, type(model), evaluation), None
 
 
 def _check_new_rows(model: Any, strategy: str) -> None:
@@ -182,7 +191,8 @@ def _check_new_rows(model: Any, strategy: str) -> None:
             )
 
 
-def _collator(config: RunConfig, data: Data) -> Collator | PackingCollator:
+def collator_for(config: RunConfig, data: Data) -> Collator | PackingCollator:
+    """What makes a batch of the run's rows."""
     if config.packing:
         return PackingCollator()
     return Collator(data.tokenizer, pad_to=config.max_length if config.pad_to_max_length else None)
