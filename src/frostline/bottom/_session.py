@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from frostline.bottom._bottom import Amount, Declined, NotNeeded, Training, not_possible, unusable, wanted_boundary
-from frostline.bottom._cache import ActivationCache, check_room
+from frostline.bottom._cache import check_room
 from frostline.bottom._check import mismatch, padding_difference
 from frostline.bottom._contents import Contents
 from frostline.bottom._cut import CannotCut, Cut, last_blocks
@@ -119,49 +119,26 @@ class CacheSession:
             self._use(self._contents)
         _log.info("activation cache: %s", self.report.reason)
 
-    def fill(self, shard: int = 0, shards: int = 1) -> CacheReport:
-        """Let the rows `shard::shards` pass the bottom, for a training to come. The cache is not used then.
+    def to_fill(self) -> Contents:
+        """What a training to come would read from the cache.
 
-        Several processes may do this at once. At the end these rows are in the cache.
-
-        Args:
-            shard: the first of the rows.
-            shards: every so many-th row from there on.
-
-        Raises `ConfigError` where that training would not read the cache, and where there is no room for all rows.
+        Raises `ConfigError` where it would not read it, and where there is no room for all rows.
         """
         training = self._asked()
         try:
             with state_kept(training.collate, *training.datasets, device=training.device):
                 self._prepare(training)
                 contents = cast(Contents, self._contents)
-                contents.levels = f"{shard}/{shards}"
                 self._check_padding(contents)
-                self.stage("caching pass")
-                rows = contents.rows.some(list(contents.rows)[shard::shards])
-                passed = contents.fill(rows, lambda done, of: self.progress(done, of))
         except (Declined, CannotCut, AlteredRow) as error:
             raise ConfigError(
-                f"activation_cache: this training would not read it, since {error}: leave it off"
+                f"the cache is of no use: {error}: frostline train runs without filling it first"
             ) from None
         except OSError as error:
             if (why := unusable(self._root, error)) is None:
                 raise
             raise not_possible(why) from None
-        self.report = replace(
-            self.report, rows=passed, found=len(rows) - passed, bytes=sum(contents.row_bytes[key] for key in rows)
-        )
-        return self.report
-
-    @property
-    def cache(self) -> ActivationCache:
-        """The cache that is filled or used."""
-        return cast(Contents, self._contents).cache
-
-    @property
-    def rows(self) -> Collection[str]:
-        """The keys of all rows."""
-        return cast(Contents, self._contents).rows
+        return contents
 
     def end(self) -> None:
         """Stop using the cache and bring the bottom back to memory (unless it is read block by block)."""

@@ -117,15 +117,22 @@ def fill(
     shard: Annotated[
         str | None, typer.Option(metavar="I/N", help="Only the rows I, I + N, I + 2 N, ..., with I from 0.")
     ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="All rows, by actors on a Ray cluster: auto, local, or its address."),
+    ] = None,
     as_json: Json = False,
 ) -> Answer:
     """Run the caching pass of a training without training. Any number of jobs may do this at once."""
     path, overrides = split_settings(settings)
     first, count = _shard(shard)
+    if ray is not None and shard is not None:
+        raise ConfigError("--shard and --ray: Ray divides the rows itself: leave --shard out")
 
-    from frostline.run import fill_cache, read_config
+    from frostline.run import fill_cache, fill_with_ray, read_config
 
-    filled = fill_cache(read_config(path, overrides), first, count, progress_console())
+    config, console = read_config(path, overrides), progress_console()
+    filled = fill_cache(config, first, count, console) if ray is None else fill_with_ray(config, ray, console)
     return Answer(asdict(filled), lambda: _filled(filled), as_json)
 
 

@@ -4,7 +4,7 @@ from frostline.engine._attach import attach
 from frostline.engine._flora import Flora
 from frostline.engine._loops import LoopCache, activation_cache
 from frostline.engine._meter import MemoryMeter, StepMeter
-from frostline.engine._progress import ProgressBar, start_bar
+from frostline.engine._progress import ProgressBar, StartBar, start_bar
 from frostline.engine._sampler import GroupedByLength
 from frostline.engine._start import PlanFor, ScheduleFor, streaming
 from frostline.engine._trainer import Trainer
@@ -17,6 +17,7 @@ __all__ = [
     "PlanFor",
     "ProgressBar",
     "ScheduleFor",
+    "StartBar",
     "StepMeter",
     "Trainer",
     "activation_cache",

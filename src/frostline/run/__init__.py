@@ -4,6 +4,7 @@ from frostline.run._config import RunConfig, read_config
 from frostline.run._fill import Filled, fill_cache
 from frostline.run._make import make_plan, make_schedule
 from frostline.run._probing import probe_model
+from frostline.run._ray import fill_with_ray
 from frostline.run._setup import anatomy_of, class_for, load_model
 from frostline.run._trainer import Trainer, attach
 from frostline.run._training import how_to_go_on, train
@@ -22,6 +23,7 @@ __all__ = [
     "class_for",
     "evaluate_target",
     "fill_cache",
+    "fill_with_ray",
     "generate_target",
     "how_to_go_on",
     "inspect_model",
