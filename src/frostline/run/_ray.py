@@ -12,6 +12,7 @@ import logging
 import os
 import socket
 import time
+from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from itertools import chain
@@ -111,26 +112,14 @@ def _fill(ray: Any, job: _Job, progress: Any, begun: float) -> Filled:
     planned = ray.get(ray.remote(**needs)(_planned).remote(job))
     if isinstance(planned, str):
         raise ConfigError(planned)
-    count = max(1, min(gpus or int(there.get("CPU", 1)) // needs["num_cpus"], len(planned.chunks)))
     done = passed = 0
     actors: dict[tuple[str, int], dict[str, Any]] = {}
-    chunks = ray.data.from_items(
-        [{"chunk": chunk} for chunk in planned.chunks], override_num_blocks=len(planned.chunks)
-    )
-    results = chunks.map_batches(
-        Filler,
-        fn_constructor_args=(job,),
-        batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=count),
-        **needs,
-    )
-    for one in results.iter_rows() if planned.chunks else ():
+    for one in _results(ray, job, planned.chunks, gpus or int(there.get("CPU", 1)) // needs["num_cpus"], needs):
         if one["error"]:
             raise FrostlineError(f"{one['node']}: {one['error']}")
         done, passed = done + one["rows"], passed + one["passed"]
-        own = actors.setdefault(
-            (one["node"], one["pid"]), {"node": one["node"], "pid": one["pid"], "rows": 0, "seconds": 0.0}
-        )
+        nothing = {"node": one["node"], "pid": one["pid"], "rows": 0, "seconds": 0.0}
+        own = actors.setdefault((one["node"], one["pid"]), nothing)
         own["rows"] += one["passed"]
         own["seconds"] += one["seconds"]
         progress(min(done, planned.missing), planned.missing)
@@ -145,6 +134,26 @@ def _fill(ray: Any, job: _Job, progress: Any, begun: float) -> Filled:
         seconds=time.perf_counter() - begun,
         actors=tuple(actors.values()),
     )
+
+
+def _results(ray: Any, job: _Job, chunks: list[str], most: int, needs: dict[str, int]) -> Iterable[dict[str, Any]]:
+    """What actors answer for each chunk, as they are done.
+
+    Args:
+        ray: the library.
+        job: what an actor has to know.
+        chunks: as JSON.
+        most: actors that the cluster has room for.
+        needs: what each of them needs.
+    """
+    if not chunks:
+        return ()
+    items = ray.data.from_items([{"chunk": chunk} for chunk in chunks], override_num_blocks=len(chunks))
+    actors = ray.data.ActorPoolStrategy(size=max(1, min(most, len(chunks))))
+    found: Iterable[dict[str, Any]] = items.map_batches(
+        Filler, fn_constructor_args=(job,), batch_size=1, compute=actors, **needs
+    ).iter_rows()
+    return found
 
 
 def _planned(job: _Job) -> _Planned | str:
