@@ -196,11 +196,22 @@ def test_prune_sweeps_what_killed_processes_left(stores: list[ActivationCache], 
     assert [path.name for path in tmp_path.rglob(f"{UNFINISHED}*")] == [f"{UNFINISHED}young"] * 2
 
 
+@pytest.mark.parametrize("command", [["verify"], ["prune", "--older-than", "1w"]], ids=["verify", "prune"])
+def test_claims_of_killed_processes_are_removed_and_others_stay(
+    stores: list[ActivationCache], command: list[str]
+) -> None:
+    (stores[0].folder / f"killed{cache.CLAIM}").touch()
+    with stores[0].claimed("held", wait=False):
+        assert frostline(*command)[0] == 0
+        assert [path.name for path in stores[0].folder.glob(f"*{cache.CLAIM}")] == [f"held{cache.CLAIM}"]
+    assert not list(stores[0].folder.glob(f"*{cache.CLAIM}"))
+
+
 def test_a_command_that_is_none() -> None:
     assert frostline("lst") == (
         2,
         "",
-        "error: unknown cache command 'lst': did you mean 'list'? known: list, prune, verify\n",
+        "error: unknown cache command 'lst': did you mean 'list'? known: fill, list, prune, verify\n",
     )
     assert frostline()[0] == 2
 

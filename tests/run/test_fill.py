@@ -156,6 +156,21 @@ def test_a_fill_that_was_killed_ends_with_the_same_bits(tmp_path: Path, monkeypa
     }
 
 
+def test_more_rows_than_before_pass_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, config = use_cache(tmp_path / "cache", monkeypatch), config_of(tmp_path)
+    assert fill_cache(config).passed == 30
+    before = states_of(root)
+    write_rows(tmp_path / "rows", 45)
+    assert (done := fill_cache(config)).passed == 15 and done.rows == 45
+    grown = states_of(root)
+    assert {key: grown[key] for key in before} == before
+    fresh = use_cache(tmp_path / "fresh", monkeypatch)
+    fill_cache(config)
+    for key, expected in states_of(fresh).items():
+        own, other = (torch.frombuffer(bytearray(each), dtype=torch.float32) for each in (grown[key], expected))
+        torch.testing.assert_close(own, other, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
@@ -164,6 +179,7 @@ def test_a_fill_that_was_killed_ends_with_the_same_bits(tmp_path: Path, monkeypa
         (["--shard", "0/0"], "is no shard"),
         (["--shard", "half"], "is no shard"),
         (["--shard", "0/2", "--ray", "local"], "leave --shard out"),
+        (["streaming=true", "--ray", "local"], "use --shard"),
         (["strategy=auto"], "strategy: auto chooses its plan by trials while it trains: use a fixed plan"),
         (["strategy=lisa"], "strategy: lisa changes its plan while it trains: use a fixed plan"),
         (["strategy=all"], "nothing is frozen below the lowest trained block"),
@@ -184,6 +200,14 @@ def test_what_cannot_be_filled_is_one_line(
     ended = frostline("cache", "fill", path, *given)
     assert ended.status == 2 and said in ended.error and len(ended.error) <= 300
     assert not states_of(root)
+
+
+def test_without_ray_one_line_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(config_of(tmp_path).model_dump_json(exclude_unset=True))
+    monkeypatch.setitem(sys.modules, "ray", None)
+    ended = frostline("cache", "fill", path, "--ray", "auto")
+    assert (ended.status, ended.error) == (2, "error: --ray: Ray is not installed: use pip install 'frostline[ray]'")
 
 
 def test_a_full_disk_is_one_line_and_keeps_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

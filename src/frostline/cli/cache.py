@@ -17,7 +17,6 @@ from frostline.cli.answer import Answer, Json, progress_console
 from frostline.cli.train import split_settings
 from frostline.core import cache
 from frostline.core.errors import ConfigError, unknown_name
-from frostline.core.files import sweep
 from frostline.core.row_files import fault_of
 from frostline.core.shards import drop
 from frostline.core.shards import fault as fault_of_shard
@@ -43,7 +42,7 @@ def verify(as_json: Json = False) -> Answer:
     checked = 0
     damaged = []
     for folder in cache.store_folders(root):
-        sweep(folder, older_than=cache.ABANDONED)
+        cache.tidy(folder)
         for shard in cache.shards(folder):
             with suppress(FileNotFoundError):  # removed meanwhile
                 fault = fault_of_shard(shard)
@@ -52,7 +51,7 @@ def verify(as_json: Json = False) -> Answer:
                     drop(shard)
                     damaged.append({"store": folder.name, "shard": shard.name, "fault": fault})
     for folder in cache.row_folders(root):
-        sweep(folder, older_than=cache.ABANDONED)
+        cache.tidy(folder)
         if (folder / cache.CONTENT).is_file():
             fault = fault_of(folder)
             checked += 1
@@ -89,7 +88,7 @@ def prune(
     chosen = _named(entries, names) if names else entries if everything else _unused(entries, age)
     places = (root, root / "activations", root / cache.ROWS)
     folders = (*places, *cache.store_folders(root), *cache.row_folders(root))
-    swept = sum(sweep(folder, older_than=cache.ABANDONED) for folder in folders)
+    swept = sum(cache.tidy(folder) for folder in folders)
     removed, in_use = _remove(entries, chosen, size)
     freed = swept + sum(entry.bytes for entry in removed)
     left = sum(entry.bytes for entry in entries if entry not in removed)

@@ -4,7 +4,7 @@ ROOT/activations/<digest of the identity>/
     identity.json             everything that the boundary states of any row depend on; its time is that of the last use
     <sha256>.safetensors      a shard (core/shards.py)
     lock                      shared by the processes that fill the cache; who removes it has it alone
-    .unfinished.<chunk>       held by the process that fills this part of it
+    <part>.claim              held by the process that fills this part of it
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 
 from frostline.core.documents import parse_json
 from frostline.core.errors import CannotWrite, ConfigError, first_line
-from frostline.core.files import UNFINISHED, private, write_json
+from frostline.core.files import UNFINISHED, private, sweep, write_json
 from frostline.core.locks import share, take
 from frostline.core.shards import DamagedShard, ShardFile
 
@@ -31,6 +31,7 @@ IDENTITY = "identity.json"
 LABEL = "label"
 """The entry of a description that is for people. It is not part of the cache's identity."""
 SHARDS = "*.safetensors"
+CLAIM = ".claim"
 ROWS = "rows"
 """The folder of rows that were read or tokenized (core/row_files.py), beside `activations`."""
 CONTENT = "content.json"
@@ -172,7 +173,7 @@ def claimed(folder: Path, part: str, *, wait: bool) -> Iterator[bool]:
         part: a name that all processes give to the same rows.
         wait: until the other process is done with it, or has ended; then it gives True.
     """
-    path = folder / f"{UNFINISHED}{part}"
+    path = folder / f"{part}{CLAIM}"
     held = _take(path, -1 if wait else 0)
     if held is None:
         yield False
@@ -182,6 +183,16 @@ def claimed(folder: Path, part: str, *, wait: bool) -> Iterator[bool]:
             yield True
         finally:
             path.unlink(missing_ok=True)  # while it is held: who waits for it makes a new one
+
+
+def tidy(folder: Path) -> int:
+    """Remove what killed processes left in a cache, or beside caches. Returns the bytes freed."""
+    for path in folder.glob(f"*{CLAIM}"):
+        held = _take(path)
+        if held is not None:  # nobody works at it
+            with held:
+                path.unlink(missing_ok=True)
+    return sweep(folder, older_than=ABANDONED)
 
 
 def remove(folder: Path) -> bool:

@@ -30,7 +30,7 @@ from frostline.run._config import RunConfig
 from frostline.run._fill import Filled, contents_of, shown, training_of
 
 _KEPT = ("FROSTLINE_", "HF_", "OMP_NUM_THREADS")
-"""How the environment variables begin that actors get too."""
+"""How the environment variables begin that actors get too, but for tokens: everybody on the cluster can see them."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def _connected(address: str) -> Any:
         import ray.data
     except ImportError:
         raise ConfigError("--ray: Ray is not installed: use pip install 'frostline[ray]'") from None
-    kept = {name: value for name, value in os.environ.items() if name.startswith(_KEPT)}
+    kept = {name: value for name, value in os.environ.items() if name.startswith(_KEPT) and "TOKEN" not in name}
     kept["FROSTLINE_CACHE"] = str(default_root().absolute())
     here = {"_node_ip_address": "127.0.0.1", "include_dashboard": False} if address == "local" else {}
     try:
@@ -109,6 +109,9 @@ def _fill(ray: Any, job: _Job, progress: Any, begun: float) -> Filled:
     there = ray.cluster_resources()
     gpus = int(there.get("GPU", 0))
     needs = {"num_cpus": job.config.threads or 1, "num_gpus": 1 if gpus else 0}
+    largest = max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
+    if needs["num_cpus"] > largest:
+        raise ConfigError(f"threads: no node of the cluster has {needs['num_cpus']} CPUs: use {largest} or less")
     planned = ray.get(ray.remote(**needs)(_planned).remote(job))
     if isinstance(planned, str):
         raise ConfigError(planned)
