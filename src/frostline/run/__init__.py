@@ -1,9 +1,11 @@
 """One run end to end: config -> model, data, schedule, trainer, record; and what is done with a run after."""
 
 from frostline.run._config import RunConfig, read_config
+from frostline.run._fill import Filled, fill_cache
 from frostline.run._folder import how_to_go_on
 from frostline.run._make import make_plan, make_schedule
 from frostline.run._probing import probe_model
+from frostline.run._ray import fill_with_ray
 from frostline.run._setup import anatomy_of, class_for, load_model
 from frostline.run._trainer import Trainer, attach
 from frostline.run._training import train
@@ -12,6 +14,7 @@ from frostline.run._using import PlannedModel, evaluate_target, generate_target,
 from frostline.run._versions import versions
 
 __all__ = [
+    "Filled",
     "PlannedModel",
     "RunConfig",
     "Trainer",
@@ -20,6 +23,8 @@ __all__ = [
     "check_trials",
     "class_for",
     "evaluate_target",
+    "fill_cache",
+    "fill_with_ray",
     "generate_target",
     "how_to_go_on",
     "inspect_model",

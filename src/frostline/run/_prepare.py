@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -114,12 +114,13 @@ def prepare(asked: RunConfig, data: Data, before: RunRecord | None = None, chose
     with quiet_libraries():
         goes_on = before.chosen if before is not None and chosen is None else None
         if before is not None and goes_on is not None and goes_on["mode"] == GIVEN:
-            model, chosen, load_bottom = _load(as_planned(asked, before), data, None)
+            asked_as_planned = as_planned(asked, before)
+            model, chosen, load_bottom = load(asked_as_planned, data, None, lambda: _steps(asked_as_planned, data))
             chosen = replace(chosen, choice=goes_on)
         else:
             if before is not None and goes_on is not None:
                 chosen = chosen_before(asked, before)
-            model, chosen, load_bottom = _load(asked, data, chosen)
+            model, chosen, load_bottom = load(asked, data, chosen, lambda: _steps(asked, data))
     with quiet_libraries(), running().together():
         config = chosen.config
         prepare_tokenizer(data.tokenizer, model)
@@ -137,7 +138,7 @@ def prepare(asked: RunConfig, data: Data, before: RunRecord | None = None, chose
             load_bottom=load_bottom,
             train_dataset=data.rows,
             eval_dataset=data.eval_rows,
-            data_collator=_collator(config, data),
+            data_collator=collator_for(config, data),
             processing_class=data.tokenizer,
             callbacks=[steps],
         )
@@ -155,7 +156,21 @@ def prepare(asked: RunConfig, data: Data, before: RunRecord | None = None, chose
     return Prepared(asked, chosen, data, model, trainer, steps, quantized, clock() - begun)
 
 
-def _load(config: RunConfig, data: Data, goes_on: Chosen | None) -> tuple[Any, Chosen, Load | None]:
+def _steps(config: RunConfig, data: Data) -> int:
+    return steps_of(_arguments(config), len(data.rows))
+
+
+def load(
+    config: RunConfig, data: Data, goes_on: Chosen | None, steps: Callable[[], int]
+) -> tuple[Any, Chosen, Load | None]:
+    """The model, what its strategy chose, and what reads its bottom by name where that is not in memory.
+
+    Args:
+        config: the config as it was given.
+        data: the task's rows.
+        goes_on: what was chosen already; None: the strategy chooses.
+        steps: gives the optimizer steps of the run.
+    """
     if config.streaming:
         return load_streaming(config, data, goes_on)
     with running().together():
@@ -174,9 +189,8 @@ def _load(config: RunConfig, data: Data, goes_on: Chosen | None) -> tuple[Any, C
         return LoadedModel(model.to(device()), tensor_hashes(model))
 
     blocks = measure_here(loaded, model, anatomy, config, data)
-    steps = steps_of(_arguments(config), len(data.rows))
     evaluation = evaluation_to_fit(config, data, anatomy, model.config)
-    return model, choose(config, anatomy, work, steps, blocks, model.config, type(model), evaluation), None
+    return model, choose(config, anatomy, work, steps(), blocks, model.config, type(model), evaluation), None
 
 
 def _check_new_rows(model: Any, strategy: str) -> None:
@@ -191,7 +205,8 @@ def _check_new_rows(model: Any, strategy: str) -> None:
             )
 
 
-def _collator(config: RunConfig, data: Data) -> Collator | PackingCollator:
+def collator_for(config: RunConfig, data: Data) -> Collator | PackingCollator:
+    """What makes a batch of the run's rows."""
     if config.packing:
         return PackingCollator()
     return Collator(data.tokenizer, pad_to=config.max_length if config.pad_to_max_length else None)
