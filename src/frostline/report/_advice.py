@@ -13,40 +13,29 @@ WITHIN = 0.02
 
 
 @dataclass(frozen=True)
-class Pick:
-    """A strategy that is advised: why, its quality, and its time (in words)."""
-
-    strategy: str
-    why: str
-    quality: str
-    time: str
-
-
-@dataclass(frozen=True)
 class Advice:
     """What to use on one model and task.
 
     Attributes:
         best: the best by the group's metric.
-        quick: the one that takes the least time among those within 2% of the best; None where that is the best itself.
+        quick: the one that takes the least time among those within 2% of the best; it may be the best itself.
+        parts: the advice as one sentence, in parts; each with whether it is the name of a strategy.
         cautions: what speaks against trusting it, a sentence each.
     """
 
-    best: Pick
-    quick: Pick | None
+    best: TableRow
+    quick: TableRow
+    parts: tuple[tuple[str, bool], ...]
     cautions: tuple[str, ...]
 
     @property
     def sentence(self) -> str:
         """The advice as one line of text, without the cautions."""
-        text = f"Use {self.best.strategy}: {self.best.why} ({self.best.quality}, {self.best.time})"
-        if self.quick is None:
-            return f"{text}."
-        return f"{text}; or {self.quick.strategy}: {self.quick.why} ({self.quick.quality}, {self.quick.time})."
+        return "".join(text for text, _ in self.parts)
 
 
 def advise(group: Group) -> Advice | None:
-    """The advice of a group; None where nothing was compared by its metric."""
+    """The advice of a group; None where there are no two strategies to compare by its metric."""
     metric = group.metric
     sign = -1.0 if metric in FALLING else 1.0
     rows = [row for row in group.rows if metric in row.metrics]
@@ -57,27 +46,35 @@ def advise(group: Group) -> Advice | None:
     close = [row for row in rows if sign * (most - row.metrics[metric].mean) <= WITHIN * abs(most)]
     timed = [row for row in close if row.run_seconds is not None]
     quick = min(timed, key=_seconds, default=best)
-    best_why = f"the best {one_line(metric)}"
-    if quick is best and len(timed) > 1:
-        best_why += f", and the least time of the {len(timed)} within {WITHIN:.0%} of it"
-    elif quick is best:
-        best_why += f", and no other is within {WITHIN:.0%} of it"
-    return Advice(
-        _pick(group, best, best_why),
-        None if quick is best else _pick(group, quick, f"within {WITHIN:.0%} of it, in the least time"),
-        _cautions(group, best, rows, sign),
-    )
+    quality, time = _quality(group, best), _time(group, best)
+    name, within = one_line(metric), f"within {WITHIN:.0%}"
+    if quick is not best:
+        told = f" for the best {name} ({quality}{time and f', in {time}'}), or "
+        more = f" for the least time {within} of it ({_quality(group, quick)}, in {_time(group, quick)})."
+        parts = ((one_line(best.strategy), True), (told, False), (one_line(quick.strategy), True), (more, False))
+    elif len(timed) > 1:
+        more = f": the best {name} ({quality}), and the least time ({time}) of the {len(timed)} {within} of it."
+        parts = ((one_line(best.strategy), True), (more, False))
+    else:
+        more = f": the best {name} ({quality}{time and f', in {time}'}); no other is {within} of it."
+        parts = ((one_line(best.strategy), True), (more, False))
+    return Advice(best, quick, (("Use ", False), *parts), _cautions(group, best, rows, sign))
 
 
-def _pick(group: Group, row: TableRow, why: str) -> Pick:
+def _quality(group: Group, row: TableRow) -> str:
     mean = row.metrics[group.metric]
-    time = "time unknown"
-    if row.run_seconds is not None:
-        time = seconds_text(row.run_seconds.mean)
-        base = next((one for one in group.rows if one.strategy == group.baseline and one is not row), None)
-        if base is not None and base.run_seconds is not None and base.run_seconds.mean:
-            time += f", {ratio_text(row.run_seconds.mean / base.run_seconds.mean)} of {one_line(base.strategy)}"
-    return Pick(one_line(row.strategy), why, f"{one_line(group.metric)} {mean_text(mean.mean, mean.std)}", time)
+    return mean_text(mean.mean, mean.std)
+
+
+def _time(group: Group, row: TableRow) -> str:
+    """The time of a row, and its share of the baseline's; empty where it is not known."""
+    if row.run_seconds is None:
+        return ""
+    time = seconds_text(row.run_seconds.mean)
+    base = next((one for one in group.rows if one.strategy == group.baseline and one is not row), None)
+    if base is None or base.run_seconds is None or not base.run_seconds.mean:
+        return time
+    return f"{time}, {ratio_text(row.run_seconds.mean / base.run_seconds.mean)} of {one_line(base.strategy)}"
 
 
 def _cautions(group: Group, best: TableRow, rows: list[TableRow], sign: float) -> tuple[str, ...]:

@@ -14,11 +14,12 @@ from frostline.plan import CELLS
 from frostline.report._figure import Figure, Legend, Member, Subject, number, words
 from frostline.report._format import mean_text
 from frostline.report._runs import Run
-from frostline.report._svg import CHARACTER, Axis, drawing, plot, tag
+from frostline.report._svg import CHARACTER, Axis, drawing, marker, plot, tag
 
 MODES = {symbol: mode for mode, (symbol, _) in CELLS.items()}
 LETTERS = {"frozen": "", "partial": "P", "lora": "L", "prefix": "X", "adapter": "A", "full": "F"}
-LINE, LABEL = 26.0, 190.0
+LINE, LABEL, GAP = 26.0, 150.0, 10.0
+"""The height of a line of a strip, the room for names, and that beside the blocks."""
 PARTS = {"embeddings": "emb", "final_norm": "norm", "head": "head"}
 
 
@@ -28,27 +29,26 @@ def strips(subject: Subject) -> Figure | None:
     if not shown:
         return None
     depth = max(len(_modes(run.record.plan)) for _, run in shown)
-    wide = min(26.0, (1090 - LABEL) / depth)
+    beside = (550 - LABEL - 2 * GAP) / depth >= 14
+    wide = min(26.0, ((550 if beside else 1100) - LABEL - 2 * GAP) / depth)
     several = {member.row.strategy for member, run in shown if run is not member.runs[0]}
     names = [
         f"{member.name}, seed {run.record.seed}" if member.row.strategy in several else member.name
         for member, run in shown
     ]
     marks = [mark for row, (member, run) in enumerate(shown) for mark in _line(row, names[row], member, run, wide)]
-    right, bottom = LABEL + wide * depth, 8 + LINE * len(shown)
-    inner = [index for index in range(depth - 3) if index % _every(depth - 3, wide) == 0]
-    columns = {0: "emb", **{1 + index: str(index) for index in inner}, depth - 2: "norm", depth - 1: "head"}
-    if wide < 20:
-        columns |= {depth - 2: "", depth - 1: "norm, head"}
-    marks += [
-        tag("text", text, class_="tick mid", x=LABEL + wide * (place + 0.5), y=bottom + 16)
-        for place, text in columns.items()
-    ]
+    bottom = 8 + LINE * len(shown)
+    for block in range(0, depth - 3, _every(depth - 3, wide)):
+        x = _left(block + 1, depth, wide) + wide / 2
+        marks.append(tag("text", str(block), class_="tick mid", x=x, y=bottom + 16))
+    right = _left(depth - 1, depth, wide) + wide
+    marks.append(tag("text", "emb", class_="tick mid", x=_left(0, depth, wide) + wide / 2, y=bottom + 16))
+    marks.append(tag("text", "norm, head", class_="tick end", x=right + 8, y=bottom + (34 if wide < 40 else 16)))
     return Figure(
         name=f"{subject.name}-blocks",
         title="What trained in each block",
         note="Blocks are numbered from 0 at the input. Empty: frozen.",
-        drawings=(drawing("what trained in each block", max(560.0, right + 30), bottom + 26, marks),),
+        drawings=(drawing("what trained in each block", max(560.0, right + 10), bottom + 40, marks),),
         columns=("strategy", "embeddings", "blocks", "final norm", "head"),
         rows=tuple(
             (
@@ -59,7 +59,7 @@ def strips(subject: Subject) -> Figure | None:
             for name, (_, run) in zip(names, shown, strict=True)
         ),
         legend=_legend({mode for _, run in shown for mode in _modes(run.record.plan)}),
-        wide=True,
+        wide=not beside,
     )
 
 
@@ -79,14 +79,12 @@ def _schedule(name: str, member: Member, run: Run) -> Figure:
     every = _every(len(lines), tall * 1.6)
     marks = []
     for row, (part, modes) in enumerate(lines):
-        y, start = 8 + tall * row, 0
+        y = 8 + tall * row
         if not part.isdigit() or int(part) % every == 0:
             marks.append(tag("text", part, class_="tick end", x=44, y=y + tall / 2 + 4))
-        for mode, members in groupby(modes):
-            count = len(list(members))
-            x, width = axis(0) + wide * start, wide * count
+        for first, last, mode in _runs_of(modes):
+            x, width = axis(0) + wide * first, wide * (last - first + 1)
             marks.append(tag("rect", class_=f"cell m-{mode}", x=x, y=y, width=width, height=tall))
-            start += count
     bottom = 8 + tall * len(lines)
     for tick in (tick for tick in axis.ticks if tick <= steps):
         marks.append(tag("text", axis.text(tick), class_="tick mid", x=axis(tick), y=bottom + 18))
@@ -96,8 +94,8 @@ def _schedule(name: str, member: Member, run: Run) -> Figure:
     return Figure(
         name=name,
         title=f"What trained when: {member.name}",
-        note=f"The run with seed {run.record.seed}: its plan changed {changed} in {steps} steps. "
-        f"A column is {steps / columns:.3g} steps.",
+        note=f"The run with seed {run.record.seed}: its plan changed {changed} in {steps} steps."
+        + (f" A column is {steps / columns:.3g} steps." if steps > columns else ""),
         drawings=(drawing(f"what trained when under {member.name}", 560, bottom + 46, marks),),
         columns=("part", "columns of steps"),
         rows=tuple(words(f"block {part}" if part.isdigit() else part, ranges(modes)) for part, modes in lines),
@@ -151,28 +149,25 @@ def _signal(name: str, values: Sequence[tuple[float | None, float | None]]) -> M
     if ends and min(ends) > 0 and min(ends) < 0.5 * max(ends):
         ends.append(0.0)
     shown = name.replace("_", " ")
-    drawn = plot(f"{shown} of each block", ("block", [-0.5, len(values) - 0.5]), (shown, ends), width=370, height=230)
-    wide = (drawn.x(1.0) - drawn.x(0.0)) * 0.7
-    base = drawn.y(min(max(0.0, drawn.y.low), drawn.y.high))
+    drawn = plot(f"{shown} of each block", ("block", [-0.5, len(values) - 0.5]), (shown, ends), width=360, height=230)
+    zero = drawn.y(0.0) if drawn.y.low <= 0 <= drawn.y.high else None
     for index, value, error in known:
         x, y = drawn.x(index), drawn.y(value)
-        label = tag("title", f"block {index}: {value:.4g}")
-        drawn.add(
-            "rect", label, class_="bar c0", x=x - wide / 2, y=min(y, base), width=wide, height=max(1.0, abs(base - y))
-        )
+        if zero is not None:
+            drawn.add("path", class_="stem", d=f"M{x:.1f} {zero:.1f}V{y:.1f}")
         if error:
             drawn.add("path", class_="whisker", d=f"M{x:.1f} {drawn.y(value - error):.1f}V{drawn.y(value + error):.1f}")
+        drawn.marks.append(marker(0, x, y, f"block {index}: {value:.4g}", 3.5))
+    if zero is not None:
+        drawn.add("line", class_="axis", x1=drawn.x.start, x2=drawn.x.end, y1=zero, y2=zero)
     return drawn.svg()
 
 
 def ranges(modes: Sequence[str]) -> str:
     """Modes in their order as text, equal neighbours together: `0-3 frozen, 4-7 full`."""
-    texts, start = [], 0
-    for mode, members in groupby(modes):
-        end = start + len(list(members)) - 1
-        texts.append(f"{start} {mode}" if start == end else f"{start}-{end} {mode}")
-        start = end + 1
-    return ", ".join(texts)
+    return ", ".join(
+        f"{first} {mode}" if first == last else f"{first}-{last} {mode}" for first, last, mode in _runs_of(modes)
+    )
 
 
 def _unlike(member: Member) -> Iterator[Run]:
@@ -188,26 +183,35 @@ def _unlike(member: Member) -> Iterator[Run]:
 def _line(row: int, name: str, member: Member, run: Run, wide: float) -> list[Markup]:
     y = 8 + LINE * row
     modes = _modes(run.record.plan)
-    shown = name if len(name) <= 24 else f"{name[:23]}…"
+    shown = name if len(name) <= 18 else f"{name[:17]}…"
     marks = [tag("text", shown, class_="label end", x=LABEL - 10, y=y + LINE / 2 + 4)]
     for place, mode in enumerate(modes):
-        x = LABEL + wide * place
+        x = _left(place, len(modes), wide)
         what = _names_of(len(modes))[place]
         marks.append(
             tag("rect", tag("title", f"{what}: {mode}"), class_=f"cell m-{mode}", x=x, y=y, width=wide, height=LINE - 4)
         )
+    for first, last, mode in _runs_of(modes):
+        # A letter in each cell where there is room, else one in the middle of equal cells.
+        places = range(first, last + 1) if wide >= 14 else [(first + last) // 2] * ((last - first + 1) * wide >= 12)
+        for place in places if LETTERS[mode] else ():
+            x = _left(place, len(modes), wide) + wide / 2
+            marks.append(tag("text", LETTERS[mode], class_=f"letter mid t-{mode}", x=x, y=y + 15))
+    return [tag("g", *marks, data_strategy=member.row.strategy)]
+
+
+def _left(place: int, depth: int, wide: float) -> float:
+    """Where a cell begins: there are gaps between the embeddings, the blocks, and the norm with the head."""
+    return LABEL + wide * place + GAP * ((place > 0) + (place > depth - 3))
+
+
+def _runs_of(modes: Sequence[str]) -> Iterator[tuple[int, int, str]]:
+    """Equal neighbours: first place, last place, mode."""
     start = 0
     for mode, members in groupby(modes):
         count = len(list(members))
-        # A letter in each cell where there is room, else one in the middle of equal cells.
-        centres = [start + i + 0.5 for i in range(count)] if wide >= 14 else [start + count / 2] * (count * wide >= 12)
-        marks += [
-            tag("text", LETTERS.get(mode, "?"), class_=f"letter mid t-{mode}", x=LABEL + wide * at, y=y + 15)
-            for at in centres
-            if LETTERS.get(mode, "?")
-        ]
+        yield start, start + count - 1, mode
         start += count
-    return [tag("g", *marks, data_strategy=member.row.strategy)]
 
 
 def _names_of(count: int) -> list[str]:

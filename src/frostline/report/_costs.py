@@ -119,7 +119,7 @@ def quality_bars(subject: Subject) -> Figure | None:
     many = any(mean.n > 1 for _, mean in known)
     return Figure(
         name=f"{subject.name}-quality",
-        title=f"{one_line(metric)}, strategy by strategy",
+        title=f"Quality of each strategy: {one_line(metric)}",
         note=("Mean over the seeds; whiskers: sample standard deviation." if many else "One run each.") + band_note,
         drawings=(drawing(f"{one_line(metric)} of each strategy", 560, bottom + 48, svg),),
         columns=("strategy", one_line(metric), "deviation", "runs"),
@@ -151,8 +151,8 @@ def ranking(table: Table, marks: dict[str, int]) -> Figure | None:
     return Figure(
         name="ranking",
         title="Ranking score",
-        note=f"The mean over {len(table.groups)} pairs of model and task: the best of n strategies gets n - 1 points, the "
-        "last 0; equal ones share theirs. Only strategies that were run on every pair.",
+        note=f"The mean over {len(table.groups)} pairs of model and task: the best of n strategies gets n - 1 points, "
+        "the last 0; equal ones share theirs. Only strategies that were run on every pair.",
         drawings=(drawing("ranking score of each strategy", 560, bottom + 48, svg),),
         columns=("strategy", "ranking score", "mean rank", "pairs"),
         rows=tuple(

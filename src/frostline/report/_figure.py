@@ -56,6 +56,11 @@ class Figure:
     legend: tuple[Legend, ...] = ()
     wide: bool = False
 
+    @property
+    def numeric(self) -> tuple[bool, ...]:
+        """For each column whether it holds numbers."""
+        return tuple(any(row[place].value is not None for row in self.rows) for place in range(len(self.columns)))
+
 
 def number(value: float | None, text: str | None = None) -> Cell:
     """A cell with a number; `text` is how it is shown, else it is shown with six figures."""

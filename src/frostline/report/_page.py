@@ -100,6 +100,7 @@ def page(folder: Path, found: Found, table: Table) -> str:
     runs = {str(run.folder): run for run in named(found.runs)}
     labels = dict.fromkeys(row.strategy for group in table.groups for row in group.rows)
     marks = {label: index for index, label in enumerate(labels)}
+    metrics = {place: group.metric for group in table.groups for row in group.rows for place in row.folders}
     sections = [_section(f"g{i}", table, i, runs, marks) for i in range(len(table.groups))]
     style, script = (files("frostline.report").joinpath("page", name).read_text() for name in ("page.css", "page.js"))
     environment = Environment(
@@ -124,7 +125,7 @@ def page(folder: Path, found: Found, table: Table) -> str:
         ranking=ranking(table, marks),
         failures=sorted(table.failures, key=lambda failure: _ORDER.index(failure.state)),
         notices=_notices(runs.values()),
-        runs=[_run(folder, run) for run in runs.values()],
+        runs=[_run(folder, run, metrics.get(place)) for place, run in runs.items()],
         versions=_versions(found.runs),
         made=max((run.record.finished or run.record.started for run in found.runs), default=""),
         version=found.runs[-1].record.versions.get("frostline", ""),
@@ -215,9 +216,9 @@ def _notices(runs: Iterable[Run]) -> list[tuple[str, list[str]]]:
     return list(told.items())
 
 
-def _run(folder: Path, run: Run) -> dict[str, Any]:
+def _run(folder: Path, run: Run, metric: str | None) -> dict[str, Any]:
     record = run.record
-    after = record.metrics.after.get(record.data.metric) if record.metrics else None
+    after = record.metrics.after.get(metric) if record.metrics and metric else None
     place = run.folder.relative_to(folder) if run.folder.is_relative_to(folder) else run.folder
     return {
         "strategy": run.label,
@@ -227,7 +228,7 @@ def _run(folder: Path, run: Run) -> dict[str, Any]:
             number(record.seed),
             *words(run.state, _time(record.started)),
             number(_lasted(record.started, record.finished), seconds_text(_lasted(record.started, record.finished))),
-            number(after, mean_text(after)),
+            number(after, f"{one_line(metric or '')} {mean_text(after)}"),
         ),
         "command": record.command or "not recorded: the record is of an earlier version; its settings are in run.json",
     }

@@ -88,7 +88,7 @@ def csv_text(table: Table) -> str:
         for group in table.groups
         for row in group.rows
     ]
-    lines += [{key: value for key, value in asdict(failure).items()} for failure in table.failures]
+    lines += [asdict(failure) for failure in table.failures]
     out = io.StringIO()
     columns = dict.fromkeys(key for line in lines for key in line)
     writer = csv.DictWriter(out, list(columns), lineterminator="\n")

@@ -74,19 +74,20 @@ class Axis:
         if low >= 0:
             bottom = max(0.0, bottom)
         top = high + margin
-        step = _round_step((top - bottom) / 5)
+        step = _round_step((top - bottom) / 6)
         first, last = math.ceil(bottom / step), math.floor(top / step)
         return cls(bottom, top, start, end, tuple(number * step for number in range(first, last + 1)))
 
     def text(self, tick: float) -> str:
         """A tick as text, with as many figures as tell it from the next."""
         step = self.ticks[1] - self.ticks[0] if len(self.ticks) > 1 else abs(tick) or 1.0
-        return f"{tick:,.{max(0, -math.floor(math.log10(step) + 1e-9))}f}"
+        decimals = next((places for places in range(9) if abs(round(step, places) - step) < step * 1e-6), 9)
+        return f"{tick:,.{decimals}f}"
 
 
 def _round_step(rough: float) -> float:
     power = 10.0 ** math.floor(math.log10(rough))
-    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
+    return next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)
 
 
 @dataclass
@@ -156,7 +157,7 @@ def plot(
 
 def drawing(title: str, width: float, height: float, marks: Sequence[Markup]) -> Markup:
     """An SVG with a title that screen readers read as an image."""
-    return tag("svg", *marks, viewBox=f"0 0 {width:g} {height:g}", role="img", aria_label=title)
+    return tag("svg", *marks, viewBox=f"0 0 {width:g} {height:g}", width=width, role="img", aria_label=title)
 
 
 def path(points: Iterable[tuple[float, float]], stairs: bool = False) -> str:

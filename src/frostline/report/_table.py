@@ -71,8 +71,9 @@ class TableRow:
 class Group:
     """The strategies on one model and task.
 
-    `metric` is the task's headline, or `loss` where no run measured that (texts are generated only if asked for); `before` is its mean before training; `majority_share` is what always
-    answering the most common label scores. `baseline` is None when no run of the group carries its label.
+    `metric` is the task's headline, or `loss` where no run measured that (texts are generated only if asked for);
+    `before` is its mean before training; `majority_share` is what always answering the most common label scores.
+    `baseline` is None when no run of the group carries its label.
     """
 
     model: str
