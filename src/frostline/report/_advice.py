@@ -48,6 +48,7 @@ def advise(group: Group) -> Advice | None:
     quick = min(timed, key=_seconds, default=best)
     quality, time = _quality(group, best), _time(group, best)
     name, within = one_line(metric), f"within {WITHIN:.0%}"
+    parts: tuple[tuple[str, bool], ...]
     if quick is not best:
         told = f" for the best {name} ({quality}{time and f', in {time}'}), or "
         more = f" for the least time {within} of it ({_quality(group, quick)}, in {_time(group, quick)})."

@@ -105,7 +105,7 @@ def _schedule(name: str, member: Member, run: Run) -> Figure:
 
 def signals(subject: Subject) -> list[Figure]:
     """The signals of every strategy that measured some: of its first run that did."""
-    found = []
+    found: list[Run] = []
     for member in subject.members:
         run = next((run for run in member.runs if run.record.signals), None)
         if run is not None and not any(other.record.signals == run.record.signals for other in found):

@@ -107,12 +107,6 @@ def quality_bars(subject: Subject) -> Figure | None:
         return None
     baseline = next((mean for member, mean in known if member.row.strategy == subject.group.baseline), None)
     rows = [(member, mean, mean_text(mean.mean, mean.std)) for member, mean in known]
-    svg, axis, top, bottom = _bars(f"{one_line(metric)} of each strategy", rows, one_line(metric))
-    if baseline is not None:
-        low, high = _spread(baseline)
-        band = [tag("rect", class_="band", x=axis(low), width=axis(high) - axis(low), y=top, height=bottom - top)]
-        svg = [*(band if baseline.std else []), *svg]
-        svg.append(tag("line", class_="mean", x1=axis(baseline.mean), x2=axis(baseline.mean), y1=top, y2=bottom))
     named = one_line(subject.group.baseline or "")
     band_note = f" The line is the mean of {named}" if baseline else ""
     band_note += ", the band its deviation." if baseline and baseline.std else "." if baseline else ""
@@ -121,7 +115,7 @@ def quality_bars(subject: Subject) -> Figure | None:
         name=f"{subject.name}-quality",
         title=f"Quality of each strategy: {one_line(metric)}",
         note=("Mean over the seeds; whiskers: sample standard deviation." if many else "One run each.") + band_note,
-        drawings=(drawing(f"{one_line(metric)} of each strategy", 560, bottom + 48, svg),),
+        drawings=(_bars(f"{one_line(metric)} of each strategy", rows, one_line(metric), baseline),),
         columns=("strategy", one_line(metric), "deviation", "runs"),
         rows=tuple(
             (
@@ -147,13 +141,12 @@ def ranking(table: Table, marks: dict[str, int]) -> Figure | None:
         )
         for rank in table.ranks
     ]
-    svg, _, _, bottom = _bars("ranking score of each strategy", rows, "ranking score")
     return Figure(
         name="ranking",
         title="Ranking score",
         note=f"The mean over {len(table.groups)} pairs of model and task: the best of n strategies gets n - 1 points, "
         "the last 0; equal ones share theirs. Only strategies that were run on every pair.",
-        drawings=(drawing("ranking score of each strategy", 560, bottom + 48, svg),),
+        drawings=(_bars("ranking score of each strategy", rows, "ranking score"),),
         columns=("strategy", "ranking score", "mean rank", "pairs"),
         rows=tuple(
             (*words(rank.strategy), number(rank.score), number(rank.rank), number(rank.groups)) for rank in table.ranks
@@ -197,34 +190,35 @@ def predicted_and_measured(subject: Subject) -> Figure | None:
     )
 
 
-def _bars(title: str, rows: Sequence[tuple[Member, Mean, str]], name: str) -> tuple[list[Markup], Axis, float, float]:
-    """Horizontal bars from 0, with whiskers; their axis, and where they begin and end from top to bottom."""
-    values = max(len(text) for *_, text in rows)
-    axis = Axis.over([v for _, m, _ in rows for v in _spread(m)], _names(rows), 548 - CHARACTER * values, zero=True)
+def _bars(title: str, rows: Sequence[tuple[Member, Mean, str]], name: str, baseline: Mean | None = None) -> Markup:
+    """Horizontal bars from 0, with whiskers.
+
+    Args:
+        title: of the drawing.
+        rows: a member, its mean, and the text beside its bar.
+        name: of the axis.
+        baseline: its mean is a line across all bars, its deviation a band behind them.
+    """
+    room = CHARACTER * max(len(text) for *_, text in rows)
+    axis = Axis.over([v for _, mean, _ in rows for v in _spread(mean)], _names(rows), 548 - room, zero=True)
     top, bottom = 12.0, 12.0 + ROW * len(rows)
-    svg = _grid(axis, top, bottom, name)
+    bars, texts, line = [], [], []
+    if baseline is not None:
+        low, high = (axis(value) for value in _spread(baseline))
+        bars.append(tag("rect", class_="band", x=low, width=high - low, y=top, height=bottom - top))
+        line.append(tag("line", class_="mean", x1=axis(baseline.mean), x2=axis(baseline.mean), y1=top, y2=bottom))
     for index, (member, mean, text) in enumerate(rows):
         y = top + ROW * index + ROW / 2
         low, high = sorted((axis(0.0), axis(mean.mean)))
-        marks = [
-            tag("text", _short(member.name), class_="label end", x=axis.start - 10, y=y + 4),
-            tag(
-                "rect",
-                tag("title", f"{member.name}: {text}"),
-                class_=f"bar c{member.mark % COLOURS}",
-                x=low,
-                y=y - 8,
-                width=max(1.0, high - low),
-                height=16,
-            ),
-        ]
-        if mean.std:
-            ends = [axis(value) for value in _spread(mean)]
-            marks.append(tag("path", class_="whisker", d=f"M{ends[0]:.1f} {y:.1f}H{ends[1]:.1f}"))
-        right = max(axis(value) for value in (*_spread(mean), 0.0))
-        marks.append(tag("text", text, class_="label", x=right + 8, y=y + 4))
-        svg.append(tag("g", *marks, data_strategy=member.row.strategy))
-    return svg, axis, top, bottom
+        box = {"x": low, "y": y - 8, "width": max(1.0, high - low), "height": 16.0}
+        whole, strategy = tag("title", f"{member.name}: {text}"), member.row.strategy
+        bars.append(tag("rect", whole, class_=f"bar c{member.mark % COLOURS}", data_strategy=strategy, **box))
+        ends = [axis(value) for value in _spread(mean)]
+        whisker = [tag("path", class_="whisker", d=f"M{ends[0]:.1f} {y:.1f}H{ends[1]:.1f}")] if mean.std else []
+        named = tag("text", _short(member.name), class_="label end", x=axis.start - 10, y=y + 4)
+        value = tag("text", text, class_="label", x=max(*ends, axis(0.0)) + 8, y=y + 4)
+        texts.append(tag("g", *whisker, named, value, data_strategy=strategy))
+    return drawing(title, 560, bottom + 48, [*_grid(axis, top, bottom, name), *bars, *line, *texts])
 
 
 def _pairs(name: str, rows: Sequence[tuple[Member, float | None, float | None]], size: float) -> Markup:

@@ -21,6 +21,8 @@ LOSSES = {
     "eval_loss": "Loss on the evaluation rows while training",
     "held_out_loss": "Held-out loss while training",
 }
+_NO_POINT: list[tuple[float | None, float | None, float | None]] = [(None, None, None)]
+
 MOST_POINTS = 60
 """Points of a line that are drawn and listed; of longer logs they are picked evenly."""
 
@@ -160,7 +162,7 @@ def _trials(name: str, label: str, record: RunRecord) -> Figure:
                 number(loss, mean_text(loss)),
             )
             for trial, points in curves
-            for step, seconds, loss in points or [(None, None, None)]
+            for step, seconds, loss in points or _NO_POINT
         ),
         legend=tuple(legend),
     )

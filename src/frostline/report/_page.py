@@ -156,13 +156,13 @@ def _section(name: str, table: Table, index: int, runs: dict[str, Run], marks: d
             )
         else:
             figures += drawn if isinstance(drawn, list) else [drawn] if drawn else []
-    columns, read = _columns(subject)
-    rows = tuple((member, swatch(member.mark), read(member.row)) for member in members)
+    columns, lines = _columns(subject)
+    rows = tuple((member, swatch(member.mark), cells) for member, cells in zip(members, lines, strict=True))
     return Section(subject, title(group), advise(group), columns, rows, tuple(figures), tuple(faults))
 
 
-def _columns(subject: Subject) -> tuple[tuple[str, ...], Callable[[TableRow], tuple[Cell, ...]]]:
-    """The headings of a group's table after the strategy, and what gives the cells of a row."""
+def _columns(subject: Subject) -> tuple[tuple[str, ...], list[tuple[Cell, ...]]]:
+    """The headings of a group's table after the strategy, and the cells of each row. Columns without a number go."""
     group = subject.group
     others = dict.fromkeys(name for row in group.rows for name in row.metrics if name != group.metric)
     selects = any(row.selection_seconds and row.selection_seconds.mean for row in group.rows)
@@ -175,11 +175,11 @@ def _columns(subject: Subject) -> tuple[tuple[str, ...], Callable[[TableRow], tu
         if selects:
             yield "time to choose", _measured(row.selection_seconds, seconds_text)
         if group.baseline:
-            yield "training time ×", _measured(row.time_ratio, ratio_text)
-            yield "CPU per step ×", _measured(row.cpu_ratio, ratio_text)
+            yield "training time\u00a0×", _measured(row.time_ratio, ratio_text)
+            yield "CPU per step\u00a0×", _measured(row.cpu_ratio, ratio_text)
         yield "peak memory", _measured(row.peak_memory_bytes, bytes_text)
         if group.baseline:
-            yield "memory ×", _measured(row.memory_ratio, ratio_text)
+            yield "memory\u00a0×", _measured(row.memory_ratio, ratio_text)
         yield "trained parameters", number(row.trainable_parameters, short_count_text(row.trainable_parameters))
         yield "share", number(row.trainable_share, share_text(row.trainable_share))
         yield "FLOPs predicted", number(row.predicted_flops_ratio, ratio_text(row.predicted_flops_ratio))
@@ -189,8 +189,9 @@ def _columns(subject: Subject) -> tuple[tuple[str, ...], Callable[[TableRow], tu
         for name in others:
             yield one_line(name), _mean(row.metrics.get(name))
 
-    headings = tuple(heading for heading, _ in cells(group.rows[0]))
-    return headings, lambda row: tuple(cell for _, cell in cells(row))
+    lines = [list(cells(row)) for row in group.rows]
+    kept = [place for place, _ in enumerate(lines[0]) if any(line[place][1].value is not None for line in lines)]
+    return tuple(lines[0][i][0] for i in kept), [tuple(line[i][1] for i in kept) for line in lines]
 
 
 def _mean(mean: Mean | None) -> Cell:

@@ -13,6 +13,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from frostline.core.shown import markdown_text, one_line
+from frostline.report._advice import advise
 from frostline.report._format import bytes_text, mean_text, ratio_text, seconds_text, share_text, short_count_text
 from frostline.report._table import Failure, Group, Mean, Table, TableRow
 
@@ -55,7 +56,8 @@ def view(table: Table, metrics: Sequence[str] = ()) -> list[RenderableType]:
             )
         for cells in rows:
             drawn.add_row(*cells)
-        shown += [Text(title(group), style="bold"), drawn, Text(_caption(group), style="dim"), Text()]
+        shown += [Text(title(group), style="bold"), drawn, Text(_caption(group), style="dim")]
+        shown += [*map(Text, _advice(group)), Text()]
     if len(table.groups) > 1 and table.ranks:
         shown += [Text(_ranks(table)), Text()]
     shown += [Text(_failure(failure), style="red") for failure in table.failures]
@@ -71,6 +73,7 @@ def markdown(table: Table, metrics: Sequence[str] = ()) -> str:
         lines = [first, ["---"] + ["---:"] * (len(header) - 1), *others]
         drawn = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
         parts.append(f"**{markdown_text(title(group))}**\n\n{drawn}\n\n{markdown_text(_caption(group))}")
+        parts += [markdown_text(line) for line in _advice(group)]
     if len(table.groups) > 1 and table.ranks:
         parts.append(markdown_text(_ranks(table)))
     parts += [f"- {markdown_text(_failure(failure))}" for failure in table.failures]
@@ -161,6 +164,12 @@ def _caption(group: Group) -> str:
     selected = any(_mean(row.selection_seconds) for row in group.rows)
     select = " select: time until the plan was chosen." if selected else ""
     return f"{spread}. {measured}. FLOPs, pred. (memory): predicted, to full fine-tuning.{select}"
+
+
+def _advice(group: Group) -> list[str]:
+    """Which strategy to use, and what speaks against trusting that; nothing where there is nothing to compare."""
+    advice = advise(group)
+    return [] if advice is None else [advice.sentence, *advice.cautions]
 
 
 def _ranks(table: Table) -> str:
