@@ -6,6 +6,7 @@ Debian's package is `chromium`. `axe.min.js` is that of axe-core; `FROSTLINE_AXE
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import shutil
@@ -35,18 +36,20 @@ class Browser:
         self.requests: list[str] = []
         self._events: list[str] = []
         self._profile = tempfile.TemporaryDirectory(prefix="browser-", ignore_cleanup_errors=True)
-        theirs_in, self._out = os.pipe()
-        self._in, theirs_out = os.pipe()
+        read, self._out = os.pipe()
+        self._in, write = os.pipe()
+        # It reads from 3 and writes to 4, whatever else this process has there.
+        theirs_in, theirs_out = (fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (read, write))
         sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
         command = [PROGRAM, *FLAGS, *sandbox, f"--user-data-dir={self._profile.name}", "--remote-debugging-pipe"]
         self._process = subprocess.Popen(
-            ["/bin/sh", "-c", f'exec "$@" 3<&{theirs_in} 4>&{theirs_out}', "sh", *command],
+            ["bash", "-c", f'exec "$@" 3<&{theirs_in} 4>&{theirs_out}', "bash", *command],
             pass_fds=(theirs_in, theirs_out),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        os.close(theirs_in)
-        os.close(theirs_out)
+        for end in (read, write, theirs_in, theirs_out):
+            os.close(end)
         self._answers = os.fdopen(self._in, "rb")
         self._left = b""
         self._number = 0

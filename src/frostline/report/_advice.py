@@ -43,7 +43,8 @@ def advise(group: Group) -> Advice | None:
         return None
     best = max(rows, key=lambda row: sign * row.metrics[metric].mean)
     most = best.metrics[metric].mean
-    close = [row for row in rows if sign * (most - row.metrics[metric].mean) <= WITHIN * abs(most)]
+    margin = WITHIN * abs(most) * (1 + 1e-9)  # what is worse by just this much counts, however it is rounded
+    close = [row for row in rows if sign * (most - row.metrics[metric].mean) <= margin]
     timed = [row for row in close if row.run_seconds is not None]
     quick = min(timed, key=_seconds, default=best)
     quality, time = _quality(group, best), _time(group, best)
@@ -60,6 +61,17 @@ def advise(group: Group) -> Advice | None:
         more = f": the best {name} ({quality}{time and f', in {time}'}); no other is {within} of it."
         parts = ((one_line(best.strategy), True), (more, False))
     return Advice(best, quick, (("Use ", False), *parts), _cautions(group, best, rows, sign))
+
+
+def alone(group: Group) -> str:
+    """What the first strategy of a group came to, as a sentence, where there is no other to compare it with."""
+    row = group.rows[0]
+    before = "" if group.before is None else f" (before training {mean_text(group.before.mean)})"
+    quality = (
+        f"{one_line(group.metric)} {_quality(group, row)}{before}" if group.metric in row.metrics else "no quality"
+    )
+    time = _time(group, row)
+    return f"{one_line(row.strategy)}: {quality}{time and f', in {time}'}."
 
 
 def _quality(group: Group, row: TableRow) -> str:

@@ -23,7 +23,7 @@ def against(
     units: Sequence[tuple[float, str]],
     text: Callable[[float | None], str],
 ) -> Figure | None:
-    """Quality against a cost, with the Pareto front; None where no row has both.
+    """Quality against a cost, with the Pareto front; None where there are no two rows that have both.
 
     Args:
         subject: what it is drawn of.
@@ -38,7 +38,7 @@ def against(
         for member in subject.members
         if (mean := read(member.row)) is not None and (quality := member.row.metrics.get(metric)) is not None
     ]
-    if not known:
+    if len(known) < 2:
         return None
     size, unit = unit_of([mean.mean for _, mean, _ in known], units)
     shown = one_line(metric)
@@ -103,7 +103,7 @@ def quality_bars(subject: Subject) -> Figure | None:
     """The papers' figure: the mean of every strategy, with the mean and deviation of the baseline as a band."""
     metric = subject.group.metric
     known = [(member, mean) for member in subject.members if (mean := member.row.metrics.get(metric)) is not None]
-    if not known:
+    if len(known) < 2:
         return None
     baseline = next((mean for member, mean in known if member.row.strategy == subject.group.baseline), None)
     rows = [(member, mean, mean_text(mean.mean, mean.std)) for member, mean in known]

@@ -52,14 +52,14 @@ def _losses(subject: Subject, key: str) -> Figure | None:
         size, unit = unit_of([points[-1].seconds or 0.0 for _, points in timed], SECONDS)
         by_time = f"training time, {unit}"
         drawings.append(_drawn(f"{LOSSES[key]} by time", by_time, timed, lambda point: (point.seconds or 0.0) / size))
-    missing = len(curves) - len(timed)
+    missing = ", ".join(member.name for member, points in curves if points[-1].seconds is None)
     many = any(len(member.runs) > 1 for member, _ in curves)
     return Figure(
         name=f"{subject.name}-{key.replace('_', '-')}",
         title=LOSSES[key],
         note=("Mean over the seeds at the steps that all of them logged. " if many else "")
         + "By step, and by the time of training with the caching pass."
-        + (f" {missing} strategies have no times: their records are of an earlier version." if missing else ""),
+        + (f" Without times, since their records are of an earlier version: {missing}." if missing else ""),
         drawings=tuple(drawings),
         columns=("strategy", "step", "time", "loss"),
         rows=tuple(

@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from frostline.core.files import write_text
 from frostline.core.shown import one_line, visible
-from frostline.report._advice import Advice, advise
+from frostline.report._advice import Advice, advise, alone
 from frostline.report._blocks import schedules, signals, strips
 from frostline.report._costs import (
     predicted_and_measured,
@@ -38,7 +38,7 @@ from frostline.report._format import (
     short_count_text,
 )
 from frostline.report._render import title
-from frostline.report._runs import Found, Run, collect, named, planned_runs, study_baseline
+from frostline.report._runs import STUDY_FILE, Found, Run, collect, named, planned_runs, study_baseline
 from frostline.report._svg import swatch
 from frostline.report._table import Mean, Table, TableRow, tabulate
 
@@ -60,11 +60,12 @@ _DAMAGE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 @dataclass(frozen=True)
 class Section:
-    """A group on the page. `faults` are figures that could not be drawn, a line each."""
+    """A group on the page. `alone` is told where there is no advice; `faults` are figures that could not be drawn."""
 
     subject: Subject
     title: str
     advice: Advice | None
+    alone: str
     columns: tuple[str, ...]
     rows: tuple[tuple[Member, Markup, tuple[Cell, ...]], ...]
     figures: tuple[Figure, ...]
@@ -119,7 +120,8 @@ def page(folder: Path, found: Found, table: Table) -> str:
         policy=f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
         "base-uri 'none'; form-action 'none'",
         counts=_counts(found),
-        planned=planned_runs(folder),
+        planned=planned if (planned := planned_runs(folder) or 0) >= len(found.runs) else None,
+        study=(folder / STUDY_FILE).is_file(),
         several=len(sections) > 1,
         sections=sections,
         ranking=ranking(table, marks),
@@ -158,7 +160,7 @@ def _section(name: str, table: Table, index: int, runs: dict[str, Run], marks: d
             figures += drawn if isinstance(drawn, list) else [drawn] if drawn else []
     columns, lines = _columns(subject)
     rows = tuple((member, swatch(member.mark), cells) for member, cells in zip(members, lines, strict=True))
-    return Section(subject, title(group), advise(group), columns, rows, tuple(figures), tuple(faults))
+    return Section(subject, title(group), advise(group), alone(group), columns, rows, tuple(figures), tuple(faults))
 
 
 def _columns(subject: Subject) -> tuple[tuple[str, ...], list[tuple[Cell, ...]]]:

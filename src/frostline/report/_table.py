@@ -160,8 +160,10 @@ def _group(names: dict[str, str], runs: Sequence[Run], baseline: str | None) -> 
     reference = {run.record.seed: run.record for run in labels.get(baseline or "", [])}
     ordered = sorted(labels, key=lambda label: label != baseline)
     first = runs[0].record
+    metric = first.data.metric
     measured = {name for run in runs if run.record.metrics for name in run.record.metrics.after}
-    metric = "loss" if first.data.metric not in measured and "loss" in measured else first.data.metric
+    if first.data.kind == "generation" and metric not in measured and "loss" in measured:
+        metric = "loss"
     before = (run.record.metrics.before.get(metric) for run in runs if run.record.metrics)
     return Group(
         model=names[first.model.name],
@@ -265,6 +267,9 @@ def _selection_seconds(measured: Measured) -> float:
 
 
 def _run_seconds(measured: Measured) -> float | None:
+    phases = measured.seconds
+    if "trials" in phases:  # the run goes on from one of them, so that its own training is a part of the time
+        return sum(phases.get(name, 0.0) for name in ("trials", "caching", "training"))
     seconds = _train_seconds(measured)
     return None if seconds is None else seconds + measured.selection_seconds
 
