@@ -87,7 +87,7 @@ def test_it_filters(page: Browser) -> None:
     ask("LORA")
     assert visible("#g0 table.main tbody tr") == 1 and visible("#g0-time svg g[data-strategy]") == 1 < drawn
     assert visible("#g0-loss .legend li") == 1
-    assert page.run("document.getElementById('shown').textContent") == "1 of 7 strategies"
+    assert page.run("document.getElementById('shown').textContent") == "1 of 8 strategies", "one has no result"
     ask("")
     assert visible("#g0 table.main tbody tr") == 7 and visible("#g0-time svg g[data-strategy]") == drawn
 

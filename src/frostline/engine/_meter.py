@@ -117,17 +117,20 @@ class StepMeter(TrainerCallback):
         self.seconds: list[float] = []
         self.cpu_seconds: list[float] = []
         self._begun = (0.0, 0.0)
-        self._origin = time.perf_counter()
+        self._origin: float | None = None
 
     def begin(self, seconds: float = 0.0) -> None:
         """Training begins, after `seconds` that count as training too (the caching pass)."""
         self._origin = time.perf_counter() - seconds
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._origin is None:
+            self._origin = time.perf_counter()
         self._origin -= _logged_seconds(state)
 
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        state.log_history[-1]["seconds"] = time.perf_counter() - self._origin
+        if self._origin is not None:
+            state.log_history[-1]["seconds"] = time.perf_counter() - self._origin
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         self._begun = (time.perf_counter(), time.process_time())
