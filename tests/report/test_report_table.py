@@ -146,6 +146,37 @@ def test_collect_labels_by_a_studys_folders(tmp_path: Path) -> None:
     assert study_baseline(tmp_path) is None
 
 
+def test_every_run_below_a_folder_in_the_order_in_which_they_began(tmp_path: Path) -> None:
+    for seed, name in enumerate(["b/run", "a/2", "a/10/deep/er", "c"]):
+        write_record(run(seed=seed).record, tmp_path / name)
+    (tmp_path / "a" / "notes.json").write_text("{}")
+    found = collect(tmp_path)
+    assert [(str(one.folder.relative_to(tmp_path)), one.record.seed) for one in found.runs] == [
+        ("b/run", 0),
+        ("a/2", 1),
+        ("a/10/deep/er", 2),
+        ("c", 3),
+    ]
+    (only,) = collect(tmp_path / "a" / "2").runs
+    assert (only.folder, only.record) == (tmp_path / "a" / "2", run(seed=1).record)
+
+
+def test_records_that_cannot_be_read_are_told_beside_the_others(tmp_path: Path) -> None:
+    write_record(run().record, tmp_path / "good")
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "run.json").write_text("[1]")
+    found = collect(tmp_path)
+    assert [one.folder.name for one in found.runs] == ["good"]
+    (bad,) = found.unreadable
+    assert bad.folder == tmp_path / "bad" and "not a run record of version 1" in bad.error
+    table = tabulate(found.runs, unreadable=found.unreadable)
+    assert [(failure.state, failure.folder) for failure in table.failures] == [("unreadable", str(tmp_path / "bad"))]
+    assert f"no result: {bad.error}" in shown(table)
+    (tmp_path / "good" / "run.json").unlink()
+    with pytest.raises(UserError, match="not a run record of version 1"):
+        collect(tmp_path)
+
+
 def test_collect_refuses_a_folder_without_runs(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no run below"):
         collect(tmp_path)

@@ -192,11 +192,6 @@ def read_record(folder: Path) -> RunRecord:
         raise CheckpointError(f"{path}: not a run record of version 1: {place}: {first['msg']}") from None
 
 
-def find_records(folder: Path) -> list[tuple[Path, RunRecord]]:
-    """Every run below `folder` with its record, in the order of their paths."""
-    return [(path.parent, read_record(path.parent)) for path in sorted(folder.rglob(RECORD_FILE))]
-
-
 def now() -> str:
     """The time as ISO 8601 in UTC, to the second."""
     return datetime.now(UTC).replace(microsecond=0).isoformat()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 from markupsafe import Markup
 
@@ -51,13 +52,15 @@ def against(
         x_zero=True,
     )
     corners = [(drawn.x(known[i][1].mean / size), drawn.y(known[i][2].mean)) for i in front]
-    drawn.add("path", class_="front", d=line_through([*corners, (drawn.x.end, corners[-1][1])], stairs=True))
+    line = [*corners, (drawn.x.end, corners[-1][1])]
+    drawn.add("path", class_="front", d=line_through(line, stairs=True))
     places = []
     for member, mean, quality in known:
         x, y = drawn.x(mean.mean / size), drawn.y(quality.mean)
         places.append((x, y))
         drawn.marks.append(_point(member, x, y, [drawn.y(value) for value in _spread(quality)]))
-    for (member, *_), (x, y) in zip(known, _label_places([m.name for m, *_ in known], places, drawn), strict=True):
+    names = _label_places([member.name for member, *_ in known], places, line, drawn)
+    for (member, *_), (x, y) in zip(known, names, strict=True):
         drawn.add("text", member.name, class_="label", x=x, y=y, data_strategy=member.row.strategy)
     return Figure(
         name=f"{subject.name}-{cost.split()[-1]}",
@@ -256,10 +259,19 @@ def _point(member: Member, x: float, y: float, ends: Sequence[float]) -> Markup:
 
 
 def _label_places(
-    names: Sequence[str], points: Sequence[tuple[float, float]], drawn: Plot
+    names: Sequence[str], points: Sequence[tuple[float, float]], line: Sequence[tuple[float, float]], drawn: Plot
 ) -> list[tuple[float, float]]:
-    """Where the names of points stand: beside them, where they cover no other point or name if they can."""
+    """Where the names of points stand: beside them, where they cover no point, name or line if they can.
+
+    Args:
+        names: of the points.
+        points: where they are drawn.
+        line: the corners of the front, which goes to the right before it goes up or down.
+        drawn: the drawing.
+    """
     taken = [(x - 7, y - 7, x + 7, y + 7) for x, y in points]
+    for (x, y), (right, end) in pairwise(line):
+        taken += [(x, y - 3, right, y + 3), (right - 3, min(y, end), right + 3, max(y, end))]
     found = []
     for name, (x, y) in zip(names, points, strict=True):
         width = CHARACTER * len(name)
