@@ -103,3 +103,12 @@ def test_ticks_are_round_and_told_apart(values: list[float], texts: list[str]) -
     axis = Axis.over(values, 0, 100)
     assert [axis.text(tick) for tick in axis.ticks] == texts
     assert all(0 <= axis(tick) <= 100 for tick in axis.ticks)
+
+
+@pytest.mark.parametrize(
+    ("most", "texts"),
+    [(1, ["0", "1"]), (3, ["0", "1", "2", "3"]), (11, ["0", "2", "4", "6", "8", "10"]), (14, ["0", "5", "10"])],
+)
+def test_ticks_of_steps_and_blocks_are_whole(most: int, texts: list[str]) -> None:
+    axis = Axis.over([0, most], 0, 100, zero=True, whole=True)
+    assert [axis.text(tick) for tick in axis.ticks] == texts

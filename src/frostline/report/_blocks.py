@@ -74,7 +74,7 @@ def _schedule(name: str, member: Member, run: Run) -> Figure:
     steps = run.record.measured.steps if run.record.measured else len(lines[0][1])
     columns = len(lines[0][1])
     tall = min(18.0, max(5.0, 420 / len(lines)))
-    axis = Axis.over([0, steps], 52, 540, zero=True)
+    axis = Axis.over([0, steps], 52, 540, zero=True, whole=True)
     wide = (axis(steps) - axis(0)) / columns
     every = _every(len(lines), tall * 1.6)
     marks = []
@@ -139,6 +139,7 @@ def _signals(name: str, label: str, run: Run) -> Figure:
             for block in range(depth)
         ),
         wide=True,
+        small=True,
     )
 
 
@@ -149,7 +150,14 @@ def _signal(name: str, values: Sequence[tuple[float | None, float | None]]) -> M
     if ends and min(ends) > 0 and min(ends) < 0.5 * max(ends):
         ends.append(0.0)
     shown = name.replace("_", " ")
-    drawn = plot(f"{shown} of each block", ("block", [-0.5, len(values) - 0.5]), (shown, ends), width=360, height=230)
+    drawn = plot(
+        f"{shown} of each block",
+        ("block", [-0.5, len(values) - 0.5]),
+        (shown, ends),
+        x_whole=True,
+        width=360,
+        height=230,
+    )
     zero = drawn.y(0.0) if drawn.y.low <= 0 <= drawn.y.high else None
     for index, value, error in known:
         x, y = drawn.x(index), drawn.y(value)

@@ -108,7 +108,13 @@ def _logged(record: RunRecord, key: str) -> dict[float, tuple[float | None, floa
 
 def _drawn(title: str, name: str, curves: Sequence[tuple[Member, list[Point]]], across: Any) -> Markup:
     points = [point for _, line in curves for point in line]
-    drawn = plot(title, (name, map(across, points)), ("loss", [point.loss for point in points]), x_zero=True)
+    drawn = plot(
+        title,
+        (name, map(across, points)),
+        ("loss", [point.loss for point in points]),
+        x_zero=True,
+        x_whole=name == "step",
+    )
     for member, line in curves:
         places = [(drawn.x(across(point)), drawn.y(point.loss)) for point in line]
         label = tag("title", member.name)

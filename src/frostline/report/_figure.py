@@ -45,6 +45,7 @@ class Figure:
         rows: the numbers of the drawings.
         legend: what the marks stand for.
         wide: it needs the full width of the page.
+        small: its drawings are small, several beside each other.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Figure:
     rows: tuple[tuple[Cell, ...], ...]
     legend: tuple[Legend, ...] = ()
     wide: bool = False
+    small: bool = False
 
     @property
     def numeric(self) -> tuple[bool, ...]:

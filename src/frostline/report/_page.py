@@ -129,7 +129,7 @@ def page(folder: Path, found: Found, table: Table) -> str:
         notices=_notices(runs.values()),
         runs=[_run(folder, run, metrics.get(place)) for place, run in runs.items()],
         versions=_versions(found.runs),
-        made=max((run.record.finished or run.record.started for run in found.runs), default=""),
+        made=_time(max(run.record.finished or run.record.started for run in found.runs)),
         version=found.runs[-1].record.versions.get("frostline", ""),
     )
 

@@ -54,7 +54,7 @@ class Axis:
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
     @classmethod
-    def over(cls, values: Iterable[float], start: float, end: float, zero: bool = False) -> Axis:
+    def over(cls, values: Iterable[float], start: float, end: float, zero: bool = False, whole: bool = False) -> Axis:
         """An axis with room for all values, with round ticks.
 
         Args:
@@ -62,6 +62,7 @@ class Axis:
             start: where its low end is drawn.
             end: where its high end is drawn.
             zero: it begins at 0 (where no value is below).
+            whole: its ticks are whole numbers.
         """
         known = [value for value in values if math.isfinite(value)] or [0.0]
         low, high = min(known), max(known)
@@ -74,7 +75,7 @@ class Axis:
         if low >= 0:
             bottom = max(0.0, bottom)
         top = high + margin
-        step = _round_step((top - bottom) / 6)
+        step = _round_step((top - bottom) / 6, whole)
         first, last = math.ceil(bottom / step), math.floor(top / step)
         return cls(bottom, top, start, end, tuple(number * step for number in range(first, last + 1)))
 
@@ -85,9 +86,13 @@ class Axis:
         return f"{tick:,.{decimals}f}"
 
 
-def _round_step(rough: float) -> float:
+def _round_step(rough: float, whole: bool) -> float:
     power = 10.0 ** math.floor(math.log10(rough))
-    return next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)
+    steps = (factor * scale for scale in (power, 10 * power) for factor in (1, 2, 2.5, 5))
+    step = next(step for step in steps if step >= rough * 0.999)
+    if whole and step % 1:
+        return 1.0 if step < 1 else 5.0  # 2.5 is the only other one that is not whole
+    return step
 
 
 @dataclass
@@ -136,6 +141,7 @@ def plot(
     y: tuple[str, Iterable[float]],
     *,
     x_zero: bool = False,
+    x_whole: bool = False,
     width: float = 560,
     height: float = 340,
 ) -> Plot:
@@ -146,12 +152,13 @@ def plot(
         x: the name of the horizontal axis, and all values on it.
         y: the same of the vertical axis.
         x_zero: the horizontal axis begins at 0.
+        x_whole: its ticks are whole numbers.
         width: of the drawing.
         height: of the drawing.
     """
     up = Axis.over(y[1], height - 48, 28)
     left = 20 + CHARACTER * max(len(up.text(tick)) for tick in up.ticks)
-    across = Axis.over(x[1], left, width - 16, x_zero)
+    across = Axis.over(x[1], left, width - 16, x_zero, x_whole)
     return Plot(title, across, x[0], up, y[0], width=width, height=height)
 
 
