@@ -102,7 +102,10 @@ class Measured(_Data):
 
 
 class RunMetrics(_Data):
-    """Quality before the first step and after the last, by metric; `history` is the trainer's log."""
+    """Quality before the first step and after the last, by metric.
+
+    `history` is the trainer's log. In each entry `seconds` is how much of `train_seconds` had gone by.
+    """
 
     before: Metrics
     after: Metrics
@@ -114,8 +117,10 @@ class RunRecord(_Data):
 
     Attributes:
         config: the run's settings.
+        command: the command line that makes this run.
         chosen: what a planner chose within the run's budget, and its alternatives.
         trials: the trials that `auto` made to choose.
+        signals: what the strategy measured of each block, as `frostline probe --json` prints it.
         plan: the last plan.
         changes: the changes of the plan while training: the step before which each was made, and what differs.
         strip: what trained when, where the plan changed: a line for each part of the model, a column for some steps.
@@ -134,8 +139,10 @@ class RunRecord(_Data):
     finished: str | None = None
     error: str | None = None
     config: dict[str, Any]
+    command: str = ""
     chosen: dict[str, Any] | None = None
     trials: tuple[dict[str, Any], ...] = ()
+    signals: dict[str, Any] | None = None
     plan: dict[str, Any]
     changes: tuple[dict[str, Any], ...] = ()
     strip: tuple[str, ...] = ()
@@ -185,11 +192,6 @@ def read_record(folder: Path) -> RunRecord:
         first = error.errors()[0]
         place = ".".join(str(piece) for piece in first["loc"])
         raise CheckpointError(f"{path}: not a run record of version 1: {place}: {first['msg']}") from None
-
-
-def find_records(folder: Path) -> list[tuple[Path, RunRecord]]:
-    """Every run below `folder` with its record, in the order of their paths."""
-    return [(path.parent, read_record(path.parent)) for path in sorted(folder.rglob(RECORD_FILE))]
 
 
 def now() -> str:

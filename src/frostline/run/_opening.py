@@ -12,6 +12,7 @@ from frostline.core.sizes import parse_size, size_text
 from frostline.cost import evaluation_memory, optimizer_notice, predict_phases, total_parameters
 from frostline.plan import document, phases
 from frostline.records import DataFacts, ModelFacts, RunRecord, now
+from frostline.run._command import command_line
 from frostline.run._config import RunConfig, paths_of
 from frostline.run._prepare import Prepared
 from frostline.run._steps import steps_of
@@ -31,8 +32,10 @@ def opening_record(prepared: Prepared) -> RunRecord:
         status="running",
         started=now(),
         config=prepared.asked.model_dump(mode="json"),
+        command=command_line(prepared.asked),
         chosen=prepared.chosen.choice,
         trials=prepared.chosen.trials,
+        signals=None if prepared.chosen.probe is None else prepared.chosen.probe.document(),
         plan=document(applied.plan),
         model=ModelFacts(
             name=config.model,

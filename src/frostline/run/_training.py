@@ -140,6 +140,7 @@ def _run(
     memory.restart_peak()
     try:
         begun, opened = time.perf_counter(), clock()
+        prepared.steps.begin(before_seconds)
         with phases.of("training"), quiet_libraries():
             trainer.train(resume_from_checkpoint=checkpoint)
         seconds, spent = time.perf_counter() - begun + before_seconds, spent + clock() - opened
