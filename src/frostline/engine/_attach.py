@@ -22,6 +22,7 @@ from frostline.core.files import read_json, reading, write_json
 from frostline.engine._attach_saving import save_trained
 from frostline.engine._changes import check_own_trainer, synchronize_what_trains
 from frostline.engine._known_rows import fill_with_known_rows
+from frostline.engine._live import LiveScalars
 from frostline.engine._observe import Observer
 from frostline.engine._optimizer import parameter_groups, regroup, scale_groups
 from frostline.engine._saving import SavingTrainer
@@ -117,6 +118,7 @@ class _Attachment(TrainerCallback):
                 )
         setattr(trainer, _ATTRIBUTE, self)
         trainer.add_callback(self)
+        trainer.add_callback(LiveScalars(trainer, lambda: self._applied))
         trainer.train = self._around_training(trainer.train)
         trainer.training_step = self._checked(trainer.training_step)
         changes = self._applied.adapters or self._applied.plan.forward.why_not_plain
@@ -207,8 +209,7 @@ class _Attachment(TrainerCallback):
             self._change(plan)
             trainer = self._trainer
             optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
-            groups = parameter_groups(trainer, self._model, self._applied.lr_scales)
-            regroup(optimizer, trainer.lr_scheduler, groups)
+            regroup(optimizer, trainer.lr_scheduler, parameter_groups(trainer, self._model, self._applied.lr_scales))
             synchronize_what_trains(trainer)
             followed = [s.follow(self._training(m)) for s, m in zip(self._sessions, self._models(), strict=False)]
             if not (followed and all(followed)):
@@ -395,6 +396,5 @@ class _Attachment(TrainerCallback):
         report = self._sessions[0].report if self._sessions else self._report
         positions = self._positions_notices if self._positions is None else self._positions.notices
         self._trainer.cache_report = report
-        others = (report.notice, self._saving_notice)
-        asked = plan_settings(self._trainer.args, self._applied.plan)
-        self._trainer.notices = (*positions, *(notice for notice in others if notice is not None), *asked)
+        others = [notice for notice in (report.notice, self._saving_notice) if notice is not None]
+        self._trainer.notices = (*positions, *others, *plan_settings(self._trainer.args, self._applied.plan))
