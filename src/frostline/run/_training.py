@@ -16,12 +16,13 @@ from rich.console import Console
 from transformers.trainer_utils import get_last_checkpoint
 
 from frostline.adapters import router_statistics
-from frostline.checkpoints import quiet_libraries, save_delta
+from frostline.checkpoints import quiet_libraries, save_delta, write_run_card
 from frostline.core.errors import CheckpointError, ConfigError, FrostlineError, first_line
 from frostline.core.files import atomic_file, disk_errors, private, read_json, write_json, write_text
 from frostline.core.locks import own_folder
 from frostline.core.sizes import size_text
 from frostline.engine import MemoryMeter, ProgressBar, Trainer, start_bar
+from frostline.model_card import OWN_README
 from frostline.plan import Plan, document, save_plan, strip_over_time
 from frostline.records import RECORD_FILE, Measured, RunMetrics, RunRecord, now, read_record, write_record
 from frostline.rows import values_of
@@ -84,18 +85,23 @@ def _train(config: RunConfig, resume: bool, console: Console) -> RunRecord:
         with phases.of("loading"), console.status("loading the model and reading the rows"):
             prepared = prepare(config, data, before, chosen)
         record = opening_record(prepared)
+        if not write_run_card(folder, record):
+            record = record.model_copy(update={"notices": (*record.notices, OWN_README)})
         for notice in record.notices:
             console.print(f"note: {notice}")
         write_record(record, folder)
         save_plan(Plan.read(record.plan), folder / PLAN_FILE)
         _write_rows(data.task, folder)
         try:
-            return _run(prepared, record, folder, checkpoint, memory, phases, console)
+            record = _run(prepared, record, folder, checkpoint, memory, phases, console)
         except BaseException as error:
             failed = record.model_copy(update={"status": "failed", "error": _one_line(error), "finished": now()})
             with suppress(FrostlineError, OSError):
                 write_record(failed, folder)
+                write_run_card(folder, failed)
             raise
+        write_run_card(folder, record)  # the run is finished, whatever happens here
+        return record
 
 
 def _attempt(config: RunConfig, data: Data, chosen: Chosen) -> JudgedTrainer:
