@@ -78,7 +78,7 @@ def card_text(card: ModelCard) -> str:
     data = metadata(title, LIBRARIES[card.form], card.base if hub else None, card.plan, card.record, card.licence)
     parts = [f"---\n{data.to_yaml()}\n---", f"# {markdown_text(title)}", _what(card)]
     finished = card.record is None or card.record.status == "finished"
-    if finished:
+    if finished and card.model_class.isidentifier():
         parts.append(_how_to_load(card))
     if card.plan is not None:
         parts.append(_what_trained(card.plan, card.record))
@@ -128,7 +128,7 @@ _FORMS: dict[Form, str] = {
 
 def _what(card: ModelCard) -> str:
     record, base = card.record, _base(card)
-    trained = f"{base} ({card.model_class}), trained with frostline"
+    trained = f"{base} ({markdown_text(card.model_class)}), trained with frostline"
     if record is None:
         return f"{trained}. {_FORMS[card.form]}"
     trained += f" on {markdown_text(_short(record.data.task))} by the strategy {code(_strategy(record))}."
@@ -206,7 +206,7 @@ def _data(record: RunRecord) -> str:
         f"- rows: {data.train_rows:,} to train on, {data.eval_rows:,} to evaluate on; {data.truncated_rows:,} were cut",
     ]
     if data.labels:
-        shown = ", ".join(shortened(markdown_text(label), 60) for label in data.labels[:SHOWN_LABELS])
+        shown = ", ".join(markdown_text(shortened(label, 60)) for label in data.labels[:SHOWN_LABELS])
         more = f" and {len(data.labels) - SHOWN_LABELS:,} more" if len(data.labels) > SHOWN_LABELS else ""
         lines.append(f"- labels: {shown}{more}")
     return "## Data\n\n" + "\n".join(lines)

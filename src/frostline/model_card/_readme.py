@@ -23,7 +23,9 @@ def write_readme(folder: Path, text: str) -> bool:
     path = folder / README_FILE
     if path.is_symlink() or (path.exists() and not _is_ours(path)):
         return False
-    write_text(path, text + _SEAL.format(digest=_hash(text)))
+    sealed = text + _SEAL.format(digest=_hash(text))
+    if not path.exists() or path.read_bytes() != sealed.encode():
+        write_text(path, sealed)
     return True
 
 
