@@ -101,7 +101,8 @@ def _settle(cell: Cell, record: RunRecord | None, progress: Progress) -> Result:
     if found.status != "finished":
         return failed(error or "its process ended before the run was finished")
     # A run that was recorded as finished is finished, whatever became of its process after that.
-    text = f"finished in {duration_text(seconds)}{_headline(found)}"
+    after = f" (then its process failed: {error})" if error else ""
+    text = f"finished in {duration_text(seconds)}{_headline(found)}{after}"
     progress.ended(cell, seconds, text, whole=record is None)
     return Result(cell, found)
 
