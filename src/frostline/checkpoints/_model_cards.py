@@ -18,7 +18,7 @@ from frostline.plan import Plan
 from frostline.records import RECORD_FILE, RunRecord, read_record
 from frostline.tasks import Decoding
 
-MAX_LENGTH, MAX_NEW_TOKENS = 128, 128
+USUAL = {"max_length": 128, "max_new_tokens": 128}
 """Of a record whose config does not say."""
 
 
@@ -130,12 +130,7 @@ def _use(record: RunRecord) -> Use | None:
     config: dict[str, Any] = record.config
     try:
         decoding = Decoding.model_validate(config.get("generation") or {})
-    except ValidationError:
+        length, new = (int(config.get(name) or usual) for name, usual in USUAL.items())
+    except (ValidationError, TypeError, ValueError):  # a record of someone else's
         return None
-    return Use(
-        task=record.data.kind,
-        rows=record.data.rows,
-        model=record.model.kind,
-        max_length=int(config.get("max_length") or MAX_LENGTH),
-        decoding=decoding.keywords(int(config.get("max_new_tokens") or MAX_NEW_TOKENS)),
-    )
+    return Use(record.data.kind, record.data.rows, record.model.kind, length, decoding.keywords(new))

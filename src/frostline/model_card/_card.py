@@ -153,9 +153,10 @@ def _how_to_load(card: ModelCard) -> str:
         loads = [folder, f"model = {card.model_class}.from_pretrained(folder)"]
     else:
         imports.append("from peft import PeftModel")
+        base = python_string(card.base or "BASE")
         loads = [
             folder,
-            f'base = {card.model_class}.from_pretrained({python_string(card.base or "BASE")}, dtype="{card.dtype}")',
+            f"base = {card.model_class}.from_pretrained({base}, dtype={python_string(card.dtype)})",
             "model = PeftModel.from_pretrained(base, folder)",
         ]
     if names:

@@ -27,17 +27,14 @@ def licence_of(bases: Sequence[str]) -> Licence | None:
     `bases` are folders or hub ids, best first. Nothing is downloaded.
     """
     for base in bases:
-        path = Path(base) / "README.md"
-        if not path.is_file():
-            try:
-                cached = try_to_load_from_cache(base, "README.md")
-            except HFValidationError:  # a path
-                continue
-            if not isinstance(cached, str):
-                continue
-            path = Path(cached)
-        if (found := _read(path)) is not None:
-            return found
+        try:
+            path = Path(base) / "README.md"
+            if not path.is_file():
+                path = Path(str(try_to_load_from_cache(base, "README.md")))
+            if path.is_file() and (found := _read(path)) is not None:
+                return found
+        except (HFValidationError, OSError):  # no name of a model on the hub, or none that a file can have
+            continue
     return None
 
 

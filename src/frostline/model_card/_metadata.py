@@ -101,5 +101,6 @@ def _data_set(record: RunRecord) -> str | None:
     source = record.data.source
     parts = source.split("/")
     name = "/".join(parts[:2])
-    local = source in record.places or Path(source).exists()
-    return name if len(parts) in (2, 3) and not local and _HUB_ID.fullmatch(name) else None
+    if len(parts) not in (2, 3) or _HUB_ID.fullmatch(name) is None or source in record.places:
+        return None
+    return None if Path(source).exists() else name
