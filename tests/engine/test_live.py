@@ -228,6 +228,19 @@ def test_rows_without_lengths_have_no_share_and_no_logger_costs_nothing(
     ).train()
 
 
+@pytest.mark.slow
+def test_a_split_training_has_what_is_known_in_this_process(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    given = {"model": str(write_model(tmp_path / "tiny")), "task": str(write_task(tmp_path / "days"))}
+    given |= {"out": str(tmp_path / "run"), "strategy": "splitlora", "optim": "sgd"}
+    train(read_config(None, **given, report_to=["tensorboard"], max_steps=4, logging_steps=2, max_length=16))
+    (folder,) = {path.parent for path in (tmp_path / "run" / "runs").rglob("events.*")}
+    tags = {tag.removeprefix("train/") for tag in EventAccumulator(str(folder)).Reload().Tags()["scalars"]}
+    assert tags >= {name for name in NAMES if not name.startswith("lr/")}
+    assert not [tag for tag in tags if tag.startswith("lr/")]
+
+
 @pytest.mark.parametrize("strategy", ["bot50", "freezeout"])
 def test_a_run_s_event_file_has_them(tmp_path: Path, strategy: str) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -20,12 +20,14 @@ from rich.console import Console
 from command_line import frostline
 from frostline.core.sizes import duration_text
 from frostline.records import RunRecord, find_records, read_record, write_record
+from frostline.run import TRIALS_FILE
 from frostline.study import Cell, Result, StudyConfig, _runner, cells, run_study
 from frostline.study._progress import RunTimes
 from made_records import run as made
 from tiny_files import write_model, write_task
 
 SECONDS = {"all": 40.0, "bot50": 20.0, "lora": 10.0}
+commands: list[list[str]] = []
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -48,6 +50,7 @@ def console() -> Console:
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Cell], str | None]], list[Cell]]:
     """Runs of a study are calls of a function of their cell, on a clock of their own."""
     clock, begun = [0.0], list[Cell]()
+    commands.clear()
     monkeypatch.setattr(_runner, "time", SimpleNamespace(monotonic=lambda: clock[0]))
 
     def install(does: Callable[[Cell], str | None]) -> list[Cell]:
@@ -60,6 +63,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Cell], str 
 
         class Child:
             def __init__(self, command: list[str]) -> None:
+                commands.append(command)
                 (self.cell,) = (cell for path, cell in grid.items() if str(path) in command)
 
             def wait(self) -> str | None:
@@ -176,6 +180,18 @@ def test_what_failed_is_run_again_and_what_is_finished_stays(tmp_path: Path, con
     results = run_study(study(seeds=[1]), out, console)
     assert [cell.label for cell in begun] == ["all"] and not [one for one in results if one.error]
     assert "trying a run again that failed" in console.export_text()
+
+
+def test_a_run_that_was_stopped_in_its_trials_goes_on_with_them(
+    tmp_path: Path, console: Console, stand_in: Any
+) -> None:
+    first, _ = cells(study(seeds=[1]), tmp_path / "out")
+    first.folder.mkdir(parents=True)
+    (first.folder / TRIALS_FILE).write_text("{}")
+    stand_in(records)
+    run_study(study(seeds=[1]), tmp_path / "out", console)
+    assert ["--resume" in command for command in commands] == [True, False]
+    assert f"{first.folder}: going on with trials that were interrupted" in console.export_text()
 
 
 def test_a_process_without_a_finished_record_has_failed(tmp_path: Path, console: Console, stand_in: Any) -> None:

@@ -2,6 +2,7 @@
 
 from frostline.engine._attach import attach
 from frostline.engine._flora import Flora
+from frostline.engine._live import report_live
 from frostline.engine._loops import LoopCache, activation_cache
 from frostline.engine._meter import MemoryMeter, StepMeter
 from frostline.engine._progress import ProgressBar, start_bar
@@ -21,5 +22,6 @@ __all__ = [
     "Trainer",
     "activation_cache",
     "attach",
+    "report_live",
     "start_bar",
 ]

@@ -22,7 +22,7 @@ from frostline.core.files import read_json, reading, write_json
 from frostline.engine._attach_saving import save_trained
 from frostline.engine._changes import check_own_trainer, synchronize_what_trains
 from frostline.engine._known_rows import fill_with_known_rows
-from frostline.engine._live import LiveScalars
+from frostline.engine._live import report_live
 from frostline.engine._observe import Observer
 from frostline.engine._optimizer import parameter_groups, regroup, scale_groups
 from frostline.engine._saving import SavingTrainer
@@ -118,7 +118,6 @@ class _Attachment(TrainerCallback):
                 )
         setattr(trainer, _ATTRIBUTE, self)
         trainer.add_callback(self)
-        trainer.add_callback(LiveScalars(trainer, lambda: self._applied))
         trainer.train = self._around_training(trainer.train)
         trainer.training_step = self._checked(trainer.training_step)
         changes = self._applied.adapters or self._applied.plan.forward.why_not_plain
@@ -151,6 +150,7 @@ class _Attachment(TrainerCallback):
         @functools.wraps(own)
         def train(resume_from_checkpoint: Any = None, *given: Any, **options: Any) -> Any:
             check_rows(self._trainer.train_dataset)
+            report_live(self._trainer, lambda: self._applied)
             if resume_from_checkpoint:
                 asked = resume_from_checkpoint
                 folder = get_last_checkpoint(str(self._trainer.args.output_dir)) if asked is True else asked

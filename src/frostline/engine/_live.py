@@ -125,6 +125,15 @@ class LiveScalars(TrainerCallback):
         return flops_ratio(applied.plan, applied.anatomy, workload)
 
 
+def report_live(trainer: Any, applied: Callable[[], Applied]) -> None:
+    """Add `LiveScalars` to a trainer that has a logger, once. The arguments are those of `LiveScalars`."""
+    callbacks = trainer.callback_handler.callbacks
+    if any(isinstance(one, LOGGERS) for one in callbacks) and not any(
+        isinstance(one, LiveScalars) for one in callbacks
+    ):
+        trainer.add_callback(LiveScalars(trainer, applied))
+
+
 def mean_length(rows: Any, targets: bool = False) -> dict[str, int]:
     """The mean length of a few tokenized rows, as settings of a `Workload`; empty where the rows do not tell it.
 

@@ -23,7 +23,7 @@ from frostline.engine._collator import AnnouncingCollator
 from frostline.engine._flora import Flora, check_flora
 from frostline.engine._in_backward import check_in_backward, step_in_backward
 from frostline.engine._left import LeftState
-from frostline.engine._live import LiveScalars
+from frostline.engine._live import report_live
 from frostline.engine._plan_change import PlanChange
 from frostline.engine._ranks import ShareRanks
 from frostline.engine._sampler import GroupedByLength
@@ -120,7 +120,6 @@ class Trainer(ChangingTrainer):
         self._step = -1
         self._made_optimizer = False
         super().__init__(model, args, *positional, **options)
-        self.add_callback(LiveScalars(self, lambda: self.applied))
         if self.applied.peft_models or self.model_init is not None or not self.schedule.settled:
             self.add_callback(ShareRanks())  # a later plan may have ranks too
         if keep_left_state and self.schedule.settled:
@@ -165,6 +164,7 @@ class Trainer(ChangingTrainer):
                 "from before training: leave both out"
             )
         check_rows(self.train_dataset)
+        report_live(self, lambda: self.applied)
         if resume_from_checkpoint is True:
             resume_from_checkpoint = self._last_checkpoint()
             if resume_from_checkpoint is None:

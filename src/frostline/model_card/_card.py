@@ -5,22 +5,18 @@ The names of models, tasks and labels come from users and their files: they are 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from shlex import quote
-from typing import Literal
 
 from frostline.core.shown import markdown_text, one_line, shortened
-from frostline.model_card._code import Use, needs_torch, python_string, use_lines
+from frostline.model_card._about import Form, ModelCard
 from frostline.model_card._cost import cost_lines
-from frostline.model_card._licence import Licence
+from frostline.model_card._loading import how_to_load
 from frostline.model_card._metadata import is_hub_id, metadata
 from frostline.model_card._table import code, markdown_table
 from frostline.plan import Plan, strip
 from frostline.records import RunRecord
 from frostline.report import count_text, mean_text, share_text
 
-Form = Literal["run", "merged", "lora"]
 LIBRARIES: dict[Form, str] = {"run": "frostline", "merged": "transformers", "lora": "peft"}
 SHOWN_LABELS = 20
 SETTINGS = (
@@ -37,41 +33,6 @@ SETTINGS = (
 )
 
 
-@dataclass(frozen=True)
-class ModelCard:
-    """What a card is written from.
-
-    Attributes:
-        form: what the folder holds: a `run`'s delta, a `merged` model, or a `lora` adapter of PEFT.
-        folder: where it is, as the code names it.
-        base: where the base model came from; empty for one that was made in memory.
-        model_class: the class of transformers.
-        plan: the last plan; None where it is not known.
-        record: of the run; None where there is none.
-        use: how the model is used; None where that is not known.
-        dtype: of the base.
-        licence: of the base; None where it is not known.
-        ways: the commands of frostline that make another folder of a run: `merge`, `export`.
-        beside: the record that the run is compared with: full fine-tuning, or the baseline of a study.
-        tokenizer: whether the folder has one.
-        more: further Markdown on how to load it.
-    """
-
-    form: Form
-    folder: str
-    base: str
-    model_class: str
-    plan: Plan | None = None
-    record: RunRecord | None = None
-    use: Use | None = None
-    dtype: str = "auto"
-    licence: Licence | None = None
-    ways: tuple[str, ...] = ()
-    beside: RunRecord | None = None
-    tokenizer: bool = True
-    more: str = ""
-
-
 def card_text(card: ModelCard) -> str:
     """The whole README.md: metadata and Markdown."""
     title, hub = _title(card), is_hub_id(card.base) and not _was_local(card)
@@ -79,7 +40,7 @@ def card_text(card: ModelCard) -> str:
     parts = [f"---\n{data.to_yaml()}\n---", f"# {markdown_text(title)}", _what(card)]
     finished = card.record is None or card.record.status == "finished"
     if finished and card.model_class.isidentifier():
-        parts.append(_how_to_load(card))
+        parts.append(how_to_load(card))
     if card.plan is not None:
         parts.append(_what_trained(card.plan, card.record))
     if card.record is not None:
@@ -138,51 +99,6 @@ def _what(card: ModelCard) -> str:
         reason = markdown_text(one_line(record.error or "no reason is recorded"))
         return f"{trained}\n\n**This run failed**: {reason}\n\nIts folder holds no trained model."
     return f"{trained} {_FORMS[card.form]}"
-
-
-def _how_to_load(card: ModelCard) -> str:
-    use = [] if card.use is None or not card.tokenizer else use_lines(card.use)
-    folder = f"folder = {python_string(card.folder)}  # where this folder is"
-    tokenizer = "tokenizer = AutoTokenizer.from_pretrained(folder)"
-    names = [*(["AutoTokenizer"] if card.tokenizer else []), *([card.model_class] if card.form != "run" else [])]
-    imports = ["import torch"] if needs_torch(use) else []
-    if card.form == "run":
-        imports.append("import frostline")
-        loads = [folder, "model = frostline.load(folder)"]
-    elif card.form == "merged":
-        loads = [folder, f"model = {card.model_class}.from_pretrained(folder)"]
-    else:
-        imports.append("from peft import PeftModel")
-        base = python_string(card.base or "BASE")
-        loads = [
-            folder,
-            f"base = {card.model_class}.from_pretrained({base}, dtype={python_string(card.dtype)})",
-            "model = PeftModel.from_pretrained(base, folder)",
-        ]
-    if names:
-        imports.append(f"from transformers import {', '.join(sorted(names))}")
-    code = "\n".join([*imports, "", *loads, *([tokenizer] if card.tokenizer else []), *([""] if use else []), *use])
-    lines = ["## How to load it", f"```python\n{code}\n```"]
-    if card.form == "run":
-        lines += [_commands(card)]
-    if card.form == "lora" and not card.base:
-        lines.append("BASE was made in memory: save it, and use its folder.")
-    return "\n\n".join([*lines, *([card.more] if card.more else [])])
-
-
-def _commands(card: ModelCard) -> str:
-    run = quote(one_line(card.folder, 4000))
-    writes = card.use is not None and card.use.task in ("generation", "language")
-    commands = [
-        (f"frostline evaluate {run}", "the metrics below, measured again"),
-        *([(f'frostline generate {run} --prompt "Some text."', "what it writes")] if writes else []),
-        *([(f"frostline merge {run} --out merged", "a whole model for transformers")] if "merge" in card.ways else []),
-        *([(f"frostline export {run} --out lora", "a LoRA folder for PEFT")] if "export" in card.ways else []),
-    ]
-    moved = "`frostline.load` looks for the base where it was in training; `base=` says where it is now."
-    hint = "" if "merge" in card.ways else "\n\nIt cannot be merged into an ordinary model: frostline has to load it."
-    shown = "\n".join(f"{command}  # {what}" for command, what in commands)
-    return f"{moved}\n\n```\n{shown}\n```{hint}"
 
 
 def _what_trained(plan: Plan, record: RunRecord | None) -> str:

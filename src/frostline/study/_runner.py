@@ -17,7 +17,7 @@ from frostline.core.locks import own_folder
 from frostline.core.sizes import duration_text
 from frostline.records import RECORD_FILE, RunRecord, read_record
 from frostline.report import mean_text
-from frostline.run import RunConfig
+from frostline.run import TRIALS_FILE, RunConfig
 from frostline.study._config import StudyConfig
 from frostline.study._grid import Cell, cells
 from frostline.study._progress import Progress
@@ -91,8 +91,9 @@ def _settle(cell: Cell, record: RunRecord | None, progress: Progress) -> Result:
         progress.leave(cell)
         progress.say(cell, "already recorded")
         return Result(cell, record)
-    progress.begins(cell, _WHAT["" if record is None else record.status])
-    error = Child(_command(cell.folder / CONFIG_FILE, resume=record is not None)).wait()
+    tried = record is None and (cell.folder / TRIALS_FILE).is_file()  # `auto` was stopped while it made trials
+    progress.begins(cell, _WHAT["trials" if tried else "" if record is None else record.status])
+    error = Child(_command(cell.folder / CONFIG_FILE, resume=tried or record is not None)).wait()
     seconds = time.monotonic() - begun
     try:
         found = read_record(cell.folder)
@@ -103,12 +104,13 @@ def _settle(cell: Cell, record: RunRecord | None, progress: Progress) -> Result:
     # A run that was recorded as finished is finished, whatever became of its process after that.
     after = f" (then its process failed: {error})" if error else ""
     text = f"finished in {duration_text(seconds)}{_headline(found)}{after}"
-    progress.ended(cell, seconds, text, whole=record is None)
+    progress.ended(cell, seconds, text, whole=record is None and not tried)
     return Result(cell, found)
 
 
 _WHAT = {
     "": "training",
+    "trials": "going on with trials that were interrupted",
     "running": "resuming a run that was interrupted",
     "failed": "trying a run again that failed",
 }
