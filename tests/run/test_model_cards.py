@@ -18,7 +18,7 @@ from frostline.checkpoints import export_lora, merge
 from frostline.core.errors import TrainingError
 from frostline.core.files import read_json
 from frostline.model_card import README_FILE
-from frostline.records import RunRecord
+from frostline.records import RunRecord, read_record
 from frostline.run import read_config, train
 from frostline.tasks import Example, TaskKind
 from shapes import shape
@@ -77,9 +77,13 @@ def inputs(line: str, row: Example) -> str:
 
 def in_a_fresh_process(written: list[Written], folder: Path) -> list[str]:
     """What the code of each card prints, one after another in a process of its own."""
+    return printed_by([one.code for one in written], folder)
+
+
+def printed_by(codes: list[str], folder: Path) -> list[str]:
     done = subprocess.run(
         [sys.executable, "-c", RUNNER],
-        input=json.dumps([one.code for one in written]),
+        input=json.dumps(codes),
         capture_output=True,
         text=True,
         cwd=folder,
@@ -241,6 +245,41 @@ def test_every_kind_of_task_loads_as_its_card_says(tmp_path: Path, models_dir: P
     for (kind, one), printed in zip(asked, in_a_fresh_process([one for _, one in asked], tmp_path), strict=True):
         check(kind, one, printed)
         check_metadata(one)
+
+
+CHAT = (
+    "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+@pytest.mark.slow
+def test_chats_and_plain_texts_are_written_as_frostline_generate_writes_them(tmp_path: Path, models_dir: Path) -> None:
+    import transformers
+
+    from frostline.run import generate_target
+    from frostline.tasks import Message
+
+    base = tmp_path / "base"
+    transformers.AutoModelForCausalLM.from_pretrained(models_dir / DECODER).save_pretrained(base)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(models_dir / DECODER)
+    tokenizer.chat_template = CHAT
+    tokenizer.save_pretrained(base)
+    turns = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Once upon a time."}]
+    files = {"chats": {"messages": turns}, "texts": {"text": "Once upon a time there was a cat."}}
+    written = []
+    for name, row in files.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for _ in range(12)))
+        folder = tmp_path / name
+        assert trained(folder, None, model=str(base), task=str(tmp_path / f"{name}.jsonl")) == []
+        record = read_record(folder)
+        assert record.data.rows == name
+        chat = Example("", messages=(Message("user", "Hello."),))
+        (text,) = generate_target(str(folder), [chat if name == "chats" else "Once upon"], max_new_tokens=8)
+        written.append(Written(folder, record, Example("", "Once upon"), text.strip()))
+    codes = [one.card.text.partition("```python\n")[2].partition("\n```")[0] for one in written]
+    codes[1] = codes[1].replace('"Some text."', '"Once upon"')
+    assert printed_by(codes, tmp_path) == [one.answer for one in written]
 
 
 def seq2seq(folder: Path, models_dir: Path) -> Path:

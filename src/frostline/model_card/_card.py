@@ -89,7 +89,7 @@ _FORMS: dict[Form, str] = {
 
 def _what(card: ModelCard) -> str:
     record, base = card.record, _base(card)
-    trained = f"{base} ({markdown_text(card.model_class)}), trained with frostline"
+    trained = f"{base}, as {markdown_text(card.model_class)}, trained with frostline"
     if record is None:
         return f"{trained}. {_FORMS[card.form]}"
     trained += f" on {markdown_text(_short(record.data.task))} by the strategy {code(_strategy(record))}."

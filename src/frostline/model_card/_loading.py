@@ -49,7 +49,10 @@ def _commands(card: ModelCard) -> str:
         *([(f"frostline merge {run} --out merged", "a whole model for transformers")] if "merge" in card.ways else []),
         *([(f"frostline export {run} --out lora", "a LoRA folder for PEFT")] if "export" in card.ways else []),
     ]
-    moved = "`frostline.load` looks for the base where it was in training; `base=` says where it is now."
+    moved = (
+        "`frostline.load` looks for the base where it was in training. If it has moved: "
+        "`frostline.load(folder, base=...)`."
+    )
     hint = "" if "merge" in card.ways else "\n\nIt cannot be merged into an ordinary model: frostline has to load it."
     shown = "\n".join(f"{command}  # {what}" for command, what in commands)
     return f"{moved}\n\n```\n{shown}\n```{hint}"
