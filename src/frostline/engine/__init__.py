@@ -2,6 +2,7 @@
 
 from frostline.engine._attach import attach
 from frostline.engine._flora import Flora
+from frostline.engine._live import report_live
 from frostline.engine._loops import LoopCache, activation_cache
 from frostline.engine._meter import MemoryMeter, StepMeter
 from frostline.engine._progress import ProgressBar, StartBar, start_bar
@@ -22,6 +23,7 @@ __all__ = [
     "Trainer",
     "activation_cache",
     "attach",
+    "report_live",
     "same_for_all",
     "start_bar",
     "streaming",

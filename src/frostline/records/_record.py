@@ -29,7 +29,11 @@ class _Data(BaseModel):
 
 
 class ModelFacts(_Data):
-    """Which model was trained. `fingerprint` is over every tensor of the base (name, shape, dtype, bytes)."""
+    """Which model was trained.
+
+    `fingerprint` is over every tensor of the base (name, shape, dtype, bytes). `kind` is `encoder`, `decoder` or
+    `encoder-decoder`.
+    """
 
     name: str
     model_class: str
@@ -37,13 +41,15 @@ class ModelFacts(_Data):
     dtype: str
     blocks: int
     fingerprint: str
+    kind: str = ""
 
 
 class DataFacts(_Data):
     """Which data.
 
     `labels` are those of a task that has labels; other tasks have none. `fingerprint` is over the content and order of
-    the examples of both splits.
+    the examples of both splits. `rows` says what the rows are: `texts`, `pairs` of
+    them, `chats`, or `questions` of which some have no answer.
     """
 
     task: str
@@ -57,6 +63,7 @@ class DataFacts(_Data):
     majority_share: float | None
     fingerprint: str
     labels: tuple[str, ...] = ()
+    rows: str = "texts"
 
 
 class Measured(_Data):
