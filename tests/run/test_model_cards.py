@@ -248,8 +248,8 @@ def test_every_kind_of_task_loads_as_its_card_says(tmp_path: Path, models_dir: P
 
 
 CHAT = (
-    "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}</s>{% endfor %}"
-    "{% if add_generation_prompt %}assistant: {% endif %}"
+    "{% for m in messages %}{{ m['role'] }}:\n{{ m['content'] }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}assistant:\n{% endif %}"
 )
 
 
