@@ -6,7 +6,7 @@ import base64
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
@@ -40,7 +40,7 @@ from frostline.report._format import (
 from frostline.report._render import title
 from frostline.report._runs import STUDY_FILE, Found, Run, collect, named, planned_runs, study_baseline
 from frostline.report._svg import swatch
-from frostline.report._table import Mean, Table, TableRow, tabulate
+from frostline.report._table import Failure, Mean, Table, TableRow, tabulate
 
 REPORT_FILE = "report.html"
 FIGURES: tuple[Callable[[Subject], Figure | list[Figure] | None], ...] = (
@@ -72,19 +72,21 @@ class Section:
     faults: tuple[str, ...]
 
 
-def write_report(folder: Path, baseline: str | None = None) -> Path:
-    """Write `report.html` in `folder`, from the records below it alone, and return its path.
+def write_report(folder: Path, baseline: str | None = None, failures: Sequence[Failure] = ()) -> Path:
+    """Write `report.html` in `folder`, from the records below it, and return its path.
 
     It can be called at any time, also while runs go on: the file is replaced as a whole.
 
     Args:
         folder: of a study, of a run, or any that holds runs.
         baseline: the strategy that the others are compared with; None: the study's own, or `all`.
+        failures: runs that failed before they had a record.
 
     Raises `UserError` when no run is found, or no record can be read.
     """
     found = collect(folder)
     table = tabulate(found.runs, baseline or study_baseline(folder), found.unreadable)
+    table = replace(table, failures=(*table.failures, *failures))
     path = folder / REPORT_FILE
     write_text(path, page(folder, found, table))
     return path

@@ -7,12 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from frostline.checkpoints import write_run_card
-from frostline.core.files import write_text
-from frostline.report import Failure, Run, Table, markdown, tabulate
+from frostline.records import RECORD_FILE
+from frostline.report import Failure, Run, Table, tabulate
+from frostline.report import write_report as write_page
 from frostline.study._config import StudyConfig
 from frostline.study._result import Result
-
-REPORT_FILE = "report.md"
 
 
 def table_of(study: StudyConfig, results: Sequence[Result]) -> Table:
@@ -23,10 +22,9 @@ def table_of(study: StudyConfig, results: Sequence[Result]) -> Table:
 
 
 def write_report(study: StudyConfig, results: Sequence[Result], out: Path) -> Path:
-    """Write the report of the results so far to the study's folder, and return its path."""
-    path = out / REPORT_FILE
-    write_text(path, markdown(table_of(study, results)))
-    return path
+    """Write the report of the runs so far to the study's folder, and return its path."""
+    unrecorded = [result for result in results if result.error and not (result.cell.folder / RECORD_FILE).is_file()]
+    return write_page(out, study.baseline, [_failure(result) for result in unrecorded])
 
 
 def write_cards(study: StudyConfig, results: Sequence[Result]) -> None:
