@@ -299,3 +299,16 @@ def test_first_plan_is_the_first_phase(name: str) -> None:
     assert known[0] == (0, made.first)
     steps = [step for step, _ in known]
     assert steps == sorted(set(steps)) and steps[-1] < 60
+
+
+def test_bot_can_train_everything_first() -> None:
+    """`first`: the share of the training before the blocks freeze."""
+    changing = schedule("bot50", steps=50, first=0.1)
+    (start, everything), (change, plan) = phases(changing, 50)
+    assert (start, change) == (0, 5) and not changing.settled
+    assert everything.embeddings.mode == "full" and trained(everything) == tuple(range(6))
+    assert plan == schedule("bot50", steps=None).first and plan.boundary == 3
+    with pytest.raises(ConfigError, match="'bot50' changes its plan at shares of the training"):
+        schedule("bot50", steps=None, first=0.1)
+    with pytest.raises(ConfigError, match="first"):
+        schedule("bot50", first=1.0)

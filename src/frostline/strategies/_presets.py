@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import random
 
+from pydantic import Field
+
 from frostline.core.errors import PlanError
 from frostline.core.seeding import derive_seed
-from frostline.plan import Frozen, Full, Partial, Plan
+from frostline.plan import Frozen, Full, Partial, Plan, Timetable
 from frostline.strategies._plans import freeze_blocks, task_head
 from frostline.strategies._selection import Selection, fixed
 from frostline.strategies._situation import Situation
@@ -43,10 +45,29 @@ def head_only(situation: Situation, options: NoOptions) -> Selection:
     )
 
 
-def bottom(situation: Situation, options: Percent) -> Selection:
-    """BOT: the lowest P percent of the blocks are frozen."""
-    count = frozen_count(options.percent, situation.blocks)
-    return fixed(freeze_blocks(situation, set(range(count)), f"bot{options.percent}"))
+class BottomOptions(Percent):
+    """The options of BOT.
+
+    Attributes:
+        first: the share of the training in which everything trains, before the blocks freeze.
+    """
+
+    first: float = Field(0.0, ge=0, lt=1)
+
+
+def bottom(situation: Situation, options: BottomOptions) -> Selection:
+    """BOT: the lowest P percent of the blocks are frozen; with `first`, after a share of the training.
+
+    Raises `ConfigError` where the number of steps is needed, and is not known.
+    """
+    count, name = frozen_count(options.percent, situation.blocks), f"bot{options.percent}"
+    plan = freeze_blocks(situation, set(range(count)), name)
+    if not options.first:
+        return fixed(plan)
+    steps = situation.known_steps(name)
+    everything = all_layers(situation, NoOptions()).schedule.first.model_copy(update={"strategy": name})
+    change = max(1, round(options.first * steps))
+    return Selection(Timetable(lambda: iter([(0, everything), (change, plan)]), steps))
 
 
 def top(situation: Situation, options: Percent) -> Selection:

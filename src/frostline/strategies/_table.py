@@ -48,7 +48,7 @@ STRATEGIES: Registry[Strategy] = Registry(
         "auto": Strategy("the blocks above the semantic cut, within a budget", automatic.auto, automatic.AutoOptions),
         "all": Strategy("full fine-tuning", presets.all_layers),
         "head": Strategy("only the head trains", presets.head_only),
-        "bot": Strategy("the lowest P% of the blocks are frozen", presets.bottom, Percent, ANY_SHARE),
+        "bot": Strategy("the lowest P% of the blocks are frozen", presets.bottom, presets.BottomOptions, ANY_SHARE),
         "top": Strategy("the highest P% of the blocks are frozen", presets.top, Percent, ANY_SHARE),
         "int": Strategy(
             "every n-th block is frozen (25, 33, 50%: n = 4, 3, 2)", presets.interval, Percent, (25, 33, 50)
