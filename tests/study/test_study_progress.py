@@ -19,7 +19,8 @@ from rich.console import Console
 
 from command_line import frostline
 from frostline.core.sizes import duration_text
-from frostline.records import RunRecord, find_records, read_record, write_record
+from frostline.records import RunRecord, read_record, write_record
+from frostline.report import collect
 from frostline.run import TRIALS_FILE
 from frostline.study import Cell, Result, StudyConfig, _runner, cells, run_study
 from frostline.study._progress import RunTimes
@@ -134,7 +135,7 @@ def test_the_report_and_the_cards_are_written_as_it_goes(tmp_path: Path, console
     seen: list[str] = []
 
     def looks(cell: Cell) -> str | None:
-        report = out / "report.md"
+        report = out / "report.html"
         seen.append(report.read_text() if report.exists() else "")
         if cell.label == "lora" and cell.config.seed == 1:
             return "the loss is nan | at step 1"
@@ -145,10 +146,15 @@ def test_the_report_and_the_cards_are_written_as_it_goes(tmp_path: Path, console
     asked = study(strategies=["bot50", "all", "lora"], seeds=[1, 2])
     results = run_study(asked, out, console)
     assert [bool(result.error) for result in results] == [False, False, True, False, False, False]
-    assert seen[0] == "" and "bot50" in seen[1] and "| all |" not in seen[1] and "| all |" in seen[2]
-    assert "no result" not in seen[2] and "the loss is nan \\| at step 1" in seen[3]
+    assert (
+        seen[0] == ""
+        and "bot50" in seen[1]
+        and 'data-strategy="all"' not in seen[1]
+        and 'data-strategy="all"' in seen[2]
+    )
+    assert "Runs without a result" not in seen[2] and "the loss is nan | at step 1" in seen[3]
     said = console.export_text()
-    assert f"report: {out / 'report.md'}" in said
+    assert f"report: {out / 'report.html'}" in said
     assert "failed: the loss is nan | at step 1; time left: about 1 min 30 s for 3 runs" in said, "20 + 40 + their mean"
     for result in results:
         path = result.cell.folder / "README.md"
@@ -213,7 +219,7 @@ def test_a_process_without_a_finished_record_has_failed(tmp_path: Path, console:
 def test_a_report_that_cannot_be_written_does_not_end_the_study(
     tmp_path: Path, console: Console, stand_in: Any
 ) -> None:
-    (tmp_path / "out" / "report.md").mkdir(parents=True)
+    (tmp_path / "out" / "report.html").mkdir(parents=True)
     begun = stand_in(records)
     results = run_study(study(seeds=[1]), tmp_path / "out", console)
     assert len(begun) == 2 and not [one for one in results if one.error]
@@ -253,12 +259,12 @@ def test_a_study_that_is_told_to_end_keeps_what_is_finished_and_goes_on(
     assert "interrupted: run the same command again to continue" in said
     assert "time left: unknown until a run has finished" in said and "for 1 run" in said
     first = second.parents[1] / "all" / "seed1"
-    assert read_record(first).status == "finished" and "all" in (tmp_path / "out" / "report.md").read_text()
+    assert read_record(first).status == "finished" and "all" in (tmp_path / "out" / "report.html").read_text()
     assert read_record(second).status in ("running", "failed")
     kept = (first / "run.json").read_bytes()
     again = frostline(*files)
     assert again.status == 0, again.err
     assert (first / "run.json").read_bytes() == kept and "1 of 2 runs recorded already" in again.err
-    assert {record.status for _, record in find_records(tmp_path / "out")} == {"finished"}
+    assert {one.record.status for one in collect(tmp_path / "out").runs} == {"finished"}
     assert "`all`, same seed" in (second / "README.md").read_text()
     assert "resumed at step" in (second / "README.md").read_text()

@@ -7,12 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from frostline.checkpoints import write_run_card
-from frostline.core.files import write_text
-from frostline.report import Failure, Run, Table, markdown, tabulate
+from frostline.report import Failure, Run, Table, tabulate, write_report
 from frostline.study._config import StudyConfig
 from frostline.study._result import Result
-
-REPORT_FILE = "report.md"
 
 
 def table_of(study: StudyConfig, results: Sequence[Result]) -> Table:
@@ -22,11 +19,9 @@ def table_of(study: StudyConfig, results: Sequence[Result]) -> Table:
     return replace(tabulate(runs, study.baseline), failures=failures)
 
 
-def write_report(study: StudyConfig, results: Sequence[Result], out: Path) -> Path:
+def write_page(results: Sequence[Result], out: Path) -> Path:
     """Write the report of the results so far to the study's folder, and return its path."""
-    path = out / REPORT_FILE
-    write_text(path, markdown(table_of(study, results)))
-    return path
+    return write_report(out, failures=[_failure(result) for result in results if result.error])
 
 
 def write_cards(study: StudyConfig, results: Sequence[Result]) -> None:
@@ -52,6 +47,5 @@ def _together(one: Result, other: Result) -> bool:
 
 def _failure(result: Result) -> Failure:
     config = result.cell.config
-    return Failure(
-        Path(config.model).name, Path(config.task).stem, result.cell.label, config.seed, result.error or "no reason"
-    )
+    place = (Path(config.model).name, Path(config.task).stem, result.cell.label, config.seed)
+    return Failure(*place, result.error or "no reason", folder=str(result.cell.folder))
