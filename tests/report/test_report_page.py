@@ -16,7 +16,7 @@ import pytest
 from frostline.core.errors import UserError
 from frostline.core.locks import own_folder
 from frostline.records import RunRecord, write_record
-from frostline.report import write_report
+from frostline.report import Failure, write_report
 from frostline.report._costs import pareto
 from made_records import run
 from made_studies import BLOCKS, finished, write_study
@@ -342,6 +342,15 @@ def test_a_single_run(tmp_path: Path) -> None:
     path = write_report(tmp_path)
     assert {"g0-blocks", "g0-loss"} <= figures(path).keys() and "g0-time" not in figures(path)
     assert "bot50: accuracy 0.8" in path.read_text() and "Nothing to compare" in path.read_text()
+
+
+def test_failures_without_a_record(tmp_path: Path) -> None:
+    lost = Failure("base16", "rte", "lora", 7, "killed by signal 9", folder=str(tmp_path / "lora"))
+    page = write_report(tmp_path, failures=[lost]).read_text()
+    assert "No run has a result yet" in page and "killed by signal 9" in page
+    write_record(run("lora", 7, status="failed", error="the loss is nan").record, tmp_path / "lora")
+    page = write_report(tmp_path, failures=[lost]).read_text()
+    assert "the loss is nan" in page and "killed by signal 9" not in page, "once, as its record has it"
 
 
 def test_no_run_has_a_result_yet(tmp_path: Path) -> None:

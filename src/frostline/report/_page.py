@@ -38,7 +38,7 @@ from frostline.report._format import (
     short_count_text,
 )
 from frostline.report._render import title
-from frostline.report._runs import STUDY_FILE, Found, Run, collect, named, planned_runs, study_baseline
+from frostline.report._runs import STUDY_FILE, Found, Run, collect, look, named, planned_runs, study_baseline
 from frostline.report._svg import swatch
 from frostline.report._table import Failure, Mean, Table, TableRow, tabulate
 
@@ -73,20 +73,22 @@ class Section:
 
 
 def write_report(folder: Path, baseline: str | None = None, failures: Sequence[Failure] = ()) -> Path:
-    """Write `report.html` in `folder`, from the records below it, and return its path.
+    """Write `report.html` in `folder`, from the records below it alone, and return its path.
 
     It can be called at any time, also while runs go on: the file is replaced as a whole.
 
     Args:
         folder: of a study, of a run, or any that holds runs.
         baseline: the strategy that the others are compared with; None: the study's own, or `all`.
-        failures: runs that failed before they had a record.
+        failures: runs that failed, also those that have no record.
 
     Raises `UserError` when no run is found, or no record can be read.
     """
-    found = collect(folder)
+    found = look(folder) if failures else collect(folder)
     table = tabulate(found.runs, baseline or study_baseline(folder), found.unreadable)
-    table = replace(table, failures=(*table.failures, *failures))
+    recorded = {failure.folder for failure in table.failures}
+    others = tuple(failure for failure in failures if failure.folder not in recorded)
+    table = replace(table, failures=(*table.failures, *others))
     path = folder / REPORT_FILE
     write_text(path, page(folder, found, table))
     return path
@@ -131,8 +133,8 @@ def page(folder: Path, found: Found, table: Table) -> str:
         notices=_notices(runs.values()),
         runs=[_run(folder, run, metrics.get(place)) for place, run in runs.items()],
         versions=_versions(found.runs),
-        made=_time(max(run.record.finished or run.record.started for run in found.runs)),
-        version=found.runs[-1].record.versions.get("frostline", ""),
+        made=_time(max((run.record.finished or run.record.started for run in found.runs), default="")),
+        version=found.runs[-1].record.versions.get("frostline", "") if found.runs else "",
     )
 
 

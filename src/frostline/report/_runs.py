@@ -66,6 +66,16 @@ def collect(folder: Path) -> Found:
     """
     if not folder.is_dir():
         raise CheckpointError(f"no such folder: {folder}: use a run's folder, or a folder that holds runs")
+    found = look(folder)
+    if not found.runs and found.unreadable:
+        raise CheckpointError(found.unreadable[0].error)
+    if not found.runs:
+        raise CheckpointError(f"no run below {folder}: use a folder that `frostline train` or `frostline study` wrote")
+    return found
+
+
+def look(folder: Path) -> Found:
+    """Every run below `folder`, if there is any."""
     runs, unreadable = [], []
     for path in sorted(folder.rglob(RECORD_FILE)):
         try:
@@ -74,10 +84,6 @@ def collect(folder: Path) -> Found:
             unreadable.append(Unreadable(path.parent, str(error)))
         else:
             runs.append(Run(_label(path.parent, record), record, path.parent))
-    if not runs and unreadable:
-        raise CheckpointError(unreadable[0].error)
-    if not runs:
-        raise CheckpointError(f"no run below {folder}: use a folder that `frostline train` or `frostline study` wrote")
     runs.sort(key=lambda run: run.record.started)
     return Found(runs, tuple(unreadable))
 

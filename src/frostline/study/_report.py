@@ -7,9 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from frostline.checkpoints import write_run_card
-from frostline.records import RECORD_FILE
-from frostline.report import Failure, Run, Table, tabulate
-from frostline.report import write_report as write_page
+from frostline.report import Failure, Run, Table, tabulate, write_report
 from frostline.study._config import StudyConfig
 from frostline.study._result import Result
 
@@ -21,10 +19,9 @@ def table_of(study: StudyConfig, results: Sequence[Result]) -> Table:
     return replace(tabulate(runs, study.baseline), failures=failures)
 
 
-def write_report(study: StudyConfig, results: Sequence[Result], out: Path) -> Path:
-    """Write the report of the runs so far to the study's folder, and return its path."""
-    unrecorded = [result for result in results if result.error and not (result.cell.folder / RECORD_FILE).is_file()]
-    return write_page(out, study.baseline, [_failure(result) for result in unrecorded])
+def write_page(results: Sequence[Result], out: Path) -> Path:
+    """Write the report of the results so far to the study's folder, and return its path."""
+    return write_report(out, failures=[_failure(result) for result in results if result.error])
 
 
 def write_cards(study: StudyConfig, results: Sequence[Result]) -> None:
@@ -50,6 +47,5 @@ def _together(one: Result, other: Result) -> bool:
 
 def _failure(result: Result) -> Failure:
     config = result.cell.config
-    return Failure(
-        Path(config.model).name, Path(config.task).stem, result.cell.label, config.seed, result.error or "no reason"
-    )
+    place = (Path(config.model).name, Path(config.task).stem, result.cell.label, config.seed)
+    return Failure(*place, result.error or "no reason", folder=str(result.cell.folder))

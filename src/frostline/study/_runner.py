@@ -21,7 +21,7 @@ from frostline.run import TRIALS_FILE, RunConfig
 from frostline.study._config import StudyConfig
 from frostline.study._grid import Cell, cells
 from frostline.study._progress import Progress
-from frostline.study._report import write_cards, write_report
+from frostline.study._report import write_cards, write_page
 from frostline.study._result import Result
 from frostline.study.lifeline import Child
 
@@ -65,7 +65,7 @@ def _run_cells(study: StudyConfig, grid: Sequence[Cell], out: Path, console: Con
         results.append(_settle(cell, record, progress))
         try:
             write_cards(study, results)
-            report = write_report(study, results, out)
+            report = write_page(results, out)
         except (FrostlineError, OSError) as reason:  # the runs matter more
             progress.say(cell, f"the report is not written: {first_line(reason)}", style="red")
     console.print(f"report: {report}", soft_wrap=True)
