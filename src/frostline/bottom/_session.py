@@ -134,10 +134,6 @@ class CacheSession:
             raise ConfigError(
                 f"the cache is of no use: {error}: frostline train runs without filling it first"
             ) from None
-        except OSError as error:
-            if (why := unusable(self._root, error)) is None:
-                raise
-            raise not_possible(why) from None
         return contents
 
     def end(self) -> None:

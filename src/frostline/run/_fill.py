@@ -14,6 +14,7 @@ from transformers.utils.import_utils import enable_tf32
 
 from frostline.bottom import CacheSession, Contents, Streaming, Training
 from frostline.checkpoints import quiet_libraries
+from frostline.core.cache import asked_root
 from frostline.core.errors import ConfigError
 from frostline.core.files import private
 from frostline.engine import StartBar, start_bar, streaming
@@ -96,8 +97,10 @@ def fill_cache(config: RunConfig, shard: int = 0, shards: int = 1, console: Cons
 
 def contents_of(config: RunConfig) -> Contents:
     """What a run would read from its cache. Raises `UserError` as `fill_cache` does."""
+    root = asked_root()
     training, bottom = training_of(config)
-    session = CacheSession(lambda: training, "on", limit=config.activation_cache_bytes, streaming=bottom)
+    limit = config.activation_cache_bytes
+    session = CacheSession(lambda: training, "on", limit=limit, streaming=bottom, root=root)
     return session.to_fill()
 
 
