@@ -276,7 +276,8 @@ class CacheSession:
         self._check_padding(contents)
         self.stage("caching pass")
         contents.cache.check(check_rows)
-        passed = contents.fill(contents.rows, lambda done, rows: self.progress(done, rows))
+        passed = len(contents.cache.missing(contents.rows))  # in this process or in another
+        contents.fill(contents.rows, lambda done, rows: self.progress(done, rows))
         self.stage("checks after the caching pass")
         if self._streaming is None and (found := mismatch(contents, check_rows)) is not None:
             raise _CheckFailed(found)

@@ -38,7 +38,7 @@ class Filled:
         cache: the folder of the cache.
         shard: which rows, as `i/n`.
         rows: how many these are.
-        passed: those that were missing, and passed the frozen bottom now.
+        passed: those that passed the frozen bottom now, in this process.
         all_rows: the rows of the run.
         missing: those of them that are not in the cache yet.
         bytes: the size of `rows` on disk.
@@ -83,6 +83,7 @@ def fill_cache(config: RunConfig, shard: int = 0, shards: int = 1, console: Cons
         contents.levels = f"{shard}/{shards}"
         bar.stage("caching pass")
         passed = contents.fill(rows, bar.rows)
+        contents.cache.refresh()  # other shards may have been filled meanwhile
     return Filled(
         cache=str(contents.cache.folder),
         shard=f"{shard}/{shards}",
