@@ -17,7 +17,7 @@ from frostline.bottom._feed import ReadAhead, RowsInBatch, rows_in_batch, rows_o
 from frostline.bottom._filling import FillingCache
 from frostline.bottom._identity import buffers_below, hashes_of, identity, names_below
 from frostline.bottom._loop import LoopSession
-from frostline.bottom._report import CacheReport, Processes
+from frostline.bottom._report import CacheReport
 from frostline.bottom._rows import AlteredRow, find_spans, holds_several, row_key, row_length
 from frostline.bottom._session import CacheMode, CacheSession, check_mode
 from frostline.bottom._shards import Stream, row_bytes
@@ -45,7 +45,6 @@ __all__ = [
     "LoopSession",
     "OffloadedWeights",
     "Passage",
-    "Processes",
     "ReadAhead",
     "RowsInBatch",
     "StandIns",

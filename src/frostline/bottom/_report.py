@@ -1,8 +1,7 @@
-"""What the activation cache did in a training, and the processes that used it."""
+"""What the activation cache did in a training."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -49,16 +48,3 @@ class CacheReport:
             f"{self.computed:,} training batches held rows that are not in the activation cache: the frozen bottom ran "
             "for them"
         )
-
-
-@dataclass(frozen=True)
-class Processes:
-    """The processes that train together.
-
-    Attributes:
-        count: how many there are.
-        agree: gives all of them the value of rank 0.
-    """
-
-    count: int = 1
-    agree: Callable[[bool], bool] = bool

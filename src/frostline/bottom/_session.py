@@ -22,12 +22,13 @@ from frostline.bottom._check import mismatch, padding_difference
 from frostline.bottom._contents import Contents
 from frostline.bottom._cut import CannotCut, Cut, last_blocks
 from frostline.bottom._in_use import InUse
-from frostline.bottom._report import CacheReport, Processes
+from frostline.bottom._report import CacheReport
 from frostline.bottom._rows import AlteredRow, Features
 from frostline.bottom._streaming import Streaming
 from frostline.core.cache import default_root
 from frostline.core.errors import CannotWrite, ConfigError
 from frostline.hooks import state_kept
+from frostline.processes import ALONE, Processes
 
 CacheMode = Literal["auto", "on", "off"]
 _log = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ class CacheSession:
             stays the same) or `off`.
         limit: bytes that all caches together may use on disk; None: only the disk limits them.
         streaming: the bottom where it is read block by block; None where it is in memory.
-        processes: those that train together; None for one process.
+        processes: those that train together: what one of them cannot use, none uses.
         root: the folder in which all caches lie; None: the default one.
 
     Raises `ConfigError` for an unknown mode, and for `off` where the bottom is read block by block.
@@ -68,7 +69,7 @@ class CacheSession:
         *,
         limit: int | None = None,
         streaming: Streaming | None = None,
-        processes: Processes | None = None,
+        processes: Processes = ALONE,
         root: Path | None = None,
     ) -> None:
         check_mode(mode)
@@ -78,12 +79,12 @@ class CacheSession:
                 "use activation_cache=on"
             )
         self._training, self.mode, self._limit, self._streaming = training, mode, limit, streaming
-        self._processes = processes or Processes()
+        self._processes = processes
         self._root = root or default_root()
         self.report = CacheReport(reason="activation_cache: " + ("off" if mode == "off" else "decided in train()"))
         self.stage: Callable[[str], None] = lambda what: None
         self.progress: Callable[[int, int], None] = lambda done, rows: None
-        self._decided = self._hopeless = False
+        self._decided = self._hopeless = self._follows = False
         self._contents: Contents | None = None
         self._in_use: InUse | None = None
         self._at: int | None = None
@@ -141,6 +142,9 @@ class CacheSession:
         self._decided = False
         if self._streaming is not None:
             return
+        self._drop()
+
+    def _drop(self) -> None:
         if self._in_use is not None:
             self._in_use.end()
         self._in_use = self._contents = None
@@ -153,6 +157,13 @@ class CacheSession:
         """
         if self.mode == "off" or self._hopeless or self._streaming is not None:
             return
+        self._follows = True
+        try:
+            self._follow()
+        finally:
+            self._follows = False
+
+    def _follow(self) -> None:
         contents = self._contents
         self._at = None
         if contents is None or not self.active:
@@ -221,21 +232,23 @@ class CacheSession:
         """
         begun = time.perf_counter()
         try:
-            with state_kept(training.collate, *training.datasets, device=training.device):
+            with state_kept(training.collate, *training.datasets, device=training.device), self._processes.together():
                 yield
         except (Declined, CannotCut, AlteredRow) as error:
-            self._contents = None
+            self._drop()
             self._hopeless = isinstance(error, _CheckFailed | CannotCut | AlteredRow)
             declined = not isinstance(error, NotNeeded)
             self.report = replace(self.report, used=False, reason=str(error), declined=declined)
             if self._streaming is not None:
                 raise ConfigError(f"streaming needs the activation cache, but {error}: use streaming=false") from None
-            if self.mode == "on" and not isinstance(error, _CheckFailed) and training.lowest is None:
+            # A training that is on its way is not ended for the cache.
+            begins = training.lowest is None and self._at is None and not self._follows
+            if self.mode == "on" and begins and not isinstance(error, _CheckFailed):
                 raise not_possible(error) from None
         except (CannotWrite, OSError) as error:
-            self._contents = None
-            why = unusable(self._root, error)
-            if self.mode != "auto" or self._streaming is not None or self._processes.count > 1 or why is None:
+            self._drop()
+            why = self._processes.first_found(unusable(self._root, error))
+            if self.mode != "auto" or self._streaming is not None or why is None:
                 if why is None or isinstance(error, CannotWrite):
                     raise
                 raise not_possible(why) from None
@@ -293,12 +306,12 @@ class CacheSession:
         """Use the states at a higher boundary, where that saves time. Those in use feed the pass that computes them."""
         begun = time.perf_counter()
         try:
-            with state_kept(training.collate, *training.datasets, device=training.device):
+            with state_kept(training.collate, *training.datasets, device=training.device), self._processes.together():
                 contents = Contents(training, None, self._root, before.rows)
                 missing = contents.cache.missing(contents.rows)
                 amount = contents.amount(len(missing), before.cut.boundary)
                 pays = training.estimate is None or training.estimate(amount).pays
-                if not self._processes.agree(pays and self._has_room(contents, missing)):
+                if self._processes.any(not (pays and self._has_room(contents, missing))):
                     return
                 self._pass_and_check(contents)
         except (Declined, CannotCut, AlteredRow, CannotWrite, OSError) as error:

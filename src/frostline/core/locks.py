@@ -48,6 +48,17 @@ def share(path: Path) -> AbstractContextManager[object]:
                 return stack.pop_all()
 
 
+def is_held(folder: Path) -> bool:
+    """Whether a process works in the folder of a run or a study now. Nothing is made there."""
+    if not (folder / LOCK_FILE).is_file():
+        return False
+    lock = take(folder / LOCK_FILE)
+    if lock is None:
+        return True
+    with lock:
+        return False
+
+
 @contextmanager
 def own_folder(folder: Path, seconds: float = 0.0) -> Iterator[None]:
     """Inside this context, no other process works in `folder`. It is made; if it stays empty it is removed again.

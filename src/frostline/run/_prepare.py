@@ -18,8 +18,9 @@ from frostline.core.errors import ConfigError, a_noun, first_line
 from frostline.cost import Workload
 from frostline.engine import StepMeter, Trainer
 from frostline.loss_positions import pack_rows
+from frostline.processes import running
 from frostline.records import RunRecord
-from frostline.run._choosing import Chosen, choose, chosen_before, measure_here
+from frostline.run._choosing import Chosen, as_planned, choose, chosen_before, measure_here
 from frostline.run._config import RunConfig
 from frostline.run._device import device, uses_bfloat16
 from frostline.run._judge import JudgedTrainer, clock_of
@@ -31,6 +32,7 @@ from frostline.run._split import trainer_for
 from frostline.run._steps import steps_of
 from frostline.run._streaming import load_streaming
 from frostline.run._work import Data, evaluation_to_fit, with_eval_batch, workload_of
+from frostline.strategies import GIVEN
 from frostline.surgery import Quantized, quantize_frozen
 from frostline.tasks import (
     MOST_ROWS,
@@ -110,9 +112,16 @@ def prepare(asked: RunConfig, data: Data, before: RunRecord | None = None, chose
     clock = clock_of(isinstance(asked.budget.time, str))
     begun = clock()
     with quiet_libraries():
-        if chosen is None and before is not None and before.chosen is not None:
-            chosen = chosen_before(asked, before)
-        model, chosen, load_bottom = load(asked, data, chosen, lambda: steps_of(_arguments(asked), len(data.rows)))
+        goes_on = before.chosen if before is not None and chosen is None else None
+        if before is not None and goes_on is not None and goes_on["mode"] == GIVEN:
+            asked_as_planned = as_planned(asked, before)
+            model, chosen, load_bottom = load(asked_as_planned, data, None, lambda: _steps(asked_as_planned, data))
+            chosen = replace(chosen, choice=goes_on)
+        else:
+            if before is not None and goes_on is not None:
+                chosen = chosen_before(asked, before)
+            model, chosen, load_bottom = load(asked, data, chosen, lambda: _steps(asked, data))
+    with quiet_libraries(), running().together():
         config = chosen.config
         prepare_tokenizer(data.tokenizer, model)
         steps = StepMeter()
@@ -147,6 +156,10 @@ def prepare(asked: RunConfig, data: Data, before: RunRecord | None = None, chose
     return Prepared(asked, chosen, data, model, trainer, steps, quantized, clock() - begun)
 
 
+def _steps(config: RunConfig, data: Data) -> int:
+    return steps_of(_arguments(config), len(data.rows))
+
+
 def load(
     config: RunConfig, data: Data, goes_on: Chosen | None, steps: Callable[[], int]
 ) -> tuple[Any, Chosen, Load | None]:
@@ -160,9 +173,10 @@ def load(
     """
     if config.streaming:
         return load_streaming(config, data, goes_on)
-    model = load_model(config.model, data.task, seed=config.seed, dtype=config.frozen_dtype)
-    if config.resize_embeddings:
-        resize_embeddings(model, max(data.tokenizer.get_vocab().values()) + 1)
+    with running().together():
+        model = load_model(config.model, data.task, seed=config.seed, dtype=config.frozen_dtype)
+        if config.resize_embeddings:
+            resize_embeddings(model, max(data.tokenizer.get_vocab().values()) + 1)
     if goes_on is not None:
         return model, goes_on, None
     anatomy = find_anatomy(model)
