@@ -1,11 +1,11 @@
 """How an activation cache is filled by several processes, opened, and filled by Ray.
 
-    python benchmarks/filling.py sides            two processes side by side, and one after the other
+    python benchmarks/filling.py sides            one process, and two side by side
     python benchmarks/filling.py open --gb 4      opening a large cache, and hashing all of it
     python benchmarks/filling.py ray              20,000 rows by four actors, one of which is killed
 
-`sides` takes --model and --task as `frostline train` does. `ray` makes a tiny random model and starts a cluster on this
-machine, of as many nodes as actors. Each prints one JSON document.
+`sides` and `ray` make a tiny random model; `ray` starts a cluster on this machine, of as many nodes as actors. Each
+prints one JSON document.
 """
 
 from __future__ import annotations
@@ -58,25 +58,37 @@ def states(root: Path) -> dict[str, str]:
     return found
 
 
+PAUSED = """
+import json, sys, time
+from dataclasses import asdict
+from pathlib import Path
+from frostline.bottom import _caching_pass
+from frostline.run import fill_cache, read_config
+
+_caching_pass.BATCH_TOKENS, _caching_pass.SHARD_BYTES = {"cpu": 320}, 1
+real = _caching_pass.pass_rows
+_caching_pass.pass_rows = lambda *given: (time.sleep(float(sys.argv[2])), real(*given))[1]
+print(json.dumps(asdict(fill_cache(read_config(Path(sys.argv[1]), []), *map(int, sys.argv[3].split("/"))))))
+"""
+
+
 def sides(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    given = [f"model={args.model}", f"task={args.task}", "strategy=bot50", "bf16=false", "threads=1"]
-    given.append(f"data.max_train_rows={args.rows}")
+    """A batch takes --pause seconds, as on an accelerator of its own: cores that are shared do not count."""
+    path = tiny_run(folder, 480)
+
+    def paused(root: Path, shard: str) -> subprocess.Popen[str]:
+        environment = {**os.environ, "FROSTLINE_CACHE": str(root), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-c", PAUSED, str(path), str(args.pause), shard]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment)
+
     found: dict[str, Any] = {}
-    for _ in range(args.rounds):
-        for name, shards in (
-            ("one process", [["0/1"]]),
-            ("one after the other", [["0/2"], ["1/2"]]),
-            ("side by side", [["0/2", "1/2"]]),
-        ):
-            root, begun, done = folder / f"{len(found)}-{time.time_ns()}", time.perf_counter(), []
-            for together in shards:
-                done += [ended(process) for process in [fill(root, *given, "--shard", shard) for shard in together]]
-            own = found.setdefault(name, {"seconds": [], "pass_seconds": [], "rows": []})
-            own["seconds"].append(round(time.perf_counter() - begun, 2))
-            own["pass_seconds"].append([round(each["seconds"], 2) for each in done])
-            own["rows"].append(sum(each["passed"] for each in done))
-    best = {name: min(own["seconds"]) for name, own in found.items()}
-    found["ratio"] = {name: round(seconds / best["one process"], 2) for name, seconds in best.items()}
+    for name, shards in (("one", ["0/1"]), ("two, a shard each", ["0/2", "1/2"]), ("two, all rows", ["0/1", "0/1"])):
+        done = [ended(process) for process in [paused(folder / name, shard) for shard in shards]]
+        found[name] = {
+            "seconds": [round(each["seconds"], 1) for each in done],
+            "rows": [each["passed"] for each in done],
+        }
+        found[name]["missing"] = min(each["missing"] for each in done)
     return found
 
 
@@ -203,10 +215,8 @@ def _fillers() -> list[psutil.Process]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["sides", "open", "ray"])
-    parser.add_argument("--model", default="all-MiniLM-L6-v2")
-    parser.add_argument("--task", default="rte")
     parser.add_argument("--rows", type=int, default=20_000)
-    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--pause", type=float, default=1.0)
     parser.add_argument("--gb", type=float, default=4.0)
     parser.add_argument("--actors", type=int, default=4)
     parser.add_argument("--no-kill", dest="kill", action="store_false")

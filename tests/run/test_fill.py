@@ -202,6 +202,18 @@ def test_what_cannot_be_filled_is_one_line(
     assert not states_of(root)
 
 
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_a_folder_of_caches_that_is_none_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(config_of(tmp_path).model_dump_json(exclude_unset=True))
+    (tmp_path / "file").write_text("in its place")
+    use_cache(tmp_path / place, monkeypatch)
+    ended = frostline("cache", "fill", path)
+    assert ended.status == 2 and str(tmp_path / "file") in ended.error
+
+
 def test_without_ray_one_line_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(config_of(tmp_path).model_dump_json(exclude_unset=True))

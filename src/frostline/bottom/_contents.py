@@ -65,7 +65,7 @@ class Contents(Bottom):
         return Amount(count, tokens / count, missing, self._of_tokens(tokens), self.cut.boundary)
 
     def fill(self, rows: KnownRows, progress: Callable[[int, int], None]) -> int:
-        """Let those of `rows` whose states are missing pass the bottom. Gives how many were missing.
+        """Let those of `rows` whose states are missing pass the bottom. Gives how many passed in this process.
 
         Other processes may do a part of them: at the end all of them are there.
 
@@ -76,12 +76,13 @@ class Contents(Bottom):
         cache, streaming = self.cache, self.streaming
         missing = cache.missing(rows)
         if streaming is None:
-            self.caching_pass(rows).run(lambda done: progress(done, len(missing)))
-        elif missing:
-            with cache.filling(), cache.claimed(f"levels{self.levels}", wait=True):
-                if left := cache.missing(missing):
-                    streaming.caching_pass(self.cut, rows.some(left), self.passage_at, self.cache_at, progress)
-        return len(missing)
+            return self.caching_pass(rows).run(lambda done: progress(done, len(missing)))
+        if not missing:
+            return 0
+        with cache.filling(), cache.claimed(f"levels{self.levels}", wait=True):
+            if left := cache.missing(missing):
+                streaming.caching_pass(self.cut, rows.some(left), self.passage_at, self.cache_at, progress)
+        return len(left)
 
     def caching_pass(self, rows: Mapping[str, Features]) -> CachingPass:
         """What lets rows pass the bottom."""

@@ -135,10 +135,6 @@ class CacheSession:
             raise ConfigError(
                 f"the cache is of no use: {error}: frostline train runs without filling it first"
             ) from None
-        except OSError as error:
-            if (why := unusable(self._root, error)) is None:
-                raise
-            raise not_possible(why) from None
         return contents
 
     def end(self) -> None:
@@ -293,7 +289,8 @@ class CacheSession:
         self._check_padding(contents)
         self.stage("caching pass")
         contents.cache.check(check_rows)
-        passed = contents.fill(contents.rows, lambda done, rows: self.progress(done, rows))
+        passed = len(contents.cache.missing(contents.rows))  # in this process or in another
+        contents.fill(contents.rows, lambda done, rows: self.progress(done, rows))
         self.stage("checks after the caching pass")
         if self._streaming is None and (found := mismatch(contents, check_rows)) is not None:
             raise _CheckFailed(found)

@@ -154,7 +154,7 @@ def _filled(filled: Filled) -> list[str]:
     )
     lines = [
         f"{rows}: {filled.rows:,} are in the cache {Path(filled.cache).name[:12]}, {size_text(filled.bytes)}; "
-        f"{filled.passed:,} of them passed the frozen bottom now, in {filled.seconds:.3g} s"
+        f"{filled.passed:,} of them passed the frozen bottom here, in {filled.seconds:.3g} s"
     ]
     if filled.missing:
         lines.append(f"{filled.missing:,} rows of other shards are not there yet")

@@ -14,6 +14,7 @@ from transformers.utils.import_utils import enable_tf32
 
 from frostline.bottom import CacheSession, Contents, Streaming, Training
 from frostline.checkpoints import quiet_libraries
+from frostline.core.cache import asked_root
 from frostline.core.errors import ConfigError
 from frostline.core.files import private
 from frostline.engine import StartBar, start_bar, streaming
@@ -37,7 +38,7 @@ class Filled:
         cache: the folder of the cache.
         shard: which rows, as `i/n`.
         rows: how many these are.
-        passed: those that were missing, and passed the frozen bottom now.
+        passed: those that passed the frozen bottom now, in this process.
         all_rows: the rows of the run.
         missing: those of them that are not in the cache yet.
         bytes: the size of `rows` on disk.
@@ -82,6 +83,7 @@ def fill_cache(config: RunConfig, shard: int = 0, shards: int = 1, console: Cons
         contents.levels = f"{shard}/{shards}"
         bar.stage("caching pass")
         passed = contents.fill(rows, bar.rows)
+        contents.cache.refresh()  # other shards may have been filled meanwhile
     return Filled(
         cache=str(contents.cache.folder),
         shard=f"{shard}/{shards}",
@@ -96,8 +98,10 @@ def fill_cache(config: RunConfig, shard: int = 0, shards: int = 1, console: Cons
 
 def contents_of(config: RunConfig) -> Contents:
     """What a run would read from its cache. Raises `UserError` as `fill_cache` does."""
+    root = asked_root()
     training, bottom = training_of(config)
-    session = CacheSession(lambda: training, "on", limit=config.activation_cache_bytes, streaming=bottom)
+    limit = config.activation_cache_bytes
+    session = CacheSession(lambda: training, "on", limit=limit, streaming=bottom, root=root)
     return session.to_fill()
 
 
