@@ -307,7 +307,7 @@ def test_a_killed_process_ends_the_others_and_the_run_is_resumed(tmp_path: Path,
     """With dropout, whose masks come from each process's own generator."""
     write_all(tmp_path)
     tiny("bert", dropout=0.2).save_pretrained(tmp_path / "bert")
-    more = ("max_steps=400", "save_steps=1", "strategy=lora", "save_total_limit=400", "eval_steps=1000")
+    more = ("max_steps=400", "save_steps=1", "lr_scheduler_type=constant", "save_total_limit=400", "eval_steps=1000")
     options: dict[str, Any] = {"kill": (killed, tmp_path / "killed" / "checkpoint-3" / "rng_1.json")}
     done = command(tmp_path, "classification", "killed", *more, **options)
     other = done[1 - killed]
