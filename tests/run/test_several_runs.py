@@ -243,10 +243,10 @@ CHOOSES = """
         time.perf_counter = lambda: 3.7 * real()
         time.process_time = lambda: 0.2 * cpu()
     if sys.argv[2] == "calibrate":
-        own = ["calibrate=true", "strategy=auto", "strategy_options.trials=0", "budget.time=0.6"]
-        record = train(read_config(None, settings(folder, "classification", "chosen", 2, *own[:])))
+        own = ["calibrate=true", "strategy=auto", "strategy_options.trials=0", "budget.time=0.9"]
+        record = train(read_config(None, settings(folder, "classification", "chosen", 2, *own)))
     else:
-        own = ["strategy=auto", "budget.time=0.5", "num_train_epochs=3", "max_steps=-1"]
+        own = ["strategy=auto", "budget.time=0.9", "num_train_epochs=20", "max_steps=-1"]
         record = train(read_config(None, settings(folder, "trials", "chosen", 2, *own)))
     print(record.model_dump_json())
     dist.destroy_process_group()
