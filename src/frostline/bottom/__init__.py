@@ -4,9 +4,10 @@ from frostline.bottom._bottom import Amount, Bottom, Declined, Training, not_pos
 from frostline.bottom._cache import ActivationCache, check_room
 from frostline.bottom._caching_pass import (
     BATCH_TOKENS,
+    CachingPass,
+    Chunk,
     Passage,
     batches_by_length,
-    caching_pass,
     pass_rows,
     same_states,
 )
@@ -33,7 +34,9 @@ __all__ = [
     "CacheMode",
     "CacheReport",
     "CacheSession",
+    "CachingPass",
     "CannotCut",
+    "Chunk",
     "Contents",
     "Cut",
     "Declined",
@@ -50,7 +53,6 @@ __all__ = [
     "Training",
     "batches_by_length",
     "buffers_below",
-    "caching_pass",
     "check_mode",
     "check_room",
     "cut_boundary",

@@ -139,11 +139,17 @@ class Bottom:
 
     Raises `Declined` or `CannotCut` when training from a cache would not be the same training.
 
+    Attributes:
+        levels: tells the states below the boundary, which a pass block by block leaves for a while, from those of
+            another such pass.
+
     Args:
         training: what trains.
         streaming: the bottom where it is read block by block; None where it is in memory.
         root: the folder in which all activation caches lie.
     """
+
+    levels = ""
 
     def __init__(self, training: Training, streaming: Streaming | None, root: Path) -> None:
         self.training, self.streaming, self.root = training, streaming, root
@@ -242,6 +248,8 @@ class Bottom:
             autocast=training.autocast,
             device=training.device.type,
         )
+        if self.levels and cut.boundary < self.cut.boundary:
+            key["levels"] = self.levels
         name = str(getattr(model.config, "_name_or_path", "")).rstrip("/").rpartition("/")[2]
         return ActivationCache.open(self.root, key, _streams_at(cut, self.passage_at(cut)), label=name)
 

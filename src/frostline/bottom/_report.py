@@ -1,13 +1,8 @@
-"""What the activation cache did in a training, and the lock that processes hold together."""
+"""What the activation cache did in a training."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-
-from frostline.bottom._cache import ActivationCache
-from frostline.processes import Processes
 
 
 @dataclass(frozen=True)
@@ -18,7 +13,7 @@ class CacheReport:
         used: whether it was used.
         reason: why it was used or not, in one line.
         estimate: what it was expected to save, in one line.
-        rows: rows that went through the frozen bottom in this training.
+        rows: rows that went through the frozen bottom for this training, in this process or in another.
         found: rows that were in the cache before.
         bytes: size of the rows on disk.
         seconds: time until the first step could begin.
@@ -53,16 +48,3 @@ class CacheReport:
             f"{self.computed:,} training batches held rows that are not in the activation cache: the frozen bottom ran "
             "for them"
         )
-
-
-@contextmanager
-def locked(cache: ActivationCache, group: Processes) -> Iterator[None]:
-    """Inside this context, one of the processes holds the lock of `cache` for all."""
-    if group.rank == 0:
-        with cache.lock():
-            group.wait()
-            yield
-    else:
-        group.wait()
-        cache.refresh()
-        yield

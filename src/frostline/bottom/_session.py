@@ -18,12 +18,11 @@ from typing import Any, Literal, cast, get_args
 
 from frostline.bottom._bottom import Amount, Declined, NotNeeded, Training, not_possible, unusable, wanted_boundary
 from frostline.bottom._cache import check_room
-from frostline.bottom._caching_pass import caching_pass
 from frostline.bottom._check import mismatch, padding_difference
 from frostline.bottom._contents import Contents
 from frostline.bottom._cut import CannotCut, Cut, last_blocks
 from frostline.bottom._in_use import InUse
-from frostline.bottom._report import CacheReport, locked
+from frostline.bottom._report import CacheReport
 from frostline.bottom._rows import AlteredRow, Features
 from frostline.bottom._streaming import Streaming
 from frostline.core.cache import default_root
@@ -85,7 +84,7 @@ class CacheSession:
         self.report = CacheReport(reason="activation_cache: " + ("off" if mode == "off" else "decided in train()"))
         self.stage: Callable[[str], None] = lambda what: None
         self.progress: Callable[[int, int], None] = lambda done, rows: None
-        self._decided = self._hopeless = False
+        self._decided = self._hopeless = self._follows = False
         self._contents: Contents | None = None
         self._in_use: InUse | None = None
         self._at: int | None = None
@@ -121,6 +120,27 @@ class CacheSession:
             self._use(self._contents)
         _log.info("activation cache: %s", self.report.reason)
 
+    def to_fill(self) -> Contents:
+        """What a training to come would read from the cache.
+
+        Raises `ConfigError` where it would not read it, and where there is no room for all rows.
+        """
+        training = self._asked()
+        try:
+            with state_kept(training.collate, *training.datasets, device=training.device):
+                self._prepare(training)
+                contents = cast(Contents, self._contents)
+                self._check_padding(contents)
+        except (Declined, CannotCut, AlteredRow) as error:
+            raise ConfigError(
+                f"the cache is of no use: {error}: frostline train runs without filling it first"
+            ) from None
+        except OSError as error:
+            if (why := unusable(self._root, error)) is None:
+                raise
+            raise not_possible(why) from None
+        return contents
+
     def end(self) -> None:
         """Stop using the cache and bring the bottom back to memory (unless it is read block by block)."""
         self._decided = False
@@ -141,6 +161,13 @@ class CacheSession:
         """
         if self.mode == "off" or self._hopeless or self._streaming is not None:
             return
+        self._follows = True
+        try:
+            self._follow()
+        finally:
+            self._follows = False
+
+    def _follow(self) -> None:
         contents = self._contents
         self._at = None
         if contents is None or not self.active:
@@ -218,7 +245,9 @@ class CacheSession:
             self.report = replace(self.report, used=False, reason=str(error), declined=declined)
             if self._streaming is not None:
                 raise ConfigError(f"streaming needs the activation cache, but {error}: use streaming=false") from None
-            if self.mode == "on" and not isinstance(error, _CheckFailed) and training.lowest is None:
+            # A training that is on its way is not ended for the cache.
+            begins = training.lowest is None and self._at is None and not self._follows
+            if self.mode == "on" and begins and not isinstance(error, _CheckFailed):
                 raise not_possible(error) from None
         except (CannotWrite, OSError) as error:
             self._drop()
@@ -260,17 +289,21 @@ class CacheSession:
 
     def _pass_and_check(self, contents: Contents) -> None:
         """Check, make the caching pass, and check again."""
-        self.stage("checks before the caching pass")
         check_rows = contents.check_rows()
-        with self._bottom_or_first_block(contents.cut) as blocks:
-            if (why := padding_difference(contents, blocks, check_rows)) is not None:
-                raise _CheckFailed(why)
+        self._check_padding(contents)
         self.stage("caching pass")
-        passed = self._pass(contents)
+        contents.cache.check(check_rows)
+        passed = contents.fill(contents.rows, lambda done, rows: self.progress(done, rows))
         self.stage("checks after the caching pass")
         if self._streaming is None and (found := mismatch(contents, check_rows)) is not None:
             raise _CheckFailed(found)
         self._report_use(contents, f"{passed:,} of them passed the frozen bottom now", passed)
+
+    def _check_padding(self, contents: Contents) -> None:
+        self.stage("checks before the caching pass")
+        with self._bottom_or_first_block(contents.cut) as blocks:
+            if (why := padding_difference(contents, blocks, contents.check_rows())) is not None:
+                raise _CheckFailed(why)
 
     def _raise(self, before: Contents, training: Training) -> None:
         """Use the states at a higher boundary, where that saves time. Those in use feed the pass that computes them."""
@@ -316,26 +349,6 @@ class CacheSession:
         else:
             with self._streaming.first_block() as block:
                 yield {cut.streams[0]: block}
-
-    def _pass(self, contents: Contents) -> int:
-        """Make the caching pass and give the number of rows. Processes share the rows; one holds the lock for all."""
-        group, cache = self._processes, contents.cache
-        if group.count == 1 and not cache.missing(contents.rows):
-            return 0  # nothing is written, not even a lock
-        with locked(cache, group):
-            keys = cache.missing(contents.rows)
-            group.wait()  # no process writes before all know what is missing
-            share = contents.rows.some(keys[group.rank :: group.count])
-            if self._streaming is not None and share:
-                self._streaming.caching_pass(contents.cut, share, contents.passage_at, contents.cache_at, self.progress)
-            elif share:
-                blocks, model = last_blocks(contents.cut), contents.training.model
-                caching_pass(
-                    model, blocks, contents.passage, share, cache, progress=lambda done: self.progress(done, len(share))
-                )
-            group.wait()
-        cache.refresh()
-        return len(keys)
 
     def _use(self, contents: Contents) -> None:
         """Take the bottom out of memory, and read its states from now on."""

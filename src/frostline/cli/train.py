@@ -176,7 +176,7 @@ def _view(record: RunRecord, folder: Path) -> list[RenderableType]:
         for label, _, line in (line.partition(": ") for line in lines):
             chosen.add_row(label, Text(line))
         parts += [chosen, Text()]
-    return [*parts, cost, Text(), Text(f"recorded in {folder}")]
+    return [*parts, cost, Text(), Text(f"recorded in {folder}; its README.md says how to load the model")]
 
 
 def _quality(before: Metrics, after: Metrics, data: DataFacts) -> RenderableType:

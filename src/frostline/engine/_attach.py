@@ -22,6 +22,7 @@ from frostline.core.files import read_json, reading, write_json
 from frostline.engine._attach_saving import save_trained
 from frostline.engine._changes import check_own_trainer, synchronize_what_trains
 from frostline.engine._known_rows import fill_with_known_rows, passes_over_rows
+from frostline.engine._live import report_live
 from frostline.engine._observe import Observer
 from frostline.engine._optimizer import parameter_groups, regroup, scale_groups
 from frostline.engine._saving import SavingTrainer
@@ -150,6 +151,7 @@ class _Attachment(TrainerCallback):
         @functools.wraps(own)
         def train(resume_from_checkpoint: Any = None, *given: Any, **options: Any) -> Any:
             check_same(self._trainer.train_dataset, self._applied.plan, self._schedule)
+            report_live(self._trainer, lambda: self._applied)
             if resume_from_checkpoint:
                 asked = resume_from_checkpoint
                 folder = get_last_checkpoint(str(self._trainer.args.output_dir)) if asked is True else asked
@@ -209,8 +211,7 @@ class _Attachment(TrainerCallback):
             self._change(plan)
             trainer = self._trainer
             optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
-            groups = parameter_groups(trainer, self._model, self._applied.lr_scales)
-            regroup(optimizer, trainer.lr_scheduler, groups)
+            regroup(optimizer, trainer.lr_scheduler, parameter_groups(trainer, self._model, self._applied.lr_scales))
             synchronize_what_trains(trainer)
             followed = [s.follow(self._training(m)) for s, m in zip(self._sessions, self._models(), strict=False)]
             if not (followed and all(followed)):
@@ -384,6 +385,5 @@ class _Attachment(TrainerCallback):
         report = self._sessions[0].report if self._sessions else self._report
         positions = self._positions_notices if self._positions is None else self._positions.notices
         self._trainer.cache_report = report
-        others = (report.notice, self._saving_notice)
-        asked = plan_settings(self._trainer.args, self._applied.plan)
-        self._trainer.notices = (*positions, *(notice for notice in others if notice is not None), *asked)
+        others = [notice for notice in (report.notice, self._saving_notice) if notice is not None]
+        self._trainer.notices = (*positions, *others, *plan_settings(self._trainer.args, self._applied.plan))

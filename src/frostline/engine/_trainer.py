@@ -23,6 +23,7 @@ from frostline.engine._collator import AnnouncingCollator
 from frostline.engine._flora import Flora, check_flora
 from frostline.engine._in_backward import check_in_backward, step_in_backward
 from frostline.engine._left import LeftState
+from frostline.engine._live import report_live
 from frostline.engine._plan_change import PlanChange
 from frostline.engine._ranks import ShareRanks
 from frostline.engine._sampler import GroupedByLength
@@ -161,6 +162,7 @@ class Trainer(ChangingTrainer):
                 "from before training: leave both out"
             )
         check_same(self.train_dataset, self.applied.plan, self.schedule)
+        report_live(self, lambda: self.applied)
         if resume_from_checkpoint is True:
             resume_from_checkpoint = self._last_checkpoint()
             if resume_from_checkpoint is None:

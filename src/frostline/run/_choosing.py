@@ -132,8 +132,14 @@ def choose(
     return replace(running().same(replace(found, schedule=FixedSchedule(schedule.first))), schedule=schedule)
 
 
+def as_planned(config: RunConfig, record: RunRecord) -> RunConfig:
+    """The config of a run that is resumed, whose strategy gave the plan, with the settings that were chosen for it."""
+    chosen = record.chosen or {}
+    return with_planned(config, {name: chosen[name] for name in PLANNED}).model_copy(update={"budget": Budget()})
+
+
 def chosen_before(config: RunConfig, record: RunRecord) -> Chosen:
-    """What a planner chose for a run that is resumed."""
+    """What a planner chose for a run that is resumed, the plan too."""
     assert record.chosen is not None
     planned = {name: record.chosen[name] for name in (*PLANNED, *SPENT) if name in record.chosen}
     return Chosen(

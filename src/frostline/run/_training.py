@@ -13,11 +13,12 @@ import torch
 from rich.console import Console
 
 from frostline.adapters import router_statistics
-from frostline.checkpoints import quiet_libraries, save_delta
+from frostline.checkpoints import quiet_libraries, save_delta, write_run_card
 from frostline.core.errors import ConfigError, DataError, FrostlineError, first_line
 from frostline.core.files import atomic_file, disk_errors, private, read_json, write_json, write_text
 from frostline.core.sizes import size_text
 from frostline.engine import MemoryMeter, ProgressBar, Trainer, start_bar
+from frostline.model_card import OWN_README
 from frostline.plan import Plan, document, save_plan, strip_over_time
 from frostline.processes import Processes, running, start
 from frostline.records import RECORD_FILE, Measured, RunMetrics, RunRecord, now, read_record, write_record
@@ -87,18 +88,25 @@ def _train(config: RunConfig, resume: bool, console: Console, group: Processes) 
         with phases.of("loading"), console.status("loading the model and reading the rows"):
             prepared = prepare(config, data, before, chosen)
         record = opening_record(prepared)
+        opening = record
+        if not group.once(lambda: write_run_card(folder, opening)):
+            record = record.model_copy(update={"notices": (*record.notices, OWN_README)})
         for notice in record.notices:
             console.print(f"note: {notice}")
         group.once(lambda: _write_opening(record, data.task, folder))
         try:
-            return _run(prepared, record, folder, checkpoint, memory, phases, console)
+            record = _run(prepared, record, folder, checkpoint, memory, phases, console)
         except BaseException as error:
             if not group.first:
                 raise
             failed = record.model_copy(update={"status": "failed", "error": _one_line(error), "finished": now()})
             with suppress(FrostlineError, OSError):
                 write_record(failed, folder)
+                write_run_card(folder, failed)
             raise
+        if group.first:
+            write_run_card(folder, record)  # the run is finished, whatever happens here
+        return record
 
 
 def _write_opening(record: RunRecord, task: Task, folder: Path) -> None:
@@ -140,6 +148,7 @@ def _run(
     memory.restart_peak()
     try:
         begun, opened = time.perf_counter(), clock()
+        prepared.steps.begin(before_seconds)
         with phases.of("training"), quiet_libraries():
             trainer.train(resume_from_checkpoint=checkpoint)
         seconds, spent = time.perf_counter() - begun + before_seconds, spent + clock() - opened
