@@ -228,6 +228,7 @@ RESUMED = """
 """
 
 
+@pytest.mark.slow
 def test_two_processes_are_resumed_exactly_with_dropout(tmp_path: Path) -> None:
     script_in_processes(RESUMED, tmp_path, "all, bert|bot50, cache on|bot50+lora, cache on|mixlora|lisa", seconds=400)
     folder = tmp_path / "all, bert killed" / "checkpoint-4"

@@ -39,8 +39,15 @@ def write_all(folder: Path) -> None:
 
 RUNS: dict[str, tuple[str, ...]] = {
     "classification": ("model=bert", "task=labels", "strategy=bot50", "activation_cache=on", "data.max_eval_rows=7"),
-    "generation": ("model=llama", "task=texts", "strategy=bot50+lora", "generate_rows=5", "max_new_tokens=4"),
-    "extraction": ("model=bert", "task=spans", "strategy=lora"),
+    "generation": (
+        "model=llama",
+        "task=texts",
+        "strategy=bot50+lora",
+        "strategy_options.lora.dropout=0",
+        "generate_rows=5",
+        "max_new_tokens=4",
+    ),
+    "extraction": ("model=bert", "task=spans", "strategy=lora", "strategy_options.dropout=0"),
     "packing": ("model=llama", "task=texts", "strategy=bot50", "packing=true", "generate_rows=0"),
 }
 
@@ -99,10 +106,10 @@ def test_a_run_of_two_processes_is_that_of_one(tmp_path: Path) -> None:
         assert two.metrics is not None and one.metrics is not None
         assert (one.measured.processes, two.measured.processes) == (1, 2)
         assert two.metrics.before == one.metrics.before, "the same batches: exactly"
-        assert two.metrics.after == pytest.approx(one.metrics.after, abs=1e-5)
+        assert two.metrics.after == pytest.approx(one.metrics.after, rel=1e-5, abs=1e-5)
         losses = [[entry["eval_loss"] for entry in r.metrics.history if "eval_loss" in entry] for r in (one, two)]
         assert len(losses[0]) == 2
-        assert losses[1] == pytest.approx(losses[0], abs=1e-5) or name == "packing"  # its rows are one sequence
+        assert losses[1] == pytest.approx(losses[0], rel=1e-5) or name == "packing"  # its rows are one sequence
         answers = [(tmp_path / f"{name} {count}" / "predictions.jsonl").read_text() for count in ("one", "two")]
         assert answers[0] == answers[1]
         tokens = [r.measured.tokens_per_second * r.measured.seconds_per_step for r in (one, two)]
@@ -243,10 +250,10 @@ CHOOSES = """
         time.perf_counter = lambda: 3.7 * real()
         time.process_time = lambda: 0.2 * cpu()
     if sys.argv[2] == "calibrate":
-        own = ["calibrate=true", "strategy=auto", "strategy_options.trials=0", "budget.time=0.6"]
-        record = train(read_config(None, settings(folder, "classification", "chosen", 2, *own[:])))
+        own = ["calibrate=true", "strategy=auto", "strategy_options.trials=0", "budget.time=0.9"]
+        record = train(read_config(None, settings(folder, "classification", "chosen", 2, *own)))
     else:
-        own = ["strategy=auto", "budget.time=0.5", "num_train_epochs=3", "max_steps=-1"]
+        own = ["strategy=auto", "budget.time=0.9", "num_train_epochs=20", "max_steps=-1"]
         record = train(read_config(None, settings(folder, "trials", "chosen", 2, *own)))
     print(record.model_dump_json())
     dist.destroy_process_group()
@@ -307,7 +314,7 @@ def test_a_killed_process_ends_the_others_and_the_run_is_resumed(tmp_path: Path,
     """With dropout, whose masks come from each process's own generator."""
     write_all(tmp_path)
     tiny("bert", dropout=0.2).save_pretrained(tmp_path / "bert")
-    more = ("max_steps=400", "save_steps=1", "strategy=lora", "save_total_limit=400", "eval_steps=1000")
+    more = ("max_steps=400", "save_steps=1", "lr_scheduler_type=constant", "save_total_limit=400", "eval_steps=1000")
     options: dict[str, Any] = {"kill": (killed, tmp_path / "killed" / "checkpoint-3" / "rng_1.json")}
     done = command(tmp_path, "classification", "killed", *more, **options)
     other = done[1 - killed]

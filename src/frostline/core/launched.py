@@ -7,9 +7,10 @@ import os
 
 def several() -> bool:
     """Whether a launcher has started more than one process."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    named = "RANK" in os.environ and "LOCAL_RANK" in os.environ
+    return named and int(os.environ.get("WORLD_SIZE") or "1") > 1
 
 
 def rank() -> int:
     """The number of this process. The first, 0, writes and prints."""
-    return int(os.environ.get("RANK", "0")) if several() else 0
+    return int(os.environ["RANK"]) if several() else 0
