@@ -16,12 +16,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
+from torch import nn
+
+from frostline.bottom._below import modules_below
 from frostline.bottom._bottom import Amount, Declined, NotNeeded, Training, not_possible, unusable, wanted_boundary
 from frostline.bottom._cache import check_room
 from frostline.bottom._caching_pass import caching_pass
 from frostline.bottom._check import mismatch, padding_difference
 from frostline.bottom._contents import Contents
 from frostline.bottom._cut import CannotCut, Cut, last_blocks
+from frostline.bottom._identity import names_below
 from frostline.bottom._in_use import InUse
 from frostline.bottom._report import CacheReport, Processes, locked
 from frostline.bottom._rows import AlteredRow, Features
@@ -184,6 +188,17 @@ class CacheSession:
     def boundary(self) -> int:
         """Where the states in use are; 0 where none are."""
         return 0 if self._contents is None or not self.active else self._contents.cut.boundary
+
+    @property
+    def replaced(self) -> set[nn.Parameter]:
+        """The parameters that the states in use stand for; none where no states are in use."""
+        contents = self._contents
+        if contents is None or not self.active:
+            return set()
+        training, cut = contents.training, contents.cut
+        below = set(names_below(training.anatomy, cut))
+        inside = {p for _, module in modules_below(training.model, cut) for p in module.parameters()}
+        return inside | {p for name, p in training.model.named_parameters() if name in below}
 
     def resume(self, boundary: int) -> None:
         """A training goes on under a later plan: begin with the states at the same boundary as before (`boundary`)."""

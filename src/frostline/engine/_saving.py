@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -57,6 +57,8 @@ class SavingTrainer(transformers.Trainer):
     observer: Observer
     left: LeftState | None
     _staging: str | None = None
+    _trained: Mapping[str, torch.Tensor] | None = None
+    """The trained tensors, where processes share them and have gathered them to be saved."""
 
     @property
     def applied(self) -> Applied:
@@ -132,10 +134,16 @@ class SavingTrainer(transformers.Trainer):
         """
         if not whole:
             super().save_model(output_dir, _internal_call)
-        elif self.args.should_save:
+            return
+        copied = self._copied()
+        if self.args.should_save:
             folder = output_dir or self.args.output_dir
-            self._plain(copy.deepcopy(self.model)).save_pretrained(folder)
+            self._plain(copied).save_pretrained(folder)
             self._save_tokenizer(folder)
+
+    def _copied(self) -> Any:
+        """A copy of the model for the process that saves it."""
+        return copy.deepcopy(self.model) if self.args.should_save else None
 
     def _plain(self, copied: Any) -> Any:
         """A copy of the model as an ordinary one, with its adapters merged."""
@@ -173,7 +181,8 @@ class SavingTrainer(transformers.Trainer):
             self.model.save_pretrained(folder, state_dict=state_dict)  # transformers would add a pickle
         else:
             staged = self._staging is not None and folder.is_relative_to(self._staging)
-            save_delta(self.model, folder, moves_to=folder.parent.parent / folder.name if staged else None)
+            moves_to = folder.parent.parent / folder.name if staged else None
+            save_delta(self.model, folder, moves_to=moves_to, tensors=self._trained)
         changes = [change.document() for change in self.changes]
         state = {"state": self.schedule.state_dict(), "changes": changes, "states_at": self._states_at()}
         write_json(folder / SCHEDULE_FILE, state)

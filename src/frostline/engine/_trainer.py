@@ -18,7 +18,6 @@ from frostline.bottom import Amount, CacheMode, CacheSession, Load, Processes, T
 from frostline.checkpoints import load_delta
 from frostline.core.errors import CheckpointError, ConfigError, TrainingError
 from frostline.cost import Estimate, Workload, cache_estimate
-from frostline.engine._changes import ChangingTrainer
 from frostline.engine._collator import AnnouncingCollator
 from frostline.engine._flora import Flora, check_flora
 from frostline.engine._in_backward import check_in_backward, step_in_backward
@@ -27,6 +26,7 @@ from frostline.engine._plan_change import PlanChange
 from frostline.engine._ranks import ShareRanks
 from frostline.engine._sampler import GroupedByLength
 from frostline.engine._shortcuts import COMPILED
+from frostline.engine._sharded import ShardedTrainer
 from frostline.engine._start import (
     CountSteps,
     PlanFor,
@@ -41,7 +41,7 @@ from frostline.plan import Schedule, lowest_boundary
 from frostline.surgery import check_loss_is_the_models
 
 
-class Trainer(ChangingTrainer):
+class Trainer(ShardedTrainer):
     """A `transformers.Trainer` that trains what a plan (or a schedule of plans) says.
 
     Callbacks, logging, mixed precision and accelerate work as in `transformers.Trainer`. A checkpoint holds the delta,
@@ -157,11 +157,6 @@ class Trainer(ChangingTrainer):
 
         Raises `CheckpointError` when there is no checkpoint to resume from, or it is not complete.
         """
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise ConfigError(
-                "fsdp, deepspeed: weights in shards are not supported yet, because their delta would hold the weights "
-                "from before training: leave both out"
-            )
         check_rows(self.train_dataset)
         if resume_from_checkpoint is True:
             resume_from_checkpoint = self._last_checkpoint()

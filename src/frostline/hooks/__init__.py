@@ -32,6 +32,7 @@ from frostline.hooks._packed import packed_lengths, packed_starts, says_how_pack
 from frostline.hooks._passes import Passes, begin_step
 from frostline.hooks._per_thread import PerThread, Turns
 from frostline.hooks._rechecks import Rechecks
+from frostline.hooks._sharded import any_sharded, is_sharded, own_bytes, sharded_like, whole
 from frostline.hooks._states import device_of, hidden_given, hidden_of, with_hidden
 from frostline.hooks._stop import Stop, capture, observe, run_until, stoppable
 from frostline.hooks._undisturbed import Generators, all_trained, evaluation_mode, generators_kept, undisturbed
@@ -59,6 +60,7 @@ __all__ = [
     "Tolerance",
     "Turns",
     "all_trained",
+    "any_sharded",
     "attention_call",
     "attention_implementation",
     "attribute_set",
@@ -78,18 +80,22 @@ __all__ = [
     "hookable",
     "hooks_on",
     "is_overridden",
+    "is_sharded",
     "observe",
     "open_attention",
     "overridden",
+    "own_bytes",
     "packed_lengths",
     "packed_starts",
     "run_until",
     "says_how_packed",
+    "sharded_like",
     "state_kept",
     "stoppable",
     "summed",
     "undisturbed",
     "uses_attention_function",
+    "whole",
     "with_hidden",
     "zero_tensors",
 ]

@@ -1,0 +1,43 @@
+"""Tensors of which each process that trains holds a part (DTensor): FSDP2, tensor parallelism.
+
+What is called here on such a tensor is a collective operation: all processes have to call it, in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether this process holds only a part of `tensor`."""
+    return isinstance(tensor, DTensor)
+
+
+def any_sharded(tensors: Iterable[Tensor]) -> bool:
+    """Whether this process holds only a part of one of `tensors`."""
+    return any(map(is_sharded, tensors))
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of `tensor`, in this process; itself where it is not sharded."""
+    return cast(Tensor, tensor.full_tensor()) if isinstance(tensor, DTensor) else tensor
+
+
+def sharded_like(tensor: Tensor, other: Tensor) -> Tensor:
+    """This process's part of `tensor`, which all processes have, sharded as `other` is; all of it where that is not."""
+    if not isinstance(other, DTensor):
+        return tensor
+    # Without a source, each process takes its part of its own copy, and nothing is sent.
+    given = tensor.to(other.device_mesh.device_type)
+    return cast(Tensor, distribute_tensor(given, other.device_mesh, other.placements, src_data_rank=None))
+
+
+def own_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes that this process holds of `tensors`."""
+    parts: Iterable[torch.Tensor] = (t.to_local() if isinstance(t, DTensor) else t for t in tensors)
+    return sum(part.nbytes for part in parts)
