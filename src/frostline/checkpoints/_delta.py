@@ -23,7 +23,7 @@ from frostline.core.files import atomic_file, read_json, write_json, write_text
 from frostline.core.places import Places, places_of
 from frostline.core.settings import first_error
 from frostline.core.shown import one_line
-from frostline.hooks import sharded_like, whole
+from frostline.hooks import sharded_like, share_again, whole
 from frostline.plan import Plan, document
 from frostline.surgery import Applied, applied_to, apply, change, remember
 
@@ -229,6 +229,7 @@ def _check_base(
 
 def _now(model: torch.nn.Module, applied: Applied) -> dict[str, torch.nn.Parameter]:
     """What has trained so far, as the model has it now: FSDP2 puts other parameters in the place of `changed`."""
+    share_again(model)  # what is written to gathered parameters would be lost
     names, text = applied.changed, text_model(model)
     now = {name: parameter for name, parameter in text.named_parameters(remove_duplicate=False) if name in names}
     return {name: now[name] for name in names}

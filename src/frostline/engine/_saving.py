@@ -36,6 +36,7 @@ from frostline.checkpoints import (
 )
 from frostline.core.errors import CheckpointError
 from frostline.core.files import UNFINISHED, atomic_folder, disk_errors, read_json, reading, sweep, write_json
+from frostline.engine._generators import generators_file
 from frostline.engine._left import LeftState
 from frostline.engine._observe import Observer
 from frostline.engine._plan_change import PlanChange, read_changes
@@ -231,7 +232,7 @@ class SavingTrainer(transformers.Trainer):
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            path = Path(checkpoint) / self._rng_file()
+            path = generators_file(self, self.applied, Path(checkpoint))
             with reading(path, "generator state"):
                 set_random_state(read_json(path, "generator state"))
 
@@ -247,22 +248,17 @@ class SavingTrainer(transformers.Trainer):
             OPTIMIZER_FILE,
             OPTIMIZER_TENSORS,
             SCHEDULER_FILE,
-            self._rng_file(),
         )
         if not folder.is_dir():
             raise CheckpointError(f"Can't find a valid checkpoint at {folder}: use the folder of a checkpoint")
         missing = [name for name in parts if not (folder / name).is_file()]
         if missing:
-            saved = len(list(folder.glob("rng_*.json")))
-            why = ""
-            if OPTIMIZER_FILE in missing:
-                why = " (save_only_model=true leaves it out)"
-            elif missing == [self._rng_file()] and saved:
-                why = f" (it was saved by {saved} processes, and these are {self.args.world_size})"
+            why = " (save_only_model=true leaves it out)" if OPTIMIZER_FILE in missing else ""
             raise CheckpointError(
                 f"{folder}: it has no {missing[0]}{why}, so training cannot go on as if it had never stopped: use a "
                 "complete checkpoint, or begin a new training with frostline.load"
             )
+        generators_file(self, self.applied, folder)
         check_trainer_state(folder)
 
     def _rng_file(self) -> str:

@@ -26,7 +26,7 @@ from frostline.engine._sharding import (
     with_values,
     without_values,
 )
-from frostline.hooks import any_sharded, attribute_set
+from frostline.hooks import any_sharded, attribute_set, share_again
 from frostline.surgery import check_plain
 
 
@@ -64,7 +64,7 @@ class ShardedTrainer(ChangingTrainer):
             check_schedule(self)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        optimizer = super().create_optimizer(model)
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
         if self.sharding is not None:
             check_optimizer(optimizer)
         return optimizer
@@ -83,6 +83,11 @@ class ShardedTrainer(ChangingTrainer):
         with attribute_set(accelerator, "prepare", prepare):
             return super()._prepare_for_training(*given)
 
+    def _positions_refusal(self) -> str | None:
+        if self.loss_positions and self.sharding is not None and self.text_model is not self.model:
+            return "with fsdp, a model inside another one (PEFT) cannot run by itself to be compared"
+        return super()._positions_refusal()
+
     # Saving: every process gathers, and one writes.
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
@@ -90,6 +95,7 @@ class ShardedTrainer(ChangingTrainer):
             super()._save(output_dir, state_dict)
             return
         model = cast(nn.Module, self.model)
+        share_again(model)
         if self._as_given:
             state_dict = gathered(model.state_dict())
         else:
@@ -103,6 +109,7 @@ class ShardedTrainer(ChangingTrainer):
             super()._save_optimizer_and_scheduler(output_dir)
             return
         writes = self.args.should_save
+        share_again(cast(nn.Module, self.model))  # the optimizer holds the parts
         save_optimizer(self._bare_optimizer(), self._names(), Path(output_dir), writes=writes)
         if writes:
             save_scheduler(self.lr_scheduler, Path(output_dir))

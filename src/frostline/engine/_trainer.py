@@ -25,8 +25,8 @@ from frostline.engine._left import LeftState
 from frostline.engine._plan_change import PlanChange
 from frostline.engine._ranks import ShareRanks
 from frostline.engine._sampler import GroupedByLength
-from frostline.engine._shortcuts import COMPILED
 from frostline.engine._sharded import ShardedTrainer
+from frostline.engine._shortcuts import COMPILED
 from frostline.engine._start import (
     CountSteps,
     PlanFor,

@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
@@ -25,7 +26,7 @@ def any_sharded(tensors: Iterable[Tensor]) -> bool:
 
 def whole(tensor: Tensor) -> Tensor:
     """All of `tensor`, in this process; itself where it is not sharded."""
-    return cast(Tensor, tensor.full_tensor()) if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def sharded_like(tensor: Tensor, other: Tensor) -> Tensor:
@@ -35,6 +36,13 @@ def sharded_like(tensor: Tensor, other: Tensor) -> Tensor:
     # Without a source, each process takes its part of its own copy, and nothing is sent.
     given = tensor.to(other.device_mesh.device_type)
     return cast(Tensor, distribute_tensor(given, other.device_mesh, other.placements, src_data_rank=None))
+
+
+def share_again(model: nn.Module) -> None:
+    """Let each process hold its part alone again, where a pass without a backward pass left more gathered (FSDP2)."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def own_bytes(tensors: Iterable[Tensor]) -> int:
