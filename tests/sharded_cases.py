@@ -10,23 +10,22 @@ import os
 import socket
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from architectures import tiny
 from cache_cases import arguments, bottom_plan, collate, rows_for
-from frostline.checkpoints import trained_tensors
+from frostline.checkpoints import load_above, load_config, trained_tensors
 from frostline.engine import Trainer
 from frostline.hooks import own_bytes
 from frostline.plan import Frozen, Full, Lora, Partial, Plan, Prefix
 from frostline.run import make_schedule
 
-SECONDS = 150
+SECONDS = 400
 """After so long a group of processes counts as hanging."""
 STEPS = 4
 ROWS = 8
@@ -44,6 +43,8 @@ class Case:
         options: more arguments of transformers.
         resumes: continue from the checkpoint after two steps that this other case saved.
         task: of the model.
+        streamed: read the bottom block by block.
+        read_by_first: the first process alone has read the weights.
     """
 
     model: str = "llama"
@@ -52,6 +53,8 @@ class Case:
     options: Mapping[str, Any] = field(default_factory=dict)
     resumes: str | None = None
     task: str | None = None
+    streamed: bool = False
+    read_by_first: bool = False
 
 
 def plan_of(name: str, model: Any) -> Plan:
@@ -68,6 +71,13 @@ def plan_of(name: str, model: Any) -> Plan:
 def make(case: Case, folder: Path, world: int, **more: Any) -> Trainer:
     """The trainer of a case in a process of `world`; more than one share the model (FSDP2)."""
     model = tiny(case.model, case.task)
+    load = None
+    if case.streamed:
+        place = str(folder / f"base-{os.environ.get('RANK', '0')}")
+        model.save_pretrained(place)
+        model, load = load_above(place, type(model), load_config(place), 2)
+    if case.read_by_first and os.environ.get("RANK", "0") != "0":
+        model.to("meta")
     sharing = {"fsdp": True, "fsdp_config": {"version": 2}} if world > 1 else {}
     options = {
         "max_steps": STEPS,
@@ -86,7 +96,13 @@ def make(case: Case, folder: Path, world: int, **more: Any) -> Trainer:
         {"schedule": make_schedule(model, case.plan, steps=STEPS)} if changes else {"plan": plan_of(case.plan, model)}
     )
     rows = rows_for(model, 2 * ROWS)
-    given = {"train_dataset": rows, "eval_dataset": rows[:6], "data_collator": collate, "activation_cache": case.cache}
+    given: dict[str, Any] = {
+        "train_dataset": rows,
+        "load_bottom": load,
+        "eval_dataset": rows[:6],
+        "data_collator": collate,
+        "activation_cache": case.cache,
+    }
     return Trainer(model, arguments(folder, **options), **what, **given)
 
 
@@ -95,25 +111,24 @@ def train(case: Case, folder: Path, world: int, **more: Any) -> dict[str, Any]:
     trainer = make(case, folder, world, **more)
     model: Any = trainer.model
     trainer.train(resume_from_checkpoint=None if case.resumes is None else str(folder.parent / case.resumes))
-    kept = [model.get_parameter(name) for name, _ in model.named_parameters()]
+    trainer.evaluate()  # it gathers what is outside the blocks
+    after = None
+    if not case.streamed:
+        with torch.no_grad():
+            after = model.eval()(**collate(rows_for(model, 2 * ROWS)[:ROWS])).logits
     found = {
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
         "norms": [entry["grad_norm"] for entry in trainer.state.log_history if "loss" in entry],
-        "evaluated": trainer.evaluate()["eval_loss"],
+        "after": after,
         "weights": trained_tensors(model),
-        "bytes": own_bytes(kept),
-        "below": own_bytes(p for block in trainer.applied.anatomy.blocks[:2] for p in _block(model, block.name)),
+        "bytes": own_bytes(p for p in model.parameters() if not p.is_meta) - trainer.cache_report.freed_bytes,
         "cached": trainer.cache_report.used,
         "notices": trainer.notices,
     }
     trainer.save_model(str(folder / "saved"))
-    if trainer.applied.plan.forward.why_not_plain is None and case.plan != "hlpt":
+    if case.plan != "hlpt" and not case.streamed:
         trainer.save_model(str(folder / "whole"), whole=True)
     return found
-
-
-def _block(model: nn.Module, name: str) -> Iterable[nn.Parameter]:
-    return model.get_submodule(name).parameters()
 
 
 Run = Callable[..., Any]
@@ -150,10 +165,12 @@ def _work(rank: int, world: int, port: int, runs: Mapping[str, tuple[Run, tuple[
     os.environ["FROSTLINE_CACHE"] = str(folder / "caches")
     torch.set_num_threads(1)
     for name, (run, given) in runs.items():
+        begun = time.monotonic()
         try:
             found = run(*given)
         except Exception as error:
             found = f"{type(error).__name__}: {error}"
             if not type(error).__module__.startswith("frostline"):
                 found += "\n" + traceback.format_exc()
+        print("CASE", name, rank, round(time.monotonic() - begun, 1), flush=True)
         torch.save(found, folder / f"{name}-{rank}.pt")

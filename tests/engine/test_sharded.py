@@ -23,6 +23,8 @@ CASES = {
     "tied": Case("gpt2"),
     "parts": Case(options={"gradient_accumulation_steps": 2}),
     "classes": Case("bert", task="classification"),
+    "streamed": Case(streamed=True),
+    "read-by-the-first": Case(read_by_first=True),
     "resumed": Case(resumes="bot50-cache/checkpoint-2"),
     "lisa-resumed": Case(plan="lisa", cache="auto", resumes="lisa/checkpoint-2"),
 }
@@ -47,7 +49,8 @@ def test_two_processes_train_and_save_what_one_does(name: str, folder: Path, tog
     alone = train(CASES[name], folder / "one" / name, 1)
     assert first["losses"] == second["losses"] == pytest.approx(alone["losses"], abs=SAME)
     assert first["norms"] == pytest.approx(alone["norms"], rel=1e-4)
-    assert first["evaluated"] == pytest.approx(alone["evaluated"], abs=SAME)
+    if first["after"] is not None:
+        torch.testing.assert_close(first["after"], alone["after"], atol=1e-4, rtol=0)
     assert first["cached"] == alone["cached"] == (CASES[name].cache == "on")
     assert first["notices"] == alone["notices"]
     assert first["weights"].keys() == alone["weights"].keys()

@@ -137,6 +137,10 @@ class Training:
 class Bottom:
     """The frozen bottom of a model: where it ends, what it reads of a row, and the caches of its states.
 
+    Attributes:
+        part: of which process a cache at a lower cut is, where several of them stream the bottom. Each takes its rows
+            through it at its own pace.
+
     Raises `Declined` or `CannotCut` when training from a cache would not be the same training.
 
     Args:
@@ -148,6 +152,7 @@ class Bottom:
     def __init__(self, training: Training, streaming: Streaming | None, root: Path) -> None:
         self.training, self.streaming, self.root = training, streaming, root
         self._caches: dict[int, ActivationCache] = {}
+        self.part = ""
         boundary = _boundary(training)
         self.cut = find_cut(training.model, training.anatomy, boundary, weightless=streaming is not None)
         self.names = {
@@ -242,6 +247,8 @@ class Bottom:
             autocast=training.autocast,
             device=training.device.type,
         )
+        if self.part and cut.boundary != self.cut.boundary:
+            key["part"] = self.part
         name = str(getattr(model.config, "_name_or_path", "")).rstrip("/").rpartition("/")[2]
         return ActivationCache.open(self.root, key, _streams_at(cut, self.passage_at(cut)), label=name)
 

@@ -245,10 +245,10 @@ class CacheSession:
 
     def _prepare(self, training: Training) -> None:
         """Find what there is to cache, and whether it saves time and fits the disk."""
-        if self._streaming is not None and self._processes.count > 1:
-            raise Declined("several processes cannot share a bottom that is read block by block")
         self.stage("reading the rows")
         contents = self._contents = Contents(training, self._streaming, self._root)
+        if self._streaming is not None and self._processes.count > 1:
+            contents.part = f"{self._processes.rank} of {self._processes.count}"
         chosen_here = self.mode == "auto" and self._streaming is None and not self._at
         if chosen_here and (amount := contents.at_best()) is not None:  # before any row is read
             self._ask_whether_it_pays(contents, amount, chosen_here)

@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
+import torch.distributed as distributed
 from accelerate.utils import FullyShardedDataParallelPlugin
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, OffloadPolicy, fully_shard, register_fsdp_forward_method
@@ -67,6 +68,34 @@ def asked_sharding(args: TrainingArguments) -> FullyShardedDataParallelPlugin | 
     if found := [reason for reason, given in why_not.items() if given]:
         raise ConfigError(f"fsdp cannot be used with {found[0]}: leave it out")
     return plugin
+
+
+def fill_from_first(model: nn.Module, device: torch.device) -> None:
+    """Give every process the weights of the first, where the others have not read them (cpu_ram_efficient_loading).
+
+    Args:
+        model: whose parameters lie on the meta device in some processes. They get values on the CPU, as after loading.
+        device: on which the processes send.
+    """
+    lack = torch.tensor(float(any(p.is_meta for p in model.parameters())), device=device)
+    distributed.all_reduce(lack)
+    if not lack:
+        return
+    filled: dict[Any, Any] = {}
+    for module in model.modules():
+        for held in (module._parameters, module._buffers):
+            for name, tensor in held.items():
+                if tensor is not None and tensor not in filled:
+                    sent = torch.empty_like(tensor, device=device) if tensor.is_meta else tensor.detach().to(device)
+                    distributed.broadcast(sent, src=0)
+                    if tensor.is_meta:
+                        own = sent.cpu()
+                        own = nn.Parameter(own, tensor.requires_grad) if held is module._parameters else own
+                    else:
+                        tensor.data.copy_(sent)
+                        own = tensor
+                    filled[tensor] = own
+                held[name] = None if tensor is None else filled[tensor]
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer) -> None:

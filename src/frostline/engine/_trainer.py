@@ -26,6 +26,7 @@ from frostline.engine._plan_change import PlanChange
 from frostline.engine._ranks import ShareRanks
 from frostline.engine._sampler import GroupedByLength
 from frostline.engine._sharded import ShardedTrainer
+from frostline.engine._sharding import asked_sharding, fill_from_first
 from frostline.engine._shortcuts import COMPILED
 from frostline.engine._start import (
     CountSteps,
@@ -99,6 +100,8 @@ class Trainer(ShardedTrainer):
             check_in_backward(args)
         if args is not None and (options.get("optimizer_cls_and_kwargs") or (None,))[0] is Flora:
             check_flora(args)
+        if args is not None and load_bottom is None and asked_sharding(args) is not None and model is not None:
+            fill_from_first(model, args.device)
         limit = check_settings(activation_cache, activation_cache_limit, loss_positions)
         self.optimizer_in_backward = optimizer_in_backward
         self._gradient_norms: list[torch.Tensor] = []
