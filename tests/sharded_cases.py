@@ -16,16 +16,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from architectures import tiny
 from cache_cases import arguments, bottom_plan, collate, rows_for
 from frostline.checkpoints import load_above, load_config, trained_tensors
-from frostline.engine import Trainer
+from frostline.engine import Trainer, attach
 from frostline.hooks import own_bytes
 from frostline.plan import Frozen, Full, Lora, Partial, Plan, Prefix
 from frostline.run import make_schedule
 
-SECONDS = 400
+SECONDS = 240
 """After so long a group of processes counts as hanging."""
 STEPS = 4
 ROWS = 8
@@ -43,7 +47,7 @@ class Case:
         options: more arguments of transformers.
         resumes: continue from the checkpoint after two steps that this other case saved.
         task: of the model.
-        streamed: read the bottom block by block.
+        streamed: read the bottom block by block, from the folder `base`.
         read_by_first: the first process alone has read the weights.
     """
 
@@ -73,8 +77,7 @@ def make(case: Case, folder: Path, world: int, **more: Any) -> Trainer:
     model = tiny(case.model, case.task)
     load = None
     if case.streamed:
-        place = str(folder / f"base-{os.environ.get('RANK', '0')}")
-        model.save_pretrained(place)
+        place = str(folder.parent.parent / "base")
         model, load = load_above(place, type(model), load_config(place), 2)
     if case.read_by_first and os.environ.get("RANK", "0") != "0":
         model.to("meta")
@@ -91,7 +94,7 @@ def make(case: Case, folder: Path, world: int, **more: Any) -> Trainer:
         **case.options,
         **more,
     }
-    changes = case.plan in ("lisa", "gradual")
+    changes = case.plan in ("lisa", "gradual", "autofreeze")
     what: dict[str, Any] = (
         {"schedule": make_schedule(model, case.plan, steps=STEPS)} if changes else {"plan": plan_of(case.plan, model)}
     )
@@ -131,6 +134,32 @@ def train(case: Case, folder: Path, world: int, **more: Any) -> dict[str, Any]:
     return found
 
 
+def refused(what: str, folder: Path) -> None:
+    """Ask for what is refused before training."""
+    options: dict[str, Any] = {
+        "fsdp1": {"options": {"fsdp_config": {"version": 1}}},
+        "offload": {"options": {"fsdp_config": {"version": 2, "cpu_offload": True}}},
+        "adafactor": {"options": {"optim": "adafactor"}},
+        "autofreeze": {"plan": "autofreeze", "cache": "auto"},
+    }.get(what, {})
+    if what in ("zero", "attach"):
+        plain = tiny("llama")
+        given = {"fsdp": True, "fsdp_config": {"version": 2}} if what == "attach" else {}
+        args = arguments(folder, **given)
+        if what == "zero":
+            args.deepspeed = {"zero_optimization": {"stage": 3}}
+            Trainer(plain, args, plan=plan_of("bot50", plain), train_dataset=rows_for(plain), data_collator=collate)
+        rows = {"train_dataset": rows_for(plain), "data_collator": collate}
+        attach(transformers.Trainer(plain, args, **rows), plan_of("bot50", plain))
+    elif what == "tp":
+        args = arguments(folder)
+        model, mesh = tiny("llama"), init_device_mesh(args.device.type, (args.world_size,))
+        model.lm_head.weight = nn.Parameter(distribute_tensor(model.lm_head.weight.detach(), mesh, [Shard(0)]))
+        Trainer(model, args, plan=lambda text: plan_of("bot50", text), train_dataset=rows_for(model))
+    else:
+        make(Case(**options), folder, 2).train()
+
+
 Run = Callable[..., Any]
 
 
@@ -165,12 +194,10 @@ def _work(rank: int, world: int, port: int, runs: Mapping[str, tuple[Run, tuple[
     os.environ["FROSTLINE_CACHE"] = str(folder / "caches")
     torch.set_num_threads(1)
     for name, (run, given) in runs.items():
-        begun = time.monotonic()
         try:
             found = run(*given)
         except Exception as error:
             found = f"{type(error).__name__}: {error}"
             if not type(error).__module__.startswith("frostline"):
                 found += "\n" + traceback.format_exc()
-        print("CASE", name, rank, round(time.monotonic() - begun, 1), flush=True)
         torch.save(found, folder / f"{name}-{rank}.pt")

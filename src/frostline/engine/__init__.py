@@ -6,6 +6,7 @@ from frostline.engine._loops import LoopCache, activation_cache
 from frostline.engine._meter import MemoryMeter, StepMeter
 from frostline.engine._progress import ProgressBar, start_bar
 from frostline.engine._sampler import GroupedByLength
+from frostline.engine._sharding import check_unsharded
 from frostline.engine._start import PlanFor, ScheduleFor
 from frostline.engine._trainer import Trainer
 
@@ -21,5 +22,6 @@ __all__ = [
     "Trainer",
     "activation_cache",
     "attach",
+    "check_unsharded",
     "start_bar",
 ]

@@ -41,6 +41,8 @@ class ShardedTrainer(ChangingTrainer):
     def create_accelerator_and_postprocess(self) -> None:
         self.sharding = asked_sharding(self.args)
         super().create_accelerator_and_postprocess()
+        if self.sharding is None and self.is_fsdp_enabled:
+            raise ConfigError("fsdp: accelerate was told to use version 1: use fsdp=True in the training arguments")
         self.is_fsdp_enabled = False  # for what transformers does with it; the model is sharded here instead
 
     @property
@@ -60,14 +62,14 @@ class ShardedTrainer(ChangingTrainer):
     def _check_can_shard(self) -> None:
         if self._is_sharded:
             raise ConfigError("train: with fsdp a trainer trains once: make a new model and a new trainer")
+        if self.optimizer is not None:
+            raise ConfigError(
+                "optimizers: with fsdp, use optimizer_cls_and_kwargs: an optimizer holds whole parameters"
+            )
+        own = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args, self.model)
+        check_optimizer(own[0])
         if not self.schedule.settled:
             check_schedule(self)
-
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
-        if self.sharding is not None:
-            check_optimizer(optimizer)
-        return optimizer
 
     def _prepare_for_training(self, *given: Any) -> Any:
         if self.sharding is None:

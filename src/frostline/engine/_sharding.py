@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as distributed
@@ -38,9 +38,9 @@ def refused_engine(args: TrainingArguments) -> str | None:
     parallel = args.parallelism_config
     if parallel is not None and parallel.total_size > 1:
         return "parallelism_config: only all processes together can share a model: leave it out, and use fsdp"
-    if (plugin := _plugin(args)) is not None and plugin.fsdp_version != 2:
-        return f"fsdp: version {plugin.fsdp_version} is not supported: use version 2 (fsdp_config: version)"
-    if args.fsdp and args.fsdp_config.get("xla"):
+    if (version := _version(args)) not in (None, 2):
+        return f"fsdp: version {version} is not supported: use version 2 (fsdp_config: version)"
+    if args.fsdp and cast(dict[str, Any], args.fsdp_config).get("xla"):
         return "fsdp_config: xla is not supported: leave it out"
     return None
 
@@ -52,9 +52,9 @@ def asked_sharding(args: TrainingArguments) -> FullyShardedDataParallelPlugin | 
     """
     if (refused := refused_engine(args)) is not None:
         raise ConfigError(refused)
-    plugin = _plugin(args)
-    if plugin is None:
+    if _version(args) is None:
         return None
+    plugin = FullyShardedDataParallelPlugin(**(args.fsdp_plugin_args or {"fsdp_version": 2}))
     why_not = {
         "cpu_offload: trained weights stay on the device": getattr(plugin.cpu_offload, "pin_memory", None) is not None,
         "activation_checkpointing: use the training argument of this name": plugin.activation_checkpointing,
@@ -68,6 +68,14 @@ def asked_sharding(args: TrainingArguments) -> FullyShardedDataParallelPlugin | 
     if found := [reason for reason, given in why_not.items() if given]:
         raise ConfigError(f"fsdp cannot be used with {found[0]}: leave it out")
     return plugin
+
+
+def check_unsharded(args: TrainingArguments, what: str) -> None:
+    """Raise `ConfigError` where `what` is to train with weights in shards, or with an engine that is not supported."""
+    if asked_sharding(args) is not None:
+        raise ConfigError(
+            f"{what}: fsdp would shard the frozen bottom too: use frostline.Trainer with these arguments, in a script"
+        )
 
 
 def fill_from_first(model: nn.Module, device: torch.device) -> None:
@@ -98,11 +106,11 @@ def fill_from_first(model: nn.Module, device: torch.device) -> None:
                 held[name] = None if tensor is None else filled[tensor]
 
 
-def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
-    """Raise `ConfigError` for an optimizer that reads more of a tensor than each number by itself."""
-    if type(optimizer) not in ELEMENTWISE:
+def check_optimizer(optimizer: Any) -> None:
+    """Raise `ConfigError` for a class of optimizers that read more of a tensor than each number by itself."""
+    if optimizer not in ELEMENTWISE:
         raise ConfigError(
-            f"optim: {type(optimizer).__name__} reads whole tensors, and with fsdp each process has only a part of "
+            f"optim: {getattr(optimizer, '__name__', optimizer)} reads whole tensors, and with fsdp each process has only a part of "
             "them: use adamw_torch or sgd"
         )
 
@@ -199,11 +207,12 @@ def check_schedule(trainer: Any) -> None:
         raise ConfigError(f"fsdp: '{name}' changes its plan, and {found[0]}: use DDP (torchrun), or a fixed plan")
 
 
-def _plugin(args: TrainingArguments) -> FullyShardedDataParallelPlugin | None:
-    given = args.fsdp_plugin_args
-    if given is not None:
-        return FullyShardedDataParallelPlugin(**given)
-    return FullyShardedDataParallelPlugin() if _launched_with("FSDP") else None
+def _version(args: TrainingArguments) -> int | None:
+    """The version of FSDP that is asked for; None where none is."""
+    if args.fsdp_plugin_args is not None:
+        return int(args.fsdp_plugin_args["fsdp_version"])
+    # accelerate sets the first of the two itself wherever a plugin is given.
+    return int(os.environ["FSDP_VERSION"]) if _launched_with("FSDP") and "FSDP_VERSION" in os.environ else None
 
 
 def _launched_with(engine: str) -> bool:
