@@ -136,15 +136,15 @@ def train(case: Case, folder: Path, world: int, **more: Any) -> dict[str, Any]:
 
 def refused(what: str, folder: Path) -> None:
     """Ask for what is refused before training."""
-    options: dict[str, Any] = {
+    asked: dict[str, dict[str, Any]] = {
         "fsdp1": {"options": {"fsdp_config": {"version": 1}}},
         "offload": {"options": {"fsdp_config": {"version": 2, "cpu_offload": True}}},
         "adafactor": {"options": {"optim": "adafactor"}},
         "autofreeze": {"plan": "autofreeze", "cache": "auto"},
-    }.get(what, {})
+    }
     if what in ("zero", "attach"):
         plain = tiny("llama")
-        given = {"fsdp": True, "fsdp_config": {"version": 2}} if what == "attach" else {}
+        given: dict[str, Any] = {"fsdp": True, "fsdp_config": {"version": 2}} if what == "attach" else {}
         args = arguments(folder, **given)
         if what == "zero":
             args.deepspeed = {"zero_optimization": {"stage": 3}}
@@ -157,7 +157,7 @@ def refused(what: str, folder: Path) -> None:
         model.lm_head.weight = nn.Parameter(distribute_tensor(model.lm_head.weight.detach(), mesh, [Shard(0)]))
         Trainer(model, args, plan=lambda text: plan_of("bot50", text), train_dataset=rows_for(model))
     else:
-        make(Case(**options), folder, 2).train()
+        make(Case(**asked[what]), folder, 2).train()
 
 
 Run = Callable[..., Any]

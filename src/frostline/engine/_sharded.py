@@ -33,6 +33,7 @@ from frostline.surgery import check_plain
 class ShardedTrainer(ChangingTrainer):
     """A `transformers.Trainer` that shards what its plan leaves in memory, where FSDP2 is asked for."""
 
+    is_fsdp_enabled: bool
     sharding: FullyShardedDataParallelPlugin | None = None
     """What was asked of FSDP2, if it was."""
     _skeleton: Any = None

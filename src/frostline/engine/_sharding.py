@@ -109,9 +109,10 @@ def fill_from_first(model: nn.Module, device: torch.device) -> None:
 def check_optimizer(optimizer: Any) -> None:
     """Raise `ConfigError` for a class of optimizers that read more of a tensor than each number by itself."""
     if optimizer not in ELEMENTWISE:
+        name = getattr(optimizer, "__name__", optimizer)
         raise ConfigError(
-            f"optim: {getattr(optimizer, '__name__', optimizer)} reads whole tensors, and with fsdp each process has only a part of "
-            "them: use adamw_torch or sgd"
+            f"optim: {name} reads whole tensors, and with fsdp each process has only a part of them: use adamw_torch "
+            "or sgd"
         )
 
 
