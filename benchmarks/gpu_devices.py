@@ -153,7 +153,7 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
         os.environ.update({name: str(value) for name, value in places.items()})
         sharing = {"fsdp": True, "fsdp_config": {"version": 2}}
     if way == "pageable":
-        _in_use.ReadAhead = partial(_unpinned, _in_use.ReadAhead)  # type: ignore[misc,assignment]
+        setattr(_in_use, "ReadAhead", partial(_unpinned, vars(_in_use)["ReadAhead"]))  # noqa: B010
     torch.manual_seed(0)
     config = config_of(given, given.blocks)
     model = LlamaForCausalLM(config).to(torch.bfloat16)

@@ -20,7 +20,7 @@ from frostline.engine._changes import ChangingTrainer
 from frostline.engine._sharding import (
     asked_sharding,
     check_optimizer,
-    check_schedule,
+    check_plan,
     gathered,
     shard,
     with_values,
@@ -69,8 +69,7 @@ class ShardedTrainer(ChangingTrainer):
             )
         own = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args, self.model)
         check_optimizer(own[0])
-        if not self.schedule.settled:
-            check_schedule(self)
+        check_plan(self)
 
     def _prepare_for_training(self, *given: Any) -> Any:
         if self.sharding is None:

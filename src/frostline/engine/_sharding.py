@@ -18,6 +18,7 @@ from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, OffloadPolicy, fully_shard, register_fsdp_forward_method
 from transformers import TrainingArguments
 
+from frostline.adapters import ranks_state
 from frostline.anatomy import Anatomy
 from frostline.core.errors import ConfigError
 from frostline.hooks import whole
@@ -193,8 +194,18 @@ def gathered(named: Mapping[str, Any], *, keep: bool = True) -> dict[str, torch.
     return found
 
 
-def check_schedule(trainer: Any) -> None:
-    """Raise `ConfigError` for a schedule that needs what a sharded model does not give."""
+def check_plan(trainer: Any) -> None:
+    """Raise `ConfigError` for a plan or a schedule that needs what a sharded model does not give."""
+    applied = trainer.applied
+    not_shown = {
+        "LayerDrop and AdapterDrop leave units out": applied.plan.forward.drops,
+        "AdaLoRA measures whole matrices": ranks_state(applied.peft_models),
+        "quantized weights cannot be divided": not all(p.is_floating_point() for p in trainer.model.parameters()),
+    }
+    if found := [reason for reason, holds in not_shown.items() if holds]:
+        raise ConfigError(f"fsdp: {found[0]}: use DDP (torchrun), or another plan")
+    if trainer.schedule.settled:
+        return
     name = trainer.schedule.first.strategy
     reasons = {
         "it measures the model while it trains": bool(trainer.schedule.observes),

@@ -38,6 +38,7 @@ from frostline.engine._start import (
     start_schedule,
     streaming,
 )
+from frostline.hooks import own_part
 from frostline.plan import Schedule, lowest_boundary
 from frostline.surgery import check_loss_is_the_models
 
@@ -366,4 +367,6 @@ class Trainer(ShardedTrainer):
 def _not_finite(model: nn.Module) -> str | None:
     """The first tensor in memory with a value that is no finite number."""
     tensors = ((name, tensor) for name, tensor in model.named_parameters() if tensor.is_floating_point())
-    return next((name for name, tensor in tensors if not tensor.is_meta and not tensor.isfinite().all()), None)
+    return next(
+        (name for name, tensor in tensors if not tensor.is_meta and not own_part(tensor).isfinite().all()), None
+    )

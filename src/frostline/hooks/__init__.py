@@ -33,7 +33,7 @@ from frostline.hooks._packed import packed_lengths, packed_starts, says_how_pack
 from frostline.hooks._passes import Passes, begin_step
 from frostline.hooks._per_thread import PerThread, Turns
 from frostline.hooks._rechecks import Rechecks
-from frostline.hooks._sharded import any_sharded, is_sharded, own_bytes, sharded_like, share_again, whole
+from frostline.hooks._sharded import any_sharded, is_sharded, own_bytes, own_part, sharded_like, share_again, whole
 from frostline.hooks._states import device_of, hidden_given, hidden_of, with_hidden
 from frostline.hooks._stop import Stop, capture, observe, run_until, stoppable
 from frostline.hooks._undisturbed import Generators, all_trained, evaluation_mode, generators_kept, undisturbed
@@ -87,6 +87,7 @@ __all__ = [
     "open_attention",
     "overridden",
     "own_bytes",
+    "own_part",
     "packed_lengths",
     "packed_starts",
     "run_until",

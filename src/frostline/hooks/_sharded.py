@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -45,7 +44,11 @@ def share_again(model: nn.Module) -> None:
             module.reshard()
 
 
+def own_part(tensor: Tensor) -> Tensor:
+    """What this process holds of `tensor`."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def own_bytes(tensors: Iterable[Tensor]) -> int:
     """Bytes that this process holds of `tensors`."""
-    parts: Iterable[torch.Tensor] = (t.to_local() if isinstance(t, DTensor) else t for t in tensors)
-    return sum(part.nbytes for part in parts)
+    return sum(own_part(tensor).nbytes for tensor in tensors)
