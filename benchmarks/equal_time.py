@@ -7,6 +7,7 @@ second seed takes the rates that won with the first.
 
     python benchmarks/equal_time.py times runs/equal        # what a step of each plan costs, on a quiet machine
     python benchmarks/equal_time.py plans runs/equal        # trains the plans; what is done stays done
+    python benchmarks/equal_time.py first runs/equal        # everything first, for a tenth of the time, then a plan
     python benchmarks/equal_time.py auto runs/equal         # `frostline train --budget time=SHARE`, each in a process
     python benchmarks/equal_time.py table runs/equal        # the best rate of each plan in each share, and auto
     python benchmarks/equal_time.py rule runs/equal         # the rule of auto beside what plans gained
@@ -40,6 +41,7 @@ import frostline as fl
 from frostline.anatomy import find_anatomy
 from frostline.checkpoints import load_tokenizer, quiet_libraries
 from frostline.engine import StepMeter
+from frostline.plan import Full, Timetable
 from frostline.run import make_plan
 from frostline.run._device import autocast
 from frostline.run._setup import load_model
@@ -115,6 +117,11 @@ JOBS = {
 }
 
 
+FIRST_ALL = 0.1
+"""The share of the time in which `first` trains everything."""
+FIRST = {"base16-webnlg": ("bot75-untied",), "minilm-mnli": ("bot33", "bot50")}
+
+
 def plan_for(model: Any, name: str) -> fl.Plan:
     if name == "all+lora":
         return make_plan(model, "all+lora", options={"lora": {"targets": "all"}})
@@ -122,6 +129,12 @@ def plan_for(model: Any, name: str) -> fl.Plan:
     if name.endswith("-untied") and plan.head.mode == "frozen":
         plan = fl.Plan.model_validate(plan.model_dump() | {"untie": True, "head": {"mode": "full"}})
     return plan
+
+
+def everything_first(plan: fl.Plan, first: int, steps: int) -> Timetable:
+    """Everything trains for `first` steps, then what a plan says."""
+    everything = plan.model_copy(update={"embeddings": Full(), "blocks": (Full(),) * len(plan.blocks)})
+    return Timetable(lambda: iter([(0, everything), (first, plan)]), steps)
 
 
 class Training:
@@ -138,7 +151,7 @@ class Training:
         few = encode(self.task, "eval", self.tokenizer, job.max_length, model_kind(config))
         self.rows_held_out = [few[row] for row in range(64 if job.batch < 16 else 192)]
 
-    def trainer(self, name: str, rate: float, steps: int, decay: int, **options: Any) -> Any:
+    def trainer(self, name: str, rate: float, steps: int, decay: int, first: int = 0, **options: Any) -> Any:
         with quiet_libraries():
             model = load_model(self.job.model, self.task, seed=self.seed, dtype="auto")
             prepare_tokenizer(self.tokenizer, model)
@@ -160,10 +173,12 @@ class Training:
                 dataloader_pin_memory=False,
                 disable_tqdm=True,
             )
+            plan = plan_for(model, name)
+            given: dict[str, Any] = {"schedule": everything_first(plan, first, steps)} if first else {"plan": plan}
             return fl.Trainer(
                 model,
                 arguments,
-                plan=plan_for(model, name),
+                **given,
                 train_dataset=self.rows,
                 data_collator=Collator(self.tokenizer),
                 **options,
@@ -243,6 +258,41 @@ def train_shares(training: Training, name: str, rate: float, shares: dict[float,
         shutil.rmtree(training.folder / f"checkpoint-{at}", ignore_errors=True)
         start, at = str(training.folder / f"checkpoint-{branch}"), branch
     return found
+
+
+def train_first(job: Job, folder: Path, names: tuple[str, ...], seeds: tuple[int, ...]) -> None:
+    """A tenth of the time everything trains, then a plan does, with a cache made at that step; at two rates."""
+    times = read(folder / "times.json")
+    for name, share, seed in itertools.product(names, SHARES, seeds):
+        known = times.get(name) or assumed(times, name)
+        first = round(FIRST_ALL * share * job.full_steps)
+        left = (share * job.full_steps - first) * times["all"]["step"] - known["start"]
+        steps = first + round(left / known["step"])
+        for rate in job.rates[name][1:]:
+            path = folder / f"all-then-{name}-{rate:g}-{share:g}-seed{seed}.json"
+            if path.exists():
+                continue
+            print(path.name, steps, time.strftime("%H:%M:%S"), flush=True)
+            training, curve = Training(job, seed, folder / "scratch-first"), dict[int, float]()
+            held = steps - round(DECAY * steps)
+            trainer = training.trainer(name, rate, steps, steps - held, first, callbacks=[Curve(training, curve, held)])
+            begun = time.process_time()
+            with quiet_libraries():
+                trainer.train()
+            one = {"plan": f"all-then-{name}", "rate": rate, "seed": seed, "share": share, "steps": steps}
+            one |= {"from_step": 0, "first": first, "curve": curve, "cache": trainer.cache_report.reason}
+            one |= {"seconds": time.process_time() - begun, "used": trainer.cache_report.used}
+            path.write_text(json.dumps([one | training.quality(trainer.model)], indent=1))
+
+
+def assumed(times: dict[str, Any], name: str) -> dict[str, float]:
+    """The times of a plan that was not measured: on the line between full fine-tuning and bot50."""
+    frozen = int(name.removeprefix("bot").removesuffix("-untied")) / 50
+    whole, half = times["all"], times["bot50"]
+    return {
+        "step": whole["step"] + frozen * (half["step"] - whole["step"]),
+        "start": whole["start"] + frozen * (half["start"] - whole["start"]),
+    }
 
 
 class Curve(TrainerCallback):
@@ -408,7 +458,7 @@ def read(path: Path) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("times", "plans", "auto", "table", "rule"))
+    parser.add_argument("what", choices=("times", "plans", "first", "auto", "table", "rule"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--jobs", nargs="*", default=list(JOBS), choices=list(JOBS))
     parser.add_argument("--seeds", nargs="*", type=int, default=list(SEEDS))
@@ -421,6 +471,8 @@ def main() -> None:
             (folder / "times.json").write_text(json.dumps(measure_times(JOBS[key], folder), indent=1))
         elif given.what == "plans":
             train_plans(JOBS[key], folder, tuple(given.seeds))
+        elif given.what == "first":
+            train_first(JOBS[key], folder, FIRST[key], tuple(given.seeds))
         elif given.what == "auto":
             train_auto(JOBS[key], folder, tuple(given.seeds))
         elif given.what == "rule":

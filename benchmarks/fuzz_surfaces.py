@@ -233,7 +233,8 @@ class _Maker:
         if draw.random() < 0.3:
             study = {"models": ["a"], "tasks": ["b"], "strategies": ["all"], "baseline": "bot1"}
             files.append(self._written("study.yaml", mutated_document(as_yaml(study), as_yaml, draw)))
-        form = draw.choice(([], ["--markdown"], ["--json"], ["--metric", mutated_text("accuracy", draw)]))
+        shapes = [["--format", shape] for shape in ("markdown", "json", "csv", "html", "html")]
+        form = draw.choice(([], *shapes, ["--metric", mutated_text("accuracy", draw)]))
         return Input(["report", str(self.scratch), *form], tuple(files))
 
     def _damaged(self, folder: Path, draw: random.Random, weights: float = 0.3) -> Path:

@@ -1,7 +1,8 @@
 """Kill real `frostline train` processes at random times, resume them, and compare the weights bit for bit.
 
 Each job (a strategy with settings) first runs undisturbed. Then it runs again and is killed by SIGKILL, one to six
-times, at moments drawn from its whole length, start and evaluation included. Then it is resumed until it ends. The
+times: one time in four at a moment drawn from its whole length, start and evaluation included, else from what comes
+after its first checkpoint. Then it is resumed until it ends. The
 weights, the answers and the metrics have to be those of the undisturbed run, and nothing may be left that a kill
 leaves.
 
@@ -26,7 +27,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors.numpy import load_file
+import torch
+from safetensors.torch import load_file
 
 from frostline.core.files import UNFINISHED
 from frostline.core.locks import LOCK_FILE
@@ -56,6 +58,19 @@ JOBS = {
     "hlpt": ("--strategy", "hlpt"),
     "auto": ("--strategy", "auto", "budget.time=25s", "max_steps=", "eval_steps=", "save_steps=25"),
     "study": ("--strategy", "bot50", "activation_cache=on"),
+    # Plans that change, or that draw what runs: four changes at least in twelve steps.
+    "lisa": ("--strategy", "lisa", "--set=every=3", "activation_cache=on"),
+    "lisa, states kept": ("--strategy", "lisa", "--set=every=2", "keep_left_state=true"),
+    "badam": ("--strategy", "badam", "--set=every=3"),
+    "freezeout": ("--strategy", "freezeout", "activation_cache=on"),
+    "autofreeze": ("--strategy", "autofreeze", "--set=decisions=4"),
+    "gradual": ("--strategy", "gradual", "--set=every=3", "activation_cache=on"),
+    "egeria": ("--strategy", "egeria", "--set=decisions=6", "--set=window=2", "--set=tolerance=0.8"),
+    "smartfrz": ("--strategy", "smartfrz", "--set=decisions=4"),
+    "adapterdrop": ("--strategy", "adapterdrop"),
+    "layerdrop": ("--strategy", "layerdrop"),
+    "unipelt": ("--strategy", "unipelt"),
+    "lisa+lora": ("--strategy", "lisa+lora", "--set=every=3"),
 }
 MEASURED = ("auto",)
 
@@ -126,6 +141,11 @@ def phase(out: Path) -> str:
     return next((name for name, mark in marks.items() if (out / mark).is_file()), "start")
 
 
+def first_checkpoint(out: Path) -> float:
+    """When the first checkpoint of a run was written."""
+    return min(place.stat().st_mtime for place in out.rglob("checkpoint-*"))
+
+
 def differences(whole: Path, out: Path) -> list[str]:
     """What a resumed run left that is not what the undisturbed one left."""
     found = []
@@ -133,7 +153,9 @@ def differences(whole: Path, out: Path) -> list[str]:
         other = out / delta.relative_to(whole)
         if "checkpoint-" in str(other.parent.name):
             continue
-        before, after = ({n: t.tobytes() for n, t in load_file(place).items()} for place in (delta, other))
+        before, after = (
+            {n: t.view(torch.uint8).numpy().tobytes() for n, t in load_file(place).items()} for place in (delta, other)
+        )
         found += [] if before == after else [f"{other}: weights"]
         records = [json.loads((place.parent / "run.json").read_text())["metrics"] for place in (delta, other)]
         found += [f"{other}: {part}" for part in ("before", "after") if records[0][part] != records[1][part]]
@@ -155,8 +177,9 @@ def write_task(folder: Path, rows: int = 400) -> Path:
 
 def _settings(own: tuple[str, ...]) -> list[str]:
     """A job's own words and the usual settings, with its own in place of those of the same name; `name=`: not given."""
-    named = dict(word.split("=", 1) for word in (*SETTINGS, *own) if "=" in word)
-    return [*(word for word in own if "=" not in word), *(f"{name}={value}" for name, value in named.items() if value)]
+    words = [word for word in own if "=" not in word or word.startswith("--")]
+    named = dict(word.split("=", 1) for word in (*SETTINGS, *own) if word not in words)
+    return [*words, *(f"{name}={value}" for name, value in named.items() if value)]
 
 
 def _json(text: str) -> str:
@@ -172,14 +195,15 @@ def run(kills: int, seed: int, names: list[str], model: str, folder: Path) -> Co
             break
         job = Job(names[number % len(names)], model, task)
         if job.name not in wholes:
-            whole, begun = folder / f"{job.name} whole", time.monotonic()
+            whole, started = folder / f"{job.name} whole", time.time()
             # A cache of its own: the states of another job, of batches of another shape, are rounded otherwise.
             finish(job.start(whole, folder / f"{job.name} cache"))
-            wholes[job.name] = whole, time.monotonic() - begun
-        whole, seconds = wholes[job.name]
+            wholes[job.name] = whole, first_checkpoint(whole) - started, time.time() - started
+        whole, first, seconds = wholes[job.name]
         out, cache = folder / f"{job.name} {number}", folder / f"cache {number}"
         phases: list[str] = []
-        times = [draw.uniform(0, seconds) for _ in range(draw.randint(1, 6))][: kills - sum(count.values())]
+        begins = [draw.choice((0.0, first, first, first)) for _ in range(draw.randint(1, 6))]
+        times = [draw.uniform(begin, seconds) for begin in begins][: kills - sum(count.values())]
         for moment in times:
             if is_finished(out):
                 break

@@ -64,7 +64,8 @@ def test_every_room_has_its_floor() -> None:
 
 
 @pytest.mark.parametrize(
-    "room", ["frostline", "frostline.core", "frostline.plan", "frostline.records", "frostline.report"]
+    "room",
+    ["frostline", "frostline.core", "frostline.plan", "frostline.records", "frostline.report", "frostline.model_card"],
 )
 def test_light_rooms_import_nothing_heavy(room: str) -> None:
     """Every module of the room, in a process of its own."""

@@ -137,7 +137,7 @@ def flip(path: Path, place: int) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("damage", ["length", "header", "key", "payload", "last byte", "truncated", "empty", "longer"])
+@pytest.mark.parametrize("damage", ["length", "header", "key", "truncated", "empty", "longer"])
 def test_a_damaged_shard_is_removed_and_its_rows_are_missing(
     tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -150,16 +150,70 @@ def test_a_damaged_shard_is_removed_and_its_rows_are_missing(
     if damage in ("truncated", "empty", "longer"):
         damaged.write_bytes({"truncated": content[:-5], "empty": b"", "longer": content + b"\0"}[damage])
     else:
-        places = {"length": 0, "header": 9, "key": content.index(b"bb"), "payload": 8 + header, "last byte": -1}
-        flip(damaged, places[damage])
+        flip(damaged, {"length": 0, "header": 9, "key": content.index(b"bb", 8, 8 + header)}[damage])
     with caplog.at_level(logging.WARNING):
         again = opened(tmp_path)
     assert again.missing(["aa", "bb", "cc"]) == ["aa", "bb"]
     assert same(again.read("cc"), states(2))
     assert not damaged.exists()
-    assert damaged.stem in caplog.text and "checksum" in caplog.text
+    assert (
+        damaged.stem in caplog.text
+        and ("checksum" if damage not in ("truncated", "longer") else "bytes") in caplog.text
+    )
     again.write({"aa": states(0), "bb": states(1)})
     assert damaged.read_bytes() == content, "equal rows are an equal file"
+
+
+@pytest.mark.parametrize("damage", ["first byte", "last byte"])
+def test_damaged_states_are_found_when_they_are_read(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    opened(tmp_path).write({"aa": states(0), "bb": states(1)})
+    opened(tmp_path).write({"cc": states(2)})
+    (damaged,) = (path for path in cache.shards(opened(tmp_path).folder) if b"aa" in path.read_bytes())
+    content = damaged.read_bytes()
+    flip(damaged, -1 if damage == "last byte" else 8 + int.from_bytes(content[:8], "little"))
+    bad, sound = ("bb", "aa") if damage == "last byte" else ("aa", "bb")
+    again, other = opened(tmp_path), opened(tmp_path)
+    assert len(again) == 3, "opening reads no states"
+    assert same(again.read(sound), states("ab".index(sound[0])))
+    with pytest.raises(DamagedRow, match="train again"):
+        again.read(bad)
+    assert caplog.text.count(f"{damaged.name} was overwritten or cut off") == 1
+    assert not damaged.exists() and again.missing(["aa", "bb", "cc"]) == [bad]
+    assert same(again.read(sound), states("ab".index(sound[0]))), "it is open, and was verified as it was read"
+    other.check(["cc", bad])
+    assert other.missing(["aa", "bb", "cc"]) == ["aa", "bb"], "what is removed is made anew"
+    again.write({"aa": states(0), "bb": states(1)})
+    assert damaged.read_bytes() == content and len(again) == 3
+    other.refresh()
+    assert same(other.read(bad), states("ab".index(bad[0]))), "the new file of the same name is found"
+
+
+def test_a_sound_shard_that_took_the_place_of_a_damaged_one_stays(tmp_path: Path) -> None:
+    activations = opened(tmp_path)
+    activations.write({"aa": states(0)})
+    path = shard_of(activations)
+    content = path.read_bytes()
+    flip(path, -1)
+    late = opened(tmp_path)
+    path.rename(tmp_path / "damaged")
+    path.write_bytes(content)
+    with pytest.raises(DamagedRow):
+        late.read("aa")
+    assert path.read_bytes() == content and same(opened(tmp_path).read("aa"), states(0))
+
+
+def test_opening_reads_headers_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    activations = opened(tmp_path)
+    for shard in range(4):
+        activations.write({f"{shard}{row}": states(row, 5000) for row in range(5)})
+    read, real = [], os.preadv
+    monkeypatch.setattr(
+        os, "preadv", lambda file, views, start: (read.append(len(views[0])), real(file, views, start))[1]
+    )
+    assert len(opened(tmp_path)) == 20
+    assert sum(read) < 0.01 * activations.bytes_on_disk()
 
 
 @pytest.mark.parametrize("damage", ["one bit", "another shard", "truncated in the row", "truncated before it", "empty"])
@@ -209,7 +263,7 @@ def test_a_row_is_read_although_the_system_gives_it_in_parts(tmp_path: Path, mon
 
 MANY = """
 import resource
-resource.setrlimit(resource.RLIMIT_NOFILE, (40, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+resource.setrlimit(resource.RLIMIT_NOFILE, (40, HARD))
 for seed in range(60):
     activations.write({str(seed): states(seed)})
 assert all(torch.equal(activations.read(str(seed))["hidden"], states(seed)["hidden"]) for seed in range(60))
@@ -217,8 +271,9 @@ print(len(activations), flush=True)
 """
 
 
-def test_more_shards_than_files_that_a_process_may_open_at_first(tmp_path: Path) -> None:
-    running = process(MANY, tmp_path)
+@pytest.mark.parametrize("hard", ["resource.getrlimit(resource.RLIMIT_NOFILE)[1]", "40"], ids=["at first", "ever"])
+def test_more_shards_than_files_that_a_process_may_open(tmp_path: Path, hard: str) -> None:
+    running = process(MANY.replace("HARD", hard), tmp_path)
     output, error = running.communicate()
     assert (output.split(), error) == (["open", "60"], "")
 
@@ -354,7 +409,7 @@ def test_a_killed_writer_leaves_no_shard(tmp_path: Path) -> None:
         print("writing", flush=True)
         time.sleep(60)
     _shards.save_file = slow
-    with activations.lock():
+    with activations.filling():
         activations.write({"bb": states(1)})
     """
     child = process(code, tmp_path)
@@ -365,7 +420,7 @@ def test_a_killed_writer_leaves_no_shard(tmp_path: Path) -> None:
     child.communicate()
     (left,) = activations.folder.glob(f"{UNFINISHED}*")
     again = opened(tmp_path)
-    with again.lock():
+    with again.filling():
         assert again.missing(["aa", "bb"]) == ["bb"]
     assert sweep(activations.folder, older_than=cache.ABANDONED) == 0 and left.exists(), (
         "it could be another's, at work"
@@ -375,44 +430,54 @@ def test_a_killed_writer_leaves_no_shard(tmp_path: Path) -> None:
     assert same(again.read("aa"), states(0))
 
 
-def test_the_lock_is_held_by_one_process_and_freed_when_it_dies(tmp_path: Path) -> None:
+def test_a_part_is_claimed_by_one_process_and_freed_when_it_dies(tmp_path: Path) -> None:
     activations = opened(tmp_path)
     code = """
-    with activations.lock():
-        print(f"held {len(activations)}", flush=True)
+    with activations.claimed("part", wait=False) as own, activations.claimed("another", wait=False) as other:
+        print(own, other, flush=True)
+    with activations.claimed("part", wait=True) as own:
+        print(own, len(activations), flush=True)
+        sys.stdin.readline()
     """
     waiting = process(code, tmp_path)
-    with activations.lock():
+    with activations.claimed("part", wait=False) as own:
+        assert own
         begin(waiting)
-        assert waiting.stderr is not None
-        assert "waiting for another process" in waiting.stderr.readline()
+        assert line(waiting) == "False True"
         activations.write({"aa": states(0)})
-    assert line(waiting) == "held 1", "what was written while it waited is taken in"
+    assert line(waiting) == "True 1", "what was written while it waited is taken in"
+    with activations.claimed("part", wait=False) as own:
+        assert not own
+    waiting.send_signal(signal.SIGKILL)
     waiting.communicate()
+    with activations.claimed("part", wait=False) as own:
+        assert own
+    assert contents(activations.folder) == {"identity.json", shard_of(activations).name}
 
-    holding = process("with activations.lock():\n    print('held', flush=True)\n    time.sleep(60)", tmp_path)
-    begin(holding)
-    assert line(holding) == "held"
+
+def test_processes_fill_one_cache_at_once_and_nobody_removes_it(tmp_path: Path) -> None:
+    activations = opened(tmp_path)
+    filling = process("with activations.filling():\n    print('fills', flush=True)\n    time.sleep(60)", tmp_path)
+    begin(filling)
+    assert line(filling) == "fills"
+    with activations.filling():
+        assert not cache.remove(activations.folder)
     assert not cache.remove(activations.folder)
-    holding.send_signal(signal.SIGKILL)
-    holding.communicate()
-    with activations.lock():
-        pass
+    filling.send_signal(signal.SIGKILL)
+    filling.communicate()
     assert cache.remove(activations.folder)
 
 
-def test_a_lock_waited_for_while_the_cache_is_removed_is_that_of_the_new_one(tmp_path: Path) -> None:
+def test_filling_begins_when_the_cache_is_removed_and_then_holds_the_new_one(tmp_path: Path) -> None:
     activations = opened(tmp_path)
-    waiting = process("with activations.lock():\n    print('held', flush=True)\n    sys.stdin.readline()", tmp_path)
-    with activations.lock():
-        begin(waiting)
-        assert waiting.stderr is not None and waiting.stdin is not None
-        waiting.stderr.readline()
-        aside = activations.folder.with_name("aside")
-        activations.folder.rename(aside)
-    assert line(waiting) == "held"
-    assert not cache.remove(activations.folder), "the waiting process holds the lock that others see"
-    waiting.communicate("\n")
+    filling = process("with activations.filling():\n    print('fills', flush=True)\n    sys.stdin.readline()", tmp_path)
+    with cache.lock(activations.folder):
+        begin(filling)
+        time.sleep(0.5)
+        activations.folder.rename(activations.folder.with_name("aside"))
+    assert line(filling) == "fills"
+    assert not cache.remove(activations.folder), "the filling process holds the lock that others see"
+    filling.communicate("\n")
     assert cache.remove(activations.folder)
 
 

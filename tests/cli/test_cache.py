@@ -118,7 +118,7 @@ def test_verify_says_what_it_removed(stores: list[ActivationCache]) -> None:
     status, out, err = frostline("verify")
     assert (status, err) == (1, "")
     assert out.splitlines() == [
-        f"removed {shard.name} of {stores[0].folder.name}: its content does not match the checksum in its name",
+        f"removed {shard.name} of {stores[0].folder.name}: its header does not match the checksum in its name",
         "3 shards read, 1 of them damaged",
     ]
 
@@ -177,7 +177,7 @@ def test_prune_does_not_guess(stores: list[ActivationCache], options: list[str])
 
 
 def test_a_store_that_a_running_process_fills_is_kept(stores: list[ActivationCache]) -> None:
-    with stores[2].lock():
+    with stores[2].filling():
         status, out, _ = frostline("prune", "--all")
         assert status == 1 and kept(stores) == [2]
         assert f"kept {stores[2].folder.name[:12]}: a running process holds its lock" in out.splitlines()
@@ -196,11 +196,22 @@ def test_prune_sweeps_what_killed_processes_left(stores: list[ActivationCache], 
     assert [path.name for path in tmp_path.rglob(f"{UNFINISHED}*")] == [f"{UNFINISHED}young"] * 2
 
 
+@pytest.mark.parametrize("command", [["verify"], ["prune", "--older-than", "1w"]], ids=["verify", "prune"])
+def test_claims_of_killed_processes_are_removed_and_others_stay(
+    stores: list[ActivationCache], command: list[str]
+) -> None:
+    (stores[0].folder / f"killed{cache.CLAIM}").touch()
+    with stores[0].claimed("held", wait=False):
+        assert frostline(*command)[0] == 0
+        assert [path.name for path in stores[0].folder.glob(f"*{cache.CLAIM}")] == [f"held{cache.CLAIM}"]
+    assert not list(stores[0].folder.glob(f"*{cache.CLAIM}"))
+
+
 def test_a_command_that_is_none() -> None:
     assert frostline("lst") == (
         2,
         "",
-        "error: unknown cache command 'lst': did you mean 'list'? known: list, prune, verify\n",
+        "error: unknown cache command 'lst': did you mean 'list'? known: fill, list, prune, verify\n",
     )
     assert frostline()[0] == 2
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import html
 import inspect
 import io
 import json
@@ -198,11 +200,13 @@ def test_export(place: Path, trained: Ended, tmp_path: Path) -> None:
 
 
 def test_report(place: Path, trained: Ended) -> None:
-    ended = frostline("report", place, "--json")
+    ended = frostline("report", place, "--format", "json")
     row = ended.document["groups"][0]["rows"][0]
     assert (row["strategy"], row["seeds"], row["folders"]) == ("bot50", [7], [str(place / "run")])
     assert row["metrics"]["accuracy"]["mean"] == trained.document["metrics"]["after"]["accuracy"]
-    rows = [line for line in frostline("report", place, "--markdown").out.splitlines() if line.startswith("|")]
+    rows = [
+        line for line in frostline("report", place, "--format", "markdown").out.splitlines() if line.startswith("|")
+    ]
     assert rows[-1].startswith("| bot50 |") and all(row.count("|") == rows[0].count("|") for row in rows), (
         "no line breaks"
     )
@@ -210,6 +214,31 @@ def test_report(place: Path, trained: Ended) -> None:
     for option, unknown in (("--metric", "acuracy"), ("--baseline", "bot5")):
         ended = frostline("report", place, option, unknown)
         assert ended.status == 2 and f"unknown {option[2:]} '{unknown}': did you mean" in ended.error
+
+
+def test_report_writes_a_page_and_prints_its_path(place: Path, trained: Ended) -> None:
+    ended = frostline("report", place / "run", "--format", "html")
+    assert (ended.status, ended.out) == (0, f"{place / 'run' / 'report.html'}\n")
+    page = (place / "run" / "report.html").read_text()
+    accuracy = trained.document["metrics"]["after"]["accuracy"]
+    assert page.startswith("<!doctype html>") and f"accuracy {accuracy:.3f}" in page
+    assert html.escape(trained.document["command"]) in page
+    ended = frostline("report", place, "--format", "csv")
+    (row,) = csv.DictReader(io.StringIO(ended.out))
+    assert (row["strategy"], float(row["accuracy"])) == ("bot50", accuracy)
+    ended = frostline("report", place, "--format", "html", "--metric", "macro_f1")
+    assert ended.status == 2 and "--metric: html has every metric already" in ended.error
+    ended = frostline("report", place, "--format", "pdf")
+    assert ended.status == 2 and "html" in ended.error
+
+
+def test_demo_ends_with_its_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    short = {"max_steps": 2, "per_device_train_batch_size": 4, "max_length": 32, "threads": 1}
+    strategies = ["head", {"name": "head", "label": "again", "max_steps": 3}]
+    monkeypatch.setattr("frostline.run.demo.STUDY", {"strategies": strategies, "config": short, "baseline": "head"})
+    ended = frostline("demo", "--out", tmp_path)
+    assert ended.status == 0 and ended.out.splitlines()[-1] == str(tmp_path / "report.html")
+    assert "Use " in ended.out and (tmp_path / "report.html").is_file()
 
 
 def test_demo_is_a_study_whose_table_report_shows_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,7 +251,7 @@ def test_demo_is_a_study_whose_table_report_shows_again(tmp_path: Path, monkeypa
     (row,) = group["rows"]
     assert (row["strategy"], row["seeds"], row["time_ratio"]["mean"]) == ("bot50", [3], 1)
     assert json.loads((Path(row["folders"][0]) / "run.json").read_text())["status"] == "finished"
-    assert frostline("report", tmp_path, "--json").document == ended.document
+    assert frostline("report", tmp_path, "--format", "json").document == ended.document
 
 
 @pytest.mark.parametrize(
@@ -247,7 +276,10 @@ def test_demo_is_a_study_whose_table_report_shows_again(tmp_path: Path, monkeypa
         (["plan", "MODEL", "--budget", "memory=8XB"], "memory '8XB': a size is a number and a unit"),
         (["plan", "MODEL", "--budget", "time=2"], "2 is no share of full fine-tuning"),
         (["plan", "MODEL", "--budget", "speed=2"], "unknown key 'speed': known: disk, memory, time"),
-        (["plan", "MODEL", "--budget", "time=0.4", "--strategy", "bot50"], "cannot plan for a budget: use auto"),
+        (
+            ["plan", "MODEL", "--budget", "time=0.4", "--strategy", "bot50"],
+            "no settings of 'bot50' fit time=0.4: use",
+        ),
         (["plan", "MODEL", "--strategy", "semantic", "--set", "row=3", "--task", "TASK"], "did you mean 'rows'?"),
         (["plan", "MODEL", "--strategy", "bot50", "--set", "percent=3"], "percent: the name 'bot50' already sets it"),
         (["train", "--model", "MODEL", "--task", "TASK", "--budget", "memory=1kB", "--out", "OUT"], "no plan fits"),

@@ -66,7 +66,7 @@ def test_help_of_a_fresh_process_is_quick() -> None:
     assert help_seconds < 3 * processor_seconds(python(MADE_OF))
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["report", "DIR", "--json"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["report", "DIR", "--format", "json"]])
 def test_a_closed_pipe_is_quiet(tmp_path: Path, arguments: list[str]) -> None:
     write_record(run().record, tmp_path / "run")
     command = [sys.executable, "-m", "frostline", *(str(tmp_path) if a == "DIR" else a for a in arguments)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import shutil
 from pathlib import Path
@@ -15,6 +17,7 @@ from made_records import run
 from tiny_files import write_model, write_task
 
 CONTROL = {chr(code) for code in (*range(9), *range(11, 32), *range(127, 160), *range(0x202A, 0x202F), 0x2066, 0x2069)}
+FORMS = [["--format", form] for form in ("markdown", "json", "csv", "html")]
 EVIL = "\x1b]0;x\x07[/red] a|b\n# c <script>alert(1)</script> \x9b2J\u202e"
 
 
@@ -48,7 +51,7 @@ def changed(folder: Path, path: str, value: Any) -> Path:
 
 
 def reports(folder: Path) -> list[Ended]:
-    return [frostline("report", folder, *form) for form in ([], ["--markdown"], ["--json"])]
+    return [frostline("report", folder, *form) for form in ([], *FORMS)]
 
 
 @pytest.mark.parametrize(
@@ -82,13 +85,16 @@ def test_a_damaged_record_is_one_line(path: str, value: Any, tmp_path: Path) -> 
 @pytest.mark.parametrize("place", ["data.metric", "model.name", "data.task", "config.strategy"])
 def test_names_in_a_record_only_show_themselves(place: str, tmp_path: Path) -> None:
     folder = changed(tmp_path, place, EVIL)
-    terminal, markdown, document = reports(folder)
-    for ended in (terminal, markdown, document):
+    terminal, markdown, document, table, _ = ended_of_each = reports(folder)
+    for ended in ended_of_each:
         assert ended.status == 0 and not set(ended.out) & CONTROL
     assert "<script>" not in markdown.out.replace("\\<script\\>", "")
     lines = [line for line in markdown.out.splitlines() if line.startswith("|")]
     assert len(lines) == 3 and len({line.replace("\\|", "").count("|") for line in lines}) == 1
     assert not any(line.startswith("#") for line in (*markdown.out.splitlines(), *terminal.out.splitlines()))
+    assert len(list(csv.reader(io.StringIO(table.out)))) == 2
+    page = (folder / "report.html").read_text()
+    assert "<script>alert" not in page and not set(page) & CONTROL
     assert "script> \x9b2J\u202e" in json.loads(document.out)["groups"][0]["model"] or EVIL in strings(
         document.document
     )

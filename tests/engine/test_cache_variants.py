@@ -255,19 +255,23 @@ TWO_PROCESSES = """
     import torch
     from architectures import tiny
     from cache_cases import losses, train
-    from frostline.bottom import ActivationCache
+    from frostline.bottom import ActivationCache, _caching_pass
     from frostline.checkpoints import trained_tensors
 
     torch.set_num_threads(1)
+    _caching_pass.SHARD_BYTES, _caching_pass.BATCH_TOKENS = 1, {"cpu": 1}  # each row is a chunk
     written, real = [], ActivationCache.write
-    ActivationCache.write = lambda own, rows: (written.extend(rows), real(own, rows))[1]
-    if os.environ["RANK"] == "1":  # comes late to every shard that the other has written
+    ActivationCache.write = lambda own, rows: (time.sleep(0.2), written.extend(rows), real(own, rows))[2]
+    if sys.argv[2] == "local":
+        os.environ["FROSTLINE_CACHE"] += os.environ["RANK"]
+    elif os.environ["RANK"] == "1":  # comes late to every shard that the other has written
         refresh = ActivationCache.refresh
         ActivationCache.refresh = lambda own: (time.sleep(0.3), refresh(own))[1]
     folder, found = Path(sys.argv[1]), {}
     for mode in ("on", "off"):
         trainer = train(folder, tiny("llama"), mode, per_device_train_batch_size=2)
-        found[mode] = {"losses": losses(trainer), "used": trainer.cache_report.used, "rows": trainer.cache_report.rows}
+        found[mode] = {"losses": losses(trainer), "used": trainer.cache_report.used}
+        found[mode] |= {"rows": trainer.cache_report.rows, "found": trainer.cache_report.found}
         found[mode]["weights"] = {k: v.tolist() for k, v in trained_tensors(trainer.model).items()}
     found["written"] = written
     (folder / f"{trainer.args.process_index}.json").write_text(json.dumps(found))
@@ -275,23 +279,26 @@ TWO_PROCESSES = """
 """
 
 
-def test_two_processes_share_the_pass(tmp_path: Path) -> None:
+@pytest.mark.parametrize("disk", ["shared", "local"])
+def test_two_processes_share_the_pass(tmp_path: Path, disk: str) -> None:
     script = tmp_path / "train.py"
     script.write_text(textwrap.dedent(TWO_PROCESSES))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*command, str(script), str(tmp_path)], env=environment, capture_output=True, text=True, timeout=240
+        [*command, str(script), str(tmp_path), disk], env=environment, capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 0, done.stderr[-2000:]
     found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
     for own in found:
-        assert own["on"]["used"] and own["on"]["rows"] == 12 and not own["off"]["used"]
-        assert len(own["written"]) == 6
+        assert own["on"]["used"] and not own["off"]["used"]
+        assert own["on"]["rows"] + own["on"]["found"] == 12
+        assert len(own["written"]) == 12 if disk == "local" else own["written"]
         for key, weight in own["off"]["weights"].items():
             found_weight, near = torch.tensor(own["on"]["weights"][key]), after_sgd(0.1, 9)
             torch.testing.assert_close(found_weight, torch.tensor(weight), atol=near, rtol=0)
-    assert len({*found[0]["written"], *found[1]["written"]}) == 12
+    written = [*found[0]["written"], *found[1]["written"]]
+    assert len(set(written)) == 12 and len(written) == (24 if disk == "local" else 12)
     assert found[0]["on"]["weights"] == found[1]["on"]["weights"]
     assert found[0]["on"]["losses"] == pytest.approx(found[0]["off"]["losses"], abs=1e-4)
 

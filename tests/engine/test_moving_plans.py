@@ -471,3 +471,15 @@ def test_the_best_model_is_loaded_from_an_earlier_plan(tmp_path: Path, name: str
     assert best is not None and best < 30
     for key, parameter in made.model.named_parameters():
         assert torch.equal(parameter.to(values[best][key].dtype), values[best][key]), key
+
+
+@pytest.mark.parametrize("name", list(OPTIONS))
+def test_a_cache_that_was_asked_for_never_ends_a_training_on_its_way(tmp_path: Path, name: str) -> None:
+    """The last plans of a schedule may freeze nothing below them, also where a training is resumed there."""
+    whole = trainer(tmp_path / "whole", name, cache="on", save_strategy="steps", save_steps=36)
+    whole.train()
+    resumed = trainer(tmp_path / "whole", name, cache="on", save_strategy="no")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-36"))
+    after = dict(resumed.model.named_parameters())
+    for key, parameter in whole.model.named_parameters():
+        assert torch.equal(parameter, after[key]), key

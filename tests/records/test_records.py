@@ -21,7 +21,6 @@ from frostline.records import (
     ModelFacts,
     RunMetrics,
     RunRecord,
-    find_records,
     now,
     read_record,
     write_record,
@@ -95,8 +94,10 @@ def test_the_keys_that_others_read(tmp_path: Path) -> None:
         "finished",
         "error",
         "config",
+        "command",
         "chosen",
         "trials",
+        "signals",
         "plan",
         "changes",
         "strip",
@@ -178,21 +179,6 @@ def test_a_file_that_is_not_a_record(tmp_path: Path, text: str) -> None:
         read_record(tmp_path)
     assert str(tmp_path / RECORD_FILE) in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-def test_every_run_below_a_folder_in_order(tmp_path: Path) -> None:
-    for seed, name in enumerate(["b/run", "a/2", "a/10/deep/er", "c"]):
-        write_record(sample(seed=seed), tmp_path / name)
-    (tmp_path / "a" / "notes.json").write_text("{}")
-    found = find_records(tmp_path)
-    assert [(str(folder.relative_to(tmp_path)), record.seed) for folder, record in found] == [
-        ("a/10/deep/er", 2),
-        ("a/2", 1),
-        ("b/run", 0),
-        ("c", 3),
-    ]
-    assert find_records(tmp_path / "a" / "2") == [(tmp_path / "a" / "2", sample(seed=1))]
-    assert find_records(tmp_path / "nowhere") == []
 
 
 def test_a_record_does_not_change() -> None:

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ from rich.console import Console
 
 from frostline.core.errors import UserError
 from frostline.records import write_record
-from frostline.report import Mean, collect, document, markdown, study_baseline, tabulate, view
+from frostline.report import Mean, collect, csv_text, document, markdown, study_baseline, tabulate, view
 from made_records import run
 
 
@@ -137,10 +140,41 @@ def test_collect_labels_by_a_studys_folders(tmp_path: Path) -> None:
     plain, labelled = run("lora", 1), run("lora", 2)
     write_record(plain.record, tmp_path / "somewhere")
     write_record(labelled.record, tmp_path / "base16" / "rte" / "lora-slow" / "seed2")
-    assert [(r.label, r.record.seed) for r in collect(tmp_path)] == [("lora", 1), ("lora-slow", 2)]
+    assert [(r.label, r.record.seed) for r in collect(tmp_path).runs] == [("lora", 1), ("lora-slow", 2)]
     assert study_baseline(tmp_path) == "all"
     (tmp_path / "study.yaml").write_text("models: [a]\nbaseline: null\n")
     assert study_baseline(tmp_path) is None
+
+
+def test_every_run_below_a_folder_in_the_order_in_which_they_began(tmp_path: Path) -> None:
+    for seed, name in enumerate(["b/run", "a/2", "a/10/deep/er", "c"]):
+        write_record(run(seed=seed).record, tmp_path / name)
+    (tmp_path / "a" / "notes.json").write_text("{}")
+    found = collect(tmp_path)
+    assert [(str(one.folder.relative_to(tmp_path)), one.record.seed) for one in found.runs] == [
+        ("b/run", 0),
+        ("a/2", 1),
+        ("a/10/deep/er", 2),
+        ("c", 3),
+    ]
+    (only,) = collect(tmp_path / "a" / "2").runs
+    assert (only.folder, only.record) == (tmp_path / "a" / "2", run(seed=1).record)
+
+
+def test_records_that_cannot_be_read_are_told_beside_the_others(tmp_path: Path) -> None:
+    write_record(run().record, tmp_path / "good")
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "run.json").write_text("[1]")
+    found = collect(tmp_path)
+    assert [one.folder.name for one in found.runs] == ["good"]
+    (bad,) = found.unreadable
+    assert bad.folder == tmp_path / "bad" and "not a run record of version 1" in bad.error
+    table = tabulate(found.runs, unreadable=found.unreadable)
+    assert [(failure.state, failure.folder) for failure in table.failures] == [("unreadable", str(tmp_path / "bad"))]
+    assert f"no result: {bad.error}" in shown(table)
+    (tmp_path / "good" / "run.json").unlink()
+    with pytest.raises(UserError, match="not a run record of version 1"):
+        collect(tmp_path)
 
 
 def test_collect_refuses_a_folder_without_runs(tmp_path: Path) -> None:
@@ -174,3 +208,43 @@ def test_selection_time_is_shown_where_a_strategy_took_some() -> None:
     assert "select" not in plain
     chosen = markdown(tabulate([run("all"), run("semantic", selection=2.5)]))
     assert "| select |" in chosen and "| 2.5 s |" in chosen
+
+
+def test_where_no_texts_were_generated_the_loss_is_the_metric() -> None:
+    made = [run(name, accuracy=accuracy) for name, accuracy in (("all", 0.2), ("bot50", 0.1))]
+    data = made[0].record.data.model_copy(update={"kind": "generation", "metric": "bleu"})
+    runs = [replace(one, record=one.record.model_copy(update={"data": data})) for one in made]
+    group = tabulate(runs).groups[0]
+    assert (group.metric, [row.rank for row in group.rows]) == ("loss", [1.5, 1.5])
+
+
+def test_the_time_of_a_run_with_trials_counts_them_all() -> None:
+    made = run("auto", seconds=3.0)
+    assert made.record.measured is not None
+    spent = {"reading": 1.0, "trials": 20.0, "caching": 2.0, "training": 5.0, "evaluation": 9.0}
+    measured = made.record.measured.model_copy(update={"seconds": spent, "resumed_at_step": 10})
+    row = tabulate([replace(made, record=made.record.model_copy(update={"measured": measured}))]).groups[0].rows[0]
+    assert row.train_seconds is None and row.run_seconds == Mean(27.0, None, 1)
+    row = tabulate([run("semantic", seconds=3.0, selection=0.5)]).groups[0].rows[0]
+    assert row.run_seconds == Mean(3.5, None, 1)
+
+
+def test_ranking_scores() -> None:
+    runs = [run(name, accuracy=acc) for name, acc in (("all", 0.5), ("bot50", 0.7), ("lora", 0.5), ("head", 0.1))]
+    assert [(rank.strategy, rank.score) for rank in tabulate(runs).ranks] == [
+        ("bot50", 3),
+        ("all", 1.5),
+        ("lora", 1.5),
+        ("head", 0),
+    ]
+
+
+def test_csv_has_every_figure_and_no_formula() -> None:
+    runs = [run("all", seed, accuracy=0.5 + seed / 10) for seed in (1, 2)] + [run("=cmd|x", 1), run("-lora", 2)]
+    table = tabulate([*runs, run("head", status="failed", error="@no, it\nfailed")])
+    lines = list(csv.DictReader(io.StringIO(csv_text(table))))
+    assert [line["strategy"] for line in lines] == ["all", "'=cmd|x", "'-lora", "head"]
+    assert (float(lines[0]["accuracy"]), lines[0]["accuracy_n"]) == (pytest.approx(0.65), "2")
+    assert float(lines[0]["accuracy_std"]) == pytest.approx(0.1 / math.sqrt(2))
+    assert (lines[3]["state"], lines[3]["error"], lines[3]["accuracy"]) == ("failed", "'@no, it failed", "")
+    assert lines[0]["seeds"] == "1 2" and lines[0]["time_ratio"] == "1.0"

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from frostline.checkpoints import load, merge
 from frostline.core.errors import UserError
 from frostline.cost import Workload, predict
+from frostline.engine import Trainer
 from frostline.plan import Plan, document, with_difference
 from frostline.records import read_record
 from frostline.run import RunConfig, generate_target, plan_model, read_config, train
@@ -110,6 +113,52 @@ def test_a_budget_is_kept_and_what_was_chosen_for_it_is_recorded(
     assert record.predicted["assumes"]["activation_cache"] == chosen["activation_cache"]
 
 
+@pytest.mark.parametrize("strategy", ["bot50", "lisa", "bot50+lora"])
+def test_a_strategy_trains_within_a_budget_and_goes_on_with_the_same_settings(tmp_path: Path, strategy: str) -> None:
+    def asked(out: str) -> RunConfig:
+        options = {"every": 2} if strategy == "lisa" else {}
+        return config(
+            tmp_path,
+            strategy=strategy,
+            budget={"memory": 0.8},
+            strategy_options=options,
+            out=str(tmp_path / out),
+            save_steps=4,
+            calibrate=True,
+        )
+
+    record = train(asked("run"))
+    chosen = record.chosen
+    assert chosen is not None and chosen["mode"] == "given" and chosen["memory_share"] <= 0.8
+    assert chosen["per_device_train_batch_size"] * chosen["gradient_accumulation_steps"] == 4
+    assert record.predicted["assumes"]["per_device_train_batch_size"] == chosen["per_device_train_batch_size"]
+    half = tmp_path / "half"
+    with pytest.MonkeyPatch.context() as stopped:
+        stopped.setattr("frostline.engine.Trainer._get_grad_norm", ends_at(6))
+        with pytest.raises(KeyboardInterrupt):
+            train(asked("half"))
+    resumed = train(asked("half"), resume=True)
+    assert resumed.chosen == read_record(half).chosen and resumed.chosen is not None
+    assert resumed.chosen["mode"] == "given"
+    weights = [load_file(folder / "delta.safetensors") for folder in (tmp_path / "run", half)]
+    assert weights[0].keys() == weights[1].keys()
+    if resumed.chosen["per_device_train_batch_size"] == chosen["per_device_train_batch_size"]:
+        assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def ends_at(step: int) -> Any:
+    """A trainer's method that stops the training."""
+    own, count = Trainer._get_grad_norm, [0]
+
+    def method(self: Any, *args: Any, **given: Any) -> Any:
+        count[0] += 1
+        if count[0] == step:
+            raise KeyboardInterrupt
+        return own(self, *args, **given)
+
+    return method
+
+
 def test_what_the_config_says_of_the_store_holds(tmp_path: Path) -> None:
     record = train(
         config(tmp_path, budget={"time": 0.7}, strategy_options={"cut": 0}, activation_cache="off", num_train_epochs=3)
@@ -122,8 +171,8 @@ def test_a_budget_that_nothing_fits_is_one_line_and_leaves_nothing(tmp_path: Pat
         train(config(tmp_path, budget={"memory": "1kB"}, strategy_options={"cut": 0}))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
-    with pytest.raises(UserError, match="strategy 'bot50' cannot plan for a budget: use auto"):
-        train(config(tmp_path, strategy="bot50", budget={"time": 0.5}))
+    with pytest.raises(UserError, match=r"no settings of 'bot50' fit time=0\.1: use time="):
+        train(config(tmp_path, strategy="bot50", budget={"time": 0.1}))
     with pytest.raises(UserError, match="needs the speed of this machine"):
         train(config(tmp_path, budget={"time": "20s"}, strategy_options={"cut": 0}))
 

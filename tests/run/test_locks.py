@@ -53,7 +53,7 @@ PHASES = {
     "reading the data": "frostline.run._training:read_data",
     "loading the model": "frostline.run._prepare:load_model",
     "evaluating": "frostline.run._training:evaluate",
-    "caching": "frostline.bottom._session:caching_pass",
+    "caching": "frostline.bottom._contents:CachingPass",
     "training": "frostline.engine:Trainer.training_step",
     "a checkpoint": "frostline.engine._saving:save_optimizer",
     "the delta": "frostline.run._training:save_delta",

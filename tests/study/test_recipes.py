@@ -11,7 +11,8 @@ from frostline.run.demo import STUDY
 from frostline.study import StudyConfig, cells, read_study
 
 ROOT = Path(__file__).resolve().parents[2]
-STUDIES = sorted((ROOT / "recipes").glob("*.yaml"))
+PAPERS = sorted((ROOT / "recipes" / "papers").glob("*.yaml"))
+STUDIES = [*sorted((ROOT / "recipes").glob("*.yaml")), *PAPERS]
 PLANS = sorted((ROOT / "recipes" / "plans").glob("*.yaml"))
 
 
@@ -21,10 +22,9 @@ def test_a_shipped_study_has_cells(path: Path, tmp_path: Path, monkeypatch: pyte
     study = read_study(path)
     grid = cells(study, tmp_path)
     assert len(grid) == len(study.models) * len(study.tasks) * len(study.strategies) * len(study.seeds)
-    assert (
-        len({(cell.config.max_steps, cell.config.per_device_train_batch_size, cell.config.max_length) for cell in grid})
-        == 1
-    )
+    if path not in PAPERS:  # there the length may be what is compared
+        work = {(c.config.max_steps, c.config.per_device_train_batch_size, c.config.max_length) for c in grid}
+        assert len(work) == 1
     assert grid[0].config.max_steps
 
 

@@ -4,9 +4,10 @@ from frostline.bottom._bottom import Amount, Bottom, Declined, Training, not_pos
 from frostline.bottom._cache import ActivationCache, check_room
 from frostline.bottom._caching_pass import (
     BATCH_TOKENS,
+    CachingPass,
+    Chunk,
     Passage,
     batches_by_length,
-    caching_pass,
     pass_rows,
     same_states,
 )
@@ -16,7 +17,7 @@ from frostline.bottom._feed import ReadAhead, RowsInBatch, rows_in_batch, rows_o
 from frostline.bottom._filling import FillingCache
 from frostline.bottom._identity import buffers_below, hashes_of, identity, names_below
 from frostline.bottom._loop import LoopSession
-from frostline.bottom._report import CacheReport, Processes
+from frostline.bottom._report import CacheReport
 from frostline.bottom._rows import AlteredRow, find_spans, holds_several, row_key, row_length
 from frostline.bottom._session import CacheMode, CacheSession, check_mode
 from frostline.bottom._shards import Stream, row_bytes
@@ -33,7 +34,9 @@ __all__ = [
     "CacheMode",
     "CacheReport",
     "CacheSession",
+    "CachingPass",
     "CannotCut",
+    "Chunk",
     "Contents",
     "Cut",
     "Declined",
@@ -42,7 +45,6 @@ __all__ = [
     "LoopSession",
     "OffloadedWeights",
     "Passage",
-    "Processes",
     "ReadAhead",
     "RowsInBatch",
     "StandIns",
@@ -51,7 +53,6 @@ __all__ = [
     "Training",
     "batches_by_length",
     "buffers_below",
-    "caching_pass",
     "check_mode",
     "check_room",
     "cut_boundary",

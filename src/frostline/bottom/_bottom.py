@@ -137,11 +137,11 @@ class Training:
 class Bottom:
     """The frozen bottom of a model: where it ends, what it reads of a row, and the caches of its states.
 
-    Attributes:
-        part: of which process a cache at a lower cut is, where several of them stream the bottom. Each takes its rows
-            through it at its own pace.
-
     Raises `Declined` or `CannotCut` when training from a cache would not be the same training.
+
+    Attributes:
+        levels: tells the states below the boundary, which a pass block by block leaves for a while, from those of
+            another such pass.
 
     Args:
         training: what trains.
@@ -149,10 +149,11 @@ class Bottom:
         root: the folder in which all activation caches lie.
     """
 
+    levels = ""
+
     def __init__(self, training: Training, streaming: Streaming | None, root: Path) -> None:
         self.training, self.streaming, self.root = training, streaming, root
         self._caches: dict[int, ActivationCache] = {}
-        self.part = ""
         boundary = _boundary(training)
         self.cut = find_cut(training.model, training.anatomy, boundary, weightless=streaming is not None)
         self.names = {
@@ -247,8 +248,8 @@ class Bottom:
             autocast=training.autocast,
             device=training.device.type,
         )
-        if self.part and cut.boundary != self.cut.boundary:
-            key["part"] = self.part
+        if self.levels and cut.boundary < self.cut.boundary:
+            key["levels"] = self.levels
         name = str(getattr(model.config, "_name_or_path", "")).rstrip("/").rpartition("/")[2]
         return ActivationCache.open(self.root, key, _streams_at(cut, self.passage_at(cut)), label=name)
 

@@ -1,4 +1,4 @@
-"""The activation cache: boundary states on disk, identified by what produced them, and verified before use."""
+"""The activation cache: boundary states on disk, identified by what produced them, and verified as they are read."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from typing import Any
 
 from torch import Tensor
 
-from frostline.bottom._shards import Rows, Shard, Stream, write_shard
+from frostline.bottom._shards import Rows, Shard, Stream, row_bytes, write_shard
 from frostline.core import cache
+from frostline.core import shards as shard_files
 from frostline.core.errors import ConfigError, FrostlineError
 from frostline.core.sizes import size_text
 
-FORMAT = 2
+FORMAT = 3
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ class ActivationCache:
     """The boundary states of rows, for one identity: everything that the states depend on besides the row.
 
     Use `ActivationCache.open` to get one. A row is found by its key, a hash of its content. Several processes may
-    read and write one cache at the same time; each returns only states that it has verified or written itself.
+    read and write one cache at the same time; each returns only states that it has verified.
 
     Args:
         root: the folder in which all activation caches lie.
@@ -53,7 +54,6 @@ class ActivationCache:
         self.folder = cache.store_folder(root, self._description)
         self._added: set[str] = set()
         self._rows: dict[str, tuple[Shard, int]] = {}
-        self._damaged: set[Path] = set()
 
     @classmethod
     def open(
@@ -61,8 +61,8 @@ class ActivationCache:
     ) -> ActivationCache:
         """Open the cache with this `identity` and these `streams`. Its folder is made when the first rows are written.
 
-        Every shard is read once to verify it. A damaged shard is removed, with a warning in the log, and its rows
-        count as missing.
+        The header of every shard is read and verified, and each row when it is read. A damaged shard is removed, with
+        a warning in the log, and its rows count as missing.
 
         Args:
             root: the folder in which all activation caches lie.
@@ -81,18 +81,17 @@ class ActivationCache:
         return (ActivationCache.open, self._opened_with)
 
     def refresh(self) -> None:
-        """Verify and add the shards that other processes have written since."""
+        """Add the shards that other processes have written since."""
         for path in cache.shards(self.folder):
             if path.name in self._added:
                 continue
             with suppress(FileNotFoundError):  # another process pruned it
-                fault = cache.fault(path)
-                if fault is None:
+                try:
                     self._add(path)
-                else:
-                    cache.drop(path)
+                except shard_files.DamagedShard as damage:
+                    shard_files.drop(path)
                     log.warning(
-                        "removed the shard %s of the activation cache %s: %s", path.stem, self.folder.name, fault
+                        "removed the shard %s of the activation cache %s: %s", path.stem, self.folder.name, damage
                     )
 
     def missing(self, keys: Iterable[str]) -> list[str]:
@@ -118,39 +117,65 @@ class ActivationCache:
     def read(self, key: str) -> dict[str, Tensor]:
         """The states of a row, stream -> [n, width]. They are compared with their checksum as they are read.
 
-        Raises `KeyError` when the row is missing, `DamagedRow` when its states were damaged since they were verified.
-        Such a row is missing from then on, with a warning in the log.
+        Raises `KeyError` when the row is missing, `DamagedRow` when its states are damaged. Such a row is missing from
+        then on, and its shard is removed, with a warning in the log: rows that are open can still be read.
         """
         shard, index = self._rows[key]
         states = shard.row(index)
         if states is None:
-            del self._rows[key]
-            damage = f"{shard.path} was overwritten or cut off while it was in use"
-            if shard.path not in self._damaged:
-                self._damaged.add(shard.path)
+            self._rows.pop(key, None)
+            damage = f"{shard.file.path} was overwritten or cut off"
+            if shard.file.path.name in self._added:
+                self._added.remove(shard.file.path.name)  # it may be written anew
+                shard.file.drop()
                 log.warning("activation cache: %s: the bottom runs again for its damaged rows", damage)
             raise DamagedRow(f"activation cache: {damage}: train again, and its rows are computed anew")
         return states
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the lock of this cache, as a caching pass does. The system frees it when the process ends.
+    def check(self, keys: Iterable[str]) -> None:
+        """Read those of `keys` that are in the cache. Where one is damaged, all rows of its shard are missing then."""
+        for key in keys:
+            if key in self._rows:
+                shard, _ = self._rows[key]
+                try:
+                    self.read(key)
+                except DamagedRow:
+                    self._rows = {own: place for own, place in self._rows.items() if place[0] is not shard}
 
-        Shards that other processes wrote before the lock was free are added.
-        """
-        with cache.lock(self.folder):
+    @contextmanager
+    def filling(self) -> Iterator[None]:
+        """Inside this context, nobody removes this cache. Other processes may fill it too."""
+        with cache.filling(self.folder):
             cache.describe(self.folder, self._description)  # it may have been pruned
-            self.refresh()
             yield
+
+    @contextmanager
+    def claimed(self, part: str, *, wait: bool) -> Iterator[bool]:
+        """Inside this context, no other process fills a part of the cache. Gives False where one does.
+
+        Shards that other processes wrote before are added.
+
+        Args:
+            part: a name that all processes give to the same rows.
+            wait: until the other process is done with it, or has ended.
+        """
+        with cache.claimed(self.folder, part, wait=wait) as own:
+            if own:
+                self.refresh()
+            yield own
+
+    def bytes_of(self, tokens: int) -> int:
+        """The bytes of so many tokens of each stream."""
+        return row_bytes(self._streams, dict.fromkeys(self._streams, tokens))
 
     def bytes_on_disk(self) -> int:
         """The size of all shards of this cache."""
         return cache.bytes_on_disk(self.folder)
 
-    def _add(self, verified: Path) -> None:
-        shard = Shard(verified, self._streams)
-        self._added.add(verified.name)
-        self._rows.update((key, (shard, index)) for index, key in enumerate(shard.keys))
+    def _add(self, path: Path) -> None:
+        shard = Shard(path, self._streams)
+        self._added.add(path.name)
+        self._rows.update((key, (shard, index)) for index, key in enumerate(shard.file.keys))
 
 
 def check_room(root: Path, needed: int, limit: int | None = None) -> None:

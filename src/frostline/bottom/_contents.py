@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,10 @@ from typing import Any
 from torch.utils.data import IterableDataset
 
 from frostline.bottom._bottom import Amount, Bottom, Declined, Training
+from frostline.bottom._caching_pass import CachingPass
+from frostline.bottom._cut import last_blocks
 from frostline.bottom._known import KnownRows, is_on_disk
-from frostline.bottom._rows import find_spans, holds_several, holds_tokens
+from frostline.bottom._rows import Features, find_spans, holds_several, holds_tokens
 from frostline.bottom._shards import row_bytes
 from frostline.bottom._streaming import Streaming
 
@@ -61,6 +63,29 @@ class Contents(Bottom):
         count, tokens = sum(map(len, datasets)), sum(sum(dataset.lengths) for dataset in datasets)
         missing = 0 if len(self.cache) else count  # one row of the cache may be many of these, which repeat each other
         return Amount(count, tokens / count, missing, self._of_tokens(tokens), self.cut.boundary)
+
+    def fill(self, rows: KnownRows, progress: Callable[[int, int], None]) -> int:
+        """Let those of `rows` whose states are missing pass the bottom. Gives how many were missing.
+
+        Other processes may do a part of them: at the end all of them are there.
+
+        Args:
+            rows: some of `self.rows`.
+            progress: called with the number of missing rows that are done, and that of all.
+        """
+        cache, streaming = self.cache, self.streaming
+        missing = cache.missing(rows)
+        if streaming is None:
+            self.caching_pass(rows).run(lambda done: progress(done, len(missing)))
+        elif missing:
+            with cache.filling(), cache.claimed(f"levels{self.levels}", wait=True):
+                if left := cache.missing(missing):
+                    streaming.caching_pass(self.cut, rows.some(left), self.passage_at, self.cache_at, progress)
+        return len(missing)
+
+    def caching_pass(self, rows: Mapping[str, Features]) -> CachingPass:
+        """What lets rows pass the bottom."""
+        return CachingPass(self.training.model, last_blocks(self.cut), self.passage, rows, self.cache)
 
     def amount(self, missing: int, above: int = 0) -> Amount:
         """How much there is to cache.

@@ -137,7 +137,7 @@ class ReadAhead:
 
     def take(self, batch: Mapping[str, Any]) -> States | None:
         """The states of a batch that the model is called with; None when one of its rows is not in the cache."""
-        with suppress(DamagedRow):
+        with suppress(DamagedRow, KeyError):  # damaged, or found to be so since the batch was announced
             return self._take(batch)
         return None
 

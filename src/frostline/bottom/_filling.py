@@ -12,7 +12,7 @@ from torch import Tensor
 
 from frostline.bottom._bottom import Bottom
 from frostline.bottom._cache import ActivationCache, DamagedRow, check_room
-from frostline.bottom._caching_pass import SHARD_BYTES, SHARD_SECONDS, caching_pass
+from frostline.bottom._caching_pass import SHARD_BYTES, SHARD_SECONDS, CachingPass
 from frostline.bottom._cut import last_blocks
 from frostline.bottom._feed import RowsInBatch, States, in_batch
 from frostline.bottom._rows import AlteredRow, Features
@@ -53,7 +53,7 @@ class FillingCache:
             return None
         try:
             return in_batch([self._held[key] if key in self._held else self.cache.read(key) for key in rows.keys], rows)
-        except DamagedRow:
+        except (DamagedRow, KeyError):  # just found to be damaged
             return None
 
     def add(self, rows: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -96,15 +96,11 @@ class FillingCache:
                 "the batches of the collator do not hold the rows as they are, so calls with them would not be "
                 "recognized"
             )
-        missing = {key: every[key] for key in self.cache.missing(every)}
-        size = sum(bottom.bytes_of(row) for row in missing.values())
+        missing = self.cache.missing(every)
+        size = sum(bottom.bytes_of(every[key]) for key in missing)
         check_room(self._root, size, self._limit)
-        with self.cache.lock():
-            missing = {key: missing[key] for key in self.cache.missing(missing)}  # another process may have filled it
-            blocks, count = last_blocks(bottom.cut), len(missing)
-            caching_pass(
-                model, blocks, bottom.passage, missing, self.cache, progress=lambda done: progress(done, count)
-            )
+        caching_pass = CachingPass(model, last_blocks(bottom.cut), bottom.passage, every, self.cache)
+        caching_pass.run(lambda done: progress(done, len(missing)))
         self.written, self.bytes = self.written + len(missing), self.bytes + size
 
     def forget(self) -> None:

@@ -383,11 +383,11 @@ class LoopSession:
 
     def _unknown(self, model: Any) -> None:
         if model.training and torch.is_grad_enabled():
-            self.report = replace(self.report, computed=self.report.computed + 1)
+            self._report(computed=self.report.computed + 1)
 
     def _count(self) -> None:
         written, size, reason = stored(self._caches.values(), self._fed)
-        self.report = replace(self.report, rows=written, bytes=size, reason=reason)
+        self._report(rows=written, bytes=size, reason=reason)
 
     def _report(self, **changes: Any) -> None:
         self.report = replace(self.report, **changes)

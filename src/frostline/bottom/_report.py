@@ -1,12 +1,8 @@
-"""What the activation cache did in a training, and the processes that used it."""
+"""What the activation cache did in a training."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-
-from frostline.bottom._cache import ActivationCache
 
 
 @dataclass(frozen=True)
@@ -17,7 +13,7 @@ class CacheReport:
         used: whether it was used.
         reason: why it was used or not, in one line.
         estimate: what it was expected to save, in one line.
-        rows: rows that went through the frozen bottom in this training.
+        rows: rows that went through the frozen bottom for this training, in this process or in another.
         found: rows that were in the cache before.
         bytes: size of the rows on disk.
         seconds: time until the first step could begin.
@@ -52,33 +48,3 @@ class CacheReport:
             f"{self.computed:,} training batches held rows that are not in the activation cache: the frozen bottom ran "
             "for them"
         )
-
-
-@dataclass(frozen=True)
-class Processes:
-    """The processes that train together.
-
-    Attributes:
-        rank: of this process.
-        count: how many there are.
-        wait: waits until all of them have called it.
-        agree: gives all of them the value of rank 0.
-    """
-
-    rank: int = 0
-    count: int = 1
-    wait: Callable[[], None] = lambda: None
-    agree: Callable[[bool], bool] = bool
-
-
-@contextmanager
-def locked(cache: ActivationCache, group: Processes) -> Iterator[None]:
-    """Inside this context, one of the processes holds the lock of `cache` for all."""
-    if group.rank == 0:
-        with cache.lock():
-            group.wait()
-            yield
-    else:
-        group.wait()
-        cache.refresh()
-        yield

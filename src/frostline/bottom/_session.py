@@ -21,18 +21,18 @@ from torch import nn
 from frostline.bottom._below import modules_below
 from frostline.bottom._bottom import Amount, Declined, NotNeeded, Training, not_possible, unusable, wanted_boundary
 from frostline.bottom._cache import check_room
-from frostline.bottom._caching_pass import caching_pass
 from frostline.bottom._check import mismatch, padding_difference
 from frostline.bottom._contents import Contents
 from frostline.bottom._cut import CannotCut, Cut, last_blocks
 from frostline.bottom._identity import names_below
 from frostline.bottom._in_use import InUse
-from frostline.bottom._report import CacheReport, Processes, locked
+from frostline.bottom._report import CacheReport
 from frostline.bottom._rows import AlteredRow, Features
 from frostline.bottom._streaming import Streaming
 from frostline.core.cache import default_root
 from frostline.core.errors import CannotWrite, ConfigError
 from frostline.hooks import state_kept
+from frostline.processes import ALONE, Processes
 
 CacheMode = Literal["auto", "on", "off"]
 _log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class CacheSession:
             stays the same) or `off`.
         limit: bytes that all caches together may use on disk; None: only the disk limits them.
         streaming: the bottom where it is read block by block; None where it is in memory.
-        processes: those that train together; None for one process.
+        processes: those that train together: what one of them cannot use, none uses.
         root: the folder in which all caches lie; None: the default one.
 
     Raises `ConfigError` for an unknown mode, and for `off` where the bottom is read block by block.
@@ -73,7 +73,7 @@ class CacheSession:
         *,
         limit: int | None = None,
         streaming: Streaming | None = None,
-        processes: Processes | None = None,
+        processes: Processes = ALONE,
         root: Path | None = None,
     ) -> None:
         check_mode(mode)
@@ -83,12 +83,12 @@ class CacheSession:
                 "use activation_cache=on"
             )
         self._training, self.mode, self._limit, self._streaming = training, mode, limit, streaming
-        self._processes = processes or Processes()
+        self._processes = processes
         self._root = root or default_root()
         self.report = CacheReport(reason="activation_cache: " + ("off" if mode == "off" else "decided in train()"))
         self.stage: Callable[[str], None] = lambda what: None
         self.progress: Callable[[int, int], None] = lambda done, rows: None
-        self._decided = self._hopeless = False
+        self._decided = self._hopeless = self._follows = False
         self._contents: Contents | None = None
         self._in_use: InUse | None = None
         self._at: int | None = None
@@ -124,11 +124,35 @@ class CacheSession:
             self._use(self._contents)
         _log.info("activation cache: %s", self.report.reason)
 
+    def to_fill(self) -> Contents:
+        """What a training to come would read from the cache.
+
+        Raises `ConfigError` where it would not read it, and where there is no room for all rows.
+        """
+        training = self._asked()
+        try:
+            with state_kept(training.collate, *training.datasets, device=training.device):
+                self._prepare(training)
+                contents = cast(Contents, self._contents)
+                self._check_padding(contents)
+        except (Declined, CannotCut, AlteredRow) as error:
+            raise ConfigError(
+                f"the cache is of no use: {error}: frostline train runs without filling it first"
+            ) from None
+        except OSError as error:
+            if (why := unusable(self._root, error)) is None:
+                raise
+            raise not_possible(why) from None
+        return contents
+
     def end(self) -> None:
         """Stop using the cache and bring the bottom back to memory (unless it is read block by block)."""
         self._decided = False
         if self._streaming is not None:
             return
+        self._drop()
+
+    def _drop(self) -> None:
         if self._in_use is not None:
             self._in_use.end()
         self._in_use = self._contents = None
@@ -141,6 +165,13 @@ class CacheSession:
         """
         if self.mode == "off" or self._hopeless or self._streaming is not None:
             return
+        self._follows = True
+        try:
+            self._follow()
+        finally:
+            self._follows = False
+
+    def _follow(self) -> None:
         contents = self._contents
         self._at = None
         if contents is None or not self.active:
@@ -220,21 +251,23 @@ class CacheSession:
         """
         begun = time.perf_counter()
         try:
-            with state_kept(training.collate, *training.datasets, device=training.device):
+            with state_kept(training.collate, *training.datasets, device=training.device), self._processes.together():
                 yield
         except (Declined, CannotCut, AlteredRow) as error:
-            self._contents = None
+            self._drop()
             self._hopeless = isinstance(error, _CheckFailed | CannotCut | AlteredRow)
             declined = not isinstance(error, NotNeeded)
             self.report = replace(self.report, used=False, reason=str(error), declined=declined)
             if self._streaming is not None:
                 raise ConfigError(f"streaming needs the activation cache, but {error}: use streaming=false") from None
-            if self.mode == "on" and not isinstance(error, _CheckFailed) and training.lowest is None:
+            # A training that is on its way is not ended for the cache.
+            begins = training.lowest is None and self._at is None and not self._follows
+            if self.mode == "on" and begins and not isinstance(error, _CheckFailed):
                 raise not_possible(error) from None
         except (CannotWrite, OSError) as error:
-            self._contents = None
-            why = unusable(self._root, error)
-            if self.mode != "auto" or self._streaming is not None or self._processes.count > 1 or why is None:
+            self._drop()
+            why = self._processes.first_found(unusable(self._root, error))
+            if self.mode != "auto" or self._streaming is not None or why is None:
                 if why is None or isinstance(error, CannotWrite):
                     raise
                 raise not_possible(why) from None
@@ -248,20 +281,19 @@ class CacheSession:
         self.stage("reading the rows")
         contents = self._contents = Contents(training, self._streaming, self._root)
         if self._streaming is not None and self._processes.count > 1:
-            contents.part = f"{self._processes.rank} of {self._processes.count}"
+            contents.levels = f"{self._processes.rank} of {self._processes.count}"
         chosen_here = self.mode == "auto" and self._streaming is None and not self._at
         if chosen_here and (amount := contents.at_best()) is not None:  # before any row is read
             self._ask_whether_it_pays(contents, amount, chosen_here)
         missing = contents.cache.missing(contents.rows)
         self._ask_whether_it_pays(contents, contents.amount(len(missing)), chosen_here)
-        if self._processes.rank == 0:
-            levels = 1 if self._streaming is None else 2
-            try:
-                check_room(self._root, levels * sum(contents.row_bytes[key] for key in missing), self._limit)
-            except ConfigError as error:
-                if chosen_here:
-                    raise Declined(str(error)) from None
-                raise
+        levels = 1 if self._streaming is None else 2
+        try:
+            check_room(self._root, levels * sum(contents.row_bytes[key] for key in missing), self._limit)
+        except ConfigError as error:
+            if chosen_here:
+                raise Declined(str(error)) from None
+            raise
         self._report_use(contents, f"{len(missing):,} of them have to pass the frozen bottom first", len(missing))
 
     def _ask_whether_it_pays(self, contents: Contents, amount: Amount, chosen_here: bool) -> None:
@@ -272,28 +304,32 @@ class CacheSession:
 
     def _pass_and_check(self, contents: Contents) -> None:
         """Check, make the caching pass, and check again."""
-        self.stage("checks before the caching pass")
         check_rows = contents.check_rows()
-        with self._bottom_or_first_block(contents.cut) as blocks:
-            if (why := padding_difference(contents, blocks, check_rows)) is not None:
-                raise _CheckFailed(why)
+        self._check_padding(contents)
         self.stage("caching pass")
-        passed = self._pass(contents)
+        contents.cache.check(check_rows)
+        passed = contents.fill(contents.rows, lambda done, rows: self.progress(done, rows))
         self.stage("checks after the caching pass")
         if self._streaming is None and (found := mismatch(contents, check_rows)) is not None:
             raise _CheckFailed(found)
         self._report_use(contents, f"{passed:,} of them passed the frozen bottom now", passed)
 
+    def _check_padding(self, contents: Contents) -> None:
+        self.stage("checks before the caching pass")
+        with self._bottom_or_first_block(contents.cut) as blocks:
+            if (why := padding_difference(contents, blocks, contents.check_rows())) is not None:
+                raise _CheckFailed(why)
+
     def _raise(self, before: Contents, training: Training) -> None:
         """Use the states at a higher boundary, where that saves time. Those in use feed the pass that computes them."""
         begun = time.perf_counter()
         try:
-            with state_kept(training.collate, *training.datasets, device=training.device):
+            with state_kept(training.collate, *training.datasets, device=training.device), self._processes.together():
                 contents = Contents(training, None, self._root, before.rows)
                 missing = contents.cache.missing(contents.rows)
                 amount = contents.amount(len(missing), before.cut.boundary)
                 pays = training.estimate is None or training.estimate(amount).pays
-                if not self._processes.agree(pays and self._has_room(contents, missing)):
+                if self._processes.any(not (pays and self._has_room(contents, missing))):
                     return
                 self._pass_and_check(contents)
         except (Declined, CannotCut, AlteredRow, CannotWrite, OSError) as error:
@@ -328,26 +364,6 @@ class CacheSession:
         else:
             with self._streaming.first_block() as block:
                 yield {cut.streams[0]: block}
-
-    def _pass(self, contents: Contents) -> int:
-        """Make the caching pass and give the number of rows. Processes share the rows; one holds the lock for all."""
-        group, cache = self._processes, contents.cache
-        if group.count == 1 and not cache.missing(contents.rows):
-            return 0  # nothing is written, not even a lock
-        with locked(cache, group):
-            keys = cache.missing(contents.rows)
-            group.wait()  # no process writes before all know what is missing
-            share = contents.rows.some(keys[group.rank :: group.count])
-            if self._streaming is not None and share:
-                self._streaming.caching_pass(contents.cut, share, contents.passage_at, contents.cache_at, self.progress)
-            elif share:
-                blocks, model = last_blocks(contents.cut), contents.training.model
-                caching_pass(
-                    model, blocks, contents.passage, share, cache, progress=lambda done: self.progress(done, len(share))
-                )
-            group.wait()
-        cache.refresh()
-        return len(keys)
 
     def _use(self, contents: Contents) -> None:
         """Take the bottom out of memory, and read its states from now on."""

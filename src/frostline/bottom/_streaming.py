@@ -3,7 +3,8 @@
 The weights below the boundary lie on the meta device. They are read twice, block by block: once to hash them for the
 identity of the cache, and, where rows are missing, once more to run all these rows through each block. The states
 between two blocks are an activation cache too, which is removed when the next one is complete. So a pass that is killed
-continues at the block where it stopped.
+continues at the block where it stopped. One process at a time makes such a pass; those that fill other shards of the
+cache have such states of their own (`Contents.levels`).
 
 The whole model never runs, so training from the cache cannot be compared with plain training. Instead, at each block
 the shortest row also runs alone, and must have the states that were stored for it.
@@ -12,7 +13,7 @@ the shortest row also runs alone, and must have the states that were stored for 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 
 from frostline.anatomy import Anatomy, tensor_hash
 from frostline.bottom._cache import ActivationCache
-from frostline.bottom._caching_pass import Feed, Passage, caching_pass, pass_rows, same_states
+from frostline.bottom._caching_pass import CachingPass, Feed, Passage, pass_rows, same_states
 from frostline.bottom._cut import CannotCut, Cut, find_cut, last_blocks
 from frostline.bottom._feed import rows_in_batch, stored_states
 from frostline.bottom._rows import Features
@@ -113,17 +114,17 @@ class Streaming:
     ) -> None:
         """Run rows through block `index`, from the states at `below` (None: from the token ids) to those at `cut`."""
         cache, passage = cache_at(cut), passage_at(cut)
-        missing = {key: rows[key] for key in cache.missing(rows)}
+        missing = cache.missing(rows)
         running = () if below is None else below.running  # a stand-in calls these, for what only they compute
         names = self._names(index, *(i for i, block in enumerate(self.anatomy.blocks) if block.name in running))
         put_tensors(self.model, self.load(names))
         standins = feed = None
         if below is not None:
             standins = StandIns(self.model, below)
-            feed = _feeder(standins, cache_at(below), passage_at(below), missing)
+            feed = _feeder(standins, cache_at(below), passage_at(below), rows)
         try:
-            caching_pass(self.model, last_blocks(cut), passage, missing, cache, feed=feed, progress=progress)
-            if missing and not self._same_alone(cut, missing, passage, cache, feed):
+            CachingPass(self.model, last_blocks(cut), passage, rows, cache, feed).run(progress)
+            if missing and not self._same_alone(cut, rows, missing, passage, cache, feed):
                 shutil.rmtree(cache.folder, ignore_errors=True)
                 block = self.anatomy.blocks[index].name
                 raise CannotCut(f"the states of a row after {block} change with its padding")
@@ -133,10 +134,16 @@ class Streaming:
             drop_tensors(self.model, names)
 
     def _same_alone(
-        self, cut: Cut, rows: Mapping[str, Features], passage: Passage, cache: ActivationCache, feed: Feed | None
+        self,
+        cut: Cut,
+        rows: Mapping[str, Features],
+        keys: Sequence[str],
+        passage: Passage,
+        cache: ActivationCache,
+        feed: Feed | None,
     ) -> bool:
-        """Whether the shortest of `rows`, run alone, has the stored states, except for rounding errors."""
-        key = min(rows, key=lambda key: passage.length(rows[key]))
+        """Whether the shortest of the `rows` with these `keys`, run alone, has the stored states, but for rounding."""
+        key = min(keys, key=lambda key: passage.length(rows[key]))
         alone = pass_rows(self.model, last_blocks(cut), passage, {key: rows[key]}, feed)
         return same_states(alone[key], cache.read(key))
 

@@ -11,6 +11,7 @@ from frostline.checkpoints._delta import (
 )
 from frostline.checkpoints._export import Exported, export_lora
 from frostline.checkpoints._merge import Merged, load, merge
+from frostline.checkpoints._model_cards import write_run_card
 from frostline.checkpoints._models import (
     class_called,
     load_above,
@@ -67,4 +68,5 @@ __all__ = [
     "save_scheduler",
     "set_random_state",
     "trained_tensors",
+    "write_run_card",
 ]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model_state_dict
@@ -21,28 +22,26 @@ from frostline.adapters import (
     HybridModel,
     OneRank,
     as_pefts,
-    kind_of,
     lora_updates,
     of_one_rank,
     transposed,
 )
 from frostline.anatomy import Anatomy, find_anatomy, skeleton
 from frostline.checkpoints._delta import CARD_FILE, TENSORS_FILE, read_card, trained_tensors
+from frostline.checkpoints._lora_only import ONLY, check_lora_blocks, check_lora_only
+from frostline.checkpoints._model_cards import card_of_lora
 from frostline.checkpoints._models import class_called, load_config, load_tokenizer, quiet_libraries
 from frostline.checkpoints._tensors import read_tensors
 from frostline.core.errors import PlanError, UserError
-from frostline.core.files import write_text
 from frostline.core.locks import new_folder
 from frostline.core.shown import one_line
+from frostline.model_card import card_text, write_readme
 from frostline.plan import BlockMode, Plan
 from frostline.surgery import applied_to
 
 _PEFT_PREFIX = "base_model.model."
 _NAMED = ".default.weight"
 """How the name of a parameter of PEFT's ends in a model; its file leaves the adapter's name out."""
-
-
-_ONLY = "and a LoRA folder holds nothing but LoRA without a gate"
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ def export_lora(source: Any, out: str | Path) -> Exported:
         learned = _of_peft(source) if isinstance(source, PeftModel) else _of_model(source)
     found = lora_updates(learned.modes, learned.anatomy, learned.tensors, learned.where)
     if odd := sorted(learned.tensors.keys() - {f"{path}.lora_{side}.weight" for path in found for side in "AB"}):
-        raise PlanError(f"{learned.where}: {odd[0]} has trained too, {_ONLY}: use {learned.merge}")
+        raise PlanError(f"{learned.where}: {odd[0]} has trained too, {ONLY}: use {learned.merge}")
     if not found:
         raise PlanError(f"{learned.where}: no LoRA has trained yet, so there is nothing to export: train it first")
     lora = of_one_rank(found)
@@ -119,10 +118,12 @@ def export_lora(source: Any, out: str | Path) -> Exported:
         _config(learned, lora, sorted(found)).save_pretrained(
             staging, auto_mapping_dict=_mapping(learned.anatomy.model_class)
         )
-        write_text(staging / "README.md", _readme(learned, lora, out.name))
         if learned.tokenizer is not None:
             with suppress(UserError):
                 load_tokenizer(str(learned.tokenizer)).save_pretrained(staging)
+        model_class, more = learned.anatomy.model_class, _more(learned, lora, out)
+        card = card_of_lora(learned.tokenizer, out, staging, learned.base, model_class, learned.dtype, more)
+        write_readme(staging, card_text(card))
     return Exported(out, lora.r, lora.alpha, tuple(sorted(found)))
 
 
@@ -130,7 +131,7 @@ def _of_run(folder: Path) -> _Learned:
     card = read_card(folder)
     plans = [Plan.read(plan, str(folder / CARD_FILE)) for plan in (card.plan, card.first_plan) if plan is not None]
     for plan in plans:
-        _check(plan, str(folder))
+        check_lora_only(plan, str(folder))
     anatomy = find_anatomy(skeleton(load_config(str(folder)), class_called(card.model_class)))
     tensors = _by_path(read_tensors(folder / TENSORS_FILE, "delta file"))
     return _Learned(str(folder), plans[-1].blocks, anatomy, tensors, card.base_name, card.base_dtype, tokenizer=folder)
@@ -144,7 +145,7 @@ def _of_model(model: Any) -> _Learned:
             "PEFT's own its save_pretrained"
         )
     for plan in (applied.plan, applied.first):
-        _check(plan, "the model")
+        check_lora_only(plan, "the model")
     base = str(getattr(applied.config, "_name_or_path", "") or "")
     tensors = _by_path(trained_tensors(model))
     return _Learned("the model", applied.first.blocks, applied.anatomy, tensors, base, applied.base_dtype)
@@ -158,7 +159,7 @@ def _of_peft(model: PeftModel) -> _Learned:
             "save_pretrained, which writes an ordinary folder"
         )
     modes, merge = config.modes(len(tuner.anatomy.blocks)), "merge_and_unload"
-    _check_blocks(modes, "the model", merge, "save_pretrained and frostline")
+    check_lora_blocks(modes, "the model", merge, "save_pretrained and frostline")
     state = get_peft_model_state_dict(model, adapter_name=model.active_adapter, save_embedding_layers=False)
     tensors = {as_pefts(name.removeprefix(_PEFT_PREFIX)): tensor for name, tensor in state.items()}
     base, dtype = str(getattr(model.config, "_name_or_path", "") or ""), str(tuner.model.dtype).removeprefix("torch.")
@@ -167,30 +168,6 @@ def _of_peft(model: PeftModel) -> _Learned:
 
 def _by_path(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.replace(_NAMED, ".weight"): tensor for name, tensor in tensors.items()}
-
-
-def _check(plan: Plan, where: str) -> None:
-    """Raises `PlanError` when a plan trains what a LoRA folder cannot hold."""
-    if (reason := plan.forward.why_not_plain) is not None:
-        raise PlanError(f"{where}: {reason}, which LoRA cannot do: use frostline.load")
-    _check_blocks(plan.blocks, where, "frostline merge", "frostline.load")
-    for part in ("embeddings", "final_norm", "head"):
-        if getattr(plan, part).mode != "frozen":
-            raise PlanError(
-                f"{where}: {part} trains, {_ONLY} (vLLM and llama.cpp read no more): use frostline merge, or a plan in "
-                "which it is frozen"
-            )
-
-
-def _check_blocks(modes: tuple[BlockMode, ...], where: str, merge: str, load: str) -> None:
-    """Raises `PlanError`, which names the way that is open, when a block has anything but LoRA without a gate."""
-    added = [kind_of(mode) for mode in modes]
-    merges = all(kind is None or kind.merges for kind in added)
-    way = merge if merges else f"{load} (what depends on the input cannot be merged either)"
-    for index, (mode, kind) in enumerate(zip(modes, added, strict=True)):
-        if mode.own is not None or (kind is not None and kind.lora_scale is None):
-            what = f"{getattr(mode, 'label', mode.mode)}{' with a gate' if mode.mode == 'lora' else ''}"
-            raise PlanError(f"{where}: block {index} has {what}, {_ONLY}: use {way}")
 
 
 def _config(learned: _Learned, lora: OneRank, modules: list[str]) -> LoraConfig:
@@ -222,36 +199,18 @@ def _mapping(model_class: str) -> dict[str, str] | None:
     return {"base_model_class": model_class, "parent_library": class_called(model_class).__module__}
 
 
-def _readme(learned: _Learned, lora: OneRank, folder: str) -> str:
-    model_class = learned.anatomy.model_class
-    base, folder = one_line(learned.base or "BASE"), one_line(folder)
-    text = _README.format(base=base, model_class=model_class, dtype=learned.dtype, folder=folder, r=lora.r)
-    if not learned.base:
-        text += "\nBASE was made in memory: save it, and use its folder.\n"
+def _more(learned: _Learned, lora: OneRank, folder: Path) -> str:
+    """How other programs load it."""
+    model_class, text = learned.anatomy.model_class, f"Every matrix has rank {lora.r} and alpha {lora.alpha:g}."
     if _task(model_class) is TaskType.CAUSAL_LM and not transposed(learned.anatomy.blocks[0]):
         rank = max(8, 1 << (lora.r - 1).bit_length())  # vLLM takes 8, 16, 32, 64, ...
-        text += _SERVERS.format(base=base, folder=folder, rank=rank)
+        base, place = quote(one_line(learned.base or "BASE", 4000)), quote(one_line(str(folder), 4000))
+        text += _SERVERS.format(base=base, folder=place, rank=rank)
     return text
 
 
-_README = """\
----
-library_name: peft
-tags: [lora]
----
-# LoRA for {base}
-An ordinary LoRA folder of PEFT: rank {r}, on some matrices of {base} ({model_class}, {dtype}). Nothing needs frostline.
-
-With transformers and PEFT:
-```python
-from peft import PeftModel
-from transformers import {model_class}
-
-base = {model_class}.from_pretrained("{base}", dtype="{dtype}")
-model = PeftModel.from_pretrained(base, "{folder}")
-```
-"""
 _SERVERS = """
+
 With vLLM, where it supports the architecture:
 ```
 vllm serve {base} --enable-lora --max-lora-rank {rank} --lora-modules tuned={folder}
@@ -260,5 +219,4 @@ With llama.cpp (its converter needs the folder of the base):
 ```
 python convert_lora_to_gguf.py {folder} --base {base} --outfile lora.gguf
 llama-cli -m base.gguf --lora lora.gguf
-```
-"""
+```"""

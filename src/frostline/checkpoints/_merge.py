@@ -14,6 +14,7 @@ from transformers.utils import cached_file
 
 from frostline.anatomy import find_anatomy, skeleton
 from frostline.checkpoints._delta import CARD_FILE, DeltaCard, load_delta, read_card
+from frostline.checkpoints._model_cards import card_of_merged
 from frostline.checkpoints._models import (
     OtherShapes,
     class_called,
@@ -30,6 +31,7 @@ from frostline.core.errors import CheckpointError, ConfigError, UserError
 from frostline.core.locks import new_folder
 from frostline.core.memory import give_back_free_memory
 from frostline.core.places import found_places
+from frostline.model_card import card_text, write_readme
 from frostline.plan import Plan
 from frostline.surgery import to_plain
 
@@ -68,8 +70,8 @@ def merge(folder: str | Path, out: str | Path, *, base: str | None = None, dtype
     where trained tensors (float32) and frozen ones differ in dtype, all are written in float32. `dtype` rounds each
     tensor once, and the result says how much of the training is lost by it.
 
-    The tokenizer of the run, or of the base, is written too. A layered loss changes nothing here: it changes how a
-    model trains, not what it computes.
+    The tokenizer of the run, or of the base, is written too, and a model card. A layered loss changes nothing here: it
+    changes how a model trains, not what it computes.
 
     Args:
         folder: of the run or checkpoint.
@@ -106,7 +108,9 @@ def merge(folder: str | Path, out: str | Path, *, base: str | None = None, dtype
             shards.add(model)
             del model
         shards.finish()
-        _copy_tokenizer(folder, [base] if base else _bases(card, folder), staging)
+        bases = [base] if base else _bases(card, folder)
+        _copy_tokenizer(folder, bases, staging)
+        write_readme(staging, card_text(card_of_merged(folder, out, staging, card, bases, dtype)))
     return Merged(out, written, changed, lost)
 
 

@@ -36,15 +36,19 @@ class Answer:
         view: makes what the terminal shows instead; it is called only then.
         as_json: print the document as JSON.
         status: the exit status.
+        silent: another process shows it.
     """
 
     document: Any
     view: Callable[[], Sequence[RenderableType]]
     as_json: bool
     status: int = 0
+    silent: bool = False
 
     def show(self) -> None:
         """Write it to standard output."""
+        if self.silent:
+            return
         if self.as_json:
             print(json_text(_finite(self.document)), flush=True)
             return

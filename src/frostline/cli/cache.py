@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from frostline.cli.answer import Answer, Json
+from frostline.cli.answer import Answer, Json, progress_console
+from frostline.cli.train import split_settings
 from frostline.core import cache
 from frostline.core.errors import ConfigError, unknown_name
-from frostline.core.files import sweep
 from frostline.core.row_files import fault_of
+from frostline.core.shards import drop
+from frostline.core.shards import fault as fault_of_shard
 from frostline.core.sizes import parse_duration, parse_size, size_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+    from frostline.run import Filled
 
 
 def list_stores(as_json: Json = False) -> Answer:
@@ -36,21 +42,21 @@ def verify(as_json: Json = False) -> Answer:
     checked = 0
     damaged = []
     for folder in cache.store_folders(root):
-        sweep(folder, older_than=cache.ABANDONED)
+        cache.tidy(folder)
         for shard in cache.shards(folder):
             with suppress(FileNotFoundError):  # removed meanwhile
-                fault = cache.fault(shard)
+                fault = fault_of_shard(shard)
                 checked += 1
                 if fault is not None:
-                    cache.drop(shard)
+                    drop(shard)
                     damaged.append({"store": folder.name, "shard": shard.name, "fault": fault})
     for folder in cache.row_folders(root):
-        sweep(folder, older_than=cache.ABANDONED)
+        cache.tidy(folder)
         if (folder / cache.CONTENT).is_file():
             fault = fault_of(folder)
             checked += 1
             if fault is not None:
-                cache.drop(folder / cache.CONTENT)  # without it the files count as not there
+                drop(folder / cache.CONTENT)  # without it the files count as not there
                 damaged.append({"store": folder.name, "shard": cache.CONTENT, "fault": fault})
     lines = [f"removed {found['shard']} of {found['store']}: {found['fault']}" for found in damaged]
     lines.append(f"{checked} shards read, {len(damaged)} of them damaged")
@@ -82,7 +88,7 @@ def prune(
     chosen = _named(entries, names) if names else entries if everything else _unused(entries, age)
     places = (root, root / "activations", root / cache.ROWS)
     folders = (*places, *cache.store_folders(root), *cache.row_folders(root))
-    swept = sum(sweep(folder, older_than=cache.ABANDONED) for folder in folders)
+    swept = sum(cache.tidy(folder) for folder in folders)
     removed, in_use = _remove(entries, chosen, size)
     freed = swept + sum(entry.bytes for entry in removed)
     left = sum(entry.bytes for entry in entries if entry not in removed)
@@ -99,8 +105,60 @@ def prune(
     return Answer(document, lambda: lines, as_json, status=1 if in_use else 0)
 
 
-HELP = "The caches of activations and rows on this machine: show, verify, remove."
-COMMANDS = {"list": list_stores, "verify": verify, "prune": prune}
+def fill(
+    settings: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="CONFIG.yaml [KEY=VALUE]...",
+            help="A run's config, as for `frostline train`, and settings that replace its own.",
+        ),
+    ],
+    shard: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Only the rows I, I + N, I + 2 N, ..., with I from 0.")
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="All rows, by actors on a Ray cluster: auto, local, or its address."),
+    ] = None,
+    as_json: Json = False,
+) -> Answer:
+    """Run the caching pass of a training without training. Any number of jobs may do this at once."""
+    path, overrides = split_settings(settings)
+    first, count = _shard(shard)
+    if ray is not None and shard is not None:
+        raise ConfigError("--shard and --ray: Ray divides the rows itself: leave --shard out")
+
+    from frostline.run import fill_cache, fill_with_ray, read_config
+
+    config, console = read_config(path, overrides), progress_console()
+    filled = fill_cache(config, first, count, console) if ray is None else fill_with_ray(config, ray, console)
+    return Answer(asdict(filled), lambda: _filled(filled), as_json)
+
+
+HELP = "The caches of activations and rows on this machine: show, verify, remove, fill."
+COMMANDS = {"list": list_stores, "verify": verify, "prune": prune, "fill": fill}
+
+
+def _shard(text: str | None) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text or "0/1", re.ASCII)
+    if match is None or not int(match[1]) < int(match[2]):
+        raise ConfigError(f"--shard: '{text}' is no shard: use I/N with I from 0 to N - 1, such as 0/4 to 3/4")
+    return int(match[1]), int(match[2])
+
+
+def _filled(filled: Filled) -> list[str]:
+    rows = (
+        f"rows {filled.shard.replace('/', '::')} of {filled.all_rows:,}"
+        if filled.rows < filled.all_rows
+        else "all rows"
+    )
+    lines = [
+        f"{rows}: {filled.rows:,} are in the cache {Path(filled.cache).name[:12]}, {size_text(filled.bytes)}; "
+        f"{filled.passed:,} of them passed the frozen bottom now, in {filled.seconds:.3g} s"
+    ]
+    if filled.missing:
+        lines.append(f"{filled.missing:,} rows of other shards are not there yet")
+    return lines
 
 
 def _named(entries: Sequence[cache.Entry], names: Sequence[str]) -> list[cache.Entry]:

@@ -19,6 +19,7 @@ import frostline.core.quiet  # noqa: F401
 from frostline.cli.answer import Answer
 from frostline.cli.commands import NAMES, root
 from frostline.core.errors import FrostlineError, UserError, is_out_of_memory
+from frostline.core.launched import rank, several
 from frostline.core.memory import keep_few_kernels
 from frostline.core.shown import one_line
 
@@ -87,6 +88,13 @@ def _command(arguments: Sequence[str]) -> str:
 def _fail(message: str, status: int, kind: str = "error: ") -> int:
     if os.environ.get(TRACEBACK):
         traceback.print_exc()
+    if several():
+        from frostline.processes import is_of_all
+
+        if not is_of_all(sys.exception()):
+            message = f"process {rank()}: {message}"
+        elif rank() > 0:
+            return status  # the first process says it
     line = one_line(f"{kind}{message}")
     if LIFELINE in os.environ:
         from frostline.study import lifeline

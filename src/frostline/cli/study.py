@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,8 +10,7 @@ import typer
 from frostline.cli.answer import Answer, Json, progress_console
 
 if TYPE_CHECKING:
-    from frostline.report import Failure
-    from frostline.study import Cell, StudyConfig
+    from frostline.study import StudyConfig
 
 
 def command(
@@ -37,26 +35,17 @@ def run_and_tabulate(study: StudyConfig, out: Path, metrics: list[str], as_json:
     """Run `study` in `out`; the answer is its table, with exit status 1 when a run failed."""
     from rich.text import Text
 
-    from frostline.report import Run, document, tabulate, view
-    from frostline.study import run_study
+    from frostline.report import document, view
+    from frostline.study import run_study, table_of
 
     try:
         results = run_study(study, out, progress_console())
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"interrupted: run the same command again to continue with the runs in {out}") from None
-    runs = [Run(result.cell.label, result.record, result.cell.folder) for result in results if result.record]
-    failures = tuple(_failure(result.cell, result.error) for result in results if result.error)
-    table = replace(tabulate(runs, study.baseline), failures=failures)
+    table = table_of(study, results)
     return Answer(
         {"out": str(out), **document(table)},
         lambda: [*view(table, metrics), Text(f"records in {out}; `frostline report {out}` shows this table again")],
         as_json,
-        status=1 if failures else 0,
+        status=1 if table.failures else 0,
     )
-
-
-def _failure(cell: Cell, error: str) -> Failure:
-    from frostline.report import Failure
-
-    config = cell.config
-    return Failure(Path(config.model).name, Path(config.task).stem, cell.label, config.seed, error)

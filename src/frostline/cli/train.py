@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from frostline.cli.answer import Answer, Json, StrategyOptions, progress_console
-from frostline.core.errors import ConfigError
+from frostline.core.errors import ConfigError, UserError
+from frostline.core.launched import rank, several
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from frostline.records import DataFacts, Metrics, RunRecord
+    from frostline.run import RunConfig
 
 
 def _list(asked: bool) -> None:
@@ -66,32 +68,48 @@ def command(
     path, overrides = split_settings(settings or [])
 
     from frostline.core.figures import check_format
+    from frostline.processes import ending
     from frostline.report import save_trials
     from frostline.run import check_trials, how_to_go_on, read_config, train
     from frostline.strategies import Budget
 
-    if figure is not None:
-        check_format(figure)
-    config = read_config(
-        path,
-        [*overrides, *_strategy_options(options or [])],
-        model=model,
-        task=task,
-        strategy=strategy,
-        budget=None if budget is None else Budget.parse(budget).model_dump(exclude_none=True),
-        out=out,
-        seed=seed,
-    )
-    if figure is not None:
-        check_trials(config)
-    try:
-        record = train(config, resume=resume, console=progress_console())
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"interrupted: {config.folder}: use {how_to_go_on(config.folder)}") from None
-    if figure is not None and record.trials:
+    def config_of_run() -> RunConfig:
+        config = read_config(
+            path,
+            [*overrides, *_strategy_options(options or [])],
+            model=model,
+            task=task,
+            strategy=strategy,
+            budget=None if budget is None else Budget.parse(budget).model_dump(exclude_none=True),
+            out=out,
+            seed=seed,
+        )
+        if figure is not None:
+            check_format(figure)
+            check_trials(config)
+        return config
+
+    with ending():
+        config = _read(config_of_run)
+        try:
+            record = train(config, resume=resume, console=progress_console())
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"interrupted: {config.folder}: use {how_to_go_on(config.folder)}") from None
+    if figure is not None and record.trials and rank() == 0:
         save_trials(record, figure)
     document = {"folder": str(config.folder), **record.model_dump(mode="json")}
-    return Answer(document, lambda: _view(record, config.folder), as_json)
+    return Answer(document, lambda: _view(record, config.folder), as_json, silent=rank() > 0)
+
+
+def _read(config: Callable[[], RunConfig]) -> RunConfig:
+    try:
+        return config()
+    except UserError as error:
+        if not several():
+            raise
+        from frostline.processes import refuse
+
+        refuse(error)
 
 
 def _strategy_options(options: Sequence[str]) -> list[str]:
@@ -158,7 +176,7 @@ def _view(record: RunRecord, folder: Path) -> list[RenderableType]:
         for label, _, line in (line.partition(": ") for line in lines):
             chosen.add_row(label, Text(line))
         parts += [chosen, Text()]
-    return [*parts, cost, Text(), Text(f"recorded in {folder}")]
+    return [*parts, cost, Text(), Text(f"recorded in {folder}; its README.md says how to load the model")]
 
 
 def _quality(before: Metrics, after: Metrics, data: DataFacts) -> RenderableType:

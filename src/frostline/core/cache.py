@@ -2,8 +2,9 @@
 
 ROOT/activations/<digest of the identity>/
     identity.json             everything that the boundary states of any row depend on; its time is that of the last use
-    <sha256>.safetensors      a shard, named by the checksum of its bytes
-    lock                      held during a caching pass
+    <sha256>.safetensors      a shard (core/shards.py)
+    lock                      shared by the processes that fill the cache; who removes it has it alone
+    <part>.claim              held by the process that fills this part of it
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ from typing import Any
 
 from frostline.core.documents import parse_json
 from frostline.core.errors import CannotWrite, ConfigError, first_line
-from frostline.core.files import UNFINISHED, private, sha256, write_json
-from frostline.core.locks import take
+from frostline.core.files import UNFINISHED, private, sweep, write_json
+from frostline.core.locks import share, take
+from frostline.core.shards import DamagedShard, ShardFile
 
 IDENTITY = "identity.json"
 LABEL = "label"
 """The entry of a description that is for people. It is not part of the cache's identity."""
-HEADER = "rows"
-"""The entry of a shard's metadata that names its cache, and its rows with their lengths and checksums."""
 SHARDS = "*.safetensors"
+CLAIM = ".claim"
 ROWS = "rows"
 """The folder of rows that were read or tokenized (core/row_files.py), beside `activations`."""
 CONTENT = "content.json"
@@ -135,21 +136,6 @@ def bytes_on_disk(folder: Path) -> int:
     return sum(_size(path) for path in shards(folder))
 
 
-def fault(shard: Path) -> str | None:
-    """What is wrong with a shard, or None. Reads all of its bytes."""
-    if sha256(shard) != shard.stem:
-        return "its content does not match the checksum in its name"
-    if _header(shard).get("store") != shard.parent.name:
-        return "it was not written for this cache"
-    return None
-
-
-def drop(shard: Path) -> None:
-    """Remove a damaged shard. Where removal is not allowed it stays, and is never used."""
-    with suppress(PermissionError):
-        shard.unlink(missing_ok=True)
-
-
 @contextmanager
 def unfinished(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder inside `folder`, for a file that will be renamed into `folder`. Removed at the end."""
@@ -159,14 +145,54 @@ def unfinished(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Hold the cache's lock; wait for it where another process has it. The system frees it when the process ends."""
-    held = _take(folder)
+    """Have the cache alone; wait for it where another process has it. The system frees it when the process ends."""
+    held = _take(folder / "lock")
     if held is None:
         log.warning("cache %s: waiting for another process that fills it", folder.name[:12])
-        held = _take(folder, -1)
+        held = _take(folder / "lock", -1)
         assert held is not None
     with held:
         yield
+
+
+@contextmanager
+def filling(folder: Path) -> Iterator[None]:
+    """Inside this context, the cache is not removed. Any number of processes may fill it at once."""
+    with private():
+        held = share(folder / "lock")
+    with held:
+        yield
+
+
+@contextmanager
+def claimed(folder: Path, part: str, *, wait: bool) -> Iterator[bool]:
+    """Inside this context, no other process fills the part of this name. Gives False where one does.
+
+    Args:
+        folder: of the cache.
+        part: a name that all processes give to the same rows.
+        wait: until the other process is done with it, or has ended; then it gives True.
+    """
+    path = folder / f"{part}{CLAIM}"
+    held = _take(path, -1 if wait else 0)
+    if held is None:
+        yield False
+        return
+    with held:
+        try:
+            yield True
+        finally:
+            path.unlink(missing_ok=True)  # while it is held: who waits for it makes a new one
+
+
+def tidy(folder: Path) -> int:
+    """Remove what killed processes left in a cache, or beside caches. Returns the bytes freed."""
+    for path in folder.glob(f"*{CLAIM}"):
+        held = _take(path)
+        if held is not None:  # nobody works at it
+            with held:
+                path.unlink(missing_ok=True)
+    return sweep(folder, older_than=ABANDONED)
 
 
 def remove(folder: Path) -> bool:
@@ -174,7 +200,7 @@ def remove(folder: Path) -> bool:
 
     A process that has opened its shards can still read them.
     """
-    held = _take(folder)
+    held = _take(folder / "lock")
     if held is None:
         return False
     with held:
@@ -186,16 +212,16 @@ def remove(folder: Path) -> bool:
     return True
 
 
-def _take(folder: Path, seconds: float = 0.0) -> AbstractContextManager[object] | None:
+def _take(path: Path, seconds: float = 0.0) -> AbstractContextManager[object] | None:
     with private():
-        return take(folder / "lock", seconds)
+        return take(path, seconds)
 
 
 def _entry(folder: Path) -> Entry:
     read = read_or_none(folder / IDENTITY)
     description = read if isinstance(read, dict) else {}
     identity = description.get("identity")
-    keys = {key for shard in shards(folder) for key in _header(shard).get("keys", ())}
+    keys = {key for shard in shards(folder) for key in _keys(shard)}
     content = read_or_none(folder / CONTENT)
     facts = content.get("facts") if isinstance(content, dict) else None
     rows = facts.get(ROWS, 0) if isinstance(facts, dict) else 0
@@ -209,15 +235,11 @@ def _entry(folder: Path) -> Entry:
     )
 
 
-def _header(shard: Path) -> dict[str, Any]:
-    # A safetensors file begins with the length of its header, which is JSON.
+def _keys(shard: Path) -> tuple[str, ...]:
     try:
-        with shard.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = parse_json(file.read(min(length, _size(shard))))
-        return dict(parse_json(header["__metadata__"][HEADER]))
-    except (ValueError, LookupError, TypeError):
-        return {}
+        return ShardFile(shard).keys
+    except DamagedShard:
+        return ()
 
 
 def read_or_none(path: Path) -> Any:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -29,6 +30,33 @@ def take(path: Path, seconds: float = 0.0) -> AbstractContextManager[object] | N
             return None
         except FileNotFoundError:  # the folder was removed in the meantime
             continue
+
+
+def share(path: Path) -> AbstractContextManager[object]:
+    """Lock the file `path` together with others that share it; wait while one has it alone (`take`).
+
+    The file is made with its folder. Leaving the context that is returned frees it.
+    """
+    from fcntl import LOCK_SH, flock  # not on every system, where `take` works
+
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError), ExitStack() as stack:
+            file = stack.enter_context(path.open("a"))
+            flock(file, LOCK_SH)
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):  # else removed while it was waited for
+                return stack.pop_all()
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process works in the folder of a run or a study now. Nothing is made there."""
+    if not (folder / LOCK_FILE).is_file():
+        return False
+    lock = take(folder / LOCK_FILE)
+    if lock is None:
+        return True
+    with lock:
+        return False
 
 
 @contextmanager

@@ -136,7 +136,7 @@ def caching_flops(plan: Plan, anatomy: Anatomy, workload: Workload) -> float:
 
 def run_flops(plan: Plan, anatomy: Anatomy, workload: Workload) -> float:
     """Operations of the caching pass, if there is one, and of all steps of all epochs; of all devices together."""
-    steps = step_flops(plan, anatomy, workload).total * workload.steps * workload.devices
+    steps = step_flops(plan, anatomy, workload).total * workload.steps * workload.side_by_side
     return caching_flops(plan, anatomy, workload) + steps
 
 

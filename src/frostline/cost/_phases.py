@@ -71,7 +71,7 @@ def predict_phases(
     assert largest is not None
     cuts = [0, *(phase.cut for phase in found)]
     passes = sum(max(0.0, spared[now] - spared[before]) for before, now in pairwise(cuts))
-    run = passes + a_step * workload.steps * workload.devices
+    run = passes + a_step * workload.steps * workload.side_by_side
     full = step_flops(full_plan(anatomy), anatomy, workload.plain).total
     time = ratio = None
     if speed is not None:
@@ -85,7 +85,7 @@ def predict_phases(
         total_parameters=largest.total_parameters,
         flops_ratio=a_step / full,
         run_flops=run,
-        run_flops_ratio=run / (full * workload.steps * workload.devices),
+        run_flops_ratio=run / (full * workload.steps * workload.side_by_side),
         run_seconds=time,
         time_ratio=ratio,
         memory_ratio=largest.memory_ratio,

@@ -164,7 +164,7 @@ def _caching_seconds(plan: Plan, anatomy: Anatomy, workload: Workload, speed: Sp
     epoch = bottom_flops(plan, anatomy, workload)
     if not epoch:
         return 0.0
-    passing = caching_flops(plan, anatomy, workload) / workload.devices + epoch * PASSED_FOR_CHECK / workload.rows
+    passing = caching_flops(plan, anatomy, workload) / workload.side_by_side + epoch * PASSED_FOR_CHECK / workload.rows
     batches = CHECKS * min(1.0, CHECKED / workload.per_device_train_batch_size)
     return passing * speed.forward + batches * _batch_seconds(plan, anatomy, workload, speed)
 

@@ -26,6 +26,7 @@ class Workload(BaseModel):
         texts: texts of a row: the choices of a multiple-choice head. Such rows have no activation cache.
         per_device_train_batch_size: rows of a batch on one device.
         devices: devices that train together. They share the model too: FSDP shards it block by block.
+        processes: those that train side by side (DDP), each with the whole model. They share the rows.
         gradient_accumulation_steps: batches of a device in one optimizer step.
         num_train_epochs: passes over the rows.
         bf16: matrices are multiplied in bfloat16, under autocast; else in float32.
@@ -55,6 +56,7 @@ class Workload(BaseModel):
     texts: int = Field(1, gt=0)
     per_device_train_batch_size: int = Field(32, gt=0)
     devices: int = Field(1, gt=0)
+    processes: int = Field(1, gt=0)
     gradient_accumulation_steps: int = Field(1, gt=0)
     num_train_epochs: float = Field(1, gt=0)
     bf16: bool = False
@@ -116,7 +118,12 @@ class Workload(BaseModel):
     @property
     def steps(self) -> float:
         """Batches of one device in all epochs together; the last may be a part of one."""
-        return self.rows * self.num_train_epochs / (self.per_device_train_batch_size * self.devices)
+        return self.rows * self.num_train_epochs / (self.per_device_train_batch_size * self.side_by_side)
+
+    @property
+    def side_by_side(self) -> int:
+        """Batches that are computed at the same time."""
+        return self.devices * self.processes
 
     @property
     def optimizer_steps(self) -> int:

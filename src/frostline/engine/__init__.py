@@ -2,12 +2,13 @@
 
 from frostline.engine._attach import attach
 from frostline.engine._flora import Flora
+from frostline.engine._live import report_live
 from frostline.engine._loops import LoopCache, activation_cache
 from frostline.engine._meter import MemoryMeter, StepMeter
-from frostline.engine._progress import ProgressBar, start_bar
+from frostline.engine._progress import ProgressBar, StartBar, start_bar
 from frostline.engine._sampler import GroupedByLength
 from frostline.engine._sharding import check_unsharded
-from frostline.engine._start import PlanFor, ScheduleFor
+from frostline.engine._start import PlanFor, ScheduleFor, same_for_all, streaming
 from frostline.engine._trainer import Trainer
 
 __all__ = [
@@ -18,10 +19,14 @@ __all__ = [
     "PlanFor",
     "ProgressBar",
     "ScheduleFor",
+    "StartBar",
     "StepMeter",
     "Trainer",
     "activation_cache",
     "attach",
     "check_unsharded",
+    "report_live",
+    "same_for_all",
     "start_bar",
+    "streaming",
 ]

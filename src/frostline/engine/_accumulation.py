@@ -22,13 +22,14 @@ from enum import StrEnum
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
+from frostline.adapters import mixtures
 from frostline.core.errors import first_line
 from frostline.core.labels import IGNORED
-from frostline.engine._saving import SavingTrainer
+from frostline.engine._evaluation import EvaluatingTrainer
 from frostline.hooks import FEWER_BITS, OTHER_BATCH, any_sharded, compare_training, computes_in_fewer_bits
+from frostline.processes import running
 
 Batch = dict[str, Any]
 LossOf = Callable[["FewRows", Tensor | None], Tensor]
@@ -56,7 +57,7 @@ class Share(StrEnum):
     """The part's share of the rows."""
 
 
-class PartsTrainer(SavingTrainer):
+class PartsTrainer(EvaluatingTrainer):
     """A `transformers.Trainer` in which a step of several batches is the step of one batch of all their rows."""
 
     compute_loss: Any
@@ -79,11 +80,15 @@ class PartsTrainer(SavingTrainer):
                 found = find_share(self.model, self._loss_of, few, next_labels=self._loss_shifts_labels)
             except Exception as error:  # the user's own loss, in a use that it may not expect
                 reason = f"the loss of a few rows cannot be computed beforehand ({first_line(error)})"
-        found, reason = broadcast_object_list([found, reason])
-        if found is None:
-            batches = self.args.gradient_accumulation_steps * self.args.world_size
+        found, reason = running().same((found, reason))
+        balanced = any(router.balance for router in mixtures(self.text_model))  # in training alone, so it is not tried
+        if balanced and found is not None:
+            reason = "the balance loss of the experts is not a mean over rows or labels"
+        if balanced or found is None:
+            accumulates, processes = self.args.gradient_accumulation_steps, self.args.world_size
+            batches, name = accumulates * processes, "gradient_accumulation_steps" if accumulates > 1 else "processes"
             self.parts_notice = (
-                f"gradient_accumulation_steps: {reason}: a step is the mean over its {batches} batches, not the step "
+                f"{name}: {reason}: a step is the mean over its {batches} batches, not the step "
                 "of one batch of all their rows"
             )
         self._share = found or _countable(few.batch, self._loss_shifts_labels)

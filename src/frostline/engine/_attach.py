@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -21,16 +21,18 @@ from frostline.core.errors import CheckpointError, ConfigError
 from frostline.core.files import read_json, reading, write_json
 from frostline.engine._attach_saving import save_trained
 from frostline.engine._changes import check_own_trainer, synchronize_what_trains
-from frostline.engine._known_rows import fill_with_known_rows
+from frostline.engine._known_rows import fill_with_known_rows, passes_over_rows
+from frostline.engine._live import report_live
 from frostline.engine._observe import Observer
 from frostline.engine._optimizer import parameter_groups, regroup, scale_groups
 from frostline.engine._saving import SavingTrainer
 from frostline.engine._sharding import check_unsharded
 from frostline.engine._shortcuts import COMPILED, few_rows, plan_settings, positions_refusal
-from frostline.engine._start import PlanFor, ScheduleFor, check_rows, check_settings, start_schedule
+from frostline.engine._start import PlanFor, ScheduleFor, check_same, check_settings, start_schedule
 from frostline.hooks import Rechecks, begin_step
 from frostline.loss_positions import LossPositions, hook_above, use_loss_positions
 from frostline.plan import Plan, Schedule, document, lowest_boundary
+from frostline.processes import running
 from frostline.surgery import Applied, applied_to, change
 
 STATE_FILE = "frostline.json"
@@ -142,7 +144,7 @@ class _Attachment(TrainerCallback):
         check_own_trainer(found)
         if found.first.forward.drops and (handler := self._trainer.accelerator.ddp_handler) is not None:
             handler.find_unused_parameters = True  # made before the arguments said so
-        self._observer = Observer(text_model(model), found.observes)
+        self._observer = Observer(text_model(model), found.observes, running().same)
         return found
 
     # Around the trainer's own methods.
@@ -150,7 +152,8 @@ class _Attachment(TrainerCallback):
     def _around_training(self, own: Any) -> Any:
         @functools.wraps(own)
         def train(resume_from_checkpoint: Any = None, *given: Any, **options: Any) -> Any:
-            check_rows(self._trainer.train_dataset)
+            check_same(self._trainer.train_dataset, self._applied.plan, self._schedule)
+            report_live(self._trainer, lambda: self._applied)
             if resume_from_checkpoint:
                 asked = resume_from_checkpoint
                 folder = get_last_checkpoint(str(self._trainer.args.output_dir)) if asked is True else asked
@@ -196,7 +199,8 @@ class _Attachment(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._begun, self._step = time.perf_counter(), -1
-        self._begin(state.global_step)
+        with running().together():
+            self._begin(state.global_step)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         step = state.global_step
@@ -209,8 +213,7 @@ class _Attachment(TrainerCallback):
             self._change(plan)
             trainer = self._trainer
             optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
-            groups = parameter_groups(trainer, self._model, self._applied.lr_scales)
-            regroup(optimizer, trainer.lr_scheduler, groups)
+            regroup(optimizer, trainer.lr_scheduler, parameter_groups(trainer, self._model, self._applied.lr_scales))
             synchronize_what_trains(trainer)
             followed = [s.follow(self._training(m)) for s, m in zip(self._sessions, self._models(), strict=False)]
             if not (followed and all(followed)):
@@ -253,7 +256,7 @@ class _Attachment(TrainerCallback):
 
     def _change(self, plan: Plan) -> None:
         change(plan, self._model)
-        self._observer = Observer(self._model, self._schedule.observes)
+        self._observer = Observer(self._model, self._schedule.observes, running().same)
 
     # The savings, from the first step under a plan to the last.
 
@@ -300,22 +303,9 @@ class _Attachment(TrainerCallback):
             return COMPILED if args.torch_compile else "rows are spread over devices (DataParallel)"
         if args.neftune_noise_alpha is not None:
             return "NEFTune adds noise to the embeddings in every pass"
-        if self._mode == "auto" and self._passes() < 1.5:
+        if self._mode == "auto" and passes_over_rows(self._trainer, len(self._models())) < 1.5:
             return "each row is seen once, so that storing its states would save nothing"
         return None
-
-    def _passes(self) -> float:
-        """How often a row goes through the bottom in this training; inf where that is not known."""
-        args, rows = self._trainer.args, self._trainer.train_dataset
-        models = len(self._models()) if not getattr(self._trainer, "precompute_ref_logps", False) else 1
-        if args.max_steps > 0:
-            rows = rows.values() if isinstance(rows, Mapping) else [rows]  # sentence-transformers: one for each loss
-            count = sum(len(own) for own in rows) if all(hasattr(own, "__len__") for own in rows) else 0
-            if not count:
-                return math.inf
-            each = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-            return float(models * args.max_steps * each / count)
-        return float(models * args.num_train_epochs)
 
     def _models(self) -> list[Any]:
         """The text models that are called: the one that trains, and a reference beside it."""
@@ -395,6 +385,5 @@ class _Attachment(TrainerCallback):
         report = self._sessions[0].report if self._sessions else self._report
         positions = self._positions_notices if self._positions is None else self._positions.notices
         self._trainer.cache_report = report
-        others = (report.notice, self._saving_notice)
-        asked = plan_settings(self._trainer.args, self._applied.plan)
-        self._trainer.notices = (*positions, *(notice for notice in others if notice is not None), *asked)
+        others = [notice for notice in (report.notice, self._saving_notice) if notice is not None]
+        self._trainer.notices = (*positions, *others, *plan_settings(self._trainer.args, self._applied.plan))

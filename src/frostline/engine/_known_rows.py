@@ -5,6 +5,7 @@ Sorted by length they need less padding than in the first epoch, and every epoch
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -32,6 +33,26 @@ def fill_with_known_rows(trainer: Any, session: LoopSession) -> None:
             session.fill(_each(rows), trainer._get_collator_with_removed_columns(collator), bar.rows)
         except (FrostlineError, LookupError, TypeError, ValueError):
             return  # not what the model is called with, or no room for all of them
+
+
+def passes_over_rows(trainer: Any, models: int) -> float:
+    """How often a row goes through the bottom in a training; inf where that is not known.
+
+    Args:
+        trainer: a `transformers.Trainer`.
+        models: how many models with the same bottom it calls.
+    """
+    args, rows = trainer.args, trainer.train_dataset
+    if getattr(trainer, "precompute_ref_logps", False):
+        models = 1
+    if args.max_steps <= 0:
+        return float(models * args.num_train_epochs)
+    rows = rows.values() if isinstance(rows, Mapping) else [rows]  # sentence-transformers: one for each loss
+    count = sum(len(own) for own in rows) if all(hasattr(own, "__len__") for own in rows) else 0
+    if not count:
+        return math.inf
+    each = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return float(models * args.max_steps * each / count)
 
 
 def _each(rows: Any) -> Iterator[Any]:

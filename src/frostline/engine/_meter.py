@@ -107,12 +107,30 @@ def private_memory() -> int:
 
 
 class StepMeter(TrainerCallback):
-    """Wall and processor time of every optimizer step in seconds, without evaluation and saving."""
+    """Wall and processor time of every optimizer step in seconds, without evaluation and saving.
+
+    Every entry of the trainer's log gets the `seconds` since training began, evaluation and saving included. In a
+    resumed training they go on from those of the checkpoint.
+    """
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
         self.cpu_seconds: list[float] = []
         self._begun = (0.0, 0.0)
+        self._origin: float | None = None
+
+    def begin(self, seconds: float = 0.0) -> None:
+        """Training begins, after `seconds` that count as training too (the caching pass)."""
+        self._origin = time.perf_counter() - seconds
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._origin is None:
+            self._origin = time.perf_counter()
+        self._origin -= _logged_seconds(state)
+
+    def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._origin is not None:
+            state.log_history[-1]["seconds"] = time.perf_counter() - self._origin
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         self._begun = (time.perf_counter(), time.process_time())
@@ -133,6 +151,15 @@ class StepMeter(TrainerCallback):
     def cpu_median(self) -> float | None:
         """The same for the processor time of all threads together; None on an accelerator."""
         return None if torch.accelerator.is_available() else _median(self.cpu_seconds)
+
+
+def _logged_seconds(state: Any) -> float:
+    """The seconds until a checkpoint was written, about: those of the last entry before it, and its mean step."""
+    for entry in reversed(state.log_history):
+        seconds, step = entry.get("seconds"), entry.get("step")
+        if isinstance(seconds, float) and isinstance(step, int | float) and step:
+            return seconds * float(state.global_step / step)
+    return 0.0
 
 
 def _median(seconds: list[float]) -> float | None:

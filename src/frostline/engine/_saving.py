@@ -8,13 +8,12 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 import transformers
-from accelerate.utils import broadcast_object_list
 from peft import PeftModel
 from torch import nn
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
@@ -43,6 +42,7 @@ from frostline.engine._plan_change import PlanChange, read_changes
 from frostline.engine._ranks import load_ranks, save_ranks
 from frostline.engine._trainer_state import TRAINER_STATE_FILE, check_trainer_state
 from frostline.plan import Schedule
+from frostline.processes import running
 from frostline.surgery import AS_GIVEN, Applied, applied_to, one_dtype, to_plain
 
 SCHEDULE_FILE = "schedule.json"
@@ -83,46 +83,41 @@ class SavingTrainer(transformers.Trainer):
         name = f"checkpoint-{self.state.global_step}"
         run_folder.mkdir(parents=True, exist_ok=True)
         limit, self.args.save_total_limit = self.args.save_total_limit, None
-        with self._staged(run_folder) as staging:
+        with running().together(), self._staged(run_folder) as staging:
             try:
                 self._staging = staging
                 with disk_errors(run_folder / name):
                     super()._save_checkpoint(model, trial)
                     self._point_best_checkpoint_to(run_folder, Path(staging) / name)
-                    self.accelerator.wait_for_everyone()  # each process writes a part
                     if self.args.should_save:
                         with atomic_folder(run_folder / name) as place:
                             (Path(staging) / name).replace(place)
             finally:
                 self._staging = None
                 self.args.save_total_limit = limit
-        if self.args.should_save:
-            rotate_checkpoints(
-                output_dir=str(run_folder),
-                save_total_limit=limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-                use_mtime=False,
-            )
-        self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                rotate_checkpoints(
+                    output_dir=str(run_folder),
+                    save_total_limit=limit,
+                    best_model_checkpoint=self.state.best_model_checkpoint,
+                    use_mtime=False,
+                )
 
     @contextmanager
     def _staged(self, run_folder: Path) -> Iterator[str]:
-        """A temporary folder, the same one for all processes."""
-        if self.args.process_index > 0:
-            staging = str(broadcast_object_list([None], from_process=0)[0])
-            Path(staging).mkdir(parents=True, exist_ok=True)  # on another machine
-            yield staging
+        """A temporary folder of the process that writes. The others write nothing."""
+        if not self.args.should_save:
+            yield str(run_folder)
             return
         with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=run_folder) as staging:
-            if self.args.world_size > 1:
-                broadcast_object_list([staging], from_process=0)
             yield staging
 
     def _point_best_checkpoint_to(self, run_folder: Path, staged: Path) -> None:
         name = f"checkpoint-{self.state.best_global_step}"
         if name == staged.name or (run_folder / name).is_dir():  # a best step without a checkpoint has no folder
             self.state.best_model_checkpoint = str(run_folder / name)
-            self.state.save_to_json(str(staged / "trainer_state.json"))
+            if self.args.should_save:
+                self.state.save_to_json(str(staged / TRAINER_STATE_FILE))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False, *, whole: bool = False) -> None:
         """Save the delta; with `whole`, an ordinary checkpoint, which any tool for transformers models loads.
@@ -134,7 +129,8 @@ class SavingTrainer(transformers.Trainer):
         Raises `PlanError` with `whole` when adapters depend on the input, so that they cannot be merged.
         """
         if not whole:
-            super().save_model(output_dir, _internal_call)
+            with running().together() if _internal_call else nullcontext():  # before the processes wait in another way
+                super().save_model(output_dir, _internal_call)
             return
         copied = self._copied()
         if self.args.should_save:
@@ -167,9 +163,7 @@ class SavingTrainer(transformers.Trainer):
 
     def _shared(self, values: tuple[float, ...]) -> tuple[float, ...]:
         """The values of the first process, for all that train together."""
-        if self.args.world_size == 1:
-            return values
-        return tuple(broadcast_object_list([values], from_process=0)[0])
+        return running().same(values)
 
     def _save_tokenizer(self, folder: str | Path) -> None:
         tokenizer = self.processing_class or getattr(self.data_collator, "tokenizer", None)
@@ -191,6 +185,8 @@ class SavingTrainer(transformers.Trainer):
         self._save_tokenizer(folder)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.args.should_save:
+            return
         save_optimizer(self._bare_optimizer(), self._names(), Path(output_dir))
         save_scheduler(self.lr_scheduler, Path(output_dir))
         save_ranks(self.applied.peft_models, Path(output_dir))
@@ -198,14 +194,21 @@ class SavingTrainer(transformers.Trainer):
             self.left.save(Path(output_dir))
 
     def _save_rng_state(self, output_dir: str) -> None:
-        write_json(Path(output_dir) / self._rng_file(), random_state())
+        for rank, state in enumerate(running().every(random_state())):
+            if self.args.should_save:
+                write_json(Path(output_dir) / _rng_file(rank), state)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder = Path(resume_from_checkpoint)
-        self._check_complete(folder)
-        sweep(folder.parent)
+        with running().together():
+            self._check_complete(folder)
+            if self.args.should_save:
+                sweep(folder.parent)
+            self._load_weights(folder, model)
+
+    def _load_weights(self, folder: Path, model: Any) -> None:
         if self._as_given:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            super()._load_from_checkpoint(str(folder), model)
         else:
             load_delta(self.model if model is None else model, folder)
         saved = read_json(folder / SCHEDULE_FILE, "schedule state")
@@ -218,8 +221,10 @@ class SavingTrainer(transformers.Trainer):
             self.observer.load(folder)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
-            folder = Path(checkpoint)
+        if checkpoint is None:
+            return
+        folder = Path(checkpoint)
+        with running().together():
             with reading(folder, "optimizer state"):
                 load_optimizer(self._bare_optimizer(), self._names(), folder)
             with reading(folder, "scheduler state"):
@@ -232,9 +237,10 @@ class SavingTrainer(transformers.Trainer):
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            path = generators_file(self, self.applied, Path(checkpoint))
-            with reading(path, "generator state"):
-                set_random_state(read_json(path, "generator state"))
+            with running().together():
+                path = generators_file(self, self.applied, Path(checkpoint))
+                with reading(path, "generator state"):
+                    set_random_state(read_json(path, "generator state"))
 
     def _load_callback_state(self) -> None:
         with reading(Path(self.args.output_dir), "state of the trainer's callbacks"):
@@ -242,13 +248,7 @@ class SavingTrainer(transformers.Trainer):
 
     def _check_complete(self, folder: Path) -> None:
         """Raises `CheckpointError` when a part is missing without which training would go on with other numbers."""
-        parts = (
-            TRAINER_STATE_FILE,
-            SCHEDULE_FILE,
-            OPTIMIZER_FILE,
-            OPTIMIZER_TENSORS,
-            SCHEDULER_FILE,
-        )
+        parts = (TRAINER_STATE_FILE, SCHEDULE_FILE, OPTIMIZER_FILE, OPTIMIZER_TENSORS, SCHEDULER_FILE)
         if not folder.is_dir():
             raise CheckpointError(f"Can't find a valid checkpoint at {folder}: use the folder of a checkpoint")
         missing = [name for name in parts if not (folder / name).is_file()]
@@ -260,9 +260,6 @@ class SavingTrainer(transformers.Trainer):
             )
         generators_file(self, self.applied, folder)
         check_trainer_state(folder)
-
-    def _rng_file(self) -> str:
-        return f"rng_{self.args.process_index}.json"
 
     def _bare_optimizer(self) -> torch.optim.Optimizer:
         return cast(torch.optim.Optimizer, getattr(self.optimizer, "optimizer", self.optimizer))
@@ -277,3 +274,7 @@ class SavingTrainer(transformers.Trainer):
     def _last_checkpoint_hint(self) -> str:
         last = self._last_checkpoint()
         return f"; the last checkpoint is {last}" if last else ""
+
+
+def _rng_file(rank: int) -> str:
+    return f"rng_{rank}.json"

@@ -27,6 +27,7 @@ from frostline.engine._sharding import (
     without_values,
 )
 from frostline.hooks import any_sharded, attribute_set, share_again
+from frostline.processes import running
 from frostline.surgery import check_plain
 
 
@@ -89,6 +90,16 @@ class ShardedTrainer(ChangingTrainer):
         if self.loss_positions and self.sharding is not None and self.text_model is not self.model:
             return "with fsdp, a model inside another one (PEFT) cannot run by itself to be compared"
         return super()._positions_refusal()
+
+    def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
+        # One process counts fewer rows of its last batch, by a second pass: all have to make it.
+        own = self._real_rows(inputs) is not None
+        ends = self._is_sharded and self.accelerator.gradient_state.end_of_dataloader
+        again = ends and running().any(own) and not own
+        found = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        if again:
+            super().prediction_step(model, inputs, True, ignore_keys)
+        return found
 
     # Saving: every process gathers, and one writes.
 

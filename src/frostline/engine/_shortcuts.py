@@ -22,6 +22,7 @@ from frostline.engine._progress import start_bar
 from frostline.hooks import Rechecks, state_kept
 from frostline.loss_positions import LossPositions, hook_above, use_loss_positions
 from frostline.plan import Plan
+from frostline.processes import running
 from frostline.surgery import Applied
 
 COMPILED = "torch_compile makes one graph of the whole model"
@@ -177,23 +178,27 @@ class ShortcutsTrainer(PartsTrainer):
 
     def _check_again(self, step: int, *, last: bool = False) -> None:
         """Compare the shortcuts with plain training again, where that is due; give up what is no longer the same."""
-        if (changed := self.session.changed()) is not None:
-            self.session.give_up(f"off since step {step}: {changed}")
-        checks = self._rechecks
-        if checks is None or (last and checks.passed == step):
+        group, checks = running(), self._rechecks
+        changed = self.session.changed()
+        due = False
+        if checks is not None:
+            due = checks.passed != step if last else checks.due(step, time.perf_counter() - self._first_step)
+        if not group.any(due or changed is not None):
             return
-        if not last and not checks.due(step, time.perf_counter() - self._first_step):
+        if (changed := group.first_found(changed)) is not None:
+            self.session.give_up(f"off since step {step}: {changed}")
+        if not group.any(due) or checks is None:
             return
         with checks.timed():
             with self.positions.suspended() if self.positions is not None else nullcontext():
-                found = self.session.recheck()
+                found = group.first_found(self.session.recheck())
             if found is not None:
                 self.session.give_up(checks.since(step, found))
             if self.positions is not None and (self.positions.last_block or self.positions.chunked_head):
                 few = self._few()
                 with self._holding(few), self.accelerator.autocast():
                     hook = hook_above(self.text_model, self.applied.anatomy)
-                    found = hook or self.positions.recheck(few.batch)
+                    found = group.first_found(hook or self.positions.recheck(few.batch))
                 if found is not None:
                     self.positions.give_up(checks.since(step, found))
         checks.passed = step
@@ -217,4 +222,8 @@ class ShortcutsTrainer(PartsTrainer):
 
     def _find_positions(self, few: FewRows) -> LossPositions:
         with self._holding(few), self.accelerator.autocast():
-            return use_loss_positions(self.text_model, self.applied.anatomy, few.batch, exact=False)
+            found = use_loss_positions(self.text_model, self.applied.anatomy, few.batch, exact=False)
+        each = running().every((found.last_block, found.chunked_head))
+        if len(set(each)) > 1:
+            found.give_up("not all processes found the same outputs with them")
+        return found

@@ -13,7 +13,8 @@ from frostline.bottom import Load, Streaming, check_mode
 from frostline.core.errors import ConfigError, DataError
 from frostline.core.sizes import parse_size
 from frostline.hooks import begin_step
-from frostline.plan import FixedSchedule, Plan, Schedule, whole_plan
+from frostline.plan import FixedSchedule, Plan, Schedule, document, whole_plan
+from frostline.processes import running
 from frostline.surgery import Applied, applied_to, apply, as_given, change
 
 PlanFor = Plan | Callable[[Any], Plan]
@@ -40,10 +41,28 @@ def check_settings(mode: Any, limit: Any, loss_positions: Any = True) -> int | N
     return limit
 
 
-def check_rows(rows: Any) -> None:
-    """Raises `DataError` for a training set without rows."""
-    if hasattr(rows, "__len__") and not len(rows):
+def check_same(rows: Any, plan: Plan, schedule: Schedule) -> None:
+    """Check that there are rows, and that all processes train with as many rows, under one plan.
+
+    Args:
+        rows: the training set.
+        plan: what trains.
+        schedule: what decides on later plans.
+
+    Raises `DataError` for rows that are none or differ in number, and `ConfigError` for plans that differ.
+    """
+    count = len(rows) if hasattr(rows, "__len__") else None
+    if count == 0:
         raise DataError("train_dataset: it has no rows: use one with at least one row")
+    each = running().every((count, (document(plan), schedule.state_dict())))
+    for rank, (other, their_plan) in enumerate(each):
+        if other != each[0][0]:
+            raise DataError(
+                f"train_dataset: process 0 has {each[0][0]} rows and process {rank} {other}: give all processes the "
+                "same rows, which the trainer divides between them"
+            )
+        if their_plan != each[0][1]:
+            raise ConfigError(f"plan: processes 0 and {rank} have different plans: use one plan in all processes")
 
 
 def start_schedule(
@@ -80,15 +99,22 @@ def start_schedule(
     already = applied_to(model)
     chosen: Schedule
     if schedule is not None:
-        chosen = schedule(text_model(model)) if callable(schedule) else schedule
+        chosen = same_for_all(schedule(text_model(model))) if callable(schedule) else schedule
+    elif isinstance(plan, Plan):
+        chosen = FixedSchedule(plan)
     else:
-        chosen = FixedSchedule(plan if isinstance(plan, Plan) else cast(Callable[[Any], Plan], plan)(text_model(model)))
+        chosen = same_for_all(FixedSchedule(cast(Callable[[Any], Plan], plan)(text_model(model))))
     if already is None or already.plan != chosen.first:
         apply(whole_plan(chosen), text_model(model), seed=args.seed if args else 0)
         change(chosen.first, text_model(model))
     if chosen.first.forward.drops and args is not None:
         allow_drops(args)
     return chosen
+
+
+def same_for_all(schedule: Schedule) -> Schedule:
+    """The fixed plan of the first process, for all that train together. Other schedules depend on no measurement."""
+    return FixedSchedule(running().same(schedule.first)) if isinstance(schedule, FixedSchedule) else schedule
 
 
 def allow_drops(args: TrainingArguments) -> None:

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from frostline.bottom import Amount, CacheMode, CacheSession, Load, Processes, Training
+from frostline.bottom import Amount, CacheMode, CacheSession, Load, Training
 from frostline.checkpoints import load_delta
 from frostline.core.errors import CheckpointError, ConfigError, TrainingError
 from frostline.cost import Estimate, Workload, cache_estimate
@@ -22,6 +22,7 @@ from frostline.engine._collator import AnnouncingCollator
 from frostline.engine._flora import Flora, check_flora
 from frostline.engine._in_backward import check_in_backward, step_in_backward
 from frostline.engine._left import LeftState
+from frostline.engine._live import report_live
 from frostline.engine._plan_change import PlanChange
 from frostline.engine._ranks import ShareRanks
 from frostline.engine._sampler import GroupedByLength
@@ -32,7 +33,7 @@ from frostline.engine._start import (
     CountSteps,
     PlanFor,
     ScheduleFor,
-    check_rows,
+    check_same,
     check_settings,
     non_reentrant,
     start_schedule,
@@ -40,6 +41,7 @@ from frostline.engine._start import (
 )
 from frostline.hooks import own_part
 from frostline.plan import Schedule, lowest_boundary
+from frostline.processes import running, watching
 from frostline.surgery import check_loss_is_the_models
 
 
@@ -135,15 +137,12 @@ class Trainer(ShardedTrainer):
             self.add_callback(CountSteps())
         check_loss_is_the_models(self.applied.plan, self._loss_is_custom())
         self._streaming = streaming(self.model, self.applied, load_bottom)
-        processes = Processes(
-            self.args.process_index, self.args.world_size, self.accelerator.wait_for_everyone, self._agree
-        )
         self.session = CacheSession(
             self._training,
             activation_cache,
             limit=limit,
             streaming=self._streaming,
-            processes=processes,
+            processes=running(),
         )
 
     @property
@@ -161,7 +160,8 @@ class Trainer(ShardedTrainer):
 
         Raises `CheckpointError` when there is no checkpoint to resume from, or it is not complete.
         """
-        check_rows(self.train_dataset)
+        check_same(self.train_dataset, self.applied.plan, self.schedule)
+        report_live(self, lambda: self.applied)
         if resume_from_checkpoint is True:
             resume_from_checkpoint = self._last_checkpoint()
             if resume_from_checkpoint is None:
@@ -170,8 +170,9 @@ class Trainer(ShardedTrainer):
                     "training to resume, or train() for a new one"
                 )
         try:
-            trained = super().train(resume_from_checkpoint, *positional, **options)
-            self._check_last()
+            with watching():
+                trained = super().train(resume_from_checkpoint, *positional, **options)
+                self._check_last()
             return trained
         finally:
             self._end_plan()
@@ -193,9 +194,6 @@ class Trainer(ShardedTrainer):
             self.session.end()  # its decision was for that plan
         if self._made_optimizer:  # for parameters that another plan may have trained
             self.optimizer = None
-
-    def _agree(self, value: bool) -> bool:
-        return bool(self._shared((float(value),))[0])
 
     def _loss_is_custom(self) -> bool:
         return self.label_smoother is not None or self.compute_loss_func is not None
@@ -248,6 +246,7 @@ class Trainer(ShardedTrainer):
             rows=amount.rows,
             length=max(1, round(amount.mean_length)),
             per_device_train_batch_size=args.train_batch_size,
+            processes=args.world_size,
             num_train_epochs=float(max(passes - began * per_step / rows, per_step / rows)),
             bf16=self._autocast_dtype is not None,
             stored_share=1 - amount.missing / amount.rows,
@@ -339,6 +338,8 @@ class Trainer(ShardedTrainer):
         return super()._clip_grad_norm(model) if summing is None else summing.clip_norm(self.args.max_grad_norm)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        if self.args.world_size > 1:
+            self._loss = self.accelerator.reduce(self._loss, "mean")
         self.check_loss(self.last_loss)  # here, because it runs once a step, just before the optimizer
         if self._gradient_norms:
             grad_norm = torch.linalg.vector_norm(torch.stack(self._gradient_norms))
@@ -351,7 +352,8 @@ class Trainer(ShardedTrainer):
         trained: tuple[int, int] = super()._init_training_state(max_steps, steps_per_epoch, epochs, *rest)
         if self._begun:  # a first try with a larger batch failed
             self._end_plan()
-        self._begin_plan()
+        with running().together():
+            self._begin_plan()
         # transformers would make one step more when the last checkpoint lies in the middle of an epoch.
         return (epochs, 0) if self.state.global_step >= max_steps else trained
 

@@ -20,12 +20,13 @@ from frostline.plan._schedule import (
     whole_plan,
 )
 from frostline.plan._split import Split
-from frostline.plan._strip import strip, strip_over_time
+from frostline.plan._strip import CELLS, strip, strip_over_time
 from frostline.plan._text import document, from_text, load_plan, save_plan, to_json, to_yaml
 from frostline.plan._timetable import Timetable
 from frostline.plan.adapters import Adapter, AddingMode, Bottleneck, Lora, Mixture, Peft, Prefix, Unipelt
 
 __all__ = [
+    "CELLS",
     "Adapter",
     "AdapterDrop",
     "Adding",

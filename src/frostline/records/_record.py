@@ -29,7 +29,11 @@ class _Data(BaseModel):
 
 
 class ModelFacts(_Data):
-    """Which model was trained. `fingerprint` is over every tensor of the base (name, shape, dtype, bytes)."""
+    """Which model was trained.
+
+    `fingerprint` is over every tensor of the base (name, shape, dtype, bytes). `kind` is `encoder`, `decoder` or
+    `encoder-decoder`.
+    """
 
     name: str
     model_class: str
@@ -37,13 +41,15 @@ class ModelFacts(_Data):
     dtype: str
     blocks: int
     fingerprint: str
+    kind: str = ""
 
 
 class DataFacts(_Data):
     """Which data.
 
     `labels` are those of a task that has labels; other tasks have none. `fingerprint` is over the content and order of
-    the examples of both splits.
+    the examples of both splits. `rows` says what the rows are: `texts`, `pairs` of
+    them, `chats`, or `questions` of which some have no answer.
     """
 
     task: str
@@ -57,6 +63,7 @@ class DataFacts(_Data):
     majority_share: float | None
     fingerprint: str
     labels: tuple[str, ...] = ()
+    rows: str = "texts"
 
 
 class Measured(_Data):
@@ -72,7 +79,8 @@ class Measured(_Data):
         peak_memory_bytes: the peak while the steps ran. On a CPU: of private anonymous memory, above that before the
             model was loaded; on CUDA: of the allocator.
         steps: optimizer steps.
-        tokens_per_second: tokens of training batches, padding included.
+        processes: how many trained together. Memory is that of the largest, times are those of the first.
+        tokens_per_second: tokens of training batches of all processes, padding included.
         cpu_seconds_per_step: the median processor time of all threads (none on an accelerator). On a machine that
             others use too it says more than `seconds_per_step`.
         resumed_at_step: the step from which a resumed run went on; 0 for others.
@@ -90,6 +98,7 @@ class Measured(_Data):
     caching_seconds: float
     peak_memory_bytes: int
     steps: int
+    processes: int = 1
     tokens_per_second: float | None = None
     cpu_seconds_per_step: float | None = None
     resumed_at_step: int = 0
@@ -100,7 +109,10 @@ class Measured(_Data):
 
 
 class RunMetrics(_Data):
-    """Quality before the first step and after the last, by metric; `history` is the trainer's log."""
+    """Quality before the first step and after the last, by metric.
+
+    `history` is the trainer's log. In each entry `seconds` is how much of `train_seconds` had gone by.
+    """
 
     before: Metrics
     after: Metrics
@@ -112,8 +124,10 @@ class RunRecord(_Data):
 
     Attributes:
         config: the run's settings.
+        command: the command line that makes this run.
         chosen: what a planner chose within the run's budget, and its alternatives.
         trials: the trials that `auto` made to choose.
+        signals: what the strategy measured of each block, as `frostline probe --json` prints it.
         plan: the last plan.
         changes: the changes of the plan while training: the step before which each was made, and what differs.
         strip: what trained when, where the plan changed: a line for each part of the model, a column for some steps.
@@ -132,8 +146,10 @@ class RunRecord(_Data):
     finished: str | None = None
     error: str | None = None
     config: dict[str, Any]
+    command: str = ""
     chosen: dict[str, Any] | None = None
     trials: tuple[dict[str, Any], ...] = ()
+    signals: dict[str, Any] | None = None
     plan: dict[str, Any]
     changes: tuple[dict[str, Any], ...] = ()
     strip: tuple[str, ...] = ()
@@ -183,11 +199,6 @@ def read_record(folder: Path) -> RunRecord:
         first = error.errors()[0]
         place = ".".join(str(piece) for piece in first["loc"])
         raise CheckpointError(f"{path}: not a run record of version 1: {place}: {first['msg']}") from None
-
-
-def find_records(folder: Path) -> list[tuple[Path, RunRecord]]:
-    """Every run below `folder` with its record, in the order of their paths."""
-    return [(path.parent, read_record(path.parent)) for path in sorted(folder.rglob(RECORD_FILE))]
 
 
 def now() -> str:

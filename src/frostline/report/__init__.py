@@ -1,4 +1,4 @@
-"""Tables from run records. Reads records only and imports no torch."""
+"""Tables, figures and an HTML page from run records. Reads records only and imports no torch."""
 
 from frostline.report._format import (
     bytes_text,
@@ -9,21 +9,26 @@ from frostline.report._format import (
     share_text,
     short_count_text,
 )
-from frostline.report._render import document, markdown, view
-from frostline.report._runs import Run, collect, named, study_baseline
+from frostline.report._page import REPORT_FILE, write_report
+from frostline.report._render import csv_text, document, markdown, view
+from frostline.report._runs import Found, Run, Unreadable, collect, named, study_baseline
 from frostline.report._table import Failure, Group, Mean, Table, TableRow, tabulate
 from frostline.report._trials import save_trials
 
 __all__ = [
+    "REPORT_FILE",
     "Failure",
+    "Found",
     "Group",
     "Mean",
     "Run",
     "Table",
     "TableRow",
+    "Unreadable",
     "bytes_text",
     "collect",
     "count_text",
+    "csv_text",
     "document",
     "markdown",
     "mean_text",
@@ -36,4 +41,5 @@ __all__ = [
     "study_baseline",
     "tabulate",
     "view",
+    "write_report",
 ]

@@ -1,7 +1,9 @@
-"""A table for the terminal, as Markdown, and as a JSON document. All three show the same figures."""
+"""A table for the terminal, as Markdown, as CSV and as a JSON document. All show the same figures."""
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -11,6 +13,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from frostline.core.shown import markdown_text, one_line
+from frostline.report._advice import advise
 from frostline.report._format import bytes_text, mean_text, ratio_text, seconds_text, share_text, short_count_text
 from frostline.report._table import Failure, Group, Mean, Table, TableRow
 
@@ -53,7 +56,8 @@ def view(table: Table, metrics: Sequence[str] = ()) -> list[RenderableType]:
             )
         for cells in rows:
             drawn.add_row(*cells)
-        shown += [Text(_title(group), style="bold"), drawn, Text(_caption(group), style="dim"), Text()]
+        shown += [Text(title(group), style="bold"), drawn, Text(_caption(group), style="dim")]
+        shown += [*map(Text, _advice(group)), Text()]
     if len(table.groups) > 1 and table.ranks:
         shown += [Text(_ranks(table)), Text()]
     shown += [Text(_failure(failure), style="red") for failure in table.failures]
@@ -68,11 +72,50 @@ def markdown(table: Table, metrics: Sequence[str] = ()) -> str:
         first, *others = ([markdown_text(cell) for cell in cells] for cells in (header, *rows))
         lines = [first, ["---"] + ["---:"] * (len(header) - 1), *others]
         drawn = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-        parts.append(f"**{markdown_text(_title(group))}**\n\n{drawn}\n\n{markdown_text(_caption(group))}")
+        parts.append(f"**{markdown_text(title(group))}**\n\n{drawn}\n\n{markdown_text(_caption(group))}")
+        parts += [markdown_text(line) for line in _advice(group)]
     if len(table.groups) > 1 and table.ranks:
         parts.append(markdown_text(_ranks(table)))
     parts += [f"- {markdown_text(_failure(failure))}" for failure in table.failures]
     return "\n\n".join(parts) + "\n"
+
+
+def csv_text(table: Table) -> str:
+    """The table as CSV: a line for each row of each group, then one for each run without a result.
+
+    Every figure is rounded nowhere. A mean `x` has `x_std` and `x_n` beside it. A text that a spreadsheet would take
+    for a formula begins with an apostrophe.
+    """
+    lines = [
+        {"model": group.model, "task": group.task, "metric": group.metric, "state": "finished", **_flat(asdict(row))}
+        for group in table.groups
+        for row in group.rows
+    ]
+    lines += [asdict(failure) for failure in table.failures]
+    out = io.StringIO()
+    columns = dict.fromkeys(key for line in lines for key in line)
+    writer = csv.DictWriter(out, list(columns), lineterminator="\n")
+    writer.writerow({name: _harmless(name) for name in columns})
+    writer.writerows({key: _harmless(value) for key, value in line.items()} for line in lines)
+    return out.getvalue().removesuffix("\n")
+
+
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    """Means as three numbers each, lists as text."""
+    flat: dict[str, Any] = {}
+    for key, value in {**{k: v for k, v in row.items() if k != "metrics"}, **row["metrics"]}.items():
+        if isinstance(value, dict):
+            flat |= {key: value["mean"], f"{key}_std": value["std"], f"{key}_n": value["n"]}
+        else:
+            flat[key] = " ".join(map(str, value)) if isinstance(value, tuple) else value
+    return flat
+
+
+def _harmless(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    line = one_line(value)
+    return f"'{line}" if line[:1] in ("=", "+", "-", "@") else line
 
 
 def _cells(group: Group, metrics: Sequence[str]) -> tuple[list[str], list[list[str]]]:
@@ -101,7 +144,8 @@ def _row(row: TableRow, metrics: Sequence[str], show_runs: bool, show_selection:
     ]
 
 
-def _title(group: Group) -> str:
+def title(group: Group) -> str:
+    """Model, task and metric of a group, with what it was before training, as one line."""
     facts = []
     if group.majority_share is not None:
         facts.append(f"majority class {mean_text(group.majority_share)}")
@@ -122,6 +166,12 @@ def _caption(group: Group) -> str:
     return f"{spread}. {measured}. FLOPs, pred. (memory): predicted, to full fine-tuning.{select}"
 
 
+def _advice(group: Group) -> list[str]:
+    """Which strategy to use, and what speaks against trusting that; nothing where there is nothing to compare."""
+    advice = advise(group)
+    return [] if advice is None else [advice.sentence, *advice.cautions]
+
+
 def _ranks(table: Table) -> str:
     places = ", ".join(f"{rank.strategy} {rank.rank:.3g}" for rank in table.ranks)
     return f"Mean rank over {len(table.groups)} pairs of model and task (1 is best): {places}"
@@ -134,6 +184,8 @@ def _runs_of_each(group: Group) -> int | None:
 
 
 def _failure(failure: Failure) -> str:
+    if failure.state == "unreadable":
+        return one_line(f"no result: {failure.error}")
     place = f"{failure.model} on {failure.task}, {failure.strategy}, seed {failure.seed}"
     return one_line(f"no result: {place}: {failure.error}")
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from frostline.core.documents import parse_yaml
-from frostline.core.errors import CheckpointError
+from frostline.core.errors import CheckpointError, UserError
 from frostline.core.files import read_text
-from frostline.records import RunRecord, find_records
+from frostline.core.locks import is_held
+from frostline.records import RECORD_FILE, RunRecord, read_record
 
 STUDY_FILE = "study.yaml"
+GRID = ("models", "tasks", "strategies", "seeds")
+
+State = Literal["finished", "running", "interrupted", "failed"]
 
 NOT_COMPARED = frozenset({"seed", "out", "logging_steps", "save_steps", "save_total_limit", "report_to"})
 """Settings in which the runs of one row may differ, since they change neither what is learned nor the cost."""
@@ -32,31 +37,80 @@ class Run:
         """Model, task and where the task's rows came from: what a row must share with its baseline."""
         return (self.record.model.name, self.record.data.task, self.record.data.source)
 
+    @property
+    def state(self) -> State:
+        """What became of it. A run that says that it runs, and in whose folder nobody works, was interrupted."""
+        status = self.record.status
+        return "interrupted" if status == "running" and not is_held(self.folder) else status
 
-def collect(folder: Path) -> list[Run]:
-    """Every run below `folder`, in the order in which they were started.
 
-    Raises `UserError` when there is no such folder, no run in it, or a record that cannot be read.
+@dataclass(frozen=True)
+class Unreadable:
+    """A record that is damaged, or of another version: where it is, and what is wrong with it."""
+
+    folder: Path
+    error: str
+
+
+class Found(NamedTuple):
+    """The runs below a folder, in the order in which they were started, and the records that could not be read."""
+
+    runs: list[Run]
+    unreadable: tuple[Unreadable, ...]
+
+
+def collect(folder: Path) -> Found:
+    """Every run below `folder`.
+
+    Raises `UserError` when there is no such folder, no run in it, or no record that can be read.
     """
     if not folder.is_dir():
         raise CheckpointError(f"no such folder: {folder}: use a run's folder, or a folder that holds runs")
-    found = find_records(folder)
-    if not found:
+    runs, unreadable = [], []
+    for path in sorted(folder.rglob(RECORD_FILE)):
+        try:
+            record = read_record(path.parent)
+        except UserError as error:
+            unreadable.append(Unreadable(path.parent, str(error)))
+        else:
+            runs.append(Run(_label(path.parent, record), record, path.parent))
+    if not runs and unreadable:
+        raise CheckpointError(unreadable[0].error)
+    if not runs:
         raise CheckpointError(f"no run below {folder}: use a folder that `frostline train` or `frostline study` wrote")
-    found.sort(key=lambda pair: pair[1].started)
-    return [Run(_label(path, record), record, path) for path, record in found]
+    runs.sort(key=lambda run: run.record.started)
+    return Found(runs, tuple(unreadable))
 
 
 def study_baseline(folder: Path) -> str | None:
     """The baseline that the study in `folder` names; `all` when it names none or there is no study."""
+    study = _study(folder)
+    baseline = study.get("baseline", "all")
+    if not isinstance(baseline, str | None):
+        raise _no_study(folder)
+    return baseline
+
+
+def planned_runs(folder: Path) -> int | None:
+    """How many runs the study in `folder` has when it is done; None when there is no study."""
+    study = _study(folder)
+    counts = [len(study[key]) for key in GRID if isinstance(study.get(key), list)]
+    return math.prod(counts) if counts else None
+
+
+def _study(folder: Path) -> dict[str, Any]:
     path = folder / STUDY_FILE
     if not path.is_file():
-        return "all"
+        return {}
     study = parse_yaml(read_text(path, "study file", CheckpointError), str(path), CheckpointError)
-    baseline = study.get("baseline", "all") if isinstance(study, dict) else study
-    if not isinstance(study, dict) or not isinstance(baseline, str | None):
-        raise CheckpointError(f"{path}: it is no study: its baseline must be the label of a row: remove the file")
-    return baseline
+    if not isinstance(study, dict):
+        raise _no_study(folder)
+    return study
+
+
+def _no_study(folder: Path) -> CheckpointError:
+    place = folder / STUDY_FILE
+    return CheckpointError(f"{place}: it is no study: its baseline must be the label of a row: remove the file")
 
 
 def named(runs: Iterable[Run]) -> list[Run]:

@@ -6,10 +6,10 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any
+from typing import Any, Literal
 
 from frostline.records import Measured, RunRecord
-from frostline.report._runs import Run, named
+from frostline.report._runs import Run, State, Unreadable, named
 
 FALLING = ("loss", "perplexity")
 """Metrics of which less is better."""
@@ -38,7 +38,7 @@ class TableRow:
 
     `folders` are those of its runs, in the order of `seeds`. `metrics` are those after training; `rank` is the place
     of the headline metric's mean among the group's rows, 1 for the best, ties averaged. `selection_seconds` went by
-    until the strategy had chosen its plan.
+    until the strategy had chosen its plan; `run_seconds` is that and the time of training together.
     `step_ratio`, `cpu_ratio` (processor time per step), `time_ratio` and `memory_ratio` are measured, to the
     group's baseline: the mean over the seeds that both have of this run's figure over the baseline's.
     `predicted_*` are the records' own, to full fine-tuning. Times in seconds, memory in bytes.
@@ -55,20 +55,25 @@ class TableRow:
     train_seconds: Mean | None
     peak_memory_bytes: Mean | None
     selection_seconds: Mean | None
+    run_seconds: Mean | None
     step_ratio: Mean | None
     cpu_ratio: Mean | None
     time_ratio: Mean | None
     memory_ratio: Mean | None
     predicted_flops_ratio: float | None
+    predicted_run_flops_ratio: float | None
+    predicted_time_ratio: float | None
     predicted_memory_ratio: float | None
+    predicted_peak_memory_bytes: float | None
 
 
 @dataclass(frozen=True)
 class Group:
     """The strategies on one model and task.
 
-    `metric` is the task's headline; `before` is its mean before training; `majority_share` is what always
-    answering the most common label scores. `baseline` is None when no run of the group carries its label.
+    `metric` is the task's headline, or `loss` where no run measured that (texts are generated only if asked for);
+    `before` is its mean before training; `majority_share` is what always answering the most common label scores.
+    `baseline` is None when no run of the group carries its label.
     """
 
     model: str
@@ -82,22 +87,32 @@ class Group:
 
 @dataclass(frozen=True)
 class Failure:
-    """A run without a result: it failed, or never reached its end."""
+    """A run without a result: it failed, was interrupted or still runs, or its record cannot be read.
+
+    Of the last nothing is known but its `folder`.
+    """
 
     model: str
     task: str
     strategy: str
-    seed: int
+    seed: int | None
     error: str
+    state: State | Literal["unreadable"] = "failed"
+    folder: str = ""
 
 
 @dataclass(frozen=True)
 class Rank:
-    """A strategy's mean rank over the `groups` (models and tasks) in which it was run."""
+    """A strategy's mean rank over the `groups` (models and tasks) in which it was run.
+
+    `score` is the papers' ranking score: the mean of its points, n - 1 for the best of a group's n strategies, 0 for
+    the last.
+    """
 
     strategy: str
     rank: float
     groups: int
+    score: float
 
 
 @dataclass(frozen=True)
@@ -109,11 +124,16 @@ class Table:
     ranks: tuple[Rank, ...] = ()
 
 
-def tabulate(runs: Sequence[Run], baseline: str | None = "all") -> Table:
+def tabulate(runs: Sequence[Run], baseline: str | None = "all", unreadable: Sequence[Unreadable] = ()) -> Table:
     """The table of `runs`: a group for each model and task, in it a row for each label, the baseline's first.
 
     Otherwise groups and rows keep the order of the runs. Runs of one label that were set up differently become
     rows of their own (`named`). Ratios stay None where a figure or a run of the baseline is missing.
+
+    Args:
+        runs: those whose records could be read.
+        baseline: the label that ratios are to.
+        unreadable: the records that could not.
     """
     names = _short_names({run.record.model.name for run in runs})
     groups: dict[tuple[str, str, str], list[Run]] = {}
@@ -123,8 +143,11 @@ def tabulate(runs: Sequence[Run], baseline: str | None = "all") -> Table:
         if record.status == "finished":
             groups.setdefault(run.cell, []).append(run)
         else:
-            error = record.error or ("interrupted" if record.status == "running" else "failed")
-            failures.append(Failure(names[record.model.name], record.data.task, run.label, record.seed, error))
+            state = run.state
+            told = record.error or ("still running" if state == "running" else state)
+            place = (names[record.model.name], record.data.task, run.label, record.seed)
+            failures.append(Failure(*place, told, state, str(run.folder)))
+    failures += [Failure("", "", "", None, one.error, "unreadable", str(one.folder)) for one in unreadable]
     drawn = tuple(_group(names, members, baseline) for members in groups.values())
     return Table(drawn, tuple(failures), _mean_ranks(drawn))
 
@@ -137,15 +160,19 @@ def _group(names: dict[str, str], runs: Sequence[Run], baseline: str | None) -> 
     reference = {run.record.seed: run.record for run in labels.get(baseline or "", [])}
     ordered = sorted(labels, key=lambda label: label != baseline)
     first = runs[0].record
-    before = (run.record.metrics.before.get(first.data.metric) for run in runs if run.record.metrics)
+    metric = first.data.metric
+    measured = {name for run in runs if run.record.metrics for name in run.record.metrics.after}
+    if first.data.kind == "generation" and metric not in measured and "loss" in measured:
+        metric = "loss"
+    before = (run.record.metrics.before.get(metric) for run in runs if run.record.metrics)
     return Group(
         model=names[first.model.name],
         task=first.data.task,
-        metric=first.data.metric,
+        metric=metric,
         majority_share=first.data.majority_share,
         before=Mean.of(before),
         baseline=present,
-        rows=_ranked([_row(label, labels[label], reference) for label in ordered], first.data.metric),
+        rows=_ranked([_row(label, labels[label], reference) for label in ordered], metric),
     )
 
 
@@ -165,12 +192,16 @@ def _ranked(rows: Sequence[TableRow], metric: str) -> tuple[TableRow, ...]:
 
 
 def _mean_ranks(groups: Sequence[Group]) -> tuple[Rank, ...]:
-    places: dict[str, list[float]] = {}
+    places: dict[str, list[tuple[float, float]]] = {}
     for group in groups:
+        ranked = sum(row.rank is not None for row in group.rows)
         for row in group.rows:
             if row.rank is not None:
-                places.setdefault(row.strategy, []).append(row.rank)
-    found = [Rank(name, statistics.fmean(ranks), len(ranks)) for name, ranks in places.items()]
+                places.setdefault(row.strategy, []).append((row.rank, ranked - row.rank))
+    found = [
+        Rank(name, statistics.fmean(rank for rank, _ in own), len(own), statistics.fmean(points for _, points in own))
+        for name, own in places.items()
+    ]
     return tuple(sorted((rank for rank in found if rank.groups == len(groups)), key=lambda rank: rank.rank))
 
 
@@ -201,12 +232,16 @@ def _row(label: str, runs: Sequence[Run], reference: dict[int, RunRecord]) -> Ta
         train_seconds=measured(_train_seconds),
         peak_memory_bytes=measured(_peak_memory),
         selection_seconds=measured(_selection_seconds),
+        run_seconds=measured(_run_seconds),
         step_ratio=ratio(_seconds_per_step),
         cpu_ratio=ratio(_cpu_seconds_per_step),
         time_ratio=ratio(_train_seconds),
         memory_ratio=ratio(_peak_memory),
         predicted_flops_ratio=predicted("flops_ratio"),
+        predicted_run_flops_ratio=predicted("run_flops_ratio"),
+        predicted_time_ratio=predicted("time_ratio"),
         predicted_memory_ratio=predicted("memory_ratio"),
+        predicted_peak_memory_bytes=predicted("peak_memory_bytes"),
     )
 
 
@@ -229,6 +264,14 @@ def _peak_memory(measured: Measured) -> float:
 
 def _selection_seconds(measured: Measured) -> float:
     return measured.selection_seconds
+
+
+def _run_seconds(measured: Measured) -> float | None:
+    phases = measured.seconds
+    if "trials" in phases:  # the run goes on from one of them, so that its own training is a part of the time
+        return sum(phases.get(name, 0.0) for name in ("trials", "caching", "training"))
+    seconds = _train_seconds(measured)
+    return None if seconds is None else seconds + measured.selection_seconds
 
 
 def _measured(record: RunRecord | None, read: Callable[[Measured], float | None]) -> float | None:

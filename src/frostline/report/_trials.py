@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def save_trials(record: RunRecord, path: Path) -> None:
     colors = iter(_OTHERS * len(record.trials))
     for trial in (one for one in record.trials if one["curve"]):
         won = trial["result"] == "won"
-        points = _points(trial, record) if won else trial["curve"]
+        points = trial_points(trial, record)
         label = f"{trial['option']}, {trial['learning_rate']:g}: {trial['result']}"
         panel.plot(
             [seconds for _, seconds, _ in points],
@@ -49,9 +50,11 @@ def save_trials(record: RunRecord, path: Path) -> None:
     write_figure(figure, path)
 
 
-def _points(trial: dict[str, Any], record: RunRecord) -> list[tuple[float, float, float]]:
-    """The curve of the trial that won, with what came after it in the run."""
+def trial_points(trial: Mapping[str, Any], record: RunRecord) -> list[tuple[float, float, float]]:
+    """Step, seconds and held-out loss of a trial of the run; of the one that won, with what came after it."""
+    curve: list[tuple[float, float, float]] = [(step, seconds, loss) for step, seconds, loss in trial["curve"]]
+    if trial["result"] != "won" or not curve:
+        return curve
     history = record.metrics.history if record.metrics is not None else ()
     after = [(entry["step"], entry["held_out_loss"]) for entry in history if "held_out_loss" in entry]
-    last = trial["curve"][-1][0]
-    return [*trial["curve"], *((step, step * trial["step_seconds"], loss) for step, loss in after if step > last)]
+    return [*curve, *((step, step * trial["step_seconds"], loss) for step, loss in after if step > curve[-1][0])]

@@ -91,9 +91,10 @@ class TaskOptions(Options):
         eval: the evaluation split; for a single training file, the path of the evaluation file.
         max_train_rows: train on at most this many rows, drawn by `seed`.
         max_eval_rows: evaluate on at most this many rows, drawn by `seed`.
-        seed: draws the held-out rows, and the rows of the two limits.
+        seed: draws the held-out rows, the rows of the two limits, and the noise.
         train_on_prompt: count the prompt in the loss too, not only the completion.
         generate_rows: generate texts for this many distinct evaluation prompts; 0 generates none.
+        noise: change this share of the characters of the texts that the model reads, in both splits.
         metric: the main metric, such as `bleu` or `chrf` for translations; None is the usual one of the kind of task.
     """
 
@@ -113,6 +114,7 @@ class TaskOptions(Options):
     seed: int = 42
     train_on_prompt: bool = False
     generate_rows: NonNegativeInt = 200
+    noise: float = Field(0.0, ge=0, lt=1)
     metric: str | None = None
 
     def refuse(self, names: Iterable[str], reason: str) -> None:

@@ -32,6 +32,7 @@ from frostline.core.files import read_json
 from frostline.core.labels import IGNORED
 from frostline.cost import Speed, StepTimes, Workload, fit_speed
 from frostline.plan import BlockMode, Frozen, Full, Lora, Plan
+from frostline.processes import running
 from frostline.run._device import device
 from frostline.run._optim import flora_of, optim_arguments
 from frostline.run._timeline import CLOCKS, FEWEST, WARM_UP, Clock, Clocks, StepsInTime, TimedTrainer, Timeline
@@ -46,6 +47,7 @@ _BESIDE = {
     "num_train_epochs",
     "gradient_accumulation_steps",
     "devices",
+    "processes",
     "optimizer_in_backward",
     "activation_cache",
     "stored_share",
@@ -72,7 +74,7 @@ def calibrate(config: Any, model_class: Any, workload: Workload, *, root: Path |
     """The speed of this machine at training the model of `config` and `model_class`, a transformers class.
 
     It is valid for the batch size, length and precision of `workload`. It is measured once, and then read from `root`,
-    as long as machine, threads, libraries, the model's shape and what the workload computes stay the same.
+    as long as machine, threads, processes, libraries, the model's shape and what the workload computes stay the same.
 
     Args:
         config: the model's config.
@@ -83,14 +85,22 @@ def calibrate(config: Any, model_class: Any, workload: Workload, *, root: Path |
     single = _one_batch(workload)
     part = _with_few_blocks(config)
     path = (root or default_root()) / "speed" / f"{_identity(part, model_class, single)}.json"
-    if path.is_file():
-        try:
-            return Speed.model_validate(read_json(path, "speed"))
-        except (UserError, OSError, ValueError) as error:
-            log.warning("%s: measured again", error)
-    speed = measure(config, model_class, workload).speed()
-    keep(path, speed.model_dump())
+    group = running()
+    if (known := group.once(lambda: _known(path))) is not None:
+        return known
+    speed = group.same(measure(config, model_class, workload).speed())
+    group.once(lambda: keep(path, speed.model_dump()))
     return speed
+
+
+def _known(path: Path) -> Speed | None:
+    if not path.is_file():
+        return None
+    try:
+        return Speed.model_validate(read_json(path, "speed"))
+    except (UserError, OSError, ValueError) as error:
+        log.warning("%s: measured again", error)
+        return None
 
 
 def measure(
@@ -160,7 +170,7 @@ def _identity(config: Any, model_class: Any, workload: Workload) -> str:
         "config": {key: value for key, value in config.to_dict().items() if key != "_name_or_path"},
         "class": model_class.__name__,
         "workload": workload.model_dump(),
-        "machine": (platform.node(), versions()),
+        "machine": (platform.node(), versions(), running().count),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:32]
 

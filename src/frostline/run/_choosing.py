@@ -11,7 +11,9 @@ from typing import Any
 from frostline.anatomy import Anatomy
 from frostline.core.sizes import parse_size
 from frostline.cost import EvaluationWork, Speed, Workload
+from frostline.engine import same_for_all
 from frostline.plan import FixedSchedule, Plan, Schedule, Split, keep_dropout
+from frostline.processes import running
 from frostline.records import RunRecord
 from frostline.run._calibrate import calibrate
 from frostline.run._config import RunConfig
@@ -73,7 +75,7 @@ def choose(
     model_class: Any,
     evaluation: EvaluationWork | None = None,
 ) -> Chosen:
-    """The schedule of a run's strategy.
+    """The schedule of a run's strategy; of several processes, what the first of them chose.
 
     Args:
         config: the run's config.
@@ -103,7 +105,8 @@ def choose(
     situation = situation_of(config, anatomy, work, evaluation)
     speed = calibrate(model_config, model_class, situation.workload) if config.calibrate else None
     situation = replace(situation, measure=observed, speed=speed, steps=steps)
-    selection = make_selection(config.strategy, situation, config.strategy_options)
+    with running().together():
+        selection = make_selection(config.strategy, situation, config.strategy_options)
     choice = selection.choice
     lines = [] if choice is None else [f"{label}: {line}" for label, line in choice.lines()]
     seconds = sum(probe.seconds or 0.0 for probe in probes)
@@ -115,7 +118,7 @@ def choose(
         if config.strategy == "auto" and "learning_rate" not in config.model_fields_set:
             planned["learning_rate"] = choice.learning_rate
         config = with_planned(config, planned)
-    return Chosen(
+    found = Chosen(
         schedule=keep_dropout(selection.schedule) if config.frozen_dropout else selection.schedule,
         config=config,
         choice=None if choice is None else {**choice.document(), **_set(config), "lines": lines},
@@ -125,10 +128,18 @@ def choose(
         speed=situation.speed,
         seconds=seconds,
     )
+    schedule = same_for_all(found.schedule)
+    return replace(running().same(replace(found, schedule=FixedSchedule(schedule.first))), schedule=schedule)
+
+
+def as_planned(config: RunConfig, record: RunRecord) -> RunConfig:
+    """The config of a run that is resumed, whose strategy gave the plan, with the settings that were chosen for it."""
+    chosen = record.chosen or {}
+    return with_planned(config, {name: chosen[name] for name in PLANNED}).model_copy(update={"budget": Budget()})
 
 
 def chosen_before(config: RunConfig, record: RunRecord) -> Chosen:
-    """What a planner chose for a run that is resumed."""
+    """What a planner chose for a run that is resumed, the plan too."""
     assert record.chosen is not None
     planned = {name: record.chosen[name] for name in (*PLANNED, *SPENT) if name in record.chosen}
     return Chosen(

@@ -20,6 +20,7 @@ from frostline.bottom import Training
 from frostline.core.seeding import derive_seed
 from frostline.engine import Trainer
 from frostline.hooks import state_kept
+from frostline.processes import running
 from frostline.rows import some_of
 from frostline.run._work import Data
 from frostline.strategies import has_turned
@@ -30,9 +31,19 @@ FEWEST_ROWS = 160
 Clock = Callable[[], float]
 
 
+def wall_time() -> float:
+    """Seconds; of several processes, those of the first, so that all decide alike."""
+    return running().same(time.perf_counter())
+
+
+def processor_time() -> float:
+    """Seconds of all threads; of several processes, those of the first."""
+    return running().same(time.process_time())
+
+
 def clock_of(duration: bool) -> Clock:
-    """The clock of a budget: processor time of all threads; wall time on an accelerator and for a duration."""
-    return time.perf_counter if duration or torch.accelerator.is_available() else time.process_time
+    """The clock of a budget: processor time; wall time on an accelerator and for a duration."""
+    return wall_time if duration or torch.accelerator.is_available() else processor_time
 
 
 def hold_out(data: Data, seed: int, from_eval: bool = False) -> Data:
@@ -73,7 +84,7 @@ class JudgedTrainer(Trainer):
 
     held_out: Any
     first_steps: int | None = None
-    clock: Clock = staticmethod(time.process_time)
+    clock: Clock = staticmethod(processor_time)
     opening_seconds = 0.0
 
     def __init__(self, *given: Any, **options: Any) -> None:
@@ -100,12 +111,15 @@ class JudgedTrainer(Trainer):
     def _first_rows(self) -> Iterable[Any]:
         assert self.first_steps is not None
         args, rows = self.args, self.train_dataset
-        count = self.first_steps * args.train_batch_size * args.gradient_accumulation_steps
+        group = running()
+        count = self.first_steps * args.train_batch_size * args.gradient_accumulation_steps * group.count
         if count >= len(rows):
             return list(rows)
         with state_kept(device=args.device):
             loader: Any = self.get_train_dataloader()
-            order = [index for batch in islice(iter(loader.batch_sampler), count) for index in batch]
+            own = [index for batch in islice(iter(loader.batch_sampler), count) for index in batch]
+        own = own[: count // group.count]
+        order = [index for part in group.every(own) for index in part]
         return [rows[index] for index in order[:count]]
 
     def _init_training_state(self, max_steps: int, *rest: Any) -> tuple[int, int]:
@@ -170,7 +184,7 @@ class Pause(TrainerCallback):
         if torch.accelerator.is_available():
             torch.accelerator.synchronize()
         self._seconds.append(self._trainer.clock() - self._begun)
-        self._tokens.append(self._trainer.tokens[state.global_step - 1])
+        self._tokens.append(sum(running().every(self._trainer.tokens[state.global_step - 1])))
         if self.step_seconds is None and len(self._seconds) == self.MEASURED:
             self.step_seconds = self.median
             self._at = self._stops(self.step_seconds)
@@ -213,7 +227,7 @@ class Watch(TrainerCallback):
             control.should_training_stop = control.should_training_stop or self.turned
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self._keep is not None and self.losses:
+        if self._keep is not None and self.losses and args.should_save:
             drop_checkpoints(Path(args.output_dir), max(1, self._keep), self.best)
 
 

@@ -12,6 +12,7 @@ from frostline.core.sizes import parse_size, size_text
 from frostline.cost import evaluation_memory, optimizer_notice, predict_phases, total_parameters
 from frostline.plan import document, phases
 from frostline.records import DataFacts, ModelFacts, RunRecord, now
+from frostline.run._command import command_line
 from frostline.run._config import RunConfig, paths_of
 from frostline.run._prepare import Prepared
 from frostline.run._steps import steps_of
@@ -19,7 +20,7 @@ from frostline.run._streaming import streaming_notices
 from frostline.run._trying import why_not_tried
 from frostline.run._versions import versions
 from frostline.run._work import evaluation_of, workload_of
-from frostline.tasks import TaskKind, majority_share
+from frostline.tasks import Task, TaskKind, majority_share, model_kind
 
 
 def opening_record(prepared: Prepared) -> RunRecord:
@@ -31,8 +32,10 @@ def opening_record(prepared: Prepared) -> RunRecord:
         status="running",
         started=now(),
         config=prepared.asked.model_dump(mode="json"),
+        command=command_line(prepared.asked),
         chosen=prepared.chosen.choice,
         trials=prepared.chosen.trials,
+        signals=None if prepared.chosen.probe is None else prepared.chosen.probe.document(),
         plan=document(applied.plan),
         model=ModelFacts(
             name=config.model,
@@ -41,6 +44,7 @@ def opening_record(prepared: Prepared) -> RunRecord:
             dtype=applied.base_dtype,
             blocks=len(applied.anatomy.blocks),
             fingerprint=fingerprint(applied.base),
+            kind=model_kind(prepared.model.config),
         ),
         data=DataFacts(
             task=task.name,
@@ -54,6 +58,7 @@ def opening_record(prepared: Prepared) -> RunRecord:
             majority_share=majority_share(task) if task.kind is TaskKind.CLASSIFICATION else None,
             fingerprint=task.fingerprint,
             labels=tuple(task.labels),
+            rows=_rows_of(task),
         ),
         seed=config.seed,
         places={path: places for path in paths_of(config) if (places := places_of(path, config.folder))},
@@ -76,6 +81,15 @@ def opening_record(prepared: Prepared) -> RunRecord:
             *evaluation_notice(prepared.asked, config, predicted),
         ),
     )
+
+
+def _rows_of(task: Task) -> str:
+    """What a row of the task is (`DataFacts.rows`)."""
+    first = task.train[0]
+    if task.kind is TaskKind.EXTRACTION:
+        answered = all(example.answers for part in (task.train, task.eval) for example in part)
+        return "pairs" if answered else "questions"
+    return "chats" if first.messages else "pairs" if first.pair is not None else "texts"
 
 
 def predicted_cost(prepared: Prepared) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,8 +18,9 @@ from frostline.core.errors import ConfigError, a_noun, first_line
 from frostline.cost import Workload
 from frostline.engine import StepMeter, Trainer, check_unsharded
 from frostline.loss_positions import pack_rows
+from frostline.processes import running
 from frostline.records import RunRecord
-from frostline.run._choosing import Chosen, choose, chosen_before, measure_here
+from frostline.run._choosing import Chosen, as_planned, choose, chosen_before, measure_here
 from frostline.run._config import RunConfig
 from frostline.run._device import device, uses_bfloat16
 from frostline.run._judge import JudgedTrainer, clock_of
@@ -31,6 +32,7 @@ from frostline.run._split import trainer_for
 from frostline.run._steps import steps_of
 from frostline.run._streaming import load_streaming
 from frostline.run._work import Data, evaluation_to_fit, with_eval_batch, workload_of
+from frostline.strategies import GIVEN
 from frostline.surgery import Quantized, quantize_frozen
 from frostline.tasks import (
     MOST_ROWS,
@@ -110,9 +112,16 @@ def prepare(asked: RunConfig, data: Data, before: RunRecord | None = None, chose
     clock = clock_of(isinstance(asked.budget.time, str))
     begun = clock()
     with quiet_libraries():
-        if chosen is None and before is not None and before.chosen is not None:
-            chosen = chosen_before(asked, before)
-        model, chosen, load_bottom = _load(asked, data, chosen)
+        goes_on = before.chosen if before is not None and chosen is None else None
+        if before is not None and goes_on is not None and goes_on["mode"] == GIVEN:
+            asked_as_planned = as_planned(asked, before)
+            model, chosen, load_bottom = load(asked_as_planned, data, None, lambda: _steps(asked_as_planned, data))
+            chosen = replace(chosen, choice=goes_on)
+        else:
+            if before is not None and goes_on is not None:
+                chosen = chosen_before(asked, before)
+            model, chosen, load_bottom = load(asked, data, chosen, lambda: _steps(asked, data))
+    with quiet_libraries(), running().together():
         config = chosen.config
         prepare_tokenizer(data.tokenizer, model)
         steps = StepMeter()
@@ -129,7 +138,7 @@ def prepare(asked: RunConfig, data: Data, before: RunRecord | None = None, chose
             load_bottom=load_bottom,
             train_dataset=data.rows,
             eval_dataset=data.eval_rows,
-            data_collator=_collator(config, data),
+            data_collator=collator_for(config, data),
             processing_class=data.tokenizer,
             callbacks=[steps],
         )
@@ -147,12 +156,27 @@ def prepare(asked: RunConfig, data: Data, before: RunRecord | None = None, chose
     return Prepared(asked, chosen, data, model, trainer, steps, quantized, clock() - begun)
 
 
-def _load(config: RunConfig, data: Data, goes_on: Chosen | None) -> tuple[Any, Chosen, Load | None]:
+def _steps(config: RunConfig, data: Data) -> int:
+    return steps_of(_arguments(config), len(data.rows))
+
+
+def load(
+    config: RunConfig, data: Data, goes_on: Chosen | None, steps: Callable[[], int]
+) -> tuple[Any, Chosen, Load | None]:
+    """The model, what its strategy chose, and what reads its bottom by name where that is not in memory.
+
+    Args:
+        config: the config as it was given.
+        data: the task's rows.
+        goes_on: what was chosen already; None: the strategy chooses.
+        steps: gives the optimizer steps of the run.
+    """
     if config.streaming:
         return load_streaming(config, data, goes_on)
-    model = load_model(config.model, data.task, seed=config.seed, dtype=config.frozen_dtype)
-    if config.resize_embeddings:
-        resize_embeddings(model, max(data.tokenizer.get_vocab().values()) + 1)
+    with running().together():
+        model = load_model(config.model, data.task, seed=config.seed, dtype=config.frozen_dtype)
+        if config.resize_embeddings:
+            resize_embeddings(model, max(data.tokenizer.get_vocab().values()) + 1)
     if goes_on is not None:
         return model, goes_on, None
     anatomy = find_anatomy(model)
@@ -165,9 +189,8 @@ def _load(config: RunConfig, data: Data, goes_on: Chosen | None) -> tuple[Any, C
         return LoadedModel(model.to(device()), tensor_hashes(model))
 
     blocks = measure_here(loaded, model, anatomy, config, data)
-    steps = steps_of(_arguments(config), len(data.rows))
     evaluation = evaluation_to_fit(config, data, anatomy, model.config)
-    return model, choose(config, anatomy, work, steps, blocks, model.config, type(model), evaluation), None
+    return model, choose(config, anatomy, work, steps(), blocks, model.config, type(model), evaluation), None
 
 
 def _check_new_rows(model: Any, strategy: str) -> None:
@@ -182,7 +205,8 @@ def _check_new_rows(model: Any, strategy: str) -> None:
             )
 
 
-def _collator(config: RunConfig, data: Data) -> Collator | PackingCollator:
+def collator_for(config: RunConfig, data: Data) -> Collator | PackingCollator:
+    """What makes a batch of the run's rows."""
     if config.packing:
         return PackingCollator()
     return Collator(data.tokenizer, pad_to=config.max_length if config.pad_to_max_length else None)

@@ -16,6 +16,7 @@ from frostline.anatomy import Anatomy, get_block
 from frostline.cost import StepTimes
 from frostline.engine import Trainer
 from frostline.hooks import hidden_of
+from frostline.processes import running
 
 Clock = Literal["wall", "cpu"]
 Clocks = Mapping[Clock, Callable[[], float]]
@@ -108,5 +109,5 @@ class StepsInTime(TrainerCallback):
         counted = state.global_step - WARM_UP
         if counted <= 0:
             self._begun = time.perf_counter()
-        elif counted >= FEWEST and time.perf_counter() - self._begun > self._seconds:
+        elif counted >= FEWEST and running().any(time.perf_counter() - self._begun > self._seconds):
             control.should_training_stop = True

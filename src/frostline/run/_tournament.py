@@ -8,7 +8,6 @@ at once: trials that were interrupted go on, and end as they would have.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +18,8 @@ from frostline.core.cache import keep
 from frostline.core.errors import FrostlineError, TrainingError
 from frostline.core.files import write_json
 from frostline.core.sizes import duration_text
-from frostline.run._judge import Clock, JudgedTrainer, Pause
+from frostline.processes import running
+from frostline.run._judge import Clock, JudgedTrainer, Pause, wall_time
 from frostline.run._trials import (
     CHECKS,
     DECAY,
@@ -85,7 +85,7 @@ class Tournament:
         self._terms, self._yardstick, self._contend, self._make = terms, yardstick, contend, make
         self._clock, self._folder, self._say = clock, folder, say
         path = folder / TRIALS_FILE
-        self.found: dict[str, Any] = read_trials(path) if path.is_file() else {"trials": {}}
+        self.found: dict[str, Any] = running().once(lambda: read_trials(path) if path.is_file() else {"trials": {}})
 
     def play(self) -> dict[str, Any]:
         """Try, and give what was found: every trial, and what was chosen. Plain data.
@@ -94,7 +94,7 @@ class Tournament:
         """
         if "chosen" not in self.found and not self._known():
             self._play()
-            keep(Path(self.found["kept"]), self.found)
+            running().once(lambda: keep(Path(self.found["kept"]), self.found))
         return self.found
 
     def field(self) -> Contenders:
@@ -132,7 +132,7 @@ class Tournament:
             self._note(planning_seconds=self._clock() - begun)
             trainer = self._make(Attempt(option, 1e-9, self._folder / "trials" / "yardstick", Pause.MEASURED))
             kept = kept_at({**self._identity, "model": fingerprint(trainer.applied.base)})
-            if (before := read_kept(kept)) is not None:
+            if (before := running().once(lambda: read_kept(kept))) is not None:
                 self.found = before
                 self._note(before=True)
                 self._say(f"the same trials were made before, and are not made again: {kept}")
@@ -161,7 +161,7 @@ class Tournament:
         terms, full = self._terms, self.found["full_step_seconds"]
         budget = terms.seconds or terms.full_steps * full * (terms.share or 1.0)
         if "rounds" not in self.found:
-            clock = "wall time" if self._clock is time.perf_counter else "processor time"
+            clock = "wall time" if self._clock is wall_time else "processor time"
             allowed = (terms.lost * budget - self._spent()) / full
             played = rounds(allowed, self.found["start_seconds"] / full, 3 if terms.rate is None else 1)
             self._note(clock=clock, budget_seconds=budget, rounds=asdict(played))
@@ -333,7 +333,7 @@ class Tournament:
         self._save()
 
     def _save(self) -> None:
-        write_json(self._folder / TRIALS_FILE, {**self.found, "asked": self._asked})
+        running().once(lambda: write_json(self._folder / TRIALS_FILE, {**self.found, "asked": self._asked}))
 
 
 def _last_loss(trial: dict[str, Any]) -> float:

@@ -3,39 +3,37 @@
 from __future__ import annotations
 
 import json
-import os
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from rich.console import Console
-from transformers.trainer_utils import get_last_checkpoint
 
 from frostline.adapters import router_statistics
-from frostline.checkpoints import quiet_libraries, save_delta
-from frostline.core.errors import CheckpointError, ConfigError, FrostlineError, first_line
+from frostline.checkpoints import quiet_libraries, save_delta, write_run_card
+from frostline.core.errors import ConfigError, DataError, FrostlineError, first_line
 from frostline.core.files import atomic_file, disk_errors, private, read_json, write_json, write_text
-from frostline.core.locks import own_folder
 from frostline.core.sizes import size_text
 from frostline.engine import MemoryMeter, ProgressBar, Trainer, start_bar
+from frostline.model_card import OWN_README
 from frostline.plan import Plan, document, save_plan, strip_over_time
+from frostline.processes import Processes, running, start
 from frostline.records import RECORD_FILE, Measured, RunMetrics, RunRecord, now, read_record, write_record
 from frostline.rows import values_of
 from frostline.run._choosing import Chosen
 from frostline.run._config import RunConfig
 from frostline.run._device import autocast
+from frostline.run._folder import check_several, checkpoint_to_resume, own_folder_of_all
 from frostline.run._judge import JudgedTrainer, clock_of, drop_checkpoints
 from frostline.run._opening import opening_record, predicted_cost
 from frostline.run._phases import Phases
 from frostline.run._prepare import Prepared, prepare, read_data
 from frostline.run._split import split_notice, split_report
-from frostline.run._trials import TRIALS_FILE, read_trials
 from frostline.run._trying import fall_from, judged, spent_line, try_plans, watch
-from frostline.run._work import Data
+from frostline.run._work import Data, step_rows_of
 from frostline.tasks import Evaluation, Task, evaluate
 
 PLAN_FILE = "plan.yaml"
@@ -61,20 +59,26 @@ def train(config: RunConfig, *, resume: bool = False, console: Console | None = 
             f"train: give a RunConfig, not {type(config).__name__}: frostline.train(frostline.RunConfig(model=..., "
             "task=..., ...))"
         )
-    with private(), _own_folder(config.folder):
-        return _train(config, resume, console or Console(stderr=True, quiet=True))
+    silent = Console(stderr=True, quiet=True)
+    group = start(config.training.get("ddp_timeout"))
+    with private(), own_folder_of_all(config.folder, group):
+        return _train(config, resume, (console or silent) if group.first else silent, group)
 
 
-def _train(config: RunConfig, resume: bool, console: Console) -> RunRecord:
+def _train(config: RunConfig, resume: bool, console: Console, group: Processes) -> RunRecord:
     folder = config.folder
-    checkpoint = _check_folder(folder, config, resume)
+    with group.together():
+        checkpoint = group.same(checkpoint_to_resume(folder, config, resume))
+        before = read_record(folder) if resume and (folder / RECORD_FILE).is_file() else None
+        check_several(config, group)
     if config.threads:
         torch.set_num_threads(config.threads)
     phases = Phases()
-    before = read_record(folder) if resume and (folder / RECORD_FILE).is_file() else None
     with MemoryMeter() as memory:
-        with console.status("reading the data"):
+        with console.status("reading the data"), group.together():
             data = judged(config, read_data(config, phases))
+            if len(set(group.every(data.task.fingerprint))) > 1:
+                raise DataError(f"task: the processes read other rows than each other from {config.task}: use one file")
         memory.restart()
         chosen = None
         if data.held_out is not None and before is None:
@@ -84,18 +88,31 @@ def _train(config: RunConfig, resume: bool, console: Console) -> RunRecord:
         with phases.of("loading"), console.status("loading the model and reading the rows"):
             prepared = prepare(config, data, before, chosen)
         record = opening_record(prepared)
+        opening = record
+        if not group.once(lambda: write_run_card(folder, opening)):
+            record = record.model_copy(update={"notices": (*record.notices, OWN_README)})
         for notice in record.notices:
             console.print(f"note: {notice}")
-        write_record(record, folder)
-        save_plan(Plan.read(record.plan), folder / PLAN_FILE)
-        _write_rows(data.task, folder)
+        group.once(lambda: _write_opening(record, data.task, folder))
         try:
-            return _run(prepared, record, folder, checkpoint, memory, phases, console)
+            record = _run(prepared, record, folder, checkpoint, memory, phases, console)
         except BaseException as error:
+            if not group.first:
+                raise
             failed = record.model_copy(update={"status": "failed", "error": _one_line(error), "finished": now()})
             with suppress(FrostlineError, OSError):
                 write_record(failed, folder)
+                write_run_card(folder, failed)
             raise
+        if group.first:
+            write_run_card(folder, record)  # the run is finished, whatever happens here
+        return record
+
+
+def _write_opening(record: RunRecord, task: Task, folder: Path) -> None:
+    write_record(record, folder)
+    save_plan(Plan.read(record.plan), folder / PLAN_FILE)
+    _write_rows(task, folder)
 
 
 def _attempt(config: RunConfig, data: Data, chosen: Chosen) -> JudgedTrainer:
@@ -112,7 +129,8 @@ def _run(
     phases: Phases,
     console: Console,
 ) -> RunRecord:
-    config, trainer, clock = prepared.config, prepared.trainer, clock_of(isinstance(prepared.config.budget.time, str))
+    config, trainer, group = prepared.config, prepared.trainer, running()
+    clock = clock_of(isinstance(config.budget.time, str))
     before = {} if config.streaming else _before(prepared, folder, checkpoint, phases, console)
     memory.restart_peak()
     opened = clock()
@@ -130,6 +148,7 @@ def _run(
     memory.restart_peak()
     try:
         begun, opened = time.perf_counter(), clock()
+        prepared.steps.begin(before_seconds)
         with phases.of("training"), quiet_libraries():
             trainer.train(resume_from_checkpoint=checkpoint)
         seconds, spent = time.perf_counter() - begun + before_seconds, spent + clock() - opened
@@ -140,19 +159,17 @@ def _run(
     record = _what_became(prepared, record, console, spent)
     routers = router_statistics(prepared.model) or None
     split = split_report(trainer)
-    peak = memory.peak_bytes if split is None else sum(split.peak_memory_bytes.values())
-    with phases.of("saving"), disk_errors(folder):
-        prepared.data.tokenizer.save_pretrained(folder)
-        save_delta(prepared.model, folder)
-    if watched is not None and config.save_steps is None:
-        drop_checkpoints(folder, 0)
+    peak = max(group.every(memory.peak_bytes)) if split is None else sum(split.peak_memory_bytes.values())
+    with phases.of("saving"), group.together(), disk_errors(folder):
+        if group.first:
+            prepared.data.tokenizer.save_pretrained(folder)
+            save_delta(prepared.model, folder)
+            if watched is not None and config.save_steps is None:
+                drop_checkpoints(folder, 0)
     after = _measure(prepared, phases, console)
-    write_text(folder / PREDICTIONS_FILE, after.json_lines())
     median = prepared.steps.median
-    tokens = config.per_device_train_batch_size * config.gradient_accumulation_steps * prepared.data.mean_length(config)
-    tokens *= 1 if split is None else split.clients
+    tokens = step_rows_of(config) * prepared.data.mean_length(config) * (1 if split is None else split.clients)
     applied = trainer.applied
-    save_plan(applied.plan, folder / PLAN_FILE)
     finished = record.model_copy(
         update={
             "plan": document(applied.plan),
@@ -167,12 +184,13 @@ def _run(
                 caching_seconds=trainer.cache_report.seconds,
                 peak_memory_bytes=peak,
                 steps=trainer.state.global_step,
+                processes=group.count,
                 tokens_per_second=tokens / median if median else None,
                 cpu_seconds_per_step=prepared.steps.cpu_median if split is None else None,  # others trained
                 resumed_at_step=trainer.state.global_step - len(prepared.steps.seconds),
                 selection_seconds=prepared.chosen.seconds + trainer.seconds_until_settled,
                 caching_peak_memory_bytes=caching_peak,
-                run_peak_memory_bytes=memory.whole_peak_bytes,
+                run_peak_memory_bytes=max(group.every(memory.whole_peak_bytes)),
                 seconds=phases.seconds,
             ),
             "split": None if split is None else split.document(),
@@ -180,8 +198,14 @@ def _run(
             "metrics": RunMetrics(before=before, after=after.metrics, history=_history(trainer)),
         }
     )
-    write_record(finished, folder)
-    return finished
+
+    def write_end() -> RunRecord:
+        write_text(folder / PREDICTIONS_FILE, after.json_lines())
+        save_plan(applied.plan, folder / PLAN_FILE)
+        write_record(finished, folder)
+        return finished
+
+    return group.once(write_end)
 
 
 def _fall(
@@ -199,7 +223,7 @@ def _fall(
     line = f"the held-out loss has risen since step {step}: the learning rate falls from there, and time is left over"
     console.print(f"note: {line}")
     record = record.model_copy(update={"chosen": chosen.choice, "notices": (*record.notices, line)})
-    write_record(record, folder)
+    running().once(lambda: write_record(record, folder))
     with phases.of("loading"):
         again = prepare(prepared.asked, prepared.data, chosen=chosen)
     again = replace(again, seconds=again.seconds + spent)
@@ -250,89 +274,23 @@ def _caching_pass(prepared: Prepared, record: RunRecord, console: Console) -> Ru
     )
 
 
-def _own_folder(folder: Path) -> AbstractContextManager[None]:
-    """The lock of a run's folder. Of several processes that train together, the first keeps it for all."""
-    return own_folder(folder) if os.environ.get("RANK", "0") == "0" else nullcontext()
-
-
-def _check_folder(folder: Path, config: RunConfig, resume: bool) -> str | None:
-    """The checkpoint to resume from. Raises `CheckpointError` when the folder holds another run."""
-    if not (folder / RECORD_FILE).is_file():
-        _check_trials(folder, config, resume)
-        return None
-    record = read_record(folder)
-    if not resume:
-        goes_on = "" if record.status == "finished" else f", or {how_to_go_on(folder)}"
-        raise CheckpointError(f"{folder} already holds a {record.status} run: use another out{goes_on}")
-    if record.status == "finished":
-        raise CheckpointError(
-            f"the run in {folder} is finished, so there is nothing to resume: use another out for a new run"
-        )
-    _check_same(folder, record.config, config, lambda path: record.found(path, folder))
-    last: str | None = get_last_checkpoint(str(folder))
-    return last
-
-
-def how_to_go_on(folder: Path) -> str:
-    """What to do about the run in `folder`, which was not finished."""
-    if not (folder / RECORD_FILE).is_file():
-        tried = (folder / TRIALS_FILE).is_file()
-        return "--resume to continue its trials" if tried else "the same command again: nothing was saved yet"
-    last = get_last_checkpoint(str(folder))
-    return f"--resume to {f'continue from {Path(last).name}' if last else 'start it again: it saved no checkpoint'}"
-
-
-def _check_trials(folder: Path, config: RunConfig, resume: bool) -> None:
-    """Check a folder without a record: it may hold trials of a run that was stopped before it began."""
-    trials = folder / TRIALS_FILE
-    if not trials.is_file():
-        if resume:
-            raise CheckpointError(f"{folder} holds no run to resume: leave --resume out, or use the out of that run")
-        return
-    if not resume:
-        raise CheckpointError(
-            f"{folder} holds trials of a run that was stopped: use another out, or --resume to continue that run"
-        )
-    _check_same(folder, read_trials(trials).get("asked", {}), config, lambda path: path)
-
-
-def _check_same(folder: Path, before: Mapping[str, Any], config: RunConfig, find: Callable[[str], str]) -> None:
-    """Raises `CheckpointError` for settings that are not those from before; `find` tells where a path is now."""
-    wanted = config.model_dump(mode="json")
-    for key in wanted:
-        if key in ("out", "threads", "activation_cache_limit"):
-            continue
-        if not _same(before.get(key), wanted[key], find):
-            raise CheckpointError(
-                f"cannot resume {folder}: {key} was {before.get(key)!r}, now {wanted[key]!r}: use the same settings"
-            )
-
-
-def _same(before: Any, now: Any, find: Callable[[str], str]) -> bool:
-    """Whether two values of a setting are the same, or paths to the same file."""
-    if isinstance(before, dict) and isinstance(now, dict) and before.keys() == now.keys():
-        return all(_same(before[key], now[key], find) for key in before)
-    if before == now or not (isinstance(before, str) and isinstance(now, str)):
-        return bool(before == now)
-    place = Path(find(before))
-    return place.exists() and Path(now).exists() and place.samefile(now)
-
-
 def _before(
     prepared: Prepared, folder: Path, checkpoint: str | None, phases: Phases, console: Console
 ) -> dict[str, float]:
     """Quality before the first step; a resumed run reads it from its file, since its model has trained already."""
-    path = folder / BEFORE_FILE
-    if checkpoint is not None and path.is_file():
-        return dict(read_json(path, "quality before training"))
+    path, group = folder / BEFORE_FILE, running()
+    known = group.once(lambda: read_json(path, "quality before training") if checkpoint and path.is_file() else None)
+    if known is not None:
+        return dict(known)
     metrics = _measure(prepared, phases, console).metrics
-    write_json(path, metrics)
+    group.once(lambda: write_json(path, metrics))
     return metrics
 
 
 def _measure(prepared: Prepared, phases: Phases, console: Console) -> Evaluation:
     config = prepared.config
-    with phases.of("evaluation"), console.status("evaluating"), autocast(config.bf16):
+    group = running()
+    with phases.of("evaluation"), console.status("evaluating"), autocast(config.bf16), group.together():
         return evaluate(
             prepared.model,
             prepared.data.tokenizer,
@@ -342,6 +300,7 @@ def _measure(prepared: Prepared, phases: Phases, console: Console) -> Evaluation
             generate_rows=0 if config.streaming else config.generate_rows,
             max_new_tokens=config.max_new_tokens,
             decoding=config.generation,
+            processes=group,
         )
 
 

@@ -14,13 +14,14 @@ from frostline.checkpoints import quiet_libraries
 from frostline.core.errors import ConfigError, PlanError
 from frostline.core.sizes import duration_text, parse_duration
 from frostline.plan import FixedSchedule, keep_dropout
+from frostline.processes import running
 from frostline.run._choosing import PLANNED, SPENT, Chosen, situation_of, with_planned
 from frostline.run._config import RunConfig
 from frostline.run._judge import FEWEST_ROWS, JudgedTrainer, Watch, clock_of, hold_out
 from frostline.run._setup import anatomy_of, config_for
 from frostline.run._tournament import Tournament
 from frostline.run._trials import DECAY, FAR, JUDGED, WARM_UP, Attempt, Terms
-from frostline.run._work import Data, evaluation_to_fit, workload_of
+from frostline.run._work import Data, evaluation_to_fit, step_rows_of, workload_of
 from frostline.strategies import PASSES, AutoOptions, Contenders, Option, auto, contenders, read_options, yardstick
 
 _NO_MATTER = {"model", "task", "out", "report_to", "logging_steps", "eval_steps", "save_steps", "save_total_limit"}
@@ -109,7 +110,7 @@ def try_plans(config: RunConfig, data: Data, make: Make, console: Console) -> Ch
     situation = situation_of(config, anatomy, workload_of(config, data, anatomy, model_config, dtype), evaluation)
     duration = isinstance(config.budget.time, str)
     clock = clock_of(duration)
-    step_rows = config.per_device_train_batch_size * config.gradient_accumulation_steps
+    step_rows = step_rows_of(config)
     terms = Terms(
         share=None if duration else float(config.budget.time or 1.0),
         seconds=parse_duration(str(config.budget.time), "time") if duration else None,
@@ -173,10 +174,14 @@ def _chosen(config: RunConfig, tournament: Tournament, terms: Terms) -> Chosen:
     }
     place = config.folder / f"checkpoint-{done}"
     trained = config.folder / "trials" / chosen["name"] / place.name
-    if trained.is_dir() and not place.is_dir():
-        place.parent.mkdir(parents=True, exist_ok=True)
-        trained.replace(place)
-    shutil.rmtree(config.folder / "trials", ignore_errors=True)
+
+    def keep_the_winner() -> None:
+        if trained.is_dir() and not place.is_dir():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            trained.replace(place)
+        shutil.rmtree(config.folder / "trials", ignore_errors=True)
+
+    running().once(keep_the_winner)
     return Chosen(
         keep_dropout(plan) if config.frozen_dropout else plan,
         settings,
@@ -263,9 +268,13 @@ def fall_from(chosen: Chosen, step: int) -> Chosen:
     steps, folder = math.ceil(step / (1 - DECAY)), chosen.config.folder
     training = {**chosen.config.training, "lr_scheduler_kwargs": {"num_decay_steps": steps - step}}
     update = {"max_steps": steps, "training": training}
-    for place in folder.glob("checkpoint-*"):
-        if int(place.name.rpartition("-")[2]) > step:
-            shutil.rmtree(place)
+
+    def drop_later() -> None:
+        for place in folder.glob("checkpoint-*"):
+            if int(place.name.rpartition("-")[2]) > step:
+                shutil.rmtree(place)
+
+    running().once(drop_later)
     config, choice = chosen.config.model_copy(update=update), {**chosen.choice, **update}
     return replace(chosen, config=config, choice=choice, checkpoint=folder / f"checkpoint-{step}", lines=())
 

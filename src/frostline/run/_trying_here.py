@@ -20,6 +20,7 @@ from frostline.checkpoints import quiet_libraries
 from frostline.core.seeding import derive_seed
 from frostline.core.sizes import parse_duration
 from frostline.plan import Plan
+from frostline.processes import running
 from frostline.run._judge import JudgedTrainer, clock_of
 from frostline.run._tournament import Tournament
 from frostline.run._trials import FAR, Attempt, Terms
@@ -49,7 +50,8 @@ def tried_plan(model: Any, situation: Situation, options: AutoOptions, data: Any
     random.Random(derive_seed(seed, "held out")).shuffle(order)
     count = min(128, len(data) // 20)
     held, rest = Subset(data, sorted(order[:count])), Subset(data, sorted(order[count:]))
-    step_rows = work.per_device_train_batch_size * work.gradient_accumulation_steps
+    group = running()
+    step_rows = work.per_device_train_batch_size * work.gradient_accumulation_steps * group.count
     duration = isinstance(time, str)
     terms = Terms(
         share=None if duration else float(cast(float, time)),

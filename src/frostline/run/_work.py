@@ -10,6 +10,7 @@ from frostline.anatomy import Anatomy
 from frostline.core.sizes import parse_size
 from frostline.cost import EvaluationWork, Workload, has_dropout, rows_within, storage_dtype
 from frostline.engine import GroupedByLength
+from frostline.processes import running
 from frostline.run._config import RunConfig
 from frostline.run._device import uses_bfloat16
 from frostline.surgery import Applied
@@ -36,10 +37,15 @@ class Data:
         if config.train_sampling_strategy != "random":
             order: list[int] = list(range(len(lengths)))
             if config.train_sampling_strategy == "group_by_length":
-                order = list(GroupedByLength(size * config.gradient_accumulation_steps, lengths, config.seed))
+                order = list(GroupedByLength(step_rows_of(config), lengths, config.seed))
             longest = [max(lengths[row] for row in order[i : i + size]) for i in range(0, len(order), size)]
             return sum(longest) / len(longest)
         return _expected_longest(lengths, size)
+
+
+def step_rows_of(config: RunConfig) -> int:
+    """The rows of an optimizer step, in all processes together."""
+    return config.per_device_train_batch_size * config.gradient_accumulation_steps * running().count
 
 
 def workload_of(config: RunConfig, data: Data, anatomy: Anatomy, model_config: Any, dtype: str) -> Workload:
@@ -48,16 +54,17 @@ def workload_of(config: RunConfig, data: Data, anatomy: Anatomy, model_config: A
     `model_config` and `dtype` are those of the model before a plan is applied.
     """
     rows = len(data.rows)
-    per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps
     length = round(data.mean_length(config))
+    passes = config.max_steps * step_rows_of(config) / rows if config.max_steps else config.num_train_epochs
     attention = "eager" if model_config._attn_implementation == "eager" else "sdpa"
     return Workload(
         rows=rows,
         length=length,
         texts=data.rows.texts,
         per_device_train_batch_size=config.per_device_train_batch_size,
+        processes=running().count,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
-        num_train_epochs=config.max_steps * per_step / rows if config.max_steps else config.num_train_epochs,
+        num_train_epochs=passes,
         bf16=uses_bfloat16(config.bf16),
         optim=config.optim,
         optim_args=config.optim_args,

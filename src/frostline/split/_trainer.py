@@ -16,7 +16,7 @@ from frostline.anatomy import Anatomy
 from frostline.bottom import CannotCut, Cut, find_cut
 from frostline.checkpoints import put_tensors
 from frostline.core.errors import CheckpointError, ConfigError, PlanError, UnsupportedModel
-from frostline.engine import Trainer
+from frostline.engine import Trainer, report_live
 from frostline.plan import Forward, Plan, Split
 from frostline.split._job import ClientRows, Job, Stepping, rounds_of, share_rows
 from frostline.split._parts import save_parts
@@ -102,6 +102,7 @@ class SplitTrainer(Trainer):
         """Train in other processes until the last round. Raises `TrainingError` when one of them fails or ends."""
         if resume_from_checkpoint:
             raise CheckpointError("split training saves no checkpoints, so it cannot resume: start it without resume")
+        report_live(self, lambda: self.applied)
         with tempfile.TemporaryDirectory(prefix="frostline-split-") as folder:
             job, client_rows = self._work(Path(folder))
             save_parts(self.model, job.folder)

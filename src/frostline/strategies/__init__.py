@@ -3,7 +3,7 @@
 from frostline.strategies._adapted import ADDITIONS
 from frostline.strategies._auto import AutoOptions, auto
 from frostline.strategies._budget import Budget
-from frostline.strategies._choice import Choice, Option
+from frostline.strategies._choice import GIVEN, Choice, Option
 from frostline.strategies._contenders import Contenders, contenders, yardstick
 from frostline.strategies._plans import freeze_blocks, task_head
 from frostline.strategies._rounds import (
@@ -24,6 +24,7 @@ from frostline.strategies._worth import PASSES, RATE_STEP
 
 __all__ = [
     "ADDITIONS",
+    "GIVEN",
     "OTHERS",
     "PASSES",
     "RATE_STEP",

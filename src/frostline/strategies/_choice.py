@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from frostline.core.sizes import size_text
 from frostline.cost import Prediction, Workload
 from frostline.plan import Plan
 from frostline.strategies._limits import Limit
 
-AboveMode = Literal["full", "lora", "head"]
+AboveMode = Literal["full", "lora", "head", "given"]
+GIVEN: Final = "given"
+"""The mode of a plan that a strategy gave, for which only the settings of the run were chosen."""
 
 
 @dataclass(frozen=True)
@@ -18,10 +20,11 @@ class Option:
     """One plan with its settings, and what it is predicted to cost.
 
     Attributes:
-        mode: what training does to the blocks from the plan's boundary on; `head` where none of them trains.
-        plan: what trains.
+        mode: what training does to the blocks from the plan's boundary on; `head` where none of them trains; `given`
+            where a strategy gave the plan.
+        plan: what trains; under a schedule, at first.
         workload: the work with the chosen batch, accumulation, activation checkpointing and activation cache.
-        expected_gain: a share of the gain of training every block in full, which is 1.
+        expected_gain: a share of the gain of training every block in full, which is 1; None for a plan that is given.
         prediction: the predicted cost.
         memory_share: peak memory, as a share of full fine-tuning of the workload as it was asked for.
         time_share: time, as a share of the same.
@@ -30,7 +33,7 @@ class Option:
     mode: AboveMode
     plan: Plan
     workload: Workload
-    expected_gain: float
+    expected_gain: float | None
     prediction: Prediction
     memory_share: float
     time_share: float
@@ -48,10 +51,10 @@ class Option:
         blocks = f"block {last}" if boundary == last else f"blocks {boundary}-{last}"
         if self.plan.embeddings.mode == "full":
             blocks = "everything"
-        parts = ["the head alone" if self.mode == "head" else f"{blocks} {_HOW[self.mode]}"]
+        parts = [_TRAINS[self.mode].format(blocks=blocks, strategy=self.plan.strategy)]
         accumulated = f" x {work.gradient_accumulation_steps}" if work.gradient_accumulation_steps > 1 else ""
         parts.append(f"batches of {work.per_device_train_batch_size}{accumulated}")
-        parts[1:1] = ["the head with weights of its own"] * (self.plan.untie and self.mode != "head")
+        parts[1:1] = ["the head with weights of its own"] * (self.plan.untie and self.mode in ("full", "lora"))
         parts += ["activation checkpointing"] * work.activation_checkpointing
         parts += ["activation cache"] * work.activation_cache
         return ", ".join(parts)
@@ -66,7 +69,8 @@ class Option:
             f"{self.time_share:.2f} of its time",
             *([f"{size_text(found.disk_bytes)} on disk"] if found.disk_bytes else []),
         ]
-        return f"{self.what}: gain {self.expected_gain:.2f}, {', '.join(needs)}"
+        gain = [] if self.expected_gain is None else [f"gain {self.expected_gain:.2f}"]
+        return f"{self.what}: {', '.join([*gain, *needs])}"
 
     def document(self) -> dict[str, Any]:
         """Plain data: the settings and their predicted cost."""
@@ -80,7 +84,7 @@ class Option:
             "gradient_accumulation_steps": work.gradient_accumulation_steps,
             "activation_checkpointing": work.activation_checkpointing,
             "activation_cache": work.activation_cache,
-            "expected_gain": round(self.expected_gain, 6),
+            "expected_gain": None if self.expected_gain is None else round(self.expected_gain, 6),
             "memory_share": round(self.memory_share, 6),
             "time_share": round(self.time_share, 6),
             "predicted": self.prediction.document(),
@@ -165,4 +169,4 @@ def _changed(chosen: Option, option: Option | None) -> str:
     return "the same plan" if option.what == chosen.what else option.line
 
 
-_HOW = {"full": "in full", "lora": "with LoRA"}
+_TRAINS = {"full": "{blocks} in full", "lora": "{blocks} with LoRA", "head": "the head alone", "given": "{strategy}"}

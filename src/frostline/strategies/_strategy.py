@@ -50,7 +50,6 @@ class Strategy:
         choose: makes the selection from a situation and the options.
         options: the options that a user may set, with their defaults.
         percents: the numbers that may follow the name, where `options` is a `Percent`, as in `bot50`.
-        plans: whether it takes a budget into account.
         counts: names of options that may follow the name as numbers in brackets, as in `hlpt(24,8)`.
         read: reads the options, where that needs more than their type.
         addition: what is added to its plan where the name adds nothing (`ADDITIONS`).
@@ -60,7 +59,6 @@ class Strategy:
     choose: Choose
     options: type[Options] = NoOptions
     percents: range | tuple[int, ...] = ()
-    plans: bool = False
     counts: tuple[str, ...] = ()
     read: Callable[[Any, str], Any] | None = None
     addition: str = ""

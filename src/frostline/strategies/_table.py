@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import string
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,11 @@ from frostline.strategies import _smartfrz as learned
 from frostline.strategies import _spectrum as spectra
 from frostline.strategies import _split as parts
 from frostline.strategies._adapted import ADDITIONS, adapted, everywhere
+from frostline.strategies._budget import Budget
 from frostline.strategies._selection import Selection, fixed
 from frostline.strategies._situation import Situation
 from frostline.strategies._strategy import Percent, Strategy
+from frostline.strategies._within import within_budget
 
 ANY_SHARE = range(1, 100)
 
@@ -42,9 +45,7 @@ STRATEGIES: Registry[Strategy] = Registry(
     "strategy",
     "frostline.strategies",
     {
-        "auto": Strategy(
-            "the blocks above the semantic cut, within a budget", automatic.auto, automatic.AutoOptions, plans=True
-        ),
+        "auto": Strategy("the blocks above the semantic cut, within a budget", automatic.auto, automatic.AutoOptions),
         "all": Strategy("full fine-tuning", presets.all_layers),
         "head": Strategy("only the head trains", presets.head_only),
         "bot": Strategy("the lowest P% of the blocks are frozen", presets.bottom, Percent, ANY_SHARE),
@@ -70,7 +71,6 @@ STRATEGIES: Registry[Strategy] = Registry(
             "the blocks up to the one with the largest semantic gain are frozen",
             meaning.semantic,
             meaning.SemanticOptions,
-            plans=True,
         ),
         "semantic-threshold": Strategy(
             "the blocks with a semantic gain below a threshold are frozen",
@@ -159,10 +159,9 @@ def make_selection(name: str, situation: Situation, options: Mapping[str, Any] |
     """
     given = dict(options or {})
     if name.endswith((".yaml", ".yml", ".json")):
-        _check_budget(name, situation, plans=False)
         if given:
             raise ConfigError(f"strategy_options: {min(given)}: a plan file has no options: change the file instead")
-        return fixed(load_plan(Path(name)))
+        return within_budget(fixed(load_plan(Path(name))), situation, name)
     strategy, numbers = parse_name(name)
     addition = _addition(name) or strategy.addition
     if addition and strategy.options is automatic.AutoOptions:
@@ -170,18 +169,16 @@ def make_selection(name: str, situation: Situation, options: Mapping[str, Any] |
             f"strategy '{name}': auto decides itself where to use LoRA: use strategy 'auto' with "
             "--budget and --set modes=[lora] for LoRA only"
         )
-    _check_budget(name, situation, plans=strategy.plans and not addition)
     mode = ADDITIONS[addition].read(given.pop(addition, {}), f"strategy_options.{addition}") if addition else None
     for key in given:
         if mode is not None and key not in strategy.options.model_fields and key in type(mode).model_fields:
             raise ConfigError(f"strategy_options of '{name}': {key} is an option of {addition}: use {addition}.{key}")
-    selection = strategy.choose(situation, _read_options(strategy, name, numbers, given))
-    return selection if mode is None else adapted(selection, situation, mode, addition, name)
-
-
-def _check_budget(name: str, situation: Situation, *, plans: bool) -> None:
-    if situation.budget.limits and not plans:
-        raise ConfigError(f"budget: strategy '{name}' cannot plan for a budget: use auto or semantic")
+    # With an addition, a strategy that plans for a budget itself would plan for another training.
+    asked = replace(situation, budget=Budget()) if addition else situation
+    selection = strategy.choose(asked, _read_options(strategy, name, numbers, given))
+    if mode is not None:
+        selection = adapted(selection, situation, mode, addition, name)
+    return within_budget(selection, situation, name)
 
 
 def parse_name(name: str) -> tuple[Strategy, dict[str, int]]:

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 from pydantic import ValidationError
 from rich.console import Console
 
-from frostline.core.errors import CheckpointError
+from frostline.core.errors import CheckpointError, FrostlineError, first_line
 from frostline.core.files import private, write_text
 from frostline.core.locks import own_folder
+from frostline.core.sizes import duration_text
 from frostline.records import RECORD_FILE, RunRecord, read_record
-from frostline.run import RunConfig
+from frostline.report import mean_text
+from frostline.run import TRIALS_FILE, RunConfig
 from frostline.study._config import StudyConfig
 from frostline.study._grid import Cell, cells
+from frostline.study._progress import Progress
+from frostline.study._report import write_cards, write_report
+from frostline.study._result import Result
 from frostline.study.lifeline import Child
 
 STUDY_FILE = "study.yaml"
@@ -27,20 +32,12 @@ ENDING = 30.0
 """Seconds to wait for a run of a study that was killed a moment ago: it notices, and ends."""
 
 
-@dataclass(frozen=True)
-class Result:
-    """The result of one run: its record, or why there is none."""
-
-    cell: Cell
-    record: RunRecord | None
-    error: str | None = None
-
-
 def run_study(study: StudyConfig, out: Path, console: Console | None = None) -> list[Result]:
     """Run the study's runs one after another, each in a new process, and return the result of each.
 
     A finished run is skipped, and an interrupted one is resumed from its last checkpoint. One that fails does not stop
-    the others. A study that was killed at any point continues when it is called again.
+    the others. A study that was killed at any point continues when it is called again. After each run the report is
+    written again.
 
     Args:
         study: the study.
@@ -60,34 +57,69 @@ def _run_cells(study: StudyConfig, grid: Sequence[Cell], out: Path, console: Con
     done = sum(map(_is_finished, recorded))
     console.print(f"study in {out}: {done} of {len(grid)} runs recorded already", soft_wrap=True)
     write_text(out / STUDY_FILE, study.to_yaml())
-    return [
-        _settle(cell, record, f"[{number}/{len(grid)}]", console)
-        for number, (cell, record) in enumerate(zip(grid, recorded, strict=True), start=1)
-    ]
+    progress = Progress(grid, console)
+    progress.recorded(recorded)
+    results: list[Result] = []
+    report: Path | None = None
+    for cell, record in zip(grid, recorded, strict=True):
+        results.append(_settle(cell, record, progress))
+        try:
+            write_cards(study, results)
+            report = write_report(study, results, out)
+        except (FrostlineError, OSError) as reason:  # the runs matter more
+            progress.say(cell, f"the report is not written: {first_line(reason)}", style="red")
+    console.print(f"report: {report}", soft_wrap=True)
+    return results
 
 
-def _settle(cell: Cell, record: RunRecord | None, position: str, console: Console) -> Result:
-    def say(text: str, style: str = "") -> None:
-        console.print(f"{position} {cell.folder}: {text}", style=style, soft_wrap=True)
-
+def _settle(cell: Cell, record: RunRecord | None, progress: Progress) -> Result:
     config = cell.config.model_dump(mode="json", exclude_unset=True)
+    begun = time.monotonic()
+
+    def failed(error: str) -> Result:
+        progress.ended(cell, time.monotonic() - begun, f"failed: {error}", whole=False, style="red")
+        return Result(cell, None, error)
+
     try:
         if not _is_finished(record):
             with own_folder(cell.folder, ENDING):
                 record = _recorded(cell)  # what became of it in the meantime
                 write_text(cell.folder / CONFIG_FILE, yaml.safe_dump(config, sort_keys=False))
     except CheckpointError as reason:
-        say(f"failed: {reason}", style="red")
-        return Result(cell, None, str(reason))
+        return failed(str(reason))
     if _is_finished(record):
-        say("already recorded")
+        progress.leave(cell)
+        progress.say(cell, "already recorded")
         return Result(cell, record)
-    say("training" if record is None else "resuming a run that was interrupted")
-    error = Child(_command(cell.folder / CONFIG_FILE, resume=record is not None)).wait()
-    if error is not None:
-        say(f"failed: {error}", style="red")
-        return Result(cell, None, error)
-    return Result(cell, read_record(cell.folder))
+    tried = record is None and (cell.folder / TRIALS_FILE).is_file()  # `auto` was stopped while it made trials
+    progress.begins(cell, _WHAT["trials" if tried else "" if record is None else record.status])
+    error = Child(_command(cell.folder / CONFIG_FILE, resume=tried or record is not None)).wait()
+    seconds = time.monotonic() - begun
+    try:
+        found = read_record(cell.folder)
+    except CheckpointError as reason:
+        return failed(error or str(reason))
+    if found.status != "finished":
+        return failed(error or "its process ended before the run was finished")
+    # A run that was recorded as finished is finished, whatever became of its process after that.
+    after = f" (then its process failed: {error})" if error else ""
+    text = f"finished in {duration_text(seconds)}{_headline(found)}{after}"
+    progress.ended(cell, seconds, text, whole=record is None and not tried)
+    return Result(cell, found)
+
+
+_WHAT = {
+    "": "training",
+    "trials": "going on with trials that were interrupted",
+    "running": "resuming a run that was interrupted",
+    "failed": "trying a run again that failed",
+}
+
+
+def _headline(record: RunRecord) -> str:
+    metric = record.data.metric
+    value = None if record.metrics is None else record.metrics.after.get(metric)
+    return "" if value is None else f", {metric} {mean_text(value)}"
 
 
 def _command(config: Path, *, resume: bool) -> Sequence[str]:

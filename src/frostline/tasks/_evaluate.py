@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,10 +12,11 @@ from typing import Any
 import torch
 
 from frostline.core.seeding import derive_seed
+from frostline.processes import ALONE, Processes
 from frostline.rows import TaskKind
 from frostline.tasks._collate import Collator
 from frostline.tasks._decoding import Decoding
-from frostline.tasks._encode import Encoded, encode
+from frostline.tasks._encode import encode
 from frostline.tasks._encode_heads import as_completions
 from frostline.tasks._eval_batches import MOST_ROWS, batches, vocabulary
 from frostline.tasks._generate import generate_texts
@@ -67,6 +68,7 @@ def evaluate(
     decoding: Decoding = GREEDY,
     device: torch.device | str | None = None,
     split: Split = "eval",
+    processes: Processes = ALONE,
 ) -> Evaluation:
     """Evaluate a model on one split of a task.
 
@@ -94,6 +96,8 @@ def evaluate(
         decoding: how texts are generated.
         device: where batches go; None is the model's own device.
         split: `train` or `eval`.
+        processes: which divide the batches between them, and all get the results. Batches, and so the results, are
+            those of one process. Texts that are drawn are drawn by each process.
     """
     from frostline.hooks import device_of, evaluation_mode
 
@@ -106,17 +110,23 @@ def evaluate(
     encoded = encode(asked, split, tokenizer, max_length, kind)
     encoded.check_ids(tokenizer, model.config)
     grouped = batches(encoded, batch_size, vocabulary(task.kind, model.config))
-    collated = _collated(encoded, grouped, Collator(tokenizer, keep_ids=True), device)
+    collator = Collator(tokenizer, keep_ids=True)
+
+    def collate(places: Sequence[int]) -> dict[str, Any]:
+        batch = collator([encoded.rows[place] for place in places])
+        return {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+
+    divided = Batches(grouped, collate, processes)
     given = Asked(task, task.split(split), [row["example_id"] for row in encoded.rows], tokenizer, max_length)
     with evaluation_mode(model), torch.inference_mode():
         if task.kind in HEADS:
             found = (
-                choose_by_loss(given, token_losses(model, collated, kind))
+                choose_by_loss(given, token_losses(model, divided, kind))
                 if by_loss
-                else HEADS[task.kind](given, outputs(model, collated))
+                else HEADS[task.kind](given, outputs(model, divided))
             )
             return Evaluation(task.name, len(given.examples), found[0], tuple(found[1]))
-        loss = token_loss(model, collated, kind)
+        loss = token_loss(model, divided, kind)
     metrics = {"loss": loss, "perplexity": perplexity(loss)}
     rows = task.generate_rows if generate_rows is None else generate_rows
     if task.kind is not TaskKind.GENERATION or not rows:
@@ -131,6 +141,7 @@ def evaluate(
             batch_size=batch_size or MOST_ROWS,
             max_length=max_length,
             device=device,
+            processes=ALONE if decoding.do_sample else processes,
             **decoding.keywords(max_new_tokens),
         )
     scores = task.score(examples, texts)
@@ -167,11 +178,3 @@ def generation_examples(examples: Sequence[Example], count: int) -> list[Example
     drawn = list(distinct.values())
     random.Random(derive_seed(0, "generation examples")).shuffle(drawn)
     return drawn[:count]
-
-
-def _collated(
-    encoded: Encoded, grouped: Iterable[Sequence[int]], collate: Collator, device: torch.device | str
-) -> Batches:
-    for places in grouped:
-        batch = collate([encoded.rows[place] for place in places])
-        yield list(places), {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from frostline.core.errors import ConfigError, DataError, UnsupportedModel, first_line
+from frostline.processes import ALONE, Processes
 from frostline.tasks._clip import clip_texts
 from frostline.tasks._tokenize import Tokens, check_ids, model_kind, prompt_tokens
 
@@ -23,6 +24,7 @@ def generate_texts(
     device: torch.device | str | None = None,
     strip: bool = True,
     ends: Collection[int] = (),
+    processes: Processes = ALONE,
     **decoding: Any,
 ) -> list[str]:
     """One text for each prompt, in order, without the prompt and without special tokens.
@@ -40,6 +42,7 @@ def generate_texts(
         device: where batches go; None is the model's own device.
         strip: remove white space around the text. Without it, prompt + text is the whole text.
         ends: tokens that end a text, beside the end tokens of the model and the tokenizer.
+        processes: which divide the prompts between them, and all get the texts.
         decoding: other keywords of transformers' `generate`. Greedy by default.
 
     Raises `ConfigError` when `max_new_tokens` alone is more than the model's positions.
@@ -70,29 +73,27 @@ def generate_texts(
     written = [""] * len(prompts)
     # Prompts of similar length share a batch, which needs less padding.
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+    together = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+    def write(members: Sequence[int]) -> list[str]:
+        batch = tokenizer.pad(
+            {"input_ids": [ids[i] for i in members]},
+            padding_side="left" if decoder else "right",
+            return_tensors="pt",
+        ).to(device)
+        try:
+            output = model.generate(**batch, **options)
+        except (AttributeError, LookupError, TypeError, ValueError) as error:  # what else generation_config.json says
+            raise UnsupportedModel(
+                f"the model cannot generate with these settings and those of its generation_config.json: "
+                f"{type(error).__name__}: {first_line(error)}"
+            ) from error
+        width = batch["input_ids"].shape[1] if decoder else 0
+        return [_written(tokenizer, sequence, width) for sequence in output]
+
     with evaluation_mode(model), torch.inference_mode():
-        for start in range(0, len(order), batch_size):
-            members = order[start : start + batch_size]
-            batch = tokenizer.pad(
-                {"input_ids": [ids[i] for i in members]},
-                padding_side="left" if decoder else "right",
-                return_tensors="pt",
-            ).to(device)
-            try:
-                output = model.generate(**batch, **options)
-            except (
-                AttributeError,
-                LookupError,
-                TypeError,
-                ValueError,
-            ) as error:  # what else generation_config.json says
-                raise UnsupportedModel(
-                    f"the model cannot generate with these settings and those of its generation_config.json: "
-                    f"{type(error).__name__}: {first_line(error)}"
-                ) from error
-            width = batch["input_ids"].shape[1] if decoder else 0
-            for i, sequence in zip(members, output, strict=True):
-                text = _written(tokenizer, sequence, width)
+        for members, texts in zip(together, processes.divided(write, together), strict=True):
+            for i, text in zip(members, texts, strict=True):
                 written[i] = text.strip() if strip else text
     return written
 

@@ -29,6 +29,7 @@ from frostline.rows import (
 )
 from frostline.tasks._build import task_of_rows
 from frostline.tasks._catalog import TASKS
+from frostline.tasks._noise import with_noise
 from frostline.tasks._stored import EXAMPLES
 from frostline.tasks._task import Split, Task
 
@@ -59,10 +60,16 @@ def load_task(name_or_path: str, options: TaskOptions | None = None) -> Task:
     were read. Columns with other names are mapped by `options.columns`. Without an evaluation split, a seeded share of
     the training rows is held out.
 
+    `options.noise` changes characters of what is read (`with_noise`).
+
     Raises `ConfigError` for an unknown name or a wrong option. Raises `DataError` when rows cannot be read, when the
     columns fit no kind of task or more than one, and for the first bad row, with its file and line.
     """
     options = options or TaskOptions()
+    return with_noise(_load(name_or_path, options), options.noise, options.seed)
+
+
+def _load(name_or_path: str, options: TaskOptions) -> Task:
     path = Path(name_or_path)
     if name_or_path in TASKS:
         return replace(TASKS.get(name_or_path)(options), name=name_or_path)
@@ -122,7 +129,7 @@ def _kept(name: str, files: Files, options: TaskOptions) -> Task:
             "format": FORMAT,
             "source": name,
             "files": [None if file is None else [str(file), sha256(file) if file.is_file() else ""] for file in files],
-            "options": options.model_dump(mode="json"),
+            "options": options.model_dump(mode="json", exclude={"noise"}),
         },
         make,
     )

@@ -6,8 +6,9 @@ B rows of a batch, T tokens, C choices
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from frostline.core.labels import IGNORED
+from frostline.processes import Processes
 from frostline.rows import TaskKind
 from frostline.tasks._encode_heads import as_completions
 from frostline.tasks._entities import OUTSIDE, entity_scores
@@ -68,6 +70,12 @@ class Outputs(NamedTuple):
     labels: dict[str, Tensor]
     given: Any
 
+    def to(self, device: torch.device) -> Outputs:
+        """The same on a device."""
+        labels = {name: label.to(device) for name, label in self.labels.items()}
+        given = SimpleNamespace(**{name: tensor.to(device) for name, tensor in vars(self.given).items()})
+        return Outputs(self.places, self.ids, self.real.to(device), labels, given)
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -84,20 +92,46 @@ class Asked:
         return tuple(self.task.labels[label] for label in labels)
 
 
-Batches = Iterator[tuple[list[int], dict[str, Any]]]
-"""The places of rows, and the batch that they make."""
+@dataclass(frozen=True)
+class Batches:
+    """Rows in batches, which processes divide between them.
+
+    Attributes:
+        places: of the rows of each batch.
+        collate: makes the batch of these rows.
+        processes: all of them get what the model says of every batch.
+    """
+
+    places: Iterable[Sequence[int]]
+    collate: Callable[[Sequence[int]], dict[str, Any]]
+    processes: Processes
+
+
 TokenLosses = Iterator[tuple[str, tuple[float, int]]]
 """For each row its id, the sum of the losses of its labelled tokens, and how many these are."""
 Found = tuple[dict[str, float], list[ModelAnswer]]
 LABELS = ("labels", "start_positions", "end_positions")
+READ = ("logits", "start_logits", "end_logits")
+"""What is read of a model's outputs."""
 
 
 def outputs(model: Any, batches: Batches) -> Iterator[Outputs]:
     """The model's outputs for batches with `example_id`. It does not see the labels."""
-    for places, batch in batches:
+    from frostline.hooks import device_of
+
+    several, device = batches.processes.count > 1, device_of(model)
+
+    def answer(places: Sequence[int]) -> Outputs:
+        batch = batches.collate(places)
         ids = batch.pop("example_id")
         labels = {name: batch.pop(name) for name in LABELS if name in batch}
-        yield Outputs(places, ids, batch["attention_mask"] > 0, labels, model(**batch))
+        output = model(**batch)
+        given = SimpleNamespace(**{name: output[name] for name in READ if name in output})
+        found = Outputs(list(places), ids, batch["attention_mask"] > 0, labels, given)
+        return found.to(torch.device("cpu")) if several else found
+
+    for found in batches.processes.divided(answer, batches.places):
+        yield found.to(device) if several else found
 
 
 def classify(asked: Asked, batches: Iterator[Outputs]) -> Found:
@@ -290,7 +324,9 @@ HEADS: Mapping[TaskKind, Callable[[Asked, Iterator[Outputs]], Found]] = {
 
 def token_losses(model: Any, batches: Batches, kind: ModelKind) -> TokenLosses:
     """The losses of the rows of language models."""
-    for _, batch in batches:
+
+    def read(places: Sequence[int]) -> list[tuple[str, tuple[float, int]]]:
+        batch = batches.collate(places)
         ids = batch.pop("example_id")
         labels = batch["labels"] if kind == "encoder-decoder" else batch.pop("labels")
         logits = model(**batch).logits  # [B, T, vocabulary]
@@ -299,7 +335,10 @@ def token_losses(model: Any, batches: Batches, kind: ModelKind) -> TokenLosses:
         counted = labels != IGNORED
         losses = torch.zeros(labels.shape, device=logits.device)
         losses[counted] = F.cross_entropy(logits[counted].float(), labels[counted], reduction="none")
-        yield from zip(ids, zip(losses.sum(1).tolist(), counted.sum(1).tolist(), strict=True), strict=True)
+        return list(zip(ids, zip(losses.sum(1).tolist(), counted.sum(1).tolist(), strict=True), strict=True))
+
+    for found in batches.processes.divided(read, batches.places):
+        yield from found
 
 
 def token_loss(model: Any, batches: Batches, kind: ModelKind) -> float:

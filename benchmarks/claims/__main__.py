@@ -1,0 +1,107 @@
+"""Write docs/claims.md from the records under docs/results, or keep the records of a study there.
+
+PYTHONPATH=benchmarks python -m claims                      # writes docs/claims.md
+PYTHONPATH=benchmarks python -m claims keep runs/000-steps 000-table-1-steps
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from pathlib import Path
+
+from claims.claims import CLAIMS, Claim
+from claims.results import RESULTS, ROOT, Finding, points, read
+
+PAGE = ROOT / "docs" / "claims.md"
+PAPERS = {
+    "000": "hierarchical freezing",
+    "001": "selective layer freezing",
+    "002": "semantic-aware freezing",
+    "003": "semantic-aware freezing, the longer paper",
+    "004": "hybrid tuning",
+}
+HEAD = """# Claims: what the papers say, and what was measured here
+
+Each row is a claim, and each verdict is computed from the records in docs/results by `PYTHONPATH=benchmarks python -m
+claims`. Differences are means ± standard deviations over seeds, paired by seed; larger is better (losses have the other
+sign). A claim *holds* where the mean difference is right in every task by two standard errors or more, *does not hold*
+where it is wrong by as much in one, and *cannot be told* in between, and with one seed. A study goes on where it
+stopped: `frostline study recipes/papers/NAME.yaml --out docs/results/NAME`.
+"""
+
+
+def keep(runs: Path, name: str) -> int:
+    """Copy the records of a study, without weights and without places of this machine; gives their number."""
+    count = 0
+    for path in sorted(runs.glob("*/**/run.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["status"] != "finished":
+            continue
+        place = RESULTS / name / path.parent.relative_to(runs)
+        record["data"]["source"] = Path(record["data"]["source"]).name
+        record["config"]["out"] = str(place.relative_to(ROOT))
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "run.json").write_text(json.dumps(record, ensure_ascii=False) + "\n", encoding="utf-8")
+        count += 1
+    (RESULTS / name / "study.yaml").write_bytes((runs / "study.yaml").read_bytes())
+    return count
+
+
+def page() -> str:
+    """The page."""
+    found = [(claim, claim.judge()) for claim in CLAIMS]
+    counts = Counter(finding.verdict for _, finding in found)
+    parts = [HEAD, ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common()) + ".\n"]
+    for paper, title in PAPERS.items():
+        rows = [row for claim, finding in found if claim.paper == paper and (row := _row(claim, finding))]
+        parts += [
+            f"## Paper {paper}: {title}\n",
+            "| claim | study | seeds | measured | verdict |",
+            "|---|---|--:|---|---|",
+            *rows,
+            "",
+        ]
+    if (RESULTS / "001-table-minilm").is_dir():
+        parts += ["## Ranking score of paper 001's settings (001-table-minilm)\n", "| setting | score |", "|---|--:|"]
+        parts += [f"| {label} | {score:.2f} |" for label, score in points("001-table-minilm")] + [""]
+    parts += ["## Which runs are left\n", *_left(), ""]
+    return "\n".join(parts)
+
+
+def _row(claim: Claim, finding: Finding) -> str:
+    note = f" ({claim.scale})" if claim.scale and finding.verdict not in ("holds", "not run yet") else ""
+    line = finding.line.replace("|", "\\|") or "–"
+    return f"| {claim.says} | {claim.study} | {finding.seeds or '–'} | {line} | **{finding.verdict}**{note} |"
+
+
+def _left() -> list[str]:
+    """A line for each recipe with runs that are not recorded."""
+    from frostline.study import cells, read_study
+
+    lines = []
+    for path in sorted((ROOT / "recipes" / "papers").glob("*.yaml")):
+        grid = cells(read_study(path), RESULTS / path.stem)
+        done = sum(len(cell.runs) for cell in read(path.stem).cells)
+        if done < len(grid):
+            command = f"`frostline study recipes/papers/{path.name} --out docs/results/{path.stem}`"
+            lines.append(f"- {path.stem}: {len(grid) - done} of {len(grid)} runs: {command}")
+    return lines or ["None."]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="what")
+    keeps = commands.add_parser("keep")
+    keeps.add_argument("runs", type=Path)
+    keeps.add_argument("name")
+    given = parser.parse_args()
+    if given.what == "keep":
+        print(f"{keep(given.runs, given.name)} records kept in {(RESULTS / given.name).relative_to(ROOT)}")
+    PAGE.write_text(page(), encoding="utf-8")
+    print(f"written: {PAGE.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,304 @@
+"""Every claim of the papers and of this project, with what was measured here.
+
+A claim is one line of this table: the paper, what it says, the study that tests it, and the function that judges it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from claims.results import Finding, ahead, both, measured, metric, points, predicted, ratio, read
+
+STEP, MEMORY = measured("cpu_seconds_per_step"), predicted("memory_ratio")
+LOSS = metric("loss")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim. `study` names a recipe of recipes/papers; `scale` says what cannot be seen at this scale."""
+
+    paper: str
+    says: str
+    study: str
+    judge: Callable[[], Finding]
+    scale: str = ""
+
+
+def score_above(study: str, better: str, worse: Iterable[str]) -> Finding:
+    """Whether a setting has a higher ranking score than others."""
+    found = dict(points(study))
+    if not found:
+        return Finding("not run yet")
+    others = {label: found[label] for label in worse}
+    holds = all(found[better] >= other for other in others.values())
+    line = f"ranking score {found[better]:.1f}, " + ", ".join(f"{label} {score:.1f}" for label, score in others.items())
+    seeds = max(len(cell.runs) for cell in read(study).cells)
+    return Finding("holds" if holds else "does not hold", line, seeds)
+
+
+def best_of_all(study: str, ours: str, others: Iterable[str], names: Iterable[str]) -> Finding:
+    """Whether a label leads all others in every metric."""
+    found = [ahead(study, ours, other, metric(name)) for name in names for other in others]
+    named = [f"{name}, over {other}: {one.line}" for (name, other), one in zip(
+        ((name, other) for name in names for other in others), found, strict=True) if one.line]  # fmt: skip
+    joined = both(*found)
+    return Finding(joined.verdict, "; ".join(named), joined.seeds)
+
+
+def leads(study: str, ours: str, others: Iterable[str]) -> Finding:
+    """Whether a label leads others in held-out loss."""
+    return both(*(ahead(study, ours, other, LOSS) for other in others))
+
+
+def levels_off(study: str, label: str, lengths: tuple[int, ...]) -> Finding:
+    """Whether the quality no longer grows after the last but one length."""
+    found = read(study)
+    means = []
+    for length in lengths:
+        cells = [cell for cell in found.cells if cell.label == f"{label}-{length}"]
+        if not cells:
+            return Finding("not run yet")
+        means.append(cells[0].mean(LOSS))
+    grown, last = means[-2] - means[0], means[-1] - means[-2]
+    line = "held-out loss " + ", ".join(f"{-mean:.3f} ({length})" for mean, length in zip(means, lengths, strict=True))
+    return Finding("holds" if abs(last) < 0.1 * abs(grown) else "does not hold", line, 1)
+
+
+def best_rate(study: str, label: str, rates: tuple[str, ...], says: str) -> Finding:
+    """Whether a learning rate is the best of those that were tried."""
+    found = read(study)
+    means = {rate: cell.mean(LOSS) for rate in rates for cell in found.cells if cell.label == f"{label}-{rate}"}
+    if len(means) < 2:
+        return Finding("not run yet")
+    best = max(means, key=lambda rate: means[rate])
+    line = f"best {best}; held-out loss " + ", ".join(f"{-mean:.3f} ({rate})" for rate, mean in means.items())
+    return Finding("holds" if best == says else "does not hold", line, 1)
+
+
+def faster(study: str, label: str, baseline: str, percent: tuple[float, float]) -> Finding:
+    return ratio(study, label, baseline, STEP, 1 - percent[1] / 100, 1 - percent[0] / 100)
+
+
+_SCALE = "MiniLM and base16 have 22 and 14 million parameters, the paper's models 2 billion and more"
+_OTHERS = ("splitlora", "lisa", "mixlora", "flora")
+_FOUR = ("rougeL", "rouge1", "exact_match", "bleu")
+
+CLAIMS = (
+    Claim(
+        "001",
+        "freezing the lowest 25% is at least as good as full fine-tuning",
+        "001-table-minilm",
+        lambda: ahead("001-table-minilm", "bot25", "all", least=-0.005),
+        _SCALE,
+    ),
+    Claim(
+        "001",
+        "freezing the highest 25% is at least as good as full fine-tuning",
+        "001-table-minilm",
+        lambda: ahead("001-table-minilm", "top25", "all", least=-0.005),
+        _SCALE,
+    ),
+    Claim(
+        "001",
+        "freezing every fourth block is at least as good as full fine-tuning",
+        "001-table-minilm",
+        lambda: ahead("001-table-minilm", "int25", "all", least=-0.005),
+        _SCALE,
+    ),
+    Claim(
+        "001",
+        "bot25, top25 and int25 rank above LoRA",
+        "001-table-minilm",
+        lambda: both(*(score_above("001-table-minilm", one, ["lora"]) for one in ("bot25", "top25", "int25"))),
+        _SCALE,
+    ),
+    Claim(
+        "001",
+        "the same at a learning rate at which 100 steps teach something: bot25 is not behind `all`",
+        "001-table-rate",
+        lambda: ahead("001-table-rate", "bot25", "all", least=-0.005),
+        _SCALE,
+    ),
+    Claim(
+        "001",
+        "steps of bot25, bot50, bot75 are 20 to 30% faster",
+        "001-table-minilm",
+        lambda: both(*(faster("001-table-minilm", one, "all", (20, 30)) for one in ("bot25", "bot50", "bot75"))),
+    ),
+    Claim(
+        "001",
+        "training memory falls by 12 to 25% for bot25 and bot50 (predicted peak)",
+        "001-table-minilm",
+        lambda: both(*(ratio("001-table-minilm", one, "all", MEMORY, 0.75, 0.88) for one in ("bot25", "bot50"))),
+    ),
+    Claim(
+        "001",
+        "training memory falls by 7 to 13% for int25 and int50 (predicted peak)",
+        "001-table-minilm",
+        lambda: both(*(ratio("001-table-minilm", one, "all", MEMORY, 0.87, 0.93) for one in ("int25", "int50"))),
+    ),
+    Claim(
+        "001",
+        "choosing blocks by their change (adt-l, adt-h) has no merit over choosing by position",
+        "001-table-minilm",
+        lambda: both(*(score_above("001-table-minilm", f"bot{p}", [f"adt-l{p}", f"adt-h{p}"]) for p in (25, 50, 75))),
+    ),
+    Claim(
+        "000",
+        "hierarchical freezing leads SplitLoRA, LISA, MixLoRA and FLORA in ROUGE-1, ROUGE-L, EM and BLEU, at "
+        "equal steps",
+        "000-table-1-steps",
+        lambda: best_of_all("000-table-1-steps", "hierarchical", _OTHERS, _FOUR),
+    ),
+    Claim(
+        "000",
+        "the same in held-out loss",
+        "000-table-1-steps",
+        lambda: best_of_all("000-table-1-steps", "hierarchical", _OTHERS, ("loss",)),
+    ),
+    Claim(
+        "000",
+        "the layered loss helps",
+        "000-table-1-steps",
+        lambda: ahead("000-table-1-steps", "hierarchical-layered", "hierarchical", LOSS),
+    ),
+    Claim(
+        "000",
+        "the residual interaction helps",
+        "000-table-1-steps",
+        lambda: ahead("000-table-1-steps", "hierarchical-residual", "hierarchical", LOSS),
+    ),
+    Claim(
+        "000",
+        "hierarchical freezing is as good as full fine-tuning",
+        "000-table-1-steps",
+        lambda: ahead("000-table-1-steps", "hierarchical", "all", LOSS, least=-0.02),
+    ),
+    Claim(
+        "000",
+        "the best learning rate is near 5e-5 (3e-5 was tried)",
+        "000-sensitivity-rate",
+        lambda: best_rate(
+            "000-sensitivity-rate",
+            "hierarchical",
+            ("1.0e-5", "3.0e-5", "1.0e-4", "3.0e-4", "1.0e-3", "3.0e-3", "1.0e-2"),
+            "3.0e-5",
+        ),
+    ),
+    Claim(
+        "000",
+        "more length helps, and levels off at the end",
+        "000-sensitivity-length",
+        lambda: levels_off("000-sensitivity-length", "hierarchical", (32, 64, 96, 128, 256, 512)),
+    ),
+    Claim(
+        "000",
+        "noise of 0.3 of the characters costs hierarchical freezing less than full fine-tuning",
+        "000-sensitivity-noise",
+        lambda: less_lost("000-sensitivity-noise", "hierarchical", "all", "0.0", "0.3"),
+    ),
+    Claim(
+        "000",
+        "a tenth of the rows costs hierarchical freezing less than full fine-tuning",
+        "000-sensitivity-share",
+        lambda: less_lost("000-sensitivity-share", "hierarchical", "all", "800", "80"),
+    ),
+    Claim(
+        "002",
+        "the semantic cut is better than as many frozen blocks at random",
+        "002-cost-quality",
+        lambda: ahead("002-cost-quality", "semantic", "semantic-random"),
+    ),
+    Claim(
+        "002",
+        "freezing the blocks that deviate most instead is worse",
+        "002-cost-quality",
+        lambda: ahead("002-cost-quality", "semantic", "semantic-reversed"),
+    ),
+    Claim(
+        "002",
+        "the semantic cut costs 40 to 62% less than full training (operations)",
+        "002-cost-quality",
+        lambda: ratio("002-cost-quality", "semantic", "all", predicted("flops_ratio"), 0.38, 0.60),
+    ),
+    Claim(
+        "003",
+        "the semantic cut is as good as full fine-tuning",
+        "002-cost-quality",
+        lambda: ahead("002-cost-quality", "semantic", "all", least=-0.01),
+    ),
+    Claim(
+        "003",
+        "the semantic cut goes with LoRA: as good as LoRA on all blocks",
+        "002-cost-quality",
+        lambda: ahead("002-cost-quality", "semantic+lora", "lora", least=-0.01),
+    ),
+    Claim(
+        "004",
+        "hlpt is better than LoRA and than prefix tuning (webnlg, held-out loss)",
+        "004-methods-webnlg",
+        lambda: leads("004-methods-webnlg", "hlpt", ("lora", "prefix")),
+    ),
+    Claim(
+        "004",
+        "hlpt is better than LoRA and than prefix tuning (sums in words, held-out loss)",
+        "004-methods-math",
+        lambda: leads("004-methods-math", "hlpt", ("lora", "prefix")),
+    ),
+    Claim(
+        "004",
+        "gates help: hlpt is better than without them",
+        "004-methods-webnlg",
+        lambda: ahead("004-methods-webnlg", "hlpt", "hlpt-ungated", LOSS),
+    ),
+    Claim(
+        "004",
+        "LoRA below and prefix above is better than the other way round",
+        "004-methods-webnlg",
+        lambda: ahead("004-methods-webnlg", "hlpt", "hlpt-swapped", LOSS),
+    ),
+    Claim(
+        "004",
+        "h2lpt, which leaves half of the blocks out, is as good as LoRA",
+        "004-methods-webnlg",
+        lambda: ahead("004-methods-webnlg", "h2lpt", "lora", LOSS, least=-0.02),
+    ),
+    Claim(
+        "004",
+        "with 500 rows hlpt still leads LoRA",
+        "004-rows",
+        lambda: ahead("004-rows", "hlpt-500", "lora-500", LOSS),
+    ),
+    Claim(
+        "004",
+        "of all splits the one with three quarters of LoRA is best",
+        "004-splits",
+        lambda: best_split("004-splits", "hlpt-12-4"),
+    ),
+)
+
+
+def less_lost(study: str, ours: str, theirs: str, usual: str, hard: str) -> Finding:
+    """Whether one strategy loses less than another from a usual to a hard setting."""
+    found = read(study)
+    for model, task in found.places:
+        cells = [found.at(model, task, f"{name}-{at}") for name in (ours, theirs) for at in (usual, hard)]
+        if any(cell is None for cell in cells):
+            continue
+        means = [cell.mean(LOSS) for cell in cells if cell is not None]
+        lost = means[0] - means[1], means[2] - means[3]
+        line = f"held-out loss rises by {lost[0]:.3f}, that of {theirs} by {lost[1]:.3f}"
+        return Finding("holds" if lost[0] < lost[1] else "does not hold", line, 1)
+    return Finding("not run yet")
+
+
+def best_split(study: str, says: str) -> Finding:
+    """Whether a split has the lowest held-out loss."""
+    cells = read(study).cells
+    if not cells:
+        return Finding("not run yet")
+    means = {cell.label: cell.mean(LOSS) for cell in cells}
+    best = max(means, key=lambda label: means[label])
+    line = f"best {best}; held-out loss " + ", ".join(f"{-mean:.3f} ({label})" for label, mean in means.items())
+    return Finding("holds" if best == says else "does not hold", line, 1)

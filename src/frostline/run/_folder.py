@@ -1,0 +1,108 @@
+"""The folder of a run: who works in it, and what a new or a resumed run may find there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from transformers.trainer_utils import get_last_checkpoint
+
+from frostline.core.errors import CheckpointError, ConfigError
+from frostline.core.locks import own_folder
+from frostline.processes import Processes
+from frostline.records import RECORD_FILE, read_record
+from frostline.run._config import RunConfig
+from frostline.run._trials import TRIALS_FILE, read_trials
+
+
+@contextmanager
+def own_folder_of_all(folder: Path, group: Processes) -> Iterator[None]:
+    """The lock of a run's folder. Of several processes that train together, the first keeps it for all."""
+    with ExitStack() as held:
+        with group.together():
+            if group.first:
+                held.enter_context(own_folder(folder))
+        yield
+
+
+def check_several(config: RunConfig, group: Processes) -> None:
+    """Raises `ConfigError` for what a single process alone can do."""
+    if group.count == 1:
+        return
+    refused = {
+        "streaming": (config.streaming, "use streaming=false"),
+        "optimizer_in_backward": (config.optimizer_in_backward, "use optimizer_in_backward=false"),
+        "optim=flora": (config.optim == "flora", "use another optim"),
+        "strategy=splitlora": (config.strategy == "splitlora", "it starts its own processes"),
+    }
+    for name, (asked, instead) in refused.items():
+        if asked:
+            raise ConfigError(
+                f"{name}: it works in one process, but the launcher started {group.count}: {instead}, or start one "
+                "process"
+            )
+
+
+def checkpoint_to_resume(folder: Path, config: RunConfig, resume: bool) -> str | None:
+    """The checkpoint to resume from. Raises `CheckpointError` when the folder holds another run."""
+    if not (folder / RECORD_FILE).is_file():
+        _check_trials(folder, config, resume)
+        return None
+    record = read_record(folder)
+    if not resume:
+        goes_on = "" if record.status == "finished" else f", or {how_to_go_on(folder)}"
+        raise CheckpointError(f"{folder} already holds a {record.status} run: use another out{goes_on}")
+    if record.status == "finished":
+        raise CheckpointError(
+            f"the run in {folder} is finished, so there is nothing to resume: use another out for a new run"
+        )
+    _check_same(folder, record.config, config, lambda path: record.found(path, folder))
+    last: str | None = get_last_checkpoint(str(folder))
+    return last
+
+
+def how_to_go_on(folder: Path) -> str:
+    """What to do about the run in `folder`, which was not finished."""
+    if not (folder / RECORD_FILE).is_file():
+        tried = (folder / TRIALS_FILE).is_file()
+        return "--resume to continue its trials" if tried else "the same command again: nothing was saved yet"
+    last = get_last_checkpoint(str(folder))
+    return f"--resume to {f'continue from {Path(last).name}' if last else 'start it again: it saved no checkpoint'}"
+
+
+def _check_trials(folder: Path, config: RunConfig, resume: bool) -> None:
+    """Check a folder without a record: it may hold trials of a run that was stopped before it began."""
+    trials = folder / TRIALS_FILE
+    if not trials.is_file():
+        if resume:
+            raise CheckpointError(f"{folder} holds no run to resume: leave --resume out, or use the out of that run")
+        return
+    if not resume:
+        raise CheckpointError(
+            f"{folder} holds trials of a run that was stopped: use another out, or --resume to continue that run"
+        )
+    _check_same(folder, read_trials(trials).get("asked", {}), config, lambda path: path)
+
+
+def _check_same(folder: Path, before: Mapping[str, Any], config: RunConfig, find: Callable[[str], str]) -> None:
+    """Raises `CheckpointError` for settings that are not those from before; `find` tells where a path is now."""
+    wanted = config.model_dump(mode="json")
+    for key in wanted:
+        if key in ("out", "threads", "activation_cache_limit"):
+            continue
+        if not _same(before.get(key), wanted[key], find):
+            raise CheckpointError(
+                f"cannot resume {folder}: {key} was {before.get(key)!r}, now {wanted[key]!r}: use the same settings"
+            )
+
+
+def _same(before: Any, now: Any, find: Callable[[str], str]) -> bool:
+    """Whether two values of a setting are the same, or paths to the same file."""
+    if isinstance(before, dict) and isinstance(now, dict) and before.keys() == now.keys():
+        return all(_same(before[key], now[key], find) for key in before)
+    if before == now or not (isinstance(before, str) and isinstance(now, str)):
+        return bool(before == now)
+    place = Path(find(before))
+    return place.exists() and Path(now).exists() and place.samefile(now)
