@@ -119,13 +119,14 @@ def train(case: Case, folder: Path, world: int, **more: Any) -> dict[str, Any]:
     if not case.streamed:
         with torch.no_grad():
             after = model.eval()(**collate(rows_for(model, 2 * ROWS)[:ROWS])).logits
+    weights = trained_tensors(model)  # now each process has its part alone again
     matrices = [b for name, b in model.named_buffers() if "parametrizations" in name]  # of which some rows train
     held = [*matrices, *(p for p in model.parameters() if not p.is_meta)]
     found = {
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
         "norms": [entry["grad_norm"] for entry in trainer.state.log_history if "loss" in entry],
         "after": after,
-        "weights": trained_tensors(model),
+        "weights": weights,
         "bytes": own_bytes(held) - trainer.cache_report.freed_bytes,
         "cached": trainer.cache_report.used,
         "notices": trainer.notices,

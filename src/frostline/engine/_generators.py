@@ -35,8 +35,8 @@ def generators_file(trainer: Any, applied: Applied, folder: Path) -> Path:
         )
     if (draws := _draws(trainer, applied)) is not None:
         raise CheckpointError(
-            f"{folder}: it was saved by {saved} processes, these are {count}, and {draws}, so training would go on "
-            f"with other random numbers: resume with {saved} processes"
+            f"{folder}: it was saved by {saved} processes, and these are {count}, so training would go on with other "
+            f"random numbers ({draws}): use {saved} processes"
         )
     return folder / "rng_0.json"
 
