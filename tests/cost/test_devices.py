@@ -97,8 +97,8 @@ def test_against_fully_shard(name: str, options: dict[str, object]) -> None:
     work = Workload(**{"per_device_train_batch_size": 2, "length": 32, "devices": DEVICES, **options})
     if work.activation_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
-    narrow = torch.bfloat16 if work.bf16 else None
-    mesh, policy = init_device_mesh("cpu", (DEVICES,)), MixedPrecisionPolicy(narrow, narrow)
+    mesh = init_device_mesh("cpu", (DEVICES,))
+    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if work.bf16 else MixedPrecisionPolicy()
     for module in (*model.model.layers, model):
         fully_shard(module, mesh=mesh, mp_policy=policy)
     batch = whole_batch(model, work.per_device_train_batch_size, work.length)

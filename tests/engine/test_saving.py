@@ -11,7 +11,7 @@ import transformers
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding
 
 from cache_cases import arguments
-from frostline.core.errors import CheckpointError, ConfigError, PlanError
+from frostline.core.errors import CheckpointError, PlanError
 from frostline.engine import Trainer
 from frostline.run import make_plan
 from heads import collate, model_of, rows_of
@@ -103,13 +103,6 @@ def test_the_best_checkpoint_is_one_that_was_saved(tmp_path: Path, save_steps: i
     trainer.train()
     assert trainer.state.best_global_step == 3
     assert trainer.state.best_model_checkpoint == (best and str(tmp_path / best))
-
-
-def test_sharded_weights_are_refused_before_training(tmp_path: Path) -> None:
-    trainer = trainer_of(tmp_path, "bot50")
-    trainer.is_fsdp_enabled = True
-    with pytest.raises(ConfigError, match="weights in shards"):
-        trainer.train()
 
 
 @pytest.mark.parametrize("strategy", ["bot50", "lora", "all"])

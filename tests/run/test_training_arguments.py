@@ -145,7 +145,7 @@ def test_a_field_that_would_not_act_is_refused(tmp_path: Path, name: str) -> Non
         (["training.adam_beta1=high"], "training: adam_beta1: it should be a valid number"),
         (["training.adam_beta1=0.9", "optim=sgd"], "training.adam_beta1: optim=sgd does not read it"),
         (["training.max_steps=3"], "training: max_steps: give it at the top level"),
-        (["training.fsdp=full_shard"], "sharded training is not supported yet"),
+        (["training.fsdp=full_shard"], "a script with frostline.Trainer for FSDP2"),
         (
             ["training.metric_for_best_model=accuracy", *("eval_steps=1", "training.load_best_model_at_end=true")],
             "loss",

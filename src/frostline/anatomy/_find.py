@@ -14,6 +14,7 @@ from frostline.anatomy._model import Anatomy, Block, Linear, Part, Tensor
 from frostline.anatomy._places import Place, places, shared_weights
 from frostline.anatomy._stacks import Stack, find_stacks
 from frostline.core.errors import UnsupportedModel
+from frostline.hooks import any_sharded
 
 
 def find_anatomy(model: nn.Module, *, adapted: bool = False) -> Anatomy:
@@ -81,6 +82,11 @@ def _checked(model: nn.Module, adapted: bool) -> Any:
         )
     if not isinstance(model, PreTrainedModel):
         raise UnsupportedModel(f"{name} is not a transformers model: use a text model that transformers loads")
+    if any_sharded(model.parameters()):
+        raise UnsupportedModel(
+            f"{name}: its weights were divided among processes when it was loaded (tensor parallelism, tp_plan, "
+            "distributed_config): load it whole, and use fsdp in the training arguments"
+        )
     try:
         embedding = model.get_input_embeddings()
     except NotImplementedError:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from frostline.bottom._cut import Cut
-from frostline.hooks import foreign_hook
+from frostline.hooks import drops_by, foreign_hook
 from frostline.plan import Plan
 
 
@@ -33,7 +33,7 @@ def acts_below(model: nn.Module, cut: Cut, plan: Plan) -> str | None:
         return None
     around = ((name, module) for name, module in model.named_modules() if _holds(name, cut))
     for name, module in (*below, *around):
-        if (draws := _draws(module)) is not None:
+        if (draws := drops_by(module)) is not None:
             where = f"{name}.{draws}".strip(".")
             what = f"dropout acts below the boundary ({where}), so every pass differs"
             return f"{what}: set it to 0, or freeze by a plan without frozen_dropout"
@@ -52,11 +52,3 @@ def modules_below(model: nn.Module, cut: Cut) -> Iterator[tuple[str, nn.Module]]
 def _holds(name: str, cut: Cut) -> bool:
     """Whether a module holds blocks of the bottom. It may skip some of them at random (`layerdrop`)."""
     return any(block.startswith(f"{name}.") for stack in cut.stacks for block in stack.blocks)
-
-
-def _draws(module: nn.Module) -> str | None:
-    """The attribute by which a module drops something at random in train mode; None where it drops nothing."""
-    if isinstance(module, nn.modules.dropout._DropoutNd):
-        return "p" if module.p > 0 else None
-    values = ((name, value) for name, value in vars(module).items() if "drop" in name and isinstance(value, float))
-    return next((name for name, value in values if value > 0), None)

@@ -16,11 +16,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
+from torch import nn
+
+from frostline.bottom._below import modules_below
 from frostline.bottom._bottom import Amount, Declined, NotNeeded, Training, not_possible, unusable, wanted_boundary
 from frostline.bottom._cache import check_room
 from frostline.bottom._check import mismatch, padding_difference
 from frostline.bottom._contents import Contents
 from frostline.bottom._cut import CannotCut, Cut, last_blocks
+from frostline.bottom._identity import names_below
 from frostline.bottom._in_use import InUse
 from frostline.bottom._report import CacheReport
 from frostline.bottom._rows import AlteredRow, Features
@@ -212,6 +216,17 @@ class CacheSession:
         """Where the states in use are; 0 where none are."""
         return 0 if self._contents is None or not self.active else self._contents.cut.boundary
 
+    @property
+    def replaced(self) -> set[nn.Parameter]:
+        """The parameters that the states in use stand for; none where no states are in use."""
+        contents = self._contents
+        if contents is None or not self.active:
+            return set()
+        training, cut = contents.training, contents.cut
+        below = set(names_below(training.anatomy, cut))
+        inside = {p for _, module in modules_below(training.model, cut) for p in module.parameters()}
+        return inside | {p for name, p in training.model.named_parameters() if name in below}
+
     def resume(self, boundary: int) -> None:
         """A training goes on under a later plan: begin with the states at the same boundary as before (`boundary`)."""
         self._at = boundary
@@ -259,10 +274,10 @@ class CacheSession:
 
     def _prepare(self, training: Training) -> None:
         """Find what there is to cache, and whether it saves time and fits the disk."""
-        if self._streaming is not None and self._processes.count > 1:
-            raise Declined("several processes cannot share a bottom that is read block by block")
         self.stage("reading the rows")
         contents = self._contents = Contents(training, self._streaming, self._root)
+        if self._streaming is not None and self._processes.count > 1:
+            contents.levels = f"{self._processes.rank} of {self._processes.count}"
         chosen_here = self.mode == "auto" and self._streaming is None and not self._at
         if chosen_here and (amount := contents.at_best()) is not None:  # before any row is read
             self._ask_whether_it_pays(contents, amount, chosen_here)

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import save_file
 from transformers.trainer_utils import get_last_checkpoint
 
-from frostline.anatomy import find_anatomy, fingerprint, tensor_hashes
+from frostline.anatomy import find_anatomy, fingerprint, tensor_hashes, text_model
 from frostline.checkpoints._resize import resized_tensors, rows_of_the_base
 from frostline.checkpoints._tensors import read_tensors
 from frostline.core.errors import CheckpointError, PlanError
@@ -23,6 +23,7 @@ from frostline.core.files import atomic_file, read_json, write_json, write_text
 from frostline.core.places import Places, places_of
 from frostline.core.settings import first_error
 from frostline.core.shown import one_line
+from frostline.hooks import sharded_like, share_again, whole
 from frostline.plan import Plan, document
 from frostline.surgery import Applied, applied_to, apply, change, remember
 
@@ -73,17 +74,25 @@ to ({base}). It is not a whole checkpoint, so `from_pretrained` of transformers 
 
 
 def trained_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """All tensors that have trained so far, by name, on the CPU. Raises `PlanError` when the model has no plan."""
-    return {name: p.detach().cpu().contiguous() for name, p in _applied(model).changed.items()}
+    """All tensors that have trained so far, by name, on the CPU.
+
+    Where processes share them (FSDP2), all processes have to call this.
+
+    Raises `PlanError` when the model has no plan.
+    """
+    return {name: whole(p.detach()).cpu().contiguous() for name, p in _now(model, _applied(model)).items()}
 
 
-def save_delta(model: Any, folder: Path, *, moves_to: Path | None = None) -> None:
+def save_delta(
+    model: Any, folder: Path, *, moves_to: Path | None = None, tensors: Mapping[str, torch.Tensor] | None = None
+) -> None:
     """Write the delta of `model`.
 
     Args:
         model: a model with a plan.
         folder: where the delta is written.
         moves_to: where that folder will be moved, if it is: the base is looked for as seen from there.
+        tensors: the trained tensors, where they have been gathered; else `trained_tensors` gives them.
 
     Raises `PlanError` when the model has no plan.
     """
@@ -103,7 +112,7 @@ def save_delta(model: Any, folder: Path, *, moves_to: Path | None = None) -> Non
         first_plan=document(applied.first) if _has_changed(applied) else None,
     )
     with atomic_file(folder / TENSORS_FILE) as path:
-        save_file(trained_tensors(model), path, metadata={"format": "pt"})
+        save_file(dict(tensors or trained_tensors(model)), path, metadata={"format": "pt"})
     applied.config.save_pretrained(folder)
     if not (folder / README_FILE).exists():  # a user's own stays
         write_text(
@@ -184,14 +193,15 @@ def put_tensors(model: torch.nn.Module, tensors: dict[str, torch.Tensor], where:
             f"{where} does not hold the tensors that its plan trains (first difference: {odd[0]}): it is damaged or "
             "belongs to another plan"
         )
+    now = _now(model, applied)
     with torch.no_grad():
         for name, tensor in {**later, **tensors}.items():
-            parameter = applied.changed[name]
+            parameter = now[name]
             if parameter.shape != tensor.shape:
                 raise CheckpointError(
                     f"{where}: {name} has shape {tuple(tensor.shape)}, but {tuple(parameter.shape)} in the model"
                 )
-            parameter.copy_(tensor)
+            parameter.copy_(sharded_like(tensor, parameter))
 
 
 def _check_base(
@@ -215,6 +225,14 @@ def _check_base(
             f"{card.base_dtype}): {len(differing)} of {len(hashes)} tensors differ, first {min(differing)}: use the "
             "model that the run was trained on"
         )
+
+
+def _now(model: torch.nn.Module, applied: Applied) -> dict[str, torch.nn.Parameter]:
+    """What has trained so far, as the model has it now: FSDP2 puts other parameters in the place of `changed`."""
+    share_again(model)  # what is written to gathered parameters would be lost
+    names, text = applied.changed, text_model(model)
+    now = {name: parameter for name, parameter in text.named_parameters(remove_duplicate=False) if name in names}
+    return {name: now[name] for name in names}
 
 
 def _has_changed(applied: Applied) -> bool:

@@ -16,19 +16,23 @@ from safetensors.torch import save_file
 from frostline.checkpoints._tensors import read_tensors
 from frostline.core.errors import CheckpointError
 from frostline.core.files import read_json, write_json
+from frostline.hooks import sharded_like, whole
 
 OPTIMIZER_TENSORS = "optimizer.safetensors"
 OPTIMIZER_FILE = "optimizer.json"
 SCHEDULER_FILE = "scheduler.json"
 
 
-def save_optimizer(optimizer: torch.optim.Optimizer, names: dict[int, str], folder: Path) -> None:
+def save_optimizer(
+    optimizer: torch.optim.Optimizer, names: dict[int, str], folder: Path, *, writes: bool = True
+) -> None:
     """Write the optimizer's state.
 
     Args:
         optimizer: whose state is written.
         names: `id` of each parameter -> its name.
         folder: of the checkpoint.
+        writes: whether this process writes. Where processes share the state (FSDP2), all of them gather it for one.
     """
     tensors: dict[str, torch.Tensor] = {}
     numbers: dict[str, Any] = {}
@@ -40,14 +44,17 @@ def save_optimizer(optimizer: torch.optim.Optimizer, names: dict[int, str], fold
         for name, parameter in zip(members, group["params"], strict=True):
             for key, value in optimizer.state.get(parameter, {}).items():
                 if isinstance(value, torch.Tensor):
-                    tensor = value.detach().cpu().contiguous()
+                    tensor = whole(value.detach()).cpu().contiguous()
+                    if not writes:
+                        continue
                     # 8-bit optimizers share one code book between parameters; safetensors needs each by itself.
                     tensors[f"{name}|{key}"] = tensor.clone() if tensor.data_ptr() in kept else tensor
                     kept.add(tensor.data_ptr())
                 else:
                     numbers[f"{name}|{key}"] = value
-    save_file(tensors, folder / OPTIMIZER_TENSORS)
-    write_json(folder / OPTIMIZER_FILE, {"groups": groups, "numbers": numbers})
+    if writes:
+        save_file(tensors, folder / OPTIMIZER_TENSORS)
+        write_json(folder / OPTIMIZER_FILE, {"groups": groups, "numbers": numbers})
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, names: dict[int, str], folder: Path) -> None:
@@ -87,8 +94,14 @@ def load_optimizer(optimizer: torch.optim.Optimizer, names: dict[int, str], fold
                 )
             described.update(options[name])
             if name in entries:
-                state["state"][index] = entries[name]
+                state["state"][index] = {key: _as_held(value, parameter) for key, value in entries[name].items()}
     optimizer.load_state_dict(state)
+
+
+def _as_held(value: Any, parameter: torch.Tensor) -> Any:
+    """An entry of a parameter's state, sharded as the parameter is."""
+    shared = isinstance(value, torch.Tensor) and value.shape == parameter.shape
+    return sharded_like(value, parameter) if shared else value
 
 
 def save_scheduler(scheduler: Any, folder: Path) -> None:

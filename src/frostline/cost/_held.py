@@ -10,8 +10,9 @@ a block; the root is what is outside the blocks. In addition to its share a devi
                  they arise to the end
     accumulated  with several batches to a step, the gradients of all blocks from the first batch on
 
-in the type that is computed in: bfloat16 under autocast (accelerate's policy), else the type held. A buffer is
-whole on each device; a matrix of which some rows train is one, and so is a quantized matrix.
+in the type that is computed in: bfloat16 under autocast, else the type held. A buffer is whole on each device; a matrix
+of which some rows train is one, and so is a quantized matrix. What the activation cache replaces is never shared: an
+embedding that the head reads too stays whole, and is not gathered.
 
 A quantized matrix [out, in] needs, in 8 bits, a byte per number and 4 per row; in 4 bits half a byte per number, a
 byte for each 64 of them, 4 for each 256 of those, and its tables. While it multiplies it is made whole, twice in 8
@@ -122,6 +123,16 @@ def gathered(tensors: Sequence[Held], trained: Mapping[int, int], step: Flow, wo
     return Gathered(root, root, weights, gradients)
 
 
+def of_the_bottom(tensor: Tensor, step: Flow, workload: Workload) -> bool:
+    """Whether stored states stand for what reads this tensor. What is in memory of it is whole on each device."""
+    if not workload.activation_cache:
+        return False
+    stacks = {block.stack for block in step.blocks[: step.bottom]}
+    if tensor.block is not None:
+        return tensor.block < step.bottom
+    return tensor.part is Part.EMBEDDINGS or (tensor.part is Part.FINAL_NORM and len(stacks) > 1)
+
+
 def made_whole(step: Flow, workload: Workload) -> float:
     """Bytes of the largest quantized matrix while it multiplies."""
     needs = [0.0]
@@ -151,7 +162,8 @@ def _own(plan: Plan, anatomy: Anatomy, step: Flow, workload: Workload) -> Iterat
         widened = tensor.block is not None and step.blocks[tensor.block].widened
         number = weight_bytes(item is not None or widened, workload)
         partly = item is not None and item.rows < 1
-        yield Held(where, tensor.numel, number * tensor.numel, sharded=not partly)
+        apart = partly or of_the_bottom(tensor, step, workload)
+        yield Held(where, tensor.numel, number * tensor.numel, sharded=not apart)
         if item is not None and partly:
             yield Held(where, item.parameters, FLOAT * item.parameters)
 

@@ -7,6 +7,7 @@ from frostline.engine._loops import LoopCache, activation_cache
 from frostline.engine._meter import MemoryMeter, StepMeter
 from frostline.engine._progress import ProgressBar, StartBar, start_bar
 from frostline.engine._sampler import GroupedByLength
+from frostline.engine._sharding import check_unsharded
 from frostline.engine._start import PlanFor, ScheduleFor, same_for_all, streaming
 from frostline.engine._trainer import Trainer
 
@@ -23,6 +24,7 @@ __all__ = [
     "Trainer",
     "activation_cache",
     "attach",
+    "check_unsharded",
     "report_live",
     "same_for_all",
     "start_bar",

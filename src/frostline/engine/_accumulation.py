@@ -28,7 +28,7 @@ from frostline.adapters import mixtures
 from frostline.core.errors import first_line
 from frostline.core.labels import IGNORED
 from frostline.engine._evaluation import EvaluatingTrainer
-from frostline.hooks import FEWER_BITS, OTHER_BATCH, compare_training, computes_in_fewer_bits
+from frostline.hooks import FEWER_BITS, OTHER_BATCH, any_sharded, compare_training, computes_in_fewer_bits
 from frostline.processes import running
 
 Batch = dict[str, Any]
@@ -134,8 +134,11 @@ class PartsTrainer(EvaluatingTrainer):
             return loss
         compute = self.compute_loss
 
-        def weighed(model: nn.Module, *given: Any, **options: Any) -> Any:
-            return weight * compute(model, *given, **options) if weight else _nothing(model)
+        def weighed(model: nn.Module, batch: Batch, *given: Any, **options: Any) -> Any:
+            if not weight and not any_sharded(model.parameters()):
+                return _nothing(model)
+            # What processes share (FSDP2), all of them have to run.
+            return weight * compute(model, batch if weight else _labelled(batch), *given, **options)
 
         self.compute_loss, self.loss_is_scaled_for_ga = weighed, True  # of this step only: the class has its own
         try:
@@ -240,6 +243,12 @@ def _count(batch: Mapping[str, Any], share: Share) -> int | None:
     if not isinstance(labels, Tensor) or labels.is_floating_point():
         return None
     return int(labels.ne(IGNORED).sum())
+
+
+def _labelled(batch: Batch) -> Batch:
+    """The batch with a label at every position, so that its loss is a number. It is to weigh nothing."""
+    found = {name: batch[name] for name in ("labels", "shift_labels") if isinstance(batch.get(name), Tensor)}
+    return {**batch, **{name: labels.masked_fill(labels == IGNORED, 0) for name, labels in found.items()}}
 
 
 def _nothing(model: nn.Module) -> Tensor:

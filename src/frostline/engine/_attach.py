@@ -26,6 +26,7 @@ from frostline.engine._live import report_live
 from frostline.engine._observe import Observer
 from frostline.engine._optimizer import parameter_groups, regroup, scale_groups
 from frostline.engine._saving import SavingTrainer
+from frostline.engine._sharding import check_unsharded
 from frostline.engine._shortcuts import COMPILED, few_rows, plan_settings, positions_refusal
 from frostline.engine._start import PlanFor, ScheduleFor, check_same, check_settings, start_schedule
 from frostline.hooks import Rechecks, begin_step
@@ -81,6 +82,7 @@ def attach(
         )
     if hasattr(trainer, _ATTRIBUTE):
         raise ConfigError("attach: it was called on this trainer before: call it once, before train()")
+    check_unsharded(trainer.args, "attach")
     limit = check_settings(activation_cache, activation_cache_limit, loss_positions)
     _Attachment(trainer, plan, schedule, activation_cache, limit, loss_positions)
     return trainer
@@ -294,16 +296,14 @@ class _Attachment(TrainerCallback):
         self._show()
 
     def _cache_refusal(self) -> str | None:
-        trainer, args = self._trainer, self._trainer.args
+        args = self._trainer.args
         if self._mode == "off":
             return "activation_cache: off"
-        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled or args.n_gpu > 1:
-            return "weights or rows are spread over devices (FSDP, DeepSpeed, DataParallel)"
-        if args.torch_compile:
-            return COMPILED
+        if args.n_gpu > 1 or args.torch_compile:
+            return COMPILED if args.torch_compile else "rows are spread over devices (DataParallel)"
         if args.neftune_noise_alpha is not None:
             return "NEFTune adds noise to the embeddings in every pass"
-        if self._mode == "auto" and passes_over_rows(trainer, len(self._models())) < 1.5:
+        if self._mode == "auto" and passes_over_rows(self._trainer, len(self._models())) < 1.5:
             return "each row is seen once, so that storing its states would save nothing"
         return None
 

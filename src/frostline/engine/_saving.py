@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
@@ -35,6 +35,7 @@ from frostline.checkpoints import (
 )
 from frostline.core.errors import CheckpointError
 from frostline.core.files import UNFINISHED, atomic_folder, disk_errors, read_json, reading, sweep, write_json
+from frostline.engine._generators import generators_file
 from frostline.engine._left import LeftState
 from frostline.engine._observe import Observer
 from frostline.engine._plan_change import PlanChange, read_changes
@@ -57,6 +58,8 @@ class SavingTrainer(transformers.Trainer):
     observer: Observer
     left: LeftState | None
     _staging: str | None = None
+    _trained: Mapping[str, torch.Tensor] | None = None
+    """The trained tensors, where processes share them and have gathered them to be saved."""
 
     @property
     def applied(self) -> Applied:
@@ -128,10 +131,16 @@ class SavingTrainer(transformers.Trainer):
         if not whole:
             with running().together() if _internal_call else nullcontext():  # before the processes wait in another way
                 super().save_model(output_dir, _internal_call)
-        elif self.args.should_save:
+            return
+        copied = self._copied()
+        if self.args.should_save:
             folder = output_dir or self.args.output_dir
-            self._plain(copy.deepcopy(self.model)).save_pretrained(folder)
+            self._plain(copied).save_pretrained(folder)
             self._save_tokenizer(folder)
+
+    def _copied(self) -> Any:
+        """A copy of the model for the process that saves it."""
+        return copy.deepcopy(self.model) if self.args.should_save else None
 
     def _plain(self, copied: Any) -> Any:
         """A copy of the model as an ordinary one, with its adapters merged."""
@@ -167,7 +176,8 @@ class SavingTrainer(transformers.Trainer):
             self.model.save_pretrained(folder, state_dict=state_dict)  # transformers would add a pickle
         else:
             staged = self._staging is not None and folder.is_relative_to(self._staging)
-            save_delta(self.model, folder, moves_to=folder.parent.parent / folder.name if staged else None)
+            moves_to = folder.parent.parent / folder.name if staged else None
+            save_delta(self.model, folder, moves_to=moves_to, tensors=self._trained)
         changes = [change.document() for change in self.changes]
         state = {"state": self.schedule.state_dict(), "changes": changes, "states_at": self._states_at()}
         write_json(folder / SCHEDULE_FILE, state)
@@ -227,9 +237,10 @@ class SavingTrainer(transformers.Trainer):
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            path = Path(checkpoint) / _rng_file(self.args.process_index)
-            with running().together(), reading(path, "generator state"):
-                set_random_state(read_json(path, "generator state"))
+            with running().together():
+                path = generators_file(self, self.applied, Path(checkpoint))
+                with reading(path, "generator state"):
+                    set_random_state(read_json(path, "generator state"))
 
     def _load_callback_state(self) -> None:
         with reading(Path(self.args.output_dir), "state of the trainer's callbacks"):
@@ -237,8 +248,7 @@ class SavingTrainer(transformers.Trainer):
 
     def _check_complete(self, folder: Path) -> None:
         """Raises `CheckpointError` when a part is missing without which training would go on with other numbers."""
-        own = _rng_file(self.args.process_index)
-        parts = (TRAINER_STATE_FILE, SCHEDULE_FILE, OPTIMIZER_FILE, OPTIMIZER_TENSORS, SCHEDULER_FILE, own)
+        parts = (TRAINER_STATE_FILE, SCHEDULE_FILE, OPTIMIZER_FILE, OPTIMIZER_TENSORS, SCHEDULER_FILE)
         if not folder.is_dir():
             raise CheckpointError(f"Can't find a valid checkpoint at {folder}: use the folder of a checkpoint")
         missing = [name for name in parts if not (folder / name).is_file()]
@@ -248,12 +258,7 @@ class SavingTrainer(transformers.Trainer):
                 f"{folder}: it has no {missing[0]}{why}, so training cannot go on as if it had never stopped: use a "
                 "complete checkpoint, or begin a new training with frostline.load"
             )
-        saved = len(list(folder.glob("rng_*.json")))
-        if saved != self.args.world_size:
-            raise CheckpointError(
-                f"{folder}: it was saved by {saved} processes, and these are {self.args.world_size}, so training "
-                f"cannot go on as if it had never stopped: use {saved} processes"
-            )
+        generators_file(self, self.applied, folder)
         check_trainer_state(folder)
 
     def _bare_optimizer(self) -> torch.optim.Optimizer:

@@ -18,7 +18,6 @@ from frostline.bottom import Amount, CacheMode, CacheSession, Load, Training
 from frostline.checkpoints import load_delta
 from frostline.core.errors import CheckpointError, ConfigError, TrainingError
 from frostline.cost import Estimate, Workload, cache_estimate
-from frostline.engine._changes import ChangingTrainer
 from frostline.engine._collator import AnnouncingCollator
 from frostline.engine._flora import Flora, check_flora
 from frostline.engine._in_backward import check_in_backward, step_in_backward
@@ -27,6 +26,8 @@ from frostline.engine._live import report_live
 from frostline.engine._plan_change import PlanChange
 from frostline.engine._ranks import ShareRanks
 from frostline.engine._sampler import GroupedByLength
+from frostline.engine._sharded import ShardedTrainer
+from frostline.engine._sharding import asked_sharding, fill_from_first
 from frostline.engine._shortcuts import COMPILED
 from frostline.engine._start import (
     CountSteps,
@@ -38,12 +39,13 @@ from frostline.engine._start import (
     start_schedule,
     streaming,
 )
+from frostline.hooks import own_part
 from frostline.plan import Schedule, lowest_boundary
 from frostline.processes import running, watching
 from frostline.surgery import check_loss_is_the_models
 
 
-class Trainer(ChangingTrainer):
+class Trainer(ShardedTrainer):
     """A `transformers.Trainer` that trains what a plan (or a schedule of plans) says.
 
     Callbacks, logging, mixed precision and accelerate work as in `transformers.Trainer`. A checkpoint holds the delta,
@@ -101,6 +103,8 @@ class Trainer(ChangingTrainer):
             check_in_backward(args)
         if args is not None and (options.get("optimizer_cls_and_kwargs") or (None,))[0] is Flora:
             check_flora(args)
+        if args is not None and load_bottom is None and asked_sharding(args) is not None and model is not None:
+            fill_from_first(model, args.device)
         limit = check_settings(activation_cache, activation_cache_limit, loss_positions)
         self.optimizer_in_backward = optimizer_in_backward
         self._gradient_norms: list[torch.Tensor] = []
@@ -156,11 +160,6 @@ class Trainer(ChangingTrainer):
 
         Raises `CheckpointError` when there is no checkpoint to resume from, or it is not complete.
         """
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise ConfigError(
-                "fsdp, deepspeed: weights in shards are not supported yet, because their delta would hold the weights "
-                "from before training: leave both out"
-            )
         check_same(self.train_dataset, self.applied.plan, self.schedule)
         report_live(self, lambda: self.applied)
         if resume_from_checkpoint is True:
@@ -370,4 +369,6 @@ class Trainer(ChangingTrainer):
 def _not_finite(model: nn.Module) -> str | None:
     """The first tensor in memory with a value that is no finite number."""
     tensors = ((name, tensor) for name, tensor in model.named_parameters() if tensor.is_floating_point())
-    return next((name for name, tensor in tensors if not tensor.is_meta and not tensor.isfinite().all()), None)
+    return next(
+        (name for name, tensor in tensors if not tensor.is_meta and not own_part(tensor).isfinite().all()), None
+    )

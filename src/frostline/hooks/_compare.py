@@ -12,13 +12,14 @@ largest gradient, because their own size means nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from frostline.core.errors import first_line
+from frostline.hooks._sharded import any_sharded, whole
 from frostline.hooks._undisturbed import undisturbed
 
 Loss = Callable[[], Tensor]
@@ -77,13 +78,24 @@ def compute_step(model: nn.Module, compute: Loss, *, training: bool = False) -> 
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     with undisturbed(model, training=training):
         loss = compute()
-        gradients = (
-            torch.autograd.grad(loss, trained, allow_unused=True)
-            if trained and loss.requires_grad
-            else [None] * len(trained)
-        )
+        gradients = _gradients(loss, trained) if trained and loss.requires_grad else [None] * len(trained)
         found = [None if gradient is None else gradient.detach().float() for gradient in gradients]
         return Step(float(loss.detach()), found)
+
+
+def _gradients(loss: Tensor, trained: Sequence[nn.Parameter]) -> Sequence[Tensor | None]:
+    if not any_sharded(trained):
+        return torch.autograd.grad(loss, trained, allow_unused=True)
+    # The graph holds what was gathered from all processes; the parts get their gradients from a backward pass alone.
+    before = [parameter.grad for parameter in trained]
+    try:
+        for parameter in trained:
+            parameter.grad = None
+        loss.backward()  # type: ignore[no-untyped-call]
+        return [None if parameter.grad is None else whole(parameter.grad) for parameter in trained]
+    finally:
+        for parameter, gradient in zip(trained, before, strict=True):
+            parameter.grad = gradient
 
 
 def compare_training(

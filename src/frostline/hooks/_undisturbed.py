@@ -53,6 +53,11 @@ class Generators:
             return self.accelerator is other.accelerator
         return torch.equal(self.accelerator, other.accelerator)
 
+    def equals(self, other: Generators) -> bool:
+        """Whether all generators are in the same state, those of Python and numpy too."""
+        mine, its = (tuple(map(repr, each.numpy)) for each in (self, other))
+        return self.python == other.python and mine == its and self.same(other)
+
 
 @contextmanager
 def generators_kept(device: torch.device | None = None) -> Iterator[None]:

@@ -47,15 +47,22 @@ class Head:
 
     Attributes:
         stacks: the modules that the model's forward calls to get hidden states, in order.
-        parameters: those that the loss depends on after the last stack (also a tied embedding), trained or not.
+        holders: the places (module, name in it) of the parameters that the loss depends on after the last stack (also a
+            tied embedding), trained or not. FSDP2 puts gathered parameters there for each pass.
         by_items: whether the model divides its loss by `num_items_in_batch`.
         output_type: the class of the model's output.
     """
 
     stacks: tuple[nn.Module, ...]
-    parameters: tuple[nn.Parameter, ...]
+    holders: tuple[tuple[nn.Module, str], ...]
     by_items: bool
     output_type: type[Any]
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """The parameters at `holders` now."""
+        found = (module._parameters[name] for module, name in self.holders)
+        return [parameter for parameter in found if parameter is not None]
 
 
 def default_chunk(vocab_size: int) -> int:
@@ -136,10 +143,13 @@ def find_head(
             by_items = not torch.allclose(score(counted, hidden, labels).loss, output.loss)
         except TypeError:
             by_items = False
-    parameters = tuple(
-        parameter for parameter, gradient in zip(trainable, gradients, strict=True) if gradient is not None
-    )
-    return Head(stacks, parameters, by_items, type(output))
+    read = {parameter for parameter, gradient in zip(trainable, gradients, strict=True) if gradient is not None}
+    places: dict[nn.Parameter, tuple[nn.Module, str]] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter in read:
+                places.setdefault(parameter, (module, name))
+    return Head(stacks, tuple(places.values()), by_items, type(output))
 
 
 def run_stacks(forward: Callable[..., Any], stacks: Sequence[nn.Module], inputs: Mapping[str, Any]) -> list[Any]:

@@ -116,4 +116,6 @@ class Positions:
         if not self.valid.all():
             kept = self.valid.flatten().nonzero().squeeze(1)
             places, found = places.index_select(0, kept), found.index_select(0, kept)
-        return found.new_zeros(rows * self.length, width).index_copy(0, places, found).view(rows, self.length, width)
+        # Not a view of something flat: FSDP2 hangs its backward pass on the tensor that a block returns.
+        at = (places // self.length, places % self.length)
+        return found.new_zeros(rows, self.length, width).index_put(at, found)

@@ -16,7 +16,7 @@ from frostline.bottom import Load
 from frostline.checkpoints import load_tokenizer, quiet_libraries, resize_embeddings, resized_tensors, rows_of_the_base
 from frostline.core.errors import ConfigError, a_noun, first_line
 from frostline.cost import Workload
-from frostline.engine import StepMeter, Trainer
+from frostline.engine import StepMeter, Trainer, check_unsharded
 from frostline.loss_positions import pack_rows
 from frostline.processes import running
 from frostline.records import RunRecord
@@ -278,6 +278,8 @@ def _arguments(config: RunConfig) -> TrainingArguments:
         "disable_tqdm": True,
     }
     try:
-        return TrainingArguments(**{**given, **config.training})
+        args = TrainingArguments(**{**given, **config.training})
     except (ValueError, TypeError) as error:
         raise ConfigError(f"transformers.TrainingArguments: {first_line(error)}") from None
+    check_unsharded(args, "frostline train")
+    return args

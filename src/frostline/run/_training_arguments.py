@@ -19,7 +19,7 @@ from transformers import TrainingArguments
 
 from frostline.core.settings import first_error
 
-_SHARDED = "sharded training is not supported yet: use one process, or DDP (torchrun)"
+_SHARDED = "a run trains on one device or by DDP (torchrun): use that, or a script with frostline.Trainer for FSDP2"
 _HUB = "frostline uploads nothing: use frostline merge, then upload that folder"
 _NO_METRICS = "it has no effect here, since evaluation while training computes the loss alone: use frostline evaluate"
 _COMPILED = "frostline removes and replaces blocks, which a compiled model does not allow: leave it out"
