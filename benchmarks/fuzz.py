@@ -135,7 +135,8 @@ def fuzz(seconds: float, seed: int, names: Sequence[str], out: Path) -> dict[str
         draws = {name: random.Random(f"{seed}{name}") for name in names or made}
         end = time.monotonic() + seconds
         try:
-            while time.monotonic() < end:
+            # Each surface has its first input, however slow the machine is.
+            while time.monotonic() < end or not all(counts[name].inputs for name in draws):
                 name = min(draws, key=lambda name: counts[name].seconds)
                 count = counts[name]
                 begun = time.monotonic()

@@ -120,7 +120,8 @@ def train(case: Case, folder: Path, world: int, **more: Any) -> dict[str, Any]:
         with torch.no_grad():
             after = model.eval()(**collate(rows_for(model, 2 * ROWS)[:ROWS])).logits
     weights = trained_tensors(model)  # now each process has its part alone again
-    matrices = [b for name, b in model.named_buffers() if "parametrizations" in name]  # of which some rows train
+    # The matrices of which some rows train; the numbers of the rows are not counted.
+    matrices = [b for name, b in model.named_buffers() if "parametrizations" in name and not name.endswith("index")]
     held = [*matrices, *(p for p in model.parameters() if not p.is_meta)]
     found = {
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],

@@ -11,8 +11,9 @@ from cost_cases import base16, named_plans, whole_batch
 from allocator import live_bytes_at_peak
 from frostline.anatomy import find_anatomy
 from frostline.cost import EvaluationWork, Workload, evaluation_memory, memory
+from frostline.processes import ALONE
 from frostline.surgery import apply
-from frostline.tasks._predict import token_losses
+from frostline.tasks._predict import Batches, token_losses
 
 
 @pytest.mark.parametrize("name", ["all", "bot50", "head"])
@@ -26,7 +27,7 @@ def test_the_loss_of_tokens(models_dir: Path, name: str) -> None:
 
     def evaluate() -> None:
         with torch.inference_mode():
-            list(token_losses(model, iter([([], dict(batch))]), "decoder"))
+            list(token_losses(model, Batches([list(range(8))], lambda _: dict(batch), ALONE), "decoder"))
 
     found = live_bytes_at_peak(evaluate) + sum(p.nbytes for p in model.parameters())
     workload = Workload(per_device_train_batch_size=4, length=64, activation_cache=True)

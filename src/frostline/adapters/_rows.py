@@ -55,7 +55,8 @@ def rows_named(layers: Sequence[nn.Module], names: Sequence[str], beams: int) ->
     """
     rows = Rows(tuple(names), beams)
 
-    def name_rows(layer: nn.Module, args: Any, kwargs: Any) -> Any:
+    def name_rows(layer: nn.Module, args: Any, kwargs: Any = None) -> Any:
+        # A call of another thread; it gets no kwargs where it comes while this hook is put on or taken off.
         if _NAMED.get() is not rows:
             return None
         given: Any = args[0] if args else next(iter(kwargs.values()))

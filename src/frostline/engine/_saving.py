@@ -171,6 +171,8 @@ class SavingTrainer(transformers.Trainer):
             tokenizer.save_pretrained(folder)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if not self.args.should_save:  # transformers calls this in all processes
+            return
         folder = Path(output_dir or self.args.output_dir)
         if self._as_given:
             self.model.save_pretrained(folder, state_dict=state_dict)  # transformers would add a pickle
