@@ -123,6 +123,15 @@ def test_a_run_is_beside_the_baseline_where_one_is_known() -> None:
     assert "resumed at step 7" in text and f"| training | – | {seconds_text(20.0)} | – |" in text
 
 
+def test_a_decision_against_the_cache_is_no_caching_pass() -> None:
+    full, own = record("all"), record()
+    assert full.measured and own.measured
+    full = full.model_copy(update={"measured": full.measured.model_copy(update={"caching_seconds": 0.0005})})
+    own = own.model_copy(update={"measured": own.measured.model_copy(update={"caching_seconds": 0.8})})
+    assert "| caching pass | 0.8 s | – | – |" in card_text(card(own, beside=full))
+    assert "caching pass" not in card_text(card(full))
+
+
 def test_a_run_that_is_not_finished_has_no_code() -> None:
     text = card_text(card(record(status="running")))
     assert "**This run has not finished.**" in text and "--resume" in text and "```python" not in text

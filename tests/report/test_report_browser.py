@@ -5,6 +5,7 @@ Without Chromium these tests are skipped, and without axe-core those of axe (`.c
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +35,14 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_record(run("top50", status="failed", error="the loss is nan").record, folder / "failed")
     write_record(run("top50", status="running").record, folder / "stopped")
     return write_report(folder)
+
+
+@pytest.fixture
+def odd(tmp_path: Path) -> Path:
+    """A report where one value is no number."""
+    for name, accuracy in (("all", 0.5), ("lora", math.nan), ("head", 0.9), ("bot50", 0.7)):
+        write_record(run(name, accuracy=accuracy).record, tmp_path / name)
+    return write_report(tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +80,14 @@ def test_it_sorts(page: Browser) -> None:
     assert [float(text.split()[0]) for text in column(page, 1)] == sorted(values, reverse=True)
     assert press(0) == "ascending" and column(page, 0) == sorted(column(page, 0))
     assert page.run("document.querySelector('table.main').tHead.rows[0].cells[1].ariaSort") == "none"
+
+
+def test_what_is_no_number_is_sorted_last(odd: Path) -> None:
+    with Browser() as own:
+        own.open(odd)
+        for expected in (["0.500", "0.700", "0.900", "nan"], ["0.900", "0.700", "0.500", "nan"]):
+            own.run("document.querySelectorAll('table.main')[0].querySelectorAll('.sort')[1].click()")
+            assert column(own, 1) == expected
 
 
 def test_it_filters(page: Browser) -> None:

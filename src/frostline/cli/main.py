@@ -96,9 +96,8 @@ def _fail(message: str, status: int, kind: str = "error: ") -> int:
         elif rank() > 0:
             return status  # the first process says it
     line = one_line(f"{kind}{message}")
-    if LIFELINE in os.environ:
-        from frostline.study import lifeline
-
+    lifeline = sys.modules.get("frostline.study.lifeline")  # not there where its import was interrupted
+    if LIFELINE in os.environ and lifeline is not None:
         lifeline.say(line.removeprefix(kind))  # the study shows it
     else:
         print(line, file=sys.stderr)

@@ -14,7 +14,8 @@ MEASURED: tuple[Row, ...] = (
     # The time of a resumed run is that of its last process alone.
     ("training", lambda cost: None if cost.resumed_at_step else cost.train_seconds, seconds_text),
     ("a step", lambda cost: cost.seconds_per_step, seconds_text),
-    ("caching pass", lambda cost: cost.caching_seconds or None, seconds_text),
+    # Less is the decision alone, without a pass.
+    ("caching pass", lambda cost: cost.caching_seconds if cost.caching_seconds >= 0.01 else None, seconds_text),
     ("choosing the plan", lambda cost: cost.selection_seconds or None, seconds_text),
     ("peak memory", lambda cost: cost.peak_memory_bytes, bytes_text),
 )

@@ -38,7 +38,7 @@ def advise(group: Group) -> Advice | None:
     """The advice of a group; None where there are no two strategies to compare by its metric."""
     metric = group.metric
     sign = -1.0 if metric in FALLING else 1.0
-    rows = [row for row in group.rows if metric in row.metrics]
+    rows = [row for row in group.rows if metric in row.metrics and row.metrics[metric].finite]
     if len(rows) < 2:
         return None
     best = max(rows, key=lambda row: sign * row.metrics[metric].mean)

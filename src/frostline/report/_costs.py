@@ -37,7 +37,7 @@ def against(
     known = [
         (member, mean, quality)
         for member in subject.members
-        if (mean := read(member.row)) is not None and (quality := member.row.metrics.get(metric)) is not None
+        if (mean := _finite(read(member.row))) and (quality := _finite(member.row.metrics.get(metric)))
     ]
     if len(known) < 2:
         return None
@@ -59,15 +59,17 @@ def against(
         x, y = drawn.x(mean.mean / size), drawn.y(quality.mean)
         places.append((x, y))
         drawn.marks.append(_point(member, x, y, [drawn.y(value) for value in _spread(quality)]))
-    names = _label_places([member.name for member, *_ in known], places, line, drawn)
-    for (member, *_), (x, y) in zip(known, names, strict=True):
-        drawn.add("text", member.name, class_="label", x=x, y=y, data_strategy=member.row.strategy)
+    names = _label_places([_short(member.name) for member, *_ in known], places, front, line, drawn)
+    for index, (x, y) in names.items():
+        member = known[index][0]
+        drawn.add("text", _short(member.name), class_="label", x=x, y=y, data_strategy=member.row.strategy)
     return Figure(
         name=f"{subject.name}-{cost.split()[-1]}",
         title=f"Quality against {cost}",
         note="The line is the Pareto front: nothing is better at the same or a lower cost. "
         f"{'Lower' if falling else 'Higher'} and further left is better."
-        + (" Whiskers: sample standard deviation." if any(q.std for *_, q in known) else ""),
+        + (" Whiskers: sample standard deviation." if any(q.std for *_, q in known) else "")
+        + (" Some points have no room for a name: the legend has their marks." if len(names) < len(known) else ""),
         drawings=(drawn.svg(),),
         columns=("strategy", cost, shown, "deviation", "on the Pareto front"),
         rows=tuple(
@@ -105,7 +107,7 @@ def pareto(points: Sequence[tuple[float, float]], falling: bool) -> list[int]:
 def quality_bars(subject: Subject) -> Figure | None:
     """The papers' figure: the mean of every strategy, with the mean and deviation of the baseline as a band."""
     metric = subject.group.metric
-    known = [(member, mean) for member in subject.members if (mean := member.row.metrics.get(metric)) is not None]
+    known = [(member, mean) for member in subject.members if (mean := _finite(member.row.metrics.get(metric)))]
     if len(known) < 2:
         return None
     baseline = next((mean for member, mean in known if member.row.strategy == subject.group.baseline), None)
@@ -219,7 +221,7 @@ def _bars(title: str, rows: Sequence[tuple[Member, Mean, str]], name: str, basel
         ends = [axis(value) for value in _spread(mean)]
         whisker = [tag("path", class_="whisker", d=f"M{ends[0]:.1f} {y:.1f}H{ends[1]:.1f}")] if mean.std else []
         named = tag("text", _short(member.name), class_="label end", x=axis.start - 10, y=y + 4)
-        value = tag("text", text, class_="label", x=max(*ends, axis(0.0)) + 8, y=y + 4)
+        value = tag("text", text, class_="label", x=axis.end + 8, y=y + 4)
         texts.append(tag("g", *whisker, named, value, data_strategy=strategy))
     return drawing(title, 560, bottom + 48, [*_grid(axis, top, bottom, name), *bars, *line, *texts])
 
@@ -259,34 +261,44 @@ def _point(member: Member, x: float, y: float, ends: Sequence[float]) -> Markup:
 
 
 def _label_places(
-    names: Sequence[str], points: Sequence[tuple[float, float]], line: Sequence[tuple[float, float]], drawn: Plot
-) -> list[tuple[float, float]]:
-    """Where the names of points stand: beside them, where they cover no point, name or line if they can.
+    names: Sequence[str],
+    points: Sequence[tuple[float, float]],
+    front: Sequence[int],
+    line: Sequence[tuple[float, float]],
+    drawn: Plot,
+) -> dict[int, tuple[float, float]]:
+    """Where the names of points stand, by their index: beside them. A name that would cover another is left out.
 
     Args:
         names: of the points.
         points: where they are drawn.
-        line: the corners of the front, which goes to the right before it goes up or down.
+        front: the points whose names come first.
+        line: the corners of the front, which goes to the right before it goes up or down. Names keep off it if they
+            can.
         drawn: the drawing.
     """
     taken = [(x - 7, y - 7, x + 7, y + 7) for x, y in points]
+    avoided = []
     for (x, y), (right, end) in pairwise(line):
-        taken += [(x, y - 3, right, y + 3), (right - 3, min(y, end), right + 3, max(y, end))]
-    found = []
-    for name, (x, y) in zip(names, points, strict=True):
-        width = CHARACTER * len(name)
+        avoided += [(x, y - 3, right, y + 3), (right - 3, min(y, end), right + 3, max(y, end))]
+    found = {}
+    for index in dict.fromkeys((*front, *range(len(points)))):
+        x, y = points[index]
+        width = CHARACTER * len(names[index])
         right, left, middle = x + 11, x - 11 - width, x - width / 2
         tries = [(right, y + 4), (left, y + 4), (middle, y - 12), (middle, y + 22), (right, y - 10), (right, y + 18)]
         tries += [(left, y - 10), (left, y + 18), (middle, y - 26), (middle, y + 36)]
         boxes = [(a, b - 11, a + width, b + 3) for a, b in tries]
-
-        def cost(box: tuple[float, float, float, float], width: float = width) -> float:
-            outside = box[0] < drawn.x.start or box[2] > drawn.width - 2 or box[1] < 12 or box[3] > drawn.y.start
-            return 1000 * outside + sum(_overlap(box, other) for other in taken)
-
-        best = min(boxes, key=cost)
-        taken.append(best)
-        found.append((best[0], best[1] + 11))
+        free = [
+            box
+            for box in boxes
+            if box[0] >= drawn.x.start and box[2] <= drawn.width - 2 and box[1] >= 12 and box[3] <= drawn.y.start
+            if not any(_overlap(box, other) for other in taken)
+        ]
+        if free:
+            best = min(free, key=lambda box: sum(_overlap(box, other) for other in avoided))
+            taken.append(best)
+            found[index] = (best[0], best[1] + 11)
     return found
 
 
@@ -306,6 +318,11 @@ def _short(name: str, most: int = 26) -> str:
 
 def _spread(mean: Mean) -> tuple[float, float]:
     return mean.mean - (mean.std or 0.0), mean.mean + (mean.std or 0.0)
+
+
+def _finite(mean: Mean | None) -> Mean | None:
+    """What can be drawn."""
+    return mean if mean is not None and mean.finite else None
 
 
 def _peak(row: TableRow) -> float | None:

@@ -15,6 +15,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from frostline.core.errors import CheckpointError
 from frostline.core.files import write_text
 from frostline.core.shown import one_line, visible
 from frostline.report._advice import Advice, advise, alone
@@ -82,7 +83,7 @@ def write_report(folder: Path, baseline: str | None = None, failures: Sequence[F
         baseline: the strategy that the others are compared with; None: the study's own, or `all`.
         failures: runs that failed, also those that have no record.
 
-    Raises `UserError` when no run is found, or no record can be read.
+    Raises `UserError` when no run is found, no record can be read, or `folder` cannot be written.
     """
     found = look(folder) if failures else collect(folder)
     table = tabulate(found.runs, baseline or study_baseline(folder), found.unreadable)
@@ -90,7 +91,13 @@ def write_report(folder: Path, baseline: str | None = None, failures: Sequence[F
     others = tuple(failure for failure in failures if failure.folder not in recorded)
     table = replace(table, failures=(*table.failures, *others))
     path = folder / REPORT_FILE
-    write_text(path, page(folder, found, table))
+    try:
+        write_text(path, page(folder, found, table))
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be written: {error.strerror}: use a folder in which you may write, "
+            "or --format table, which writes nothing"
+        ) from None
     return path
 
 

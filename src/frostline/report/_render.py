@@ -46,13 +46,15 @@ def view(table: Table, metrics: Sequence[str] = ()) -> list[RenderableType]:
         drawn = RichTable(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
         header, rows = _cells(group, metrics)
         for heading in header:
-            # Only a mean and its deviation may be broken in two, when the terminal is narrow.
+            # Only names, and a mean and its deviation, may be broken when the terminal is narrow.
             breaks = heading in map(one_line, (group.metric, *metrics))
+            names = not drawn.columns
             drawn.add_column(
                 HEADINGS.get(heading, heading),
                 justify="right" if drawn.columns else "left",
-                no_wrap=not breaks,
-                min_width=max(len(heading), len("± 0.000")) if breaks else None,
+                no_wrap=not (breaks or names),
+                overflow="fold" if names else "ellipsis",
+                min_width=_least(header, rows) if names else max(len(heading), len("± 0.000")) if breaks else None,
             )
         for cells in rows:
             drawn.add_row(*cells)
@@ -124,6 +126,11 @@ def _cells(group: Group, metrics: Sequence[str]) -> tuple[list[str], list[list[s
     selects = ["select"] if any(_mean(row.selection_seconds) for row in group.rows) else []
     rows = [_row(row, names, bool(runs), bool(selects)) for row in group.rows]
     return ["strategy", *runs, *map(one_line, names), *selects, *HEADINGS], rows
+
+
+def _least(header: Sequence[str], rows: Sequence[Sequence[str]], most: int = 12) -> int:
+    """The width that the first column keeps: that of its longest name, up to `most`."""
+    return min(most, max(map(len, (header[0], *(cells[0] for cells in rows)))))
 
 
 def _row(row: TableRow, metrics: Sequence[str], show_runs: bool, show_selection: bool) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -23,12 +24,19 @@ class Mean:
     std: float | None
     n: int
 
+    @property
+    def finite(self) -> bool:
+        """Whether it can be compared and drawn: a loss may be infinite, or no number."""
+        return math.isfinite(self.mean)
+
     @classmethod
     def of(cls, values: Iterable[float | None]) -> Mean | None:
-        """The mean of the values that are there; None when none is."""
+        """The mean of the values that are there; None when none is. One that is not finite leaves no deviation."""
         known = [value for value in values if value is not None]
         if not known:
             return None
+        if not all(map(math.isfinite, known)):
+            return cls(sum(known), None, len(known))
         return cls(statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None, len(known))
 
 
@@ -177,9 +185,13 @@ def _group(names: dict[str, str], runs: Sequence[Run], baseline: str | None) -> 
 
 
 def _ranked(rows: Sequence[TableRow], metric: str) -> tuple[TableRow, ...]:
-    """The rows with their ranks by a metric; a row without it has none."""
+    """The rows with their ranks by a metric; a row without it, or where it is not finite, has none."""
     sign = 1 if metric in FALLING else -1
-    values = {row.strategy: sign * row.metrics[metric].mean for row in rows if metric in row.metrics}
+    values = {
+        row.strategy: sign * row.metrics[metric].mean
+        for row in rows
+        if metric in row.metrics and row.metrics[metric].finite
+    }
 
     def rank(row: TableRow) -> float | None:
         if row.strategy not in values:

@@ -68,7 +68,8 @@ def _run_cells(study: StudyConfig, grid: Sequence[Cell], out: Path, console: Con
             report = write_page(results, out)
         except (FrostlineError, OSError) as reason:  # the runs matter more
             progress.say(cell, f"the report is not written: {first_line(reason)}", style="red")
-    console.print(f"report: {report}", soft_wrap=True)
+    if report is not None:
+        console.print(f"report: {report}", soft_wrap=True)
     return results
 
 

@@ -4,7 +4,7 @@
 function value(row, column) {
   const cell = row.cells[column];
   const given = cell.dataset.value;
-  if (given === undefined) return cell.textContent === "–" ? null : cell.textContent;
+  if (given === undefined) return cell.classList.contains("number") ? null : cell.textContent;
   const number = Number(given);
   return Number.isNaN(number) ? given : number;
 }
