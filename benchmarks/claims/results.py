@@ -114,7 +114,7 @@ def judge(found: Sequence[float], least: float = 0.0) -> Verdict:
     if len(found) < 2:
         return "cannot be told"
     mean, error = statistics.mean(found), statistics.stdev(found) / math.sqrt(len(found))
-    if abs(mean - least) < 2 * error:
+    if abs(mean - least) <= 2 * error:
         return "cannot be told"
     return "holds" if mean >= least else "does not hold"
 
