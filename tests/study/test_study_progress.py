@@ -248,7 +248,13 @@ def test_a_study_that_is_told_to_end_keeps_what_is_finished_and_goes_on(
 ) -> None:
     log, second = tmp_path / "log", tmp_path / "out" / "tiny" / "days" / "bot50" / "seed1"
     with log.open("w") as to:
-        process = subprocess.Popen([sys.executable, "-m", "frostline", *files], stderr=to, stdout=to)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "frostline", *files],
+            stderr=to,
+            stdout=to,
+            # What runs in the background may have inherited that SIGINT is ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
         deadline = time.monotonic() + 200
         while not (second / "checkpoint-5").exists() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
