@@ -65,17 +65,6 @@ def levels_off(study: str, label: str, lengths: tuple[int, ...]) -> Finding:
     return Finding("holds" if abs(last) < 0.1 * abs(grown) else "does not hold", line, 1)
 
 
-def best_rate(study: str, label: str, rates: tuple[str, ...], says: str) -> Finding:
-    """Whether a learning rate is the best of those that were tried."""
-    found = read(study)
-    means = {rate: cell.mean(LOSS) for rate in rates for cell in found.cells if cell.label == f"{label}-{rate}"}
-    if len(means) < 2:
-        return Finding("not run yet")
-    best = max(means, key=lambda rate: means[rate])
-    line = f"best {best}; held-out loss " + ", ".join(f"{-mean:.3f} ({rate})" for rate, mean in means.items())
-    return Finding("holds" if best == says else "does not hold", line, 1)
-
-
 def faster(study: str, label: str, baseline: str, percent: tuple[float, float]) -> Finding:
     return ratio(study, label, baseline, STEP, 1 - percent[1] / 100, 1 - percent[0] / 100)
 
@@ -179,12 +168,7 @@ CLAIMS = (
         "000",
         "the best learning rate is near 5e-5 (3e-5 was tried)",
         "000-sensitivity-rate",
-        lambda: best_rate(
-            "000-sensitivity-rate",
-            "hierarchical",
-            ("1.0e-5", "3.0e-5", "1.0e-4", "3.0e-4", "1.0e-3", "3.0e-3", "1.0e-2"),
-            "3.0e-5",
-        ),
+        lambda: lowest("000-sensitivity-rate", "hierarchical-3.0e-5", "hierarchical-"),
     ),
     Claim(
         "000",
@@ -274,7 +258,7 @@ CLAIMS = (
         "004",
         "of all splits the one with three quarters of LoRA is best",
         "004-splits",
-        lambda: best_split("004-splits", "hlpt-12-4"),
+        lambda: lowest("004-splits", "hlpt-12-4"),
     ),
 )
 
@@ -293,12 +277,11 @@ def less_lost(study: str, ours: str, theirs: str, usual: str, hard: str) -> Find
     return Finding("not run yet")
 
 
-def best_split(study: str, says: str) -> Finding:
-    """Whether a split has the lowest held-out loss."""
-    cells = read(study).cells
-    if not cells:
+def lowest(study: str, says: str, begin: str = "") -> Finding:
+    """Whether a label has the lowest held-out loss of all that begin so."""
+    means = {cell.label: cell.mean(LOSS) for cell in read(study).cells if cell.label.startswith(begin)}
+    if len(means) < 2:
         return Finding("not run yet")
-    means = {cell.label: cell.mean(LOSS) for cell in cells}
     best = max(means, key=lambda label: means[label])
     line = f"best {best}; held-out loss " + ", ".join(f"{-mean:.3f} ({label})" for label, mean in means.items())
     return Finding("holds" if best == says else "does not hold", line, 1)

@@ -88,7 +88,7 @@ class Candidates:
         self._situation, self._worths, self._freedom, self.time = situation, worths, freedom, time
         self._asked = situation.workload
         self._stores = self._with_or_without_store()
-        self._batches = self._divisors()
+        self._batches = batches(situation, "per_device_train_batch_size" in freedom.choose)
         self.setups = tuple(dict.fromkeys(self._setups()))
         self._plans: dict[tuple[AboveMode, int, bool], Plan] = {}
         self._uses: dict[tuple[str, Candidate], float] = {}
@@ -186,19 +186,13 @@ class Candidates:
 
     def _work(self, candidate: Candidate, passes: float) -> Workload:
         setup, batch = candidate.setup, candidate.per_device_train_batch_size
-        chosen = {
-            "per_device_train_batch_size": batch,
-            "gradient_accumulation_steps": self._rows // batch,
-            "activation_checkpointing": setup.activation_checkpointing,
-            "activation_cache": setup.activation_cache,
-            "num_train_epochs": passes,
-        }
-        return self._asked.model_copy(update=chosen)
+        work = with_settings(self._asked, batch, setup.activation_checkpointing, setup.activation_cache)
+        return work.model_copy(update={"num_train_epochs": passes})
 
     @property
     def _rows(self) -> int:
         """The rows of an optimizer step on one device, which the planner keeps."""
-        return self._asked.per_device_train_batch_size * self._asked.gradient_accumulation_steps
+        return rows_of_a_step(self._asked)
 
     def _setups(self) -> Iterator[Setup]:
         """All setups; the head alone has no activations to recompute."""
@@ -219,14 +213,6 @@ class Candidates:
         may_pay = spent or self._asked.num_train_epochs >= 1 - self._asked.stored_share
         may_pay = may_pay and self._asked.frozen_bits is None
         return (False, True) if may_pay else (False,)
-
-    def _divisors(self) -> list[int]:
-        """Batch sizes that divide the rows of an optimizer step, smallest first; with no memory limit the run's own."""
-        asked = self._asked
-        chosen = "per_device_train_batch_size" in self._freedom.choose and self._situation.budget.memory is not None
-        if not chosen or asked.optimizer_in_backward:
-            return [asked.per_device_train_batch_size]
-        return [batch for batch in range(1, self._rows + 1) if self._rows % batch == 0]
 
     def _stretches(self, setup: Setup) -> list[list[int]]:
         """Boundaries, lowest first, in lists with the same stacks below them, whose states an activation cache holds.
@@ -266,6 +252,42 @@ class Candidates:
         if resource == "disk":
             return predict(plan, anatomy, workload).disk_bytes if candidate.setup.activation_cache else 0.0
         return run_flops(plan, anatomy, workload) if speed is None else run_seconds(plan, anatomy, workload, speed)
+
+
+def rows_of_a_step(work: Workload) -> int:
+    """The rows of an optimizer step on one device, which a planner keeps."""
+    return work.per_device_train_batch_size * work.gradient_accumulation_steps
+
+
+def batches(situation: Situation, chosen: bool) -> list[int]:
+    """Batch sizes that divide the rows of an optimizer step, smallest first; with no memory limit the run's own.
+
+    Args:
+        situation: the budget and the workload.
+        chosen: whether the batch may be chosen.
+    """
+    asked, rows = situation.workload, rows_of_a_step(situation.workload)
+    if not chosen or situation.budget.memory is None or asked.optimizer_in_backward:
+        return [asked.per_device_train_batch_size]
+    return [batch for batch in range(1, rows + 1) if rows % batch == 0]
+
+
+def with_settings(asked: Workload, batch: int, recomputes: bool, stored: bool) -> Workload:
+    """The workload in batches of another size, with as many rows in an optimizer step.
+
+    Args:
+        asked: the workload as it was asked for.
+        batch: rows of a batch of one device.
+        recomputes: with activation checkpointing.
+        stored: with an activation cache.
+    """
+    chosen = {
+        "per_device_train_batch_size": batch,
+        "gradient_accumulation_steps": rows_of_a_step(asked) // batch,
+        "activation_checkpointing": recomputes,
+        "activation_cache": stored,
+    }
+    return asked.model_copy(update=chosen)
 
 
 def _key(candidate: Candidate) -> tuple[AboveMode, int, bool]:

@@ -14,6 +14,7 @@ from itertools import product
 from frostline.core.errors import ConfigError, PlanError
 from frostline.cost import Prediction, Workload, evaluation_memory, predict_phases
 from frostline.plan import Plan, phases
+from frostline.strategies._candidates import batches, with_settings
 from frostline.strategies._choice import GIVEN, Choice, Option
 from frostline.strategies._limits import Limit, Yardstick, limits
 from frostline.strategies._selection import Selection
@@ -58,20 +59,10 @@ class _Settings:
 
     def works(self) -> Iterator[Workload]:
         """All workloads; of each, as many rows in an optimizer step as in the one that was asked for."""
-        asked = self._asked
-        rows = asked.per_device_train_batch_size * asked.gradient_accumulation_steps
-        divides = self._situation.budget.memory is not None and not asked.optimizer_in_backward
-        batches = [asked.per_device_train_batch_size]
-        if divides and "per_device_train_batch_size" not in self._situation.decided:
-            batches = [batch for batch in range(1, rows + 1) if rows % batch == 0]
-        for batch, recomputes, stored in product(batches, self._open("activation_checkpointing"), self._cached()):
-            chosen = {
-                "per_device_train_batch_size": batch,
-                "gradient_accumulation_steps": rows // batch,
-                "activation_checkpointing": recomputes,
-                "activation_cache": stored,
-            }
-            yield asked.model_copy(update=chosen)
+        free = "per_device_train_batch_size" not in self._situation.decided
+        settings = self._open("activation_checkpointing"), self._cached()
+        for batch, recomputes, stored in product(batches(self._situation, free), *settings):
+            yield with_settings(self._asked, batch, recomputes, stored)
 
     def option(self, work: Workload) -> Option:
         found = predict_phases(self._plans, self._steps, self._situation.anatomy, work, self._situation.speed)
