@@ -12,6 +12,7 @@ import transformers
 from transformers import TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 
+import cache_cases
 import frostline as fl
 from architectures import tiny
 from cache_cases import collate, rows_for
@@ -66,18 +67,12 @@ class Groups(TrainerCallback):
 def arguments(folder: Path, **options: Any) -> TrainingArguments:
     given: dict[str, Any] = {
         "max_steps": STEPS,
-        "per_device_train_batch_size": 4,
         "learning_rate": RATE,
+        "optim": TrainingArguments.default_optim,
         "lr_scheduler_type": "linear",
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "dataloader_pin_memory": False,
         "remove_unused_columns": False,
     }
-    return TrainingArguments(output_dir=str(folder), **given | options)
+    return cache_cases.arguments(folder, **given | options)
 
 
 def trained(

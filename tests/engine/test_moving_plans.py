@@ -20,6 +20,7 @@ import transformers
 from torch import nn
 from transformers import TrainerCallback, TrainingArguments
 
+import cache_cases
 import frostline as fl
 from architectures import tiny
 from cache_cases import StopAt, collate, rows_for
@@ -47,19 +48,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
 def arguments(folder: Path, **options: Any) -> TrainingArguments:
     given: dict[str, Any] = {
         "max_steps": STEPS,
-        "per_device_train_batch_size": 4,
         "learning_rate": 1e-3,
+        "optim": TrainingArguments.default_optim,
         "lr_scheduler_type": "linear",
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "dataloader_pin_memory": False,
         "remove_unused_columns": False,
-        "max_grad_norm": 1.0,
     }
-    return TrainingArguments(output_dir=str(folder), **given | options)
+    return cache_cases.arguments(folder, **given | options)
 
 
 def trainer(

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from transformers import TrainingArguments
 
+import cache_cases
 import frostline as fl
 from architectures import tiny
 from cache_cases import collate, rows_for
@@ -83,19 +83,12 @@ def trainer_of(folder: Path, name: str, rows: int, dropout: float = 0.0, **more:
         "per_device_train_batch_size": rows,
         "per_device_eval_batch_size": 2,
         "learning_rate": 0.05,
-        "optim": "sgd",
         "lr_scheduler_type": "constant",
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "dataloader_pin_memory": False,
         "remove_unused_columns": False,
         **case.given,
         **more,
     }
-    arguments, data = TrainingArguments(output_dir=str(folder), **given), rows_for(model, ROWS)
+    arguments, data = cache_cases.arguments(folder, **given), rows_for(model, ROWS)
     schedule = fl.make_schedule(
         model, case.strategy, steps=STEPS, data=data, data_collator=collate, options=case.options or None
     )
