@@ -250,7 +250,7 @@ CHOOSES = """
         time.perf_counter = lambda: 3.7 * real()
         time.process_time = lambda: 0.2 * cpu()
     if sys.argv[2] == "calibrate":
-        own = ["calibrate=true", "strategy=auto", "strategy_options.trials=0", "budget.time=0.9"]
+        own = ["calibrate=true", "strategy=auto", "strategy_options.trials=0", "budget.time=1.0"]
         record = train(read_config(None, settings(folder, "classification", "chosen", 2, *own)))
     else:
         own = ["strategy=auto", "budget.time=0.9", "num_train_epochs=20", "max_steps=-1"]
