@@ -1,14 +1,17 @@
-"""Encoded rows of unequal length for tiny models, and their collator."""
+"""Encoded rows of unequal length for tiny and real models, and their collator."""
 
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 LENGTHS = (3, 9, 5, 7, 4)
 PAD, IGNORED = 0, -100
+TEXTS = ("The cat sat on the mat.", "A dog barked at the old man next door all night.", "It rained.")
 
 
 def sample(model: Any, *, seed: int = 0, targets: int = 2) -> list[dict[str, Any]]:
@@ -46,3 +49,16 @@ def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def alone(row: dict[str, Any]) -> dict[str, torch.Tensor]:
     """A batch of one row, without padding."""
     return {name: torch.tensor([row[name]]) for name in ("input_ids", "labels")}
+
+
+def real(folder: Path) -> tuple[Any, list[dict[str, Any]]]:
+    """The model in `folder` in float32, as a classifier where it is an encoder, and rows of English for it."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    auto: Any = AutoModelForSequenceClassification if tokenizer.cls_token else AutoModelForCausalLM
+    model = auto.from_pretrained(folder, dtype=torch.float32).eval()
+    rows: list[dict[str, Any]] = []
+    for text in TEXTS:
+        ids = tokenizer(text)["input_ids"]
+        labels: Any = len(rows) % 2 if tokenizer.cls_token else [IGNORED] * (len(ids) - 2) + ids[-2:]
+        rows.append({"input_ids": ids, "labels": labels, "example_id": f"train:{len(rows)}"})
+    return model, rows

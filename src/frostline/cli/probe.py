@@ -27,8 +27,8 @@ def command(
     signals: Annotated[
         str | None,
         typer.Option(
-            help="Separated by commas: vds, shift, similarity, gradient_norm, relative_gradient_norm, snr, "
-            "weight_change.",
+            help="Separated by commas: vds, shift, similarity, final_similarity, projected_residual, gradient_norm, "
+            "relative_gradient_norm, fisher, snr, weight_change.",
             show_default="vds (with a language model's head), shift, similarity",
         ),
     ] = None,

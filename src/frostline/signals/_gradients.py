@@ -38,6 +38,13 @@ def loss_gradients(model: Any, anatomy: Anatomy, batches: Iterable[Mapping[str, 
     return {name: gradient / total for name, gradient in found.items()}
 
 
+def row_gradients(model: Any, anatomy: Anatomy, rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Tensor]]:
+    """What `loss_gradients` gives for each row alone, from batches of one row each. Rows without a label have none."""
+    for row in rows:
+        if gradients := loss_gradients(model, anatomy, [row]):
+            yield gradients
+
+
 def _labels(labels: Tensor, *, shifted: bool) -> int:
     """How many labels the model's mean loss is over; how many rows, where each has one or a number for each class."""
     if labels.dim() == 1 or labels.is_floating_point():

@@ -12,67 +12,29 @@ import torch
 from torch import Tensor, nn
 
 from frostline.anatomy import Anatomy, find_anatomy
-from frostline.bottom import BATCH_TOKENS, Load, batches_by_length, holds_several
-from frostline.core.errors import ConfigError, DataError, UnsupportedModel, unknown_name
+from frostline.bottom import BATCH_TOKENS, Load, batches_by_length
+from frostline.core.errors import DataError
 from frostline.hooks import device_of, evaluation_mode
-from frostline.signals._deviation import SemanticBasis, difference_gain, log_gain, semantic_deviation, shift, similarity
-from frostline.signals._gradients import loss_gradients
+from frostline.signals._choose import DEVIATIONS, FROM_GRADIENTS, FROM_STATES, Rows, choose_signals
+from frostline.signals._deviation import (
+    SemanticBasis,
+    difference_gain,
+    log_gain,
+    projected_residual,
+    semantic_deviation,
+    shift,
+    similarity,
+)
+from frostline.signals._gradients import loss_gradients, row_gradients
 from frostline.signals._measurement import NOTHING, Measurement, mean
 from frostline.signals._reading import ReadTokens, Tokens, reads_of
 from frostline.signals._streamed import streamed
-from frostline.signals._trace import trace
+from frostline.signals._trace import trace, trace_head
 from frostline.signals._warm_up import FIVE_STEPS, WarmUp, warm_up_change
 from frostline.signals._weights import block_norms, block_snr, relative_norms
 
 Signals = dict[str, tuple[Measurement, ...]]
-Rows = Sequence[Mapping[str, Any]]
 Collate = Callable[[Any], Mapping[str, Any]]
-
-FROM_STATES = ("vds", "shift", "similarity")
-FROM_GRADIENTS = ("gradient_norm", "relative_gradient_norm")
-FROM_WEIGHTS = ("snr",)
-FROM_STEPS = ("weight_change",)
-SIGNALS = (*FROM_STATES, *FROM_GRADIENTS, *FROM_WEIGHTS, *FROM_STEPS)
-DEVIATIONS = ("vds", "shift")
-"""Signals that have gains: signals called `<name>_gain` and `<name>_log_gain`."""
-
-
-def choose_signals(
-    model: Any, anatomy: Anatomy, rows: Rows, names: Sequence[str] | None = None, *, streaming: bool = False
-) -> tuple[str, ...]:
-    """The signals called `names`; by default those of a forward pass that this model has.
-
-    Args:
-        model: the model; its weights are not read.
-        anatomy: of the model.
-        rows: the encoded sample.
-        names: names of signals; None for the default ones.
-        streaming: whether the model is read block by block.
-
-    Raises `ConfigError` for an unknown name, and for gradients with `streaming`. Raises `UnsupportedModel` for `vds`
-    where the model has no semantic basis, and `DataError` for rows of several texts or without labels.
-    """
-    if rows and holds_several(rows[0]["input_ids"]):
-        raise DataError(
-            "a row holds several texts, as for multiple choice, and signals read one: use bot50, for example"
-        )
-    if rows and "labels" not in rows[0]:
-        raise DataError(
-            "a row has no labels, as in question answering, so signals do not know which token to read: use bot50, for "
-            "example"
-        )
-    for name in names or ():
-        if name not in SIGNALS:
-            raise unknown_name("signal", name, SIGNALS)
-    why_not = _no_vds(model, anatomy, rows)
-    if names is None:
-        return tuple(name for name in FROM_STATES if name != "vds" or why_not is None)
-    if "vds" in names and why_not is not None:
-        raise UnsupportedModel(f"vds: {why_not}: use shift")
-    backward = (*FROM_GRADIENTS, *FROM_STEPS)
-    if streaming and (gradient := next((name for name in names if name in backward), None)):
-        raise ConfigError(f"{gradient}: gradients need the whole model in memory: leave out this signal, or streaming")
-    return tuple(dict.fromkeys(names))
 
 
 def measure(
@@ -94,7 +56,7 @@ def measure(
         model: the model.
         rows: the encoded sample.
         collate: makes a batch of rows.
-        signals: names of signals; None for those of a forward pass.
+        signals: names of signals; None for the default ones.
         tokens: which tokens are read in a row with many labels: `first` or `all`.
         load: reads tensors of blocks on the meta device, one block at a time. Gradients cannot be measured then.
         warm_up: the training steps before `weight_change` is measured; they are undone.
@@ -109,12 +71,16 @@ def measure(
     found: Signals = {}
     with evaluation_mode(model):
         if from_states:
-            # Streamed blocks are read again for every batch, so few large batches are faster.
-            kind = "accelerator" if load is not None or device_of(model).type != "cpu" else "cpu"
+            # Streamed blocks are read again for every batch, so few large batches are faster. Only
+            # `projected_residual` runs the head, whose scores for the vocabulary want small ones.
+            large = load is not None and "projected_residual" not in from_states
+            kind = "accelerator" if large or device_of(model).type != "cpu" else "cpu"
             with nullcontext() if load is None else streamed(model, anatomy, load):
                 found |= _from_states(model, anatomy, _batches(model, rows, collate, kind), from_states, tokens)
         if from_gradients:
             found |= _from_gradients(model, anatomy, _batches(model, rows, collate), from_gradients)
+        if "fisher" in chosen:
+            found["fisher"] = _fisher(model, anatomy, rows, collate)
         if "weight_change" in chosen:
             device = device_of(model)
             moved = warm_up_change(model, anatomy, rows, lambda part: _to(device, collate(part)), warm_up)
@@ -132,21 +98,31 @@ def _from_states(
     levels: dict[tuple[str, str], list[Tensor]] = defaultdict(list)
     for batch in batches:
         reads = reads_of(batch, anatomy, tokens)
-        for stack, states in trace(model, anatomy, batch, reads).items():
-            for name, values in _values(states, reads[stack], basis, norm, names).items():
+        read_by_head = None
+        if "projected_residual" in names:
+            traced, read_by_head = trace_head(model, anatomy, batch, reads)
+        else:
+            traced = trace(model, anatomy, batch, reads)
+        for stack, states in traced.items():
+            for name, values in _values(states, reads[stack], basis, norm, names, read_by_head).items():
                 levels[stack, name].append(reads[stack].per_row(values, len(batch["input_ids"])).cpu())
     found: dict[str, list[Measurement]] = defaultdict(list)
     for (_, name), parts in levels.items():
         values = torch.cat(parts, dim=-1)
         if not values.shape[-1]:
-            raise DataError("no row of the sample has a label to predict: use a larger max_length")
+            raise _no_label()
         for signal, measurements in _summaries(name, values).items():
             found[signal] += measurements
     return {name: tuple(measurements) for name, measurements in found.items()}
 
 
 def _values(
-    states: Tensor, reads: ReadTokens, basis: SemanticBasis | None, norm: nn.Module | None, names: Sequence[str]
+    states: Tensor,
+    reads: ReadTokens,
+    basis: SemanticBasis | None,
+    norm: nn.Module | None,
+    names: Sequence[str],
+    read_by_head: Tensor | None,
 ) -> dict[str, Tensor]:
     """Signal -> [levels, R] of the states [n + 1, R, d] of one stack; `vds` has n + 1 levels, the others have n."""
     found = {}
@@ -158,6 +134,10 @@ def _values(
         found["shift"] = shift(states[:-1], states[1:])
     if "similarity" in names:
         found["similarity"] = similarity(states[:-1], states[1:])
+    if "final_similarity" in names:
+        found["final_similarity"] = similarity(states[1:], states[-1:])
+    if read_by_head is not None:
+        found["projected_residual"] = projected_residual(states[:-1], states[1:], read_by_head)
     return found
 
 
@@ -179,12 +159,23 @@ def _from_gradients(
 ) -> Signals:
     gradients = loss_gradients(model, anatomy, batches)
     if not gradients:
-        raise DataError("no row of the sample has a label to predict: use a larger max_length")
+        raise _no_label()
     norms = {
         "gradient_norm": block_norms(gradients, anatomy),
         "relative_gradient_norm": relative_norms(gradients, dict(model.named_parameters()), anatomy),
     }
     return {name: tuple(map(Measurement, norms[name])) for name in names}
+
+
+def _fisher(model: Any, anatomy: Anatomy, rows: Rows, collate: Collate) -> tuple[Measurement, ...]:
+    device = device_of(model)
+    norms = [
+        block_norms(gradients, anatomy)
+        for gradients in row_gradients(model, anatomy, (_to(device, collate([row])) for row in rows))
+    ]
+    if not norms:
+        raise _no_label()
+    return tuple(map(mean, torch.tensor(norms, dtype=torch.float64).square().T))
 
 
 def _from_weights(model: Any, anatomy: Anatomy, load: Load | None) -> Signals:
@@ -198,18 +189,8 @@ def _from_weights(model: Any, anatomy: Anatomy, load: Load | None) -> Signals:
     return found | {f"snr.{kind}": tuple(Measurement(block.get(kind)) for block in blocks) for kind in kinds}
 
 
-def _no_vds(model: Any, anatomy: Anatomy, rows: Rows) -> str | None:
-    """Why the model's head gives no semantic basis for these rows; None when it does."""
-    head = model.get_output_embeddings()
-    if not anatomy.has_lm_head or head is None:
-        return f"{anatomy.model_class} has no language-model head"
-    if anatomy.encoder_decoder:
-        return "the head reads the decoder's states, not the encoder's"
-    if rows and isinstance(rows[0]["labels"], int):
-        return "a class label is not a token of the vocabulary"
-    if head.weight.shape[-1] != anatomy.hidden_size:
-        return f"the head reads {head.weight.shape[-1]} numbers, but the blocks give {anatomy.hidden_size}"
-    return None
+def _no_label() -> DataError:
+    return DataError("no row of the sample has a label to predict: use a larger max_length")
 
 
 def _final_norm(model: nn.Module, anatomy: Anatomy) -> nn.Module | None:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from frostline.core.errors import CheckpointError, ConfigError, UnsupportedModel, unknown_name
+from frostline.signals._choose import DEVIATIONS
 from frostline.signals._deviation import cut_at_largest
-from frostline.signals._measure import DEVIATIONS
 from frostline.signals._measurement import Measurement
 
 VERSION = 1

@@ -15,7 +15,7 @@ from frostline.signals import Probe
 from frostline.strategies._budget import Budget
 
 Measure = Callable[[Sequence[str] | None, int], Probe]
-"""Names of signals (None: those of a forward pass) and a number of rows -> the signals, measured on the task."""
+"""Names of signals (None: the default ones) and a number of rows -> the signals, measured on the task."""
 
 
 @dataclass(frozen=True)
