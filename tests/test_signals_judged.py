@@ -1,0 +1,133 @@
+"""benchmarks/signals.py: rank correlations, verdicts, and trainings of one block."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from architectures import tiny
+from frostline.anatomy import find_anatomy
+from frostline.surgery import apply
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def judge() -> Iterator[ModuleType]:
+    spec = importlib.util.spec_from_file_location("benchmark_of_signals", ROOT / "benchmarks" / "signals.py")
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[spec.name]
+
+
+def write(folder: Path, pair: str, seed: int, worth: list[float], signals: dict[str, list[float | None]]) -> None:
+    place = folder / pair
+    place.mkdir(parents=True, exist_ok=True)
+    (place / f"signals-seed{seed}.json").write_text(json.dumps({"signals": signals}))
+    for block, gain in enumerate(worth):
+        found = {"blocks": [block], "before": 2.0, "after": 2.0 - gain, "steps": 10}
+        (place / f"block{block}-seed{seed}.json").write_text(json.dumps(found))
+
+
+@pytest.mark.parametrize("values", [[3.0, 1.0, 2.0, 5.0], [1.0, 1.0, 2.0, 2.0, 0.0], [2.0, 2.0, 2.0, 1.0]])
+def test_rank_correlation(judge: ModuleType, values: list[float]) -> None:
+    stats = pytest.importorskip("scipy.stats")
+    other = [0.3, -0.1, 0.2, 0.2, 0.9][: len(values)]
+    assert judge.spearman(values, other) == pytest.approx(stats.spearmanr(values, other).statistic)
+    assert judge.ranks(values) == stats.rankdata(values).tolist()
+
+
+def test_rank_correlation_without_ties_is_the_formula_of_differences(judge: ModuleType) -> None:
+    one, other = [0.1, 0.5, 0.2, 0.9], [4.0, 1.0, 3.0, 2.0]
+    squares = sum((a - b) ** 2 for a, b in zip([1, 3, 2, 4], [4, 1, 3, 2], strict=True))
+    assert judge.spearman(one, other) == pytest.approx(1 - 6 * squares / (4 * (16 - 1)))
+    assert judge.spearman([None, *one], [9.0, *other]) == judge.spearman(one, other)  # a block without a number
+    assert judge.spearman([1.0, 1.0, 1.0], [1.0, 2.0, 3.0]) is None
+
+
+def test_verdicts(judge: ModuleType, tmp_path: Path) -> None:
+    worth = [0.1, 0.4, 0.2, 0.8, 0.3]
+    order = sorted(worth)
+    for number, pair in enumerate(judge.PAIRS):
+        for seed in judge.SEEDS:
+            signals: dict[str, list[float | None]] = {
+                "right": [2 * one for one in worth],
+                "reversed": [-one for one in worth],
+                "by model": [one if pair.model.endswith("base16") else -one for one in worth],
+                "by task": [[one, -one][number % 2] for one in worth],
+                "nothing": [order[(order.index(one) * 2 + 2 * seed) % 5] for one in worth],
+                "no first": [None, *worth[1:]],
+                "vds_log_gain": [*worth],
+            }
+            write(tmp_path, pair.name, seed, worth, signals)
+    found = judge.judged(judge.cells_of(tmp_path))
+    assert found["right"].verdict == found["no first"].verdict == "helps" and found["right"].interval == (1, 1)
+    assert found["reversed"].verdict == "helps, reversed"
+    assert found["by model"].verdict == found["by task"].verdict == "cannot be told"
+    assert found["nothing"].verdict == "does not"
+    assert "vds_log_gain" not in found and "depth" in found
+    table = judge.table(tmp_path)
+    assert "| `right` | 1.00, 1.00 |" in table
+    assert table.splitlines()[-2].startswith("| the worth with the other seed | 1.00 | 1.00 |")
+
+
+def test_the_interval_is_over_pairs(judge: ModuleType) -> None:
+    found = judge.judge({"m-a": (0.5, 0.7), "m-b": (0.8,), "n-c": (0.7, 0.7)})
+    means = torch.tensor([0.6, 0.8, 0.7], dtype=torch.float64)
+    assert found.mean == pytest.approx(0.7) and found.spread == pytest.approx(0.10954451)
+    half = 4.30 * float(means.std()) / 3**0.5
+    assert found.interval == pytest.approx((0.7 - half, 0.7 + half))
+    assert judge.judge({"m-a": (1.0, 1.0)}).verdict == "cannot be told", "one pair"
+
+
+def test_what_is_missing_is_left_out(judge: ModuleType, tmp_path: Path) -> None:
+    first, second, *_ = judge.PAIRS
+    write(tmp_path, first.name, 0, [0.1, 0.2, 0.3], {"right": [1.0, 2.0, 3.0]})
+    write(tmp_path, second.name, 0, [0.1, 0.2, 0.3], {"right": [1.0, 2.0, 3.0]})
+    (tmp_path / second.name / "block1-seed0.json").unlink()
+    assert {pair: list(seeds) for pair, seeds in judge.cells_of(tmp_path).items()} == {first.name: [0]}
+    assert "| `right` | 1.00 | 1.00 | 0.00 | – | cannot be told |" in judge.table(tmp_path)
+
+
+def test_what_is_there_is_not_measured_again(judge: ModuleType, tmp_path: Path) -> None:
+    made = []
+
+    def make() -> dict[str, Any]:
+        made.append(1)
+        return {"after": 1.5}
+
+    path = tmp_path / "pair" / "block0-seed0.json"
+    assert judge.keep(path, make) == judge.keep(path, make) == {"after": 1.5} and len(made) == 1
+
+
+@pytest.mark.parametrize(("name", "tied"), [("bert", None), ("llama", True), ("llama", False)])
+def test_only_the_block_and_the_head_train(judge: ModuleType, name: str, tied: bool | None) -> None:
+    model = tiny(name, tied=tied)
+    anatomy = find_anatomy(model)
+    apply(judge.plan_of(model, [2]), model)
+    trained = {tensor for tensor, parameter in model.named_parameters() if parameter.requires_grad}
+    block = {tensor.name for tensor in anatomy.blocks[2].tensors}
+    around = {tensor.name for tensor in (*anatomy.final_norm, *anatomy.head)}
+    assert block <= trained and trained - block <= around | {"lm_head.weight"}
+    assert trained & {"classifier.weight", "lm_head.weight"}
+
+
+def test_the_held_out_loss_is_the_mean_of_the_rows_own(judge: ModuleType, models_dir: Path, data_dir: Path) -> None:
+    pair = judge.Pair("frostline/base16", "webnlg", 4, 64, 1, 5, (1e-3, 2e-3, 4e-3))
+    trial = judge.Trial(pair, 0)
+    model = trial.model("float32").eval()
+    with torch.no_grad():
+        losses = [float(model(**trial._batch([row])).loss) for row in trial.held_out]
+    assert trial.before == pytest.approx(sum(losses) / len(losses), abs=2e-2)  # bf16 there, float32 here
+    one, other = (trial.train([3], 1e-3, 2) for _ in range(2))
+    assert one["after"] == other["after"] < one["before"] and one["blocks"] == [3]
