@@ -313,8 +313,8 @@ class Judged:
 
     @property
     def verdict(self) -> str:
-        """helps: the interval leaves out 0, the mean is useful, and every model has its sign. does not: nothing in the
-        interval is useful. Else it cannot be told."""
+        """helps: the interval leaves out 0, the mean is useful, and two models or more have its sign. does not: nothing
+        in the interval is useful. Else it cannot be told."""
         if self.interval is None:
             return "cannot be told"
         low, high = self.interval
@@ -323,7 +323,7 @@ class Judged:
         models: dict[str, list[float]] = {}
         for name, found in self.pairs.items():
             models.setdefault(name.rpartition("-")[0], []).extend(found)
-        agree = len({statistics.mean(found) > 0 for found in models.values()}) == 1
+        agree = len(models) > 1 and len({statistics.mean(found) > 0 for found in models.values()}) == 1
         if low * high > 0 and abs(self.mean) >= USEFUL and agree:
             return "helps" if self.mean > 0 else "helps, reversed"
         return "cannot be told"

@@ -88,6 +88,8 @@ def test_the_interval_is_over_pairs(judge: ModuleType) -> None:
     half = 4.30 * float(means.std()) / 3**0.5
     assert found.interval == pytest.approx((0.7 - half, 0.7 + half))
     assert judge.judge({"m-a": (1.0, 1.0)}).verdict == "cannot be told", "one pair"
+    assert judge.judge({"m-a": (1.0,), "m-b": (1.0,)}).verdict == "cannot be told", "one model"
+    assert judge.judge({"m-a": (1.0,), "n-b": (1.0,)}).verdict == "helps"
 
 
 def test_what_is_missing_is_left_out(judge: ModuleType, tmp_path: Path) -> None:
