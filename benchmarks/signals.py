@@ -69,7 +69,7 @@ class Pair:
 
     @property
     def name(self) -> str:
-        return f"{self.model.rpartition('/')[2]}-{self.task}"
+        return f"{self.model.rpartition('/')[2]}/{self.task}"
 
 
 def _encoder(task: str) -> Pair:
@@ -201,7 +201,7 @@ def keep(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """The finding at `path`; made and written where there is none."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        print(path.parent.name, path.name, time.strftime("%H:%M:%S"), flush=True)
+        print(path, time.strftime("%H:%M:%S"), flush=True)
         write_json(path, make())
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return found
@@ -322,7 +322,7 @@ class Judged:
             return "does not"
         models: dict[str, list[float]] = {}
         for name, found in self.pairs.items():
-            models.setdefault(name.rpartition("-")[0], []).extend(found)
+            models.setdefault(name.partition("/")[0], []).extend(found)
         agree = len(models) > 1 and len({statistics.mean(found) > 0 for found in models.values()}) == 1
         if low * high > 0 and abs(self.mean) >= USEFUL and agree:
             return "helps" if self.mean > 0 else "helps, reversed"

@@ -82,14 +82,14 @@ def test_verdicts(judge: ModuleType, tmp_path: Path) -> None:
 
 
 def test_the_interval_is_over_pairs(judge: ModuleType) -> None:
-    found = judge.judge({"m-a": (0.5, 0.7), "m-b": (0.8,), "n-c": (0.7, 0.7)})
+    found = judge.judge({"m/a": (0.5, 0.7), "m/b": (0.8,), "n/c": (0.7, 0.7)})
     means = torch.tensor([0.6, 0.8, 0.7], dtype=torch.float64)
     assert found.mean == pytest.approx(0.7) and found.spread == pytest.approx(0.10954451)
     half = 4.30 * float(means.std()) / 3**0.5
     assert found.interval == pytest.approx((0.7 - half, 0.7 + half))
-    assert judge.judge({"m-a": (1.0, 1.0)}).verdict == "cannot be told", "one pair"
-    assert judge.judge({"m-a": (1.0,), "m-b": (1.0,)}).verdict == "cannot be told", "one model"
-    assert judge.judge({"m-a": (1.0,), "n-b": (1.0,)}).verdict == "helps"
+    assert judge.judge({"m/a": (1.0, 1.0)}).verdict == "cannot be told", "one pair"
+    assert judge.judge({"m/a": (1.0,), "m/b": (1.0,)}).verdict == "cannot be told", "one model"
+    assert judge.judge({"m/a": (1.0,), "n/b": (1.0,)}).verdict == "helps"
 
 
 def test_what_is_missing_is_left_out(judge: ModuleType, tmp_path: Path) -> None:
