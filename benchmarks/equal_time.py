@@ -26,17 +26,16 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from claims.results import RESULTS, ROOT, Cell, Study, main_metric, metric, read
+from claims import equal
+from claims.results import RESULTS, ROOT, Cell, read
 from rich.console import Console
 from rich.table import Table
 
 from frostline.strategies._worth import LORA_WORTH, PASSES, TIED_WORTH, learned, of_share
 
 SHARES = (0.4, 0.2, 0.6)
-SEEDS = (42, 43, 44)
+SEEDS = (equal.SEED, 43, 44)
 EPOCHS = 3
-WHOLE = 1.0
-"""Full fine-tuning in all of its time."""
 FEW = 12
 """Steps that are timed."""
 ENCODER = {
@@ -122,8 +121,8 @@ def recipe(name: str) -> str:
     costs = {plan: cost(work, plan) for plan in work.rates}
     whole = work.full_steps * costs["all"][0]
     entries: list[dict[str, Any]] = []
-    for share in (*SHARES, WHOLE):
-        for plan in ("all",) if share == WHOLE else work.rates:
+    for share in (*SHARES, equal.WHOLE):
+        for plan in ("all",) if share == equal.WHOLE else work.rates:
             step, start = costs[plan]
             most = work.full_steps if plan == "all" else round(PASSES * work.rows / work.batch)
             steps = max(10, min(most, round((share * whole - start) / step)))
@@ -131,7 +130,7 @@ def recipe(name: str) -> str:
                 schedule = {"learning_rate": rate, "lr_scheduler_type": "cosine", "warmup_steps": 10}
                 entry = {"name": plan, "label": label(plan, share, rate), "max_steps": steps, **schedule}
                 entries.append(entry | EXTRA.get(plan, {}))
-        if share != WHOLE:
+        if share != equal.WHOLE:
             auto = {"name": "auto", "label": f"auto_{share:g}", "budget": {"time": share}, "seeds": list(SEEDS)}
             entries.append(auto | {"num_train_epochs": EPOCHS})
     document = {
@@ -169,7 +168,7 @@ def with_seeds(name: str) -> str:
     """The same study, with all seeds for the rate of each plan and share that was best with the first."""
     path = place(name)
     document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    best = {cell.label for cell in _best(read(path.stem)).values()}
+    best = {cell.label for cell in equal.best(read(path.stem)).values()}
     for entry in document["strategies"]:
         if entry["label"] in best and entry["name"] in ("all", "bot50", "bot75", EXTRA["bot75-untied"]["name"]):
             entry["seeds"] = list(SEEDS)
@@ -192,71 +191,47 @@ def _text(name: str, document: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n" + yaml.safe_dump(rest, sort_keys=False) + f"strategies:\n{strategies}\n"
 
 
-def _best(found: Study) -> dict[tuple[str, float], Cell]:
-    """For each plan and share the cell of the rate that is best with the first seed; `auto` has one."""
-    best: dict[tuple[str, float], Cell] = {}
-    for cell in found.cells:
-        plan, share, *_ = cell.label.split("_")
-        key = (plan, float(share))
-        if SEEDS[0] in cell.runs and (key not in best or _quality(cell) > _quality(best[key])):
-            best[key] = cell
-    return best
-
-
-def _quality(cell: Cell) -> float:
-    return cell.values(_value(cell))[SEEDS[0]]
-
-
-def _value(cell: Cell) -> Any:
-    """Accuracy of classes; held-out loss, with the other sign, of texts."""
-    return main_metric if "MiniLM" in cell.model else metric("loss")
-
-
 def table(name: str) -> Table:
     """A row for each plan; a cell has the quality of each seed at its best rate, and that rate."""
-    best = _best(read(place(name).stem))
-    shares = (*sorted(SHARES), WHOLE)
+    best = equal.best(read(place(name).stem))
+    shares = (*sorted(SHARES), equal.WHOLE)
     shown = Table("plan", *(f"{share:g}" for share in shares), title=name)
     for plan in dict.fromkeys(plan for plan, _ in best):
         row = []
         for share in shares:
             cell = best.get((plan, share))
-            values = [f"{abs(one):.3f}" for one in cell.values(_value(cell)).values()] if cell else []
-            row.append(", ".join(values) + (f" ({rate})" if cell and (rate := _rate(cell)) else ""))
+            values = [f"{abs(one):.3f}" for one in cell.values(equal.value(cell)).values()] if cell else []
+            row.append(", ".join(values) + (f" ({rate})" if cell and (rate := equal.rate(cell)) else ""))
         shown.add_row(plan, *row)
     return shown
-
-
-def _rate(cell: Cell) -> str:
-    return cell.label.split("_")[2] if cell.label.count("_") == 2 else ""
 
 
 def gains(name: str) -> Iterator[tuple[str, float, float, float, float]]:
     """Plan, share of the time, passes, gain as a share of full fine-tuning's in all of its time, and the rule's."""
     found, work = read(place(name).stem), WORKS[name]
-    best = _best(found)
-    if ("all", WHOLE) not in best:
+    best = equal.best(found)
+    if ("all", equal.WHOLE) not in best:
         return
     for (plan, share), cell in best.items():
         one = cell.runs[SEEDS[0]]
         if not plan.startswith(("all", "bot")):
             continue
         before = _before(one, cell)
-        whole = _quality(best["all", WHOLE]) - before
+        whole = equal.quality(best["all", equal.WHOLE]) - before
         blocks = one["plan"]["blocks"]
         trained = sum(block["mode"] != "frozen" for block in blocks) / len(blocks)
-        pretrained = "MiniLM" not in cell.model
+        pretrained = not equal.encoder(cell)
         worth = LORA_WORTH if plan.endswith("+lora") else 1.0
         if pretrained and not one["plan"].get("untie") and plan != "all":
             worth *= TIED_WORTH
         passes = one["measured"]["steps"] * work.batch / work.rows
         rule = of_share(trained, pretrained) * worth * learned(min(passes, PASSES)) / learned(EPOCHS)
-        yield plan, share, passes, (_quality(cell) - before) / whole, rule
+        yield plan, share, passes, (equal.quality(cell) - before) / whole, rule
 
 
 def _before(record: dict[str, Any], cell: Cell) -> float:
     """Quality before training; of classes that of guessing, which a new head is not always at."""
-    if "MiniLM" not in cell.model:
+    if not equal.encoder(cell):
         return -float(record["metrics"]["before"]["loss"])
     return 1 / {"mnli": 3}.get(cell.task, 2)
 
