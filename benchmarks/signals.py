@@ -302,13 +302,13 @@ class Judged:
     Attributes:
         pairs: pair -> one correlation for each seed.
         mean: over the pairs, of each pair's mean over its seeds.
-        spread: the standard deviation over pairs and seeds.
+        spread: the standard deviation over pairs and seeds; None for a single number.
         interval: of 95% for the mean over tasks (Student's t over the pairs); None for one pair.
     """
 
     pairs: Mapping[str, tuple[float, ...]]
     mean: float
-    spread: float
+    spread: float | None
     interval: tuple[float, float] | None
 
     @property
@@ -337,7 +337,7 @@ def judge(pairs: Mapping[str, tuple[float, ...]]) -> Judged:
     if len(means) > 1:
         half = T[len(means) - 1] * statistics.stdev(means) / math.sqrt(len(means))
         interval = (max(-1.0, mean - half), min(1.0, mean + half))
-    return Judged(pairs, mean, statistics.stdev(every) if len(every) > 1 else 0.0, interval)
+    return Judged(pairs, mean, statistics.stdev(every) if len(every) > 1 else None, interval)
 
 
 def judged(cells: Mapping[str, Mapping[int, Cell]]) -> dict[str, Judged]:
@@ -359,7 +359,8 @@ def table(out: Path) -> str:
     for name, one in judged(cells).items():
         interval = "–" if one.interval is None else f"{one.interval[0]:.2f} to {one.interval[1]:.2f}"
         found = [", ".join(f"{value:.2f}" for value in one.pairs.get(pair, ())) or "–" for pair in cells]
-        lines.append([f"`{name}`", *found, f"{one.mean:.2f}", f"{one.spread:.2f}", interval, one.verdict])
+        spread = "–" if one.spread is None else f"{one.spread:.2f}"
+        lines.append([f"`{name}`", *found, f"{one.mean:.2f}", spread, interval, one.verdict])
     again = []
     for seeds in cells.values():
         same = spearman(*(cell.worth for cell in seeds.values())) if len(seeds) == 2 else None
@@ -382,7 +383,7 @@ def cuts(out: Path) -> str:
     times the number of steps [inferred]. A signal with a negative value, or without one for some block, chooses none.
     """
     cells = cells_of(out)
-    lines = [["pair", "gain of each cut", "best", "chosen by `depth` ... (gain)"]]
+    lines = [["pair", "gain of each cut", "best", "cut chosen by"]]
     for pair, seeds in cells.items():
         files = sorted((out / pair).glob(f"cut*-seed{SEEDS[0]}.json"))
         found = {min(one["blocks"]): one for one in (json.loads(file.read_text(encoding="utf-8")) for file in files)}
@@ -403,7 +404,6 @@ def cuts(out: Path) -> str:
                 "; ".join(f"{cut}: {', '.join(names)}" for cut, names in sorted(chosen.items())),
             ]
         )
-    lines[0][-1] = "cut chosen by"
     return markdown(lines)
 
 

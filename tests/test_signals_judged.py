@@ -1,4 +1,4 @@
-"""benchmarks/signals.py: rank correlations, verdicts, and trainings of one block."""
+"""benchmarks/signals.py: rank correlations, verdicts, trainings of one block; docs/signals.md says what was found."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from frostline.anatomy import find_anatomy
 from frostline.surgery import apply
 
 ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "docs" / "results" / "signals"
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +99,7 @@ def test_what_is_missing_is_left_out(judge: ModuleType, tmp_path: Path) -> None:
     write(tmp_path, second.name, 0, [0.1, 0.2, 0.3], {"right": [1.0, 2.0, 3.0]})
     (tmp_path / second.name / "block1-seed0.json").unlink()
     assert {pair: list(seeds) for pair, seeds in judge.cells_of(tmp_path).items()} == {first.name: [0]}
-    assert "| `right` | 1.00 | 1.00 | 0.00 | – | cannot be told |" in judge.table(tmp_path)
+    assert "| `right` | 1.00 | 1.00 | – | – | cannot be told |" in judge.table(tmp_path)
 
 
 def test_what_is_there_is_not_measured_again(judge: ModuleType, tmp_path: Path) -> None:
@@ -133,3 +134,30 @@ def test_the_held_out_loss_is_the_mean_of_the_rows_own(judge: ModuleType, models
     assert trial.before == pytest.approx(sum(losses) / len(losses), abs=2e-2)  # bf16 there, float32 here
     one, other = (trial.train([3], 1e-3, 2) for _ in range(2))
     assert one["after"] == other["after"] < one["before"] and one["blocks"] == [3]
+
+
+def test_the_cut_that_a_signal_chooses(judge: ModuleType, tmp_path: Path) -> None:
+    pair = judge.PAIRS[0].name
+    write(
+        tmp_path, pair, 0, [0.1] * 4, {"low": [9.0, 1.0, 1.0, 1.0], "high": [1.0, 1.0, 1.0, 9.0], "signed": [-1.0] * 4}
+    )
+    for cut, steps, gain in ((0, 10, 0.3), (2, 20, 0.5), (3, 40, 0.4)):
+        found = {"blocks": list(range(cut, 4)), "before": 2.0, "after": 2.0 - gain, "steps": steps}
+        (tmp_path / pair / f"cut{cut}-seed0.json").write_text(json.dumps(found))
+    *_, line = judge.cuts(tmp_path).splitlines()
+    gains = "0: 0.300 (10 steps), 2: 0.500 (20 steps), 3: 0.400 (40 steps)"
+    assert line == f"| {pair} | {gains} | 2 | 0: `worth`, `low`; 3: `high` |"
+
+
+def test_the_findings_are_small_and_the_page_says_what_they_say(judge: ModuleType) -> None:
+    for file in RESULTS.rglob("*.json"):
+        text = file.read_text(encoding="utf-8")
+        assert len(text) < 8000 and "/" not in text and isinstance(json.loads(text), dict), file.name
+    cells = judge.cells_of(RESULTS)
+    assert {len(cell.worth) for seeds in cells.values() for cell in seeds.values()} == {6, 16}
+    page = (ROOT / "docs" / "signals.md").read_text(encoding="utf-8")
+    assert judge.table(RESULTS) in page, "run: python benchmarks/signals.py table docs/results/signals"
+    if any(RESULTS.rglob("cut*.json")):
+        assert judge.cuts(RESULTS) in page, "run: python benchmarks/signals.py cuts docs/results/signals"
+    verdicts = {one.verdict for one in judge.judged(cells).values()}
+    assert verdicts <= {"helps", "helps, reversed", "does not", "cannot be told"}
