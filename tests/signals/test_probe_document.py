@@ -28,7 +28,7 @@ def test_round_trip_through_json() -> None:
     assert Probe.read_document(json.loads(text)) == probe
 
 
-@pytest.mark.parametrize("document", [None, [], {"version": 1}, {"version": 2}, {**made(1.0).document(), "signals": 3}])
+@pytest.mark.parametrize("document", [None, [], {"version": 2}, {"version": 1}, {**made(1.0).document(), "signals": 3}])
 def test_what_is_no_probe(document: Any) -> None:
     with pytest.raises(UserError, match="probe"):
         Probe.read_document(document)

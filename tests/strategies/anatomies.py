@@ -51,6 +51,7 @@ def plain(blocks: int, **changes: Any) -> Anatomy:
         "head_linears": (head,),
         "tied": False,
         "encoder_decoder": False,
+        "shifts_labels": True,
     }
     return Anatomy(**values | changes)
 

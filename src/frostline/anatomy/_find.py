@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from frostline.anatomy._matrices import matrices
 from frostline.anatomy._model import Anatomy, Block, Linear, Part, Tensor
 from frostline.anatomy._places import Place, places, shared_weights
+from frostline.anatomy._shifts import shifts_labels
 from frostline.anatomy._stacks import Stack, find_stacks
 from frostline.core.errors import UnsupportedModel
 from frostline.hooks import any_sharded
@@ -52,6 +53,7 @@ def find_anatomy(model: nn.Module, *, adapted: bool = False) -> Anatomy:
         head_linears=tuple(linear for linear in linears if linear.part is Part.HEAD),
         tied=output is not None and output.weight is embedding.weight,
         encoder_decoder=len(stacks) == 2,
+        shifts_labels=shifts_labels(text, stacks),
     )
 
 

@@ -99,6 +99,8 @@ class Anatomy:
         embedding_linears: the matrices that run before the blocks.
         head_linears: the matrices that run after the blocks. An LM head is one of them, also where it is `tied`.
         tied: whether the head's weight is the embedding's tensor.
+        shifts_labels: whether the head's own loss compares a position with the next one's label, where each token has
+            one, as a causal language model does.
     """
 
     model_class: str
@@ -114,6 +116,7 @@ class Anatomy:
     head_linears: tuple[Linear, ...]
     tied: bool
     encoder_decoder: bool
+    shifts_labels: bool
 
     @cached_property
     def tensors(self) -> tuple[Tensor, ...]:

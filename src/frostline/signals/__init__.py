@@ -7,7 +7,6 @@ from frostline.signals._deviation import (
     cut_at_largest,
     difference_gain,
     log_gain,
-    projected_residual,
     semantic_deviation,
     shift,
     similarity,
@@ -18,9 +17,16 @@ from frostline.signals._measure import measure
 from frostline.signals._measurement import Measurement
 from frostline.signals._probe import Form, Probe
 from frostline.signals._reading import ReadTokens, Tokens, reads_of, token_text
-from frostline.signals._trace import trace, trace_head
+from frostline.signals._trace import trace
 from frostline.signals._warm_up import FIVE_STEPS, WarmUp
-from frostline.signals._weights import block_norms, block_snr, relative_norms, spectral_snr, weight_change
+from frostline.signals._weights import (
+    block_norms,
+    block_snr,
+    low_rank_norms,
+    relative_norms,
+    spectral_snr,
+    weight_change,
+)
 
 __all__ = [
     "DEVIATIONS",
@@ -41,9 +47,9 @@ __all__ = [
     "difference_gain",
     "log_gain",
     "loss_gradients",
+    "low_rank_norms",
     "measure",
     "probe_identity",
-    "projected_residual",
     "reads_of",
     "relative_norms",
     "row_gradients",
@@ -54,6 +60,5 @@ __all__ = [
     "spectral_snr",
     "token_text",
     "trace",
-    "trace_head",
     "weight_change",
 ]

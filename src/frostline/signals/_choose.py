@@ -14,8 +14,8 @@ Rows = Sequence[Mapping[str, Any]]
 DEVIATIONS = ("vds", "shift")
 """Signals that have gains: signals called `<name>_gain` and `<name>_log_gain`."""
 DEFAULT = (*DEVIATIONS, "similarity")
-FROM_STATES = (*DEFAULT, "final_similarity", "projected_residual")
-FROM_GRADIENTS = ("gradient_norm", "relative_gradient_norm")
+FROM_STATES = (*DEFAULT, "final_similarity")
+FROM_GRADIENTS = ("gradient_norm", "relative_gradient_norm", "projected_residual")
 FROM_ROWS = ("fisher",)
 FROM_WEIGHTS = ("snr",)
 FROM_STEPS = ("weight_change",)
@@ -35,8 +35,7 @@ def choose_signals(
         streaming: whether the model is read block by block.
 
     Raises `ConfigError` for an unknown name, and for gradients with `streaming`. Raises `UnsupportedModel` for `vds`
-    where the model has no semantic basis and for `projected_residual` where its head leaves nothing out, and
-    `DataError` for rows of several texts or without labels.
+    where the model has no semantic basis, and `DataError` for rows of several texts or without labels.
     """
     if rows and holds_several(rows[0]["input_ids"]):
         raise DataError(
@@ -50,15 +49,11 @@ def choose_signals(
     for name in names or ():
         if name not in SIGNALS:
             raise unknown_name("signal", name, SIGNALS)
-    why_not = {
-        "vds": _no_vds(model, anatomy, rows),
-        "projected_residual": _no_projection(model, anatomy, rows),
-    }
+    why_not = _no_vds(model, anatomy, rows)
     if names is None:
-        return tuple(name for name in DEFAULT if why_not.get(name) is None)
-    for name in names:
-        if (reason := why_not.get(name)) is not None:
-            raise UnsupportedModel(f"{name}: {reason}: use shift")
+        return tuple(name for name in DEFAULT if name != "vds" or why_not is None)
+    if "vds" in names and why_not is not None:
+        raise UnsupportedModel(f"vds: {why_not}: use shift")
     backward = (*FROM_GRADIENTS, *FROM_ROWS, *FROM_STEPS)
     if streaming and (gradient := next((name for name in names if name in backward), None)):
         raise ConfigError(f"{gradient}: gradients need the whole model in memory: leave out this signal, or streaming")
@@ -70,26 +65,12 @@ def _no_vds(model: Any, anatomy: Anatomy, rows: Rows) -> str | None:
     head = model.get_output_embeddings()
     if not anatomy.has_lm_head or head is None:
         return f"{anatomy.model_class} has no language-model head"
-    if (reason := _not_read(anatomy, rows)) is not None:
-        return reason
-    if head.weight.shape[-1] != anatomy.hidden_size:
-        return f"the head reads {head.weight.shape[-1]} numbers, but the blocks give {anatomy.hidden_size}"
-    return None
-
-
-def _no_projection(model: Any, anatomy: Anatomy, rows: Rows) -> str | None:
-    """Why a projection onto what the head reads says nothing, or nothing of its own; None when it does."""
-    if (reason := _not_read(anatomy, rows)) is not None:
-        return reason
-    if not anatomy.has_lm_head and model.config.num_labels >= anatomy.hidden_size:
-        return f"the head gives {model.config.num_labels} numbers, which read all of {anatomy.hidden_size} dimensions"
-    return None
-
-
-def _not_read(anatomy: Anatomy, rows: Rows) -> str | None:
-    """Why the head does not read the rows' labels off the states of every block; None when it does."""
     if anatomy.encoder_decoder:
         return "the head reads the decoder's states, not the encoder's"
-    if anatomy.has_lm_head and rows and isinstance(rows[0]["labels"], int):
+    if rows and isinstance(rows[0]["labels"], int):
         return "a class label is not a token of the vocabulary"
+    if head.weight.shape[-1] != anatomy.hidden_size:
+        return f"the head reads {head.weight.shape[-1]} numbers, but the blocks give {anatomy.hidden_size}"
+    if len(anatomy.head_linears) > 1:
+        return "the head changes the blocks' states by another matrix before it scores the tokens"
     return None

@@ -1,6 +1,6 @@
 """How the hidden states at a token change from block to block: pure functions over tensors.
 
-N rows, R tokens that are read, V vocabulary, d hidden width, L blocks, m numbers of the head
+N rows, R tokens that are read, V vocabulary, d hidden width, L blocks
 h_0 the embeddings' output, h_k the output of block k (counted from 1)
 """
 
@@ -58,21 +58,6 @@ def shift(before: Tensor, after: Tensor) -> Tensor:
 def similarity(before: Tensor, after: Tensor) -> Tensor:
     """cos(h_{k-1}, h_k) for each token: [..., R] from two tensors [..., R, d]. A block that does nothing has 1."""
     return torch.cosine_similarity(before, after, dim=-1)
-
-
-def projected_residual(before: Tensor, after: Tensor, read: Tensor) -> Tensor:
-    """||P (h_k - h_{k-1})|| for each token, P the orthogonal projection onto what the head reads there [inferred].
-
-    Args:
-        before: h_{k-1}, [..., R, d].
-        after: h_k, [..., R, d].
-        read: [R, m, d], the directions that the head's numbers read (`trace_head`); P projects onto their span.
-    """
-    _, lengths, basis = torch.linalg.svd(read.double(), full_matrices=False)
-    basis = basis * (lengths > _SINGULAR * lengths[:, :1])[..., None]
-    parts: Tensor = basis @ (after - before).double()[..., None]
-    norms: Tensor = torch.linalg.vector_norm(parts.squeeze(-1), dim=-1).float()
-    return norms
 
 
 def difference_gain(before: Tensor, after: Tensor) -> Measurement:

@@ -10,22 +10,22 @@ import torch
 from torch import Tensor, nn
 
 from frostline.anatomy import Anatomy
+from frostline.core.errors import DataError
 from frostline.core.labels import IGNORED
-from frostline.signals._reading import tags_tokens
 
 
 def loss_gradients(model: Any, anatomy: Anatomy, batches: Iterable[Mapping[str, Any]]) -> dict[str, Tensor]:
     """Name -> float32 gradient of the mean loss over the labels of all `batches`, for each tensor of the blocks.
 
     Tensors that get no gradient (an expert that no token reached) are left out. The model has to be in eval mode. Its
-    own gradients and `requires_grad` flags are put back.
+    own gradients and `requires_grad` flags are put back. Raises `DataError` for a gradient that is not finite.
     """
     names = {tensor.name for block in anatomy.blocks for tensor in block.tensors}
     found: dict[str, Tensor] = {}
     total = 0
     with _only_these_learn(model, names) as parameters, torch.enable_grad():
         for batch in batches:
-            count = _labels(batch["labels"], shifted=not (anatomy.encoder_decoder or tags_tokens(anatomy)))
+            count = _labels(batch["labels"], shifted=anatomy.shifts_labels)
             if not count:
                 continue
             total += count
@@ -35,6 +35,11 @@ def loss_gradients(model: Any, anatomy: Anatomy, batches: Iterable[Mapping[str, 
                     gradient = parameter.grad.float()
                     found[name] = found[name].add_(gradient) if name in found else gradient
                     parameter.grad = None
+    for name, gradient in found.items():
+        if not gradient.isfinite().all():
+            raise DataError(
+                f"{name}: its gradient on the sample is not finite: use another dtype (float32), or other rows"
+            )
     return {name: gradient / total for name, gradient in found.items()}
 
 

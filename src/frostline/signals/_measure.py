@@ -20,7 +20,6 @@ from frostline.signals._deviation import (
     SemanticBasis,
     difference_gain,
     log_gain,
-    projected_residual,
     semantic_deviation,
     shift,
     similarity,
@@ -29,12 +28,14 @@ from frostline.signals._gradients import loss_gradients, row_gradients
 from frostline.signals._measurement import NOTHING, Measurement, mean
 from frostline.signals._reading import ReadTokens, Tokens, reads_of
 from frostline.signals._streamed import streamed
-from frostline.signals._trace import trace, trace_head
+from frostline.signals._trace import trace
 from frostline.signals._warm_up import FIVE_STEPS, WarmUp, warm_up_change
-from frostline.signals._weights import block_norms, block_snr, relative_norms
+from frostline.signals._weights import block_norms, block_snr, low_rank_norms, relative_norms
 
 Signals = dict[str, tuple[Measurement, ...]]
 Collate = Callable[[Any], Mapping[str, Any]]
+
+_ENERGY = "energy"  # ||h_(k-1)||^2: no signal by itself
 
 
 def measure(
@@ -66,19 +67,20 @@ def measure(
     """
     anatomy = find_anatomy(model)
     chosen = choose_signals(model, anatomy, rows, signals, streaming=load is not None)
-    from_states = [name for name in FROM_STATES if name in chosen]
     from_gradients = [name for name in FROM_GRADIENTS if name in chosen]
+    from_states = [name for name in FROM_STATES if name in chosen]
+    if "projected_residual" in chosen:
+        from_states.append(_ENERGY)
     found: Signals = {}
     with evaluation_mode(model):
         if from_states:
-            # Streamed blocks are read again for every batch, so few large batches are faster. Only
-            # `projected_residual` runs the head, whose scores for the vocabulary want small ones.
-            large = load is not None and "projected_residual" not in from_states
-            kind = "accelerator" if large or device_of(model).type != "cpu" else "cpu"
+            # Streamed blocks are read again for every batch, so few large batches are faster.
+            kind = "accelerator" if load is not None or device_of(model).type != "cpu" else "cpu"
             with nullcontext() if load is None else streamed(model, anatomy, load):
                 found |= _from_states(model, anatomy, _batches(model, rows, collate, kind), from_states, tokens)
         if from_gradients:
-            found |= _from_gradients(model, anatomy, _batches(model, rows, collate), from_gradients)
+            energy = found.pop(_ENERGY, ())
+            found |= _from_gradients(model, anatomy, _batches(model, rows, collate), from_gradients, energy)
         if "fisher" in chosen:
             found["fisher"] = _fisher(model, anatomy, rows, collate)
         if "weight_change" in chosen:
@@ -98,13 +100,8 @@ def _from_states(
     levels: dict[tuple[str, str], list[Tensor]] = defaultdict(list)
     for batch in batches:
         reads = reads_of(batch, anatomy, tokens)
-        read_by_head = None
-        if "projected_residual" in names:
-            traced, read_by_head = trace_head(model, anatomy, batch, reads)
-        else:
-            traced = trace(model, anatomy, batch, reads)
-        for stack, states in traced.items():
-            for name, values in _values(states, reads[stack], basis, norm, names, read_by_head).items():
+        for stack, states in trace(model, anatomy, batch, reads).items():
+            for name, values in _values(states, reads[stack], basis, norm, names).items():
                 levels[stack, name].append(reads[stack].per_row(values, len(batch["input_ids"])).cpu())
     found: dict[str, list[Measurement]] = defaultdict(list)
     for (_, name), parts in levels.items():
@@ -117,12 +114,7 @@ def _from_states(
 
 
 def _values(
-    states: Tensor,
-    reads: ReadTokens,
-    basis: SemanticBasis | None,
-    norm: nn.Module | None,
-    names: Sequence[str],
-    read_by_head: Tensor | None,
+    states: Tensor, reads: ReadTokens, basis: SemanticBasis | None, norm: nn.Module | None, names: Sequence[str]
 ) -> dict[str, Tensor]:
     """Signal -> [levels, R] of the states [n + 1, R, d] of one stack; `vds` has n + 1 levels, the others have n."""
     found = {}
@@ -136,8 +128,8 @@ def _values(
         found["similarity"] = similarity(states[:-1], states[1:])
     if "final_similarity" in names:
         found["final_similarity"] = similarity(states[1:], states[-1:])
-    if read_by_head is not None:
-        found["projected_residual"] = projected_residual(states[:-1], states[1:], read_by_head)
+    if _ENERGY in names:
+        found[_ENERGY] = states[:-1].square().sum(-1)
     return found
 
 
@@ -155,16 +147,21 @@ def _summaries(name: str, values: Tensor) -> Mapping[str, Sequence[Measurement]]
 
 
 def _from_gradients(
-    model: Any, anatomy: Anatomy, batches: Iterator[Mapping[str, Any]], names: Sequence[str]
+    model: Any,
+    anatomy: Anatomy,
+    batches: Iterator[Mapping[str, Any]],
+    names: Sequence[str],
+    energy: Sequence[Measurement],
 ) -> Signals:
     gradients = loss_gradients(model, anatomy, batches)
     if not gradients:
         raise _no_label()
     norms = {
-        "gradient_norm": block_norms(gradients, anatomy),
-        "relative_gradient_norm": relative_norms(gradients, dict(model.named_parameters()), anatomy),
+        "gradient_norm": lambda: block_norms(gradients, anatomy),
+        "relative_gradient_norm": lambda: relative_norms(gradients, dict(model.named_parameters()), anatomy),
+        "projected_residual": lambda: low_rank_norms(gradients, [one.value or 0.0 for one in energy], anatomy),
     }
-    return {name: tuple(map(Measurement, norms[name])) for name in names}
+    return {name: tuple(map(Measurement, norms[name]())) for name in names}
 
 
 def _fisher(model: Any, anatomy: Anatomy, rows: Rows, collate: Collate) -> tuple[Measurement, ...]:
@@ -175,7 +172,8 @@ def _fisher(model: Any, anatomy: Anatomy, rows: Rows, collate: Collate) -> tuple
     ]
     if not norms:
         raise _no_label()
-    return tuple(map(mean, torch.tensor(norms, dtype=torch.float64).square().T))
+    sizes = torch.tensor([[block.parameters] for block in anatomy.blocks], dtype=torch.float64)
+    return tuple(map(mean, torch.tensor(norms, dtype=torch.float64).square().T / sizes))
 
 
 def _from_weights(model: Any, anatomy: Anatomy, load: Load | None) -> Signals:

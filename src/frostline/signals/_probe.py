@@ -11,7 +11,7 @@ from frostline.signals._choose import DEVIATIONS
 from frostline.signals._deviation import cut_at_largest
 from frostline.signals._measurement import Measurement
 
-VERSION = 1
+VERSION = 2
 Form = Literal["difference", "log"]
 
 

@@ -48,8 +48,9 @@ def reads_of(batch: Mapping[str, Any], anatomy: Anatomy, tokens: Tokens = "first
     """Stack -> the tokens of a batch that are read: those that predict its labels.
 
     Labels of a row (a class, a number, a mark for each class): the first token in an encoder, where its head reads too;
-    else the last token. Tags: the tagged token. Other token labels: in a decoder, the position before the labelled
-    token; in the decoder of an encoder-decoder, the position of the label; in its encoder, the last input token.
+    else the last token. Labels of tokens: the position before the label where the head's loss shifts them, as in a
+    causal language model; else the position of the label (tags, masked language models, the decoder of an
+    encoder-decoder). In the encoder of an encoder-decoder, the last input token.
     """
     ids, labels = batch["input_ids"], batch["labels"]
     mask = batch.get("attention_mask")
@@ -58,7 +59,7 @@ def reads_of(batch: Mapping[str, Any], anatomy: Anatomy, tokens: Tokens = "first
     if labels.dim() == 1 or labels.is_floating_point():
         whole = anatomy.encoder_decoder or "decoder" in stacks
         return dict.fromkeys(stacks, ends[1] if whole else ends[0])
-    labels = labels if anatomy.encoder_decoder or tags_tokens(anatomy) else labels[:, 1:]
+    labels = labels[:, 1:] if anatomy.shifts_labels else labels
     wanted = labels != IGNORED
     if tokens == "first":
         wanted = wanted & (wanted.cumsum(1) == 1)
@@ -67,18 +68,14 @@ def reads_of(batch: Mapping[str, Any], anatomy: Anatomy, tokens: Tokens = "first
     return {stack: ends[1] if anatomy.encoder_decoder and stack == "encoder" else written for stack in stacks}
 
 
-def tags_tokens(anatomy: Anatomy) -> bool:
-    """Whether the head gives a label to each token that it reads, and not to the next one."""
-    return "ForTokenClassification" in anatomy.model_class
-
-
 def token_text(anatomy: Anatomy, *, classes: bool, tokens: Tokens) -> str:
     """Which token `reads_of` reads, in words."""
     if classes:
         encoder = not anatomy.encoder_decoder and all(block.stack == "encoder" for block in anatomy.blocks)
         return "the first token, where the head reads" if encoder else "the last input token"
-    if tags_tokens(anatomy):
-        return "every tagged token" if tokens == "all" else "the first tagged token"
+    if not anatomy.shifts_labels and not anatomy.encoder_decoder:
+        kind = "labelled" if anatomy.has_lm_head else "tagged"
+        return f"every {kind} token" if tokens == "all" else f"the first {kind} token"
     read = "every token that predicts a labelled one"
     if tokens == "first":
         read = "the token that predicts the first labelled one"

@@ -6,7 +6,7 @@ Tensors are given as mappings: name in the model -> tensor.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -40,8 +40,38 @@ def relative_norms(
     gradients: Mapping[str, Tensor], weights: Mapping[str, Tensor], anatomy: Anatomy
 ) -> tuple[float, ...]:
     """||g|| / ||w|| of every block (methods.md 6: Auto-RGN). Infinite for a block whose weights are 0."""
-    pairs = zip(block_norms(gradients, anatomy), block_norms(weights, anatomy), strict=True)
-    return tuple(gradient / weight if weight else math.inf for gradient, weight in pairs)
+    return _ratios(block_norms(gradients, anatomy), block_norms(weights, anatomy))
+
+
+def low_rank_norms(
+    gradients: Mapping[str, Tensor], energy: Sequence[float], anatomy: Anatomy, rank: int = 8
+) -> tuple[float, ...]:
+    """The part of every block's gradient that an update of low rank could follow (methods.md 11).
+
+    It is the root of the sum, over the block's matrices, of the `rank` largest squared singular values of the gradient
+    (a matrix of that rank comes no nearer to it), over the root of the block's energy [inferred]. A tensor of several
+    experts counts as its matrices. Infinite for a block whose energy is 0.
+
+    Args:
+        gradients: name -> gradient; a matrix without one counts as 0.
+        energy: the mean squared norm of each block's input states.
+        anatomy: of the model.
+        rank: of the update to each matrix.
+    """
+    norms = []
+    for block in anatomy.blocks:
+        places = {linear.weight for linear in block.linears} & gradients.keys()
+        norms.append(math.hypot(*(_low_rank_norm(gradients[name], rank) for name in sorted(places))))
+    return _ratios(norms, [math.sqrt(one) for one in energy])
+
+
+def _low_rank_norm(gradient: Tensor, rank: int) -> float:
+    """Of a matrix [m, n], or of several of them [copies, m, n]."""
+    return _norm(torch.linalg.svdvals(gradient.float())[..., :rank])
+
+
+def _ratios(above: Sequence[float], below: Sequence[float]) -> tuple[float, ...]:
+    return tuple(one / other if other else math.inf for one, other in zip(above, below, strict=True))
 
 
 def spectral_snr(matrix: Tensor) -> float:
