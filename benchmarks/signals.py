@@ -8,6 +8,7 @@ above it, in as many steps as fit in the predicted time of the shortest plan's (
     python benchmarks/signals.py run docs/results/signals       # measures and trains; what is done stays done
     python benchmarks/signals.py table docs/results/signals     # rank correlations, in Markdown
     python benchmarks/signals.py cuts docs/results/signals      # which cut each signal would choose, and what it gains
+    python benchmarks/signals.py page docs/results/signals      # puts both tables into docs/signals.md
 
 A finding is one small JSON. `run` can be stopped at any time: the smaller pairs and the first seed come first, then the
 second seed, then the cuts. Models and data are looked for under $FROSTLINE_MODELS and $FROSTLINE_DATA.
@@ -42,6 +43,7 @@ from frostline.tasks import Collator, TaskOptions, encode, load_task, model_kind
 
 SEEDS = (0, 1)
 RATE_SEED = 7
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "signals.md"
 WARM_UP = 5
 SAMPLE = 64
 """Rows that signals are measured on."""
@@ -404,7 +406,20 @@ def cuts(out: Path) -> str:
                 "; ".join(f"{cut}: {', '.join(names)}" for cut, names in sorted(chosen.items())),
             ]
         )
-    return markdown(lines)
+    return markdown(lines) if len(lines) > 1 else "No cut was trained yet."
+
+
+def page(out: Path, text: str) -> str:
+    """`text` with both tables anew, each between `<!-- NAME -->` and `<!-- end of NAME -->`."""
+    for name, made in (("table", table(out)), ("cuts", cuts(out))):
+        before, start, rest = text.partition(f"<!-- {name} -->\n")
+        _, end, after = rest.partition(f"<!-- end of {name} -->\n")
+        if not (start and end):
+            raise SystemExit(
+                f"the page has no place for the {name}: use lines <!-- {name} --> and <!-- end of {name} -->"
+            )
+        text = f"{before}{start}{made}\n{end}{after}"
+    return text
 
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:
@@ -415,7 +430,7 @@ def markdown(lines: Sequence[Sequence[str]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("run", "table", "cuts"))
+    parser.add_argument("what", choices=("run", "table", "cuts", "page"))
     parser.add_argument("out", type=Path)
     names = [pair.name for pair in PAIRS]
     parser.add_argument("--pairs", nargs="*", default=names, choices=names)
@@ -423,6 +438,8 @@ def main() -> None:
     torch.set_num_threads(1)
     if given.what == "run":
         run([pair for pair in PAIRS if pair.name in given.pairs], given.out)
+    elif given.what == "page":
+        PAGE.write_text(page(given.out, PAGE.read_text(encoding="utf-8")), encoding="utf-8")
     else:
         print((table if given.what == "table" else cuts)(given.out))
 

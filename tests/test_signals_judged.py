@@ -149,15 +149,25 @@ def test_the_cut_that_a_signal_chooses(judge: ModuleType, tmp_path: Path) -> Non
     assert line == f"| {pair} | {gains} | 2 | 0: `worth`, `low`; 3: `high` |"
 
 
-def test_the_findings_are_small_and_the_page_says_what_they_say(judge: ModuleType) -> None:
+def test_the_page_gets_its_tables_from_the_findings(judge: ModuleType, tmp_path: Path) -> None:
+    first, *_ = judge.PAIRS
+    write(tmp_path, first.name, 0, [0.1, 0.2, 0.3], {"right": [1.0, 2.0, 3.0]})
+    text = "A\n<!-- table -->\nbefore\n<!-- end of table -->\nB\n<!-- cuts -->\n<!-- end of cuts -->\nC\n"
+    page = judge.page(tmp_path, text)
+    assert "| `right` | 1.00 |" in page and "before" not in page and "No cut was trained yet." in page
+    assert judge.page(tmp_path, page) == page and page.startswith("A\n") and page.endswith("C\n")
+    with pytest.raises(SystemExit, match="the page has no place for the cuts"):
+        judge.page(tmp_path, text.partition("B")[0])
+
+
+def test_the_page_says_what_the_findings_say(judge: ModuleType) -> None:
     for file in RESULTS.rglob("*.json"):
         text = file.read_text(encoding="utf-8")
-        assert len(text) < 8000 and "/" not in text and isinstance(json.loads(text), dict), file.name
+        assert "/" not in text and isinstance(json.loads(text), dict), f"{file.name} names a place"
+    page = judge.PAGE.read_text(encoding="utf-8")
+    assert judge.page(RESULTS, page) == page, "run: python benchmarks/signals.py page docs/results/signals"
     cells = judge.cells_of(RESULTS)
-    assert {len(cell.worth) for seeds in cells.values() for cell in seeds.values()} == {6, 16}
-    page = (ROOT / "docs" / "signals.md").read_text(encoding="utf-8")
-    assert judge.table(RESULTS) in page, "run: python benchmarks/signals.py table docs/results/signals"
-    if any(RESULTS.rglob("cut*.json")):
-        assert judge.cuts(RESULTS) in page, "run: python benchmarks/signals.py cuts docs/results/signals"
+    for cell in (cell for seeds in cells.values() for cell in seeds.values()):
+        assert {len(values) for values in cell.signals.values()} == {len(cell.worth)}
     verdicts = {one.verdict for one in judge.judged(cells).values()}
     assert verdicts <= {"helps", "helps, reversed", "does not", "cannot be told"}
