@@ -22,6 +22,7 @@ from frostline.engine._sharding import (
     check_optimizer,
     check_plan,
     gathered,
+    no_effect,
     shard,
     with_values,
     without_values,
@@ -48,6 +49,11 @@ class ShardedTrainer(ChangingTrainer):
         self.is_fsdp_enabled = False  # for what transformers does with it; the model is sharded here instead
 
     @property
+    def notices(self) -> tuple[str, ...]:
+        """What runs as it would without frostline and why, one line each."""
+        return super().notices if self.sharding is None else (*super().notices, *no_effect(self.args))
+
+    @property
     def _is_sharded(self) -> bool:
         return any_sharded(self.model.parameters())
 
@@ -55,13 +61,16 @@ class ShardedTrainer(ChangingTrainer):
         if self.sharding is None:
             super()._begin_plan()
             return
-        self._check_can_shard()
+        self.check_sharding()
         super()._begin_plan()
         model = cast(nn.Module, self.model)
         self._skeleton = without_values(model)
         shard(model, self.text_model, self.applied.anatomy, self.session.replaced, self.sharding, bf16=self.args.bf16)
 
-    def _check_can_shard(self) -> None:
+    def check_sharding(self) -> None:
+        """Raise `ConfigError` where FSDP2 is asked for, and this training cannot use it."""
+        if self.sharding is None:
+            return
         if self._is_sharded:
             raise ConfigError("train: with fsdp a trainer trains once: make a new model and a new trainer")
         if self.optimizer is not None:
@@ -133,4 +142,13 @@ class ShardedTrainer(ChangingTrainer):
         super().save_model(output_dir, _internal_call, whole=whole)
 
     def _copied(self) -> Any:
-        return with_values(self._skeleton, self.model, self.args.should_save) if self._is_sharded else super()._copied()
+        if not self._is_sharded:
+            return super()._copied()
+        return with_values(self._skeleton, self.model, keep=self.args.should_save, device=torch.device("cpu"))
+
+    def whole_model(self) -> Any:
+        """The model with all of its weights in this process: itself, or a copy of it where processes share it.
+
+        It is for use, not to go on training. All processes have to call this.
+        """
+        return with_values(self._skeleton, self.model) if self._is_sharded else self.model
