@@ -22,7 +22,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from architectures import tiny
-from cache_cases import arguments, bottom_plan, collate, rows_for
+from cache_cases import arguments, bottom_plan, collate, frozen_by_hand, rows_for
 from frostline.checkpoints import load_above, load_config, trained_tensors
 from frostline.engine import Trainer, attach
 from frostline.hooks import own_bytes
@@ -49,6 +49,7 @@ class Case:
         task: of the model.
         streamed: read the bottom block by block, from the folder `base`.
         read_by_first: the first process alone has read the weights.
+        made: give the trainer a function that makes the model (`model_init`).
     """
 
     model: str = "llama"
@@ -59,6 +60,17 @@ class Case:
     task: str | None = None
     streamed: bool = False
     read_by_first: bool = False
+    made: bool = False
+
+
+BEST: dict[str, Any] = {
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "eval_loss",
+    "greater_is_better": True,
+    "eval_strategy": "steps",
+    "eval_steps": 2,
+}
+"""Go back to the checkpoint with the highest loss, which is not the last one."""
 
 
 def plan_of(name: str, model: Any) -> Plan:
@@ -79,8 +91,11 @@ def make(case: Case, folder: Path, world: int, **more: Any) -> Trainer:
     if case.streamed:
         place = str(folder.parent.parent / "base")
         model, load = load_above(place, type(model), load_config(place), 2)
-    if case.read_by_first and os.environ.get("RANK", "0") != "0":
-        model.to("meta")
+
+    def read() -> Any:
+        own = tiny(case.model, case.task) if case.made else model
+        return own.to("meta") if case.read_by_first and os.environ.get("RANK", "0") != "0" else own
+
     sharing = {"fsdp": True, "fsdp_config": {"version": 2}} if world > 1 else {}
     options = {
         "max_steps": STEPS,
@@ -94,10 +109,13 @@ def make(case: Case, folder: Path, world: int, **more: Any) -> Trainer:
         **case.options,
         **more,
     }
-    changes = case.plan in ("lisa", "gradual", "autofreeze")
-    what: dict[str, Any] = (
-        {"schedule": make_schedule(model, case.plan, steps=STEPS)} if changes else {"plan": plan_of(case.plan, model)}
-    )
+    what: dict[str, Any] = {"plan": None}
+    if case.plan in ("lisa", "gradual", "autofreeze"):
+        what = {"schedule": make_schedule(model, case.plan, steps=STEPS)}
+    elif case.plan != "as given":
+        what = {"plan": plan_of(case.plan, model)}
+    else:
+        frozen_by_hand(model, plan_of("bot50", model))
     rows = rows_for(model, 2 * ROWS)
     given: dict[str, Any] = {
         "train_dataset": rows,
@@ -106,14 +124,16 @@ def make(case: Case, folder: Path, world: int, **more: Any) -> Trainer:
         "data_collator": collate,
         "activation_cache": case.cache,
     }
-    return Trainer(model, arguments(folder, **options), **what, **given)
+    if case.made:
+        return Trainer(args=arguments(folder, **options), model_init=read, **what, **given)
+    return Trainer(read(), arguments(folder, **options), **what, **given)
 
 
 def train(case: Case, folder: Path, world: int, **more: Any) -> dict[str, Any]:
     """What a training gave: losses, the trained tensors, the bytes of parameters that this process holds, and more."""
     trainer = make(case, folder, world, **more)
-    model: Any = trainer.model
     trainer.train(resume_from_checkpoint=None if case.resumes is None else str(folder.parent / case.resumes))
+    model: Any = trainer.model
     trainer.evaluate()  # it gathers what is outside the blocks
     after = None
     if not case.streamed:
@@ -143,6 +163,7 @@ def refused(what: str, folder: Path) -> None:
     asked: dict[str, dict[str, Any]] = {
         "fsdp1": {"options": {"fsdp_config": {"version": 1}}},
         "offload": {"options": {"fsdp_config": {"version": 2, "cpu_offload": True}}},
+        "best-as-given": {"plan": "as given", "options": BEST},
         "adafactor": {"options": {"optim": "adafactor"}},
         "autofreeze": {"plan": "autofreeze", "cache": "auto"},
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,15 +11,17 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
+from test_several_runs import settings, write_all
 
+from architectures import tiny
 from frostline.checkpoints import export_lora, load, merge
-from frostline.core.errors import CheckpointError
+from frostline.core.errors import CheckpointError, ConfigError
 from frostline.cost import Workload, memory
 from frostline.plan import Plan
 from frostline.records import read_record
 from frostline.run import evaluate_target, inspect_model, read_config, train
 from several import HANGS, Done, in_processes, script_in_processes
-from test_several_runs import settings, write_all
+from tiny_files import write_task
 
 SAME = 1e-5
 ADAM = ("optim=adamw_torch_fused", "learning_rate=1e-3")
@@ -104,7 +105,7 @@ def stopped(run: Path, out: str, step: int = 2) -> Path:
         if int(path.name.rpartition("-")[2]) > step:
             shutil.rmtree(path)
     for name in ("delta.safetensors", "delta.json", "predictions.jsonl"):
-        (copied / name).unlink()
+        (copied / name).unlink(missing_ok=True)
     record = json.loads((copied / "run.json").read_text())
     (copied / "run.json").write_text(json.dumps({**record, "status": "running", "finished": None, "metrics": None}))
     return copied
@@ -177,3 +178,114 @@ def test_more_runs_that_share_the_model(tmp_path: Path, name: str) -> None:
         ids = torch.arange(4, 20)[None]
         with torch.no_grad():
             torch.testing.assert_close(ordinary(ids).start_logits, trained(ids).start_logits, atol=1e-5, rtol=0)
+
+
+REFUSED = """
+    import os, sys
+    from pathlib import Path
+    import pytest
+    import torch.distributed as dist
+    from frostline.core.errors import UserError
+    from frostline.processes import is_of_all, start
+    from frostline.run import read_config, train
+    from test_sharded_runs import given
+
+    folder = Path(sys.argv[1])
+    group = start(120)
+
+    def refused(match, *more):
+        group.wait()
+        with pytest.raises(UserError, match=match) as caught:
+            train(read_config(None, given(folder, "classification", "refused", 2, *more)))
+        assert is_of_all(caught.value), caught.value
+        assert len(str(caught.value).splitlines()) == 1 and len(str(caught.value)) < 300
+        assert group.rank or not list((folder / "classification refused").glob("*"))
+
+    refused("calibrate: it times whole blocks", "calibrate=true", "budget.time=0.9")
+    refused("budget.memory: with fsdp a size cannot be kept", "budget.memory=8GB")
+    refused("streaming: it works in one process", "streaming=true")
+    refused("optim=flora: it works in one process", "optim=flora")
+    refused("fsdp_config: unknown option 'reshard': use version, ", "training.fsdp_config.reshard=true")
+    refused("fsdp cannot be used with cpu_offload", "training.fsdp_config.cpu_offload=true")
+    refused("fsdp: version 1 is not supported: use version 2", "training.fsdp_config.version=1")
+    refused("optim: Adafactor reads whole tensors", "optim=adafactor")
+    refused("quantized weights cannot be divided", "frozen_bits=8", "activation_cache=auto")
+    refused("'autofreeze' changes its plan, and it measures the model", "strategy=autofreeze", "activation_cache=auto")
+    refused("LayerDrop and AdapterDrop leave units out", "strategy=layerdrop", "activation_cache=auto")
+    os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}
+    refused("fsdp: version 1 is not supported: use version 2", "training.fsdp=false")
+    print("all refused")
+    dist.destroy_process_group()
+"""
+
+
+def test_what_cannot_share_the_model_is_refused_by_all(tmp_path: Path) -> None:
+    write_all(tmp_path)
+    done = script_in_processes(REFUSED, tmp_path, seconds=300)
+    assert all("all refused" in one.out for one in done)
+    with pytest.raises(ConfigError, match="fsdp: it divides a model among processes, and there is one: use torchrun"):
+        train(read_config(None, given(tmp_path, "classification", "alone", 4)))
+
+
+def launched(folder: Path, out: str, *more: str, **options: Any) -> list[Done]:
+    return in_processes(["-m", "frostline", "train", *given(folder, "classification", out, 2), *more], **options)
+
+
+def test_the_launcher_asks_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `accelerate launch --use_fsdp --fsdp_version 2` does, whose default is that the first process alone reads."""
+    write_all(tmp_path)
+    one = train(read_config(None, given(tmp_path, "classification", "one", 4)))
+    asked = {"USE_FSDP": "ACCELERATE_", "VERSION": "FSDP_", "CPU_RAM_EFFICIENT_LOADING": "FSDP_"}
+    for name, prefix in asked.items():
+        monkeypatch.setenv(f"{prefix}{name}", "2" if name == "VERSION" else "true")
+    monkeypatch.setenv("FSDP_AUTO_WRAP_POLICY", "TRANSFORMER_BASED_WRAP")
+    monkeypatch.setenv("FSDP_TRANSFORMER_CLS_TO_WRAP", "BertLayer")
+    how = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "frostline", "train"]
+    own = [*given(tmp_path, "classification", "two", 2), "training={}", "--json"]
+    (done,) = in_processes([*how, *own], 1, launched=False)
+    assert done.status == 0, done.err
+    record = json.loads(done.out)
+    assert (record["measured"]["engine"], record["measured"]["processes"]) == ("FSDP2", 2)
+    assert one.metrics is not None and record["metrics"]["before"] == one.metrics.before
+    assert any("auto_wrap_policy, transformer_cls_to_wrap has no effect" in line for line in record["notices"])
+    same(tmp_path / "classification one", tmp_path / "classification two")
+
+
+@pytest.mark.slow
+def test_trials_that_share_the_model_make_one_choice(tmp_path: Path) -> None:
+    write_all(tmp_path)
+    write_task(tmp_path / "many", 170)
+    own = [setting for setting in settings(tmp_path, "trials", "chosen", 2) if not setting.startswith("max_steps")]
+    more = ["strategy=auto", "budget.time=0.9", "budget.memory=0.9", "num_train_epochs=20", "training.fsdp=true"]
+    first, second = in_processes(["-m", "frostline", "train", *own, *more, "--json"], seconds=400)
+    assert (first.status, second.status) == (0, 0), first.err + second.err
+    record = json.loads(first.out)
+    assert record["trials"] and record["status"] == "finished" and record["measured"]["engine"] == "FSDP2"
+    assert evaluate_target(str(tmp_path / "chosen")).metrics == record["metrics"]["after"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_killed_process_ends_the_others_and_the_run_is_resumed(tmp_path: Path, killed: int) -> None:
+    """With dropout, whose masks come from each process's own generator."""
+    write_all(tmp_path)
+    tiny("bert", dropout=0.2).save_pretrained(tmp_path / "bert")
+    more = ("max_steps=400", "save_steps=1", "lr_scheduler_type=constant", "save_total_limit=400", "eval_steps=1000")
+    folder = tmp_path / "classification killed"
+    done = launched(tmp_path, "killed", *more, kill=(killed, folder / "checkpoint-3" / "rng_1.json"))
+    assert done[killed].status == -9 and done[1 - killed].status == 1, done[1 - killed]
+    assert HANGS not in (one.status for one in done)
+    assert "another process of this training has ended" in done[1 - killed].err
+    last = max(int(path.name.rpartition("-")[2]) for path in folder.glob("checkpoint-*"))
+    text = (folder / "run.json").read_text()
+    (folder / "run.json").write_text(text.replace('"max_steps": 400', f'"max_steps": {last + 3}'))
+    more = (*more, f"max_steps={last + 3}")
+    with pytest.raises(CheckpointError, match="it was saved by 2 processes, and these are 1, so training would go on"):
+        alone = stopped(folder, "classification alone", last)
+        train(read_config(None, given(tmp_path, "classification", "alone", 4, *more, "training={}")), resume=True)
+    shutil.rmtree(alone)
+    resumed = launched(tmp_path, "killed", *more, "--resume")
+    assert [one.status for one in resumed] == [0, 0], resumed[0].err
+    whole = launched(tmp_path, "whole", *more)
+    assert [one.status for one in whole] == [0, 0]
+    same(folder, tmp_path / "classification whole", within=0)

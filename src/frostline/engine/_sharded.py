@@ -77,6 +77,11 @@ class ShardedTrainer(ChangingTrainer):
             raise ConfigError(
                 "optimizers: with fsdp, use optimizer_cls_and_kwargs: an optimizer holds whole parameters"
             )
+        if self._as_given and self.args.load_best_model_at_end:
+            raise ConfigError(
+                "load_best_model_at_end: with fsdp, the best checkpoint of a model without a plan cannot be read into "
+                "the shares: use plan=..., or leave it out"
+            )
         own = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args, self.model)
         check_optimizer(own[0])
         check_plan(self)

@@ -146,12 +146,12 @@ def prepare(asked: RunConfig, data: Data, before: RunRecord | None = None, chose
         if isinstance(trainer, JudgedTrainer) and data.held_out is not None:
             trainer.held_out, trainer.first_steps = data.held_out, chosen.first_steps
         trainer.remove_callback(PrinterCallback)
-        trainer.check_sharding()
         _check_new_rows(model, config.strategy)
         bits = config.frozen_bits
         quantized = quantize_frozen(model, trainer.applied.anatomy, bits) if bits else None
         if config.packing:
             pack_rows(model, data.rows, PackingCollator())
+        trainer.check_sharding()
         trainer.session.decide()
         chosen = replace(chosen, config=with_eval_batch(config, data, trainer.applied))
         trainer.args.per_device_eval_batch_size = _eval_batch(chosen.config, data, model.config)
