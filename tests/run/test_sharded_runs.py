@@ -28,9 +28,9 @@ ADAM = ("optim=adamw_torch_fused", "learning_rate=1e-3")
 QUICK: dict[str, tuple[str, ...]] = {"classification": (), "generation": ADAM}
 """Name of a task of `test_several_runs` -> more settings. The cache is on in the first, and bot50 has LoRA above."""
 MORE: dict[str, tuple[str, ...]] = {
-    "extraction": ADAM,
+    "extraction": (),  # with AdamW, the biases of the head would follow rounding: their gradients are zero
     "packing": ("gradient_accumulation_steps=2",),
-    "generation hlpt": ("strategy=hlpt", "strategy_options={dropout: 0.0}", *ADAM),
+    "generation hlpt": ("strategy=hlpt", *ADAM),
     "generation all": ("strategy=all", "strategy_options={}", "activation_checkpointing=true", *ADAM),
     "classification off": ("activation_cache=off", *ADAM),
     "classification lisa": ("strategy=lisa", "activation_cache=auto", *ADAM),
@@ -209,7 +209,7 @@ REFUSED = """
     refused("fsdp cannot be used with cpu_offload", "training.fsdp_config.cpu_offload=true")
     refused("fsdp: version 1 is not supported: use version 2", "training.fsdp_config.version=1")
     refused("optim: Adafactor reads whole tensors", "optim=adafactor")
-    refused("quantized weights cannot be divided", "frozen_bits=8", "activation_cache=auto")
+    refused("frozen_bits: quantized weights cannot be divided", "frozen_bits=8", "activation_cache=auto")
     refused("'autofreeze' changes its plan, and it measures the model", "strategy=autofreeze", "activation_cache=auto")
     refused("LayerDrop and AdapterDrop leave units out", "strategy=layerdrop", "activation_cache=auto")
     os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}

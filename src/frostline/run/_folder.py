@@ -52,6 +52,8 @@ def check_several(config: RunConfig, group: Processes) -> None:
         return
     if config.calibrate:
         raise ConfigError("calibrate: it times whole blocks, and fsdp gathers them in each step: use calibrate=false")
+    if config.frozen_bits is not None:
+        raise ConfigError("frozen_bits: quantized weights cannot be divided: leave it out, or fsdp")
     if isinstance(config.budget.memory, str):
         raise ConfigError(
             "budget.memory: with fsdp a size cannot be kept, because each process holds the whole model before the "
@@ -98,7 +100,14 @@ def _check_trials(folder: Path, config: RunConfig, resume: bool) -> None:
         raise CheckpointError(
             f"{folder} holds trials of a run that was stopped: use another out, or --resume to continue that run"
         )
-    _check_same(folder, read_trials(trials).get("asked", {}), config, lambda path: path)
+    found = read_trials(trials)
+    count = found.get("processes", 1)
+    if count != running().count:
+        raise CheckpointError(
+            f"cannot resume {folder} in {running().count} processes: its trials were made by {count}, whose steps have "
+            "other rows: use as many processes"
+        )
+    _check_same(folder, found.get("asked", {}), config, lambda path: path)
 
 
 def _check_steps(folder: Path, record: RunRecord, config: RunConfig) -> bool:
