@@ -55,7 +55,7 @@ def given(folder: Path, name: str, out: str, rows: int, *more: str) -> list[str]
     own = (QUICK | MORE)[name]
     if "gradient_accumulation_steps=2" in own:
         rows //= 2
-    shares = () if out == "one" else ("training.fsdp=true",)
+    shares = () if out == "one" or out.startswith("ddp") else ("training.fsdp=true",)
     return settings(folder, name.split()[0], f"{name} {out}", rows, *own, *shares, *more)
 
 
@@ -151,8 +151,8 @@ def test_runs_that_share_the_model_are_those_of_one_process(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_in_four_processes(tmp_path: Path) -> None:
-    """From two that shared the model, and from one process."""
+def test_a_run_goes_on_in_another_number_of_processes(tmp_path: Path) -> None:
+    """Four share the model of two, and of one; two that have it each go on with one, and the other way round."""
     write_all(tmp_path)
     script_in_processes(RUN, tmp_path, "classification")
     train(read_config(None, given(tmp_path, "classification", "one", 4)))
@@ -161,6 +161,13 @@ def test_a_run_goes_on_in_four_processes(tmp_path: Path) -> None:
         stopped(whole, f"classification four-{count}")
         script_in_processes(RESUME, tmp_path, f"four-{count}", "1", count=4)
         same(whole, tmp_path / f"classification four-{count}")
+    whole = tmp_path / "classification one"
+    stopped(whole, "classification ddp")
+    script_in_processes(RESUME, tmp_path, "ddp", "2")
+    same(whole, tmp_path / "classification ddp")
+    stopped(tmp_path / "classification ddp", "classification ddp-one")
+    train(read_config(None, given(tmp_path, "classification", "ddp-one", 4)), resume=True)
+    same(whole, tmp_path / "classification ddp-one")
 
 
 @pytest.mark.slow
@@ -178,6 +185,32 @@ def test_more_runs_that_share_the_model(tmp_path: Path, name: str) -> None:
         ids = torch.arange(4, 20)[None]
         with torch.no_grad():
             torch.testing.assert_close(ordinary(ids).start_logits, trained(ids).start_logits, atol=1e-5, rtol=0)
+
+
+IN_FEWER_BITS = """
+    import sys
+    from pathlib import Path
+    import torch.distributed as dist
+    from frostline.run import read_config, train
+    from test_sharded_runs import given
+
+    train(read_config(None, given(Path(sys.argv[1]), "generation", "bf16", 2, "bf16=true")))
+    dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_a_run_in_fewer_bits_is_evaluated_with_its_own_weights(tmp_path: Path) -> None:
+    """And not with what steps gather, which is in bfloat16."""
+    write_all(tmp_path)
+    script_in_processes(IN_FEWER_BITS, tmp_path)
+    run = tmp_path / "generation bf16"
+    record = read_record(run)
+    assert record.metrics is not None
+    assert evaluate_target(str(run)).metrics == record.metrics.after
+    stopped(run, "generation alone")
+    with pytest.raises(CheckpointError, match="with bf16, fsdp computes norms and states in bfloat16"):
+        train(read_config(None, given(tmp_path, "generation", "alone", 4, "training={}", "bf16=true")), resume=True)
 
 
 REFUSED = """
@@ -223,7 +256,7 @@ def test_what_cannot_share_the_model_is_refused_by_all(tmp_path: Path) -> None:
     write_all(tmp_path)
     done = script_in_processes(REFUSED, tmp_path, seconds=300)
     assert all("all refused" in one.out for one in done)
-    with pytest.raises(ConfigError, match="fsdp: it divides a model among processes, and there is one: use torchrun"):
+    with pytest.raises(ConfigError, match="fsdp: it divides a model among processes, and no launcher started any"):
         train(read_config(None, given(tmp_path, "classification", "alone", 4)))
 
 

@@ -85,10 +85,10 @@ def asked_sharding(args: TrainingArguments) -> FullyShardedDataParallelPlugin | 
         raise ConfigError(refused)
     if _version(args) is None:
         return None
-    if args.world_size == 1:
+    if not distributed.is_initialized():
         raise ConfigError(
-            "fsdp: it divides a model among processes, and there is one: use torchrun --nproc-per-node 2 (or more), or "
-            "leave fsdp out"
+            "fsdp: it divides a model among processes, and no launcher started any: use torchrun --nproc-per-node 2 "
+            "(or more), or leave fsdp out"
         )
     plugin = FullyShardedDataParallelPlugin(**(args.fsdp_plugin_args or {"fsdp_version": 2}))
     why_not = {

@@ -151,7 +151,7 @@ def _check_same(
     """
     wanted = config.model_dump(mode="json")
     if moved:
-        before, wanted = ({**each, "training": _but_sharing(each["training"])} for each in (before, wanted))
+        before, wanted = ({**each, "training": _but_sharing(each.get("training", {}))} for each in (before, wanted))
     for key in wanted:
         if key in ("out", "threads", "activation_cache_limit", *(_BATCHES if moved else ())):
             continue

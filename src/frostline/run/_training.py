@@ -189,7 +189,7 @@ def _run(
                 caching_seconds=trainer.cache_report.seconds,
                 peak_memory_bytes=peak,
                 steps=trainer.state.global_step,
-                engine="one process" if group.count == 1 else "DDP" if trainer.sharding is None else "FSDP2",
+                engine="FSDP2" if trainer.sharding is not None else "DDP" if group.count > 1 else "one process",
                 processes=group.count,
                 tokens_per_second=tokens / median if median else None,
                 cpu_seconds_per_step=prepared.steps.cpu_median if split is None else None,  # others trained
