@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import socket
 import time
 import traceback
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -132,7 +134,10 @@ def make(case: Case, folder: Path, world: int, **more: Any) -> Trainer:
 def train(case: Case, folder: Path, world: int, **more: Any) -> dict[str, Any]:
     """What a training gave: losses, the trained tensors, the bytes of parameters that this process holds, and more."""
     trainer = make(case, folder, world, **more)
+    before = [] if case.made else [weakref.ref(p) for p in trainer.model.parameters() if p.requires_grad]
     trainer.train(resume_from_checkpoint=None if case.resumes is None else str(folder.parent / case.resumes))
+    gc.collect()
+    left = [parameter() for parameter in before]
     model: Any = trainer.model
     trainer.evaluate()  # it gathers what is outside the blocks
     after = None
@@ -149,6 +154,7 @@ def train(case: Case, folder: Path, world: int, **more: Any) -> dict[str, Any]:
         "after": after,
         "weights": weights,
         "bytes": own_bytes(held) - trainer.cache_report.freed_bytes,
+        "left": [tuple(parameter.shape) for parameter in left if parameter is not None],
         "cached": trainer.cache_report.used,
         "notices": trainer.notices,
     }

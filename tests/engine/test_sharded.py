@@ -84,6 +84,7 @@ def check(case: Case, found: list[Any], ours: Path, alone: dict[str, Any]) -> No
     """Every process has what one process `alone` has, and `ours` holds it."""
     for each in found:
         assert not isinstance(each, str), each
+        assert not each["left"], "parameters that nothing reads any more are still in memory"
         assert each["losses"] == found[0]["losses"] and each["notices"] == alone["notices"]
     first = found[0]
     assert first["losses"] == pytest.approx(alone["losses"], abs=SAME)

@@ -29,7 +29,7 @@ from frostline.engine._sharding import (
 )
 from frostline.hooks import any_sharded, attribute_set, share_again
 from frostline.processes import running
-from frostline.surgery import check_plain
+from frostline.surgery import check_plain, renew
 
 
 class ShardedTrainer(ChangingTrainer):
@@ -66,6 +66,7 @@ class ShardedTrainer(ChangingTrainer):
         model = cast(nn.Module, self.model)
         self._skeleton = without_values(model)
         shard(model, self.text_model, self.applied.anatomy, self.session.replaced, self.sharding, bf16=self.args.bf16)
+        renew(model)
 
     def check_sharding(self) -> None:
         """Raise `ConfigError` where FSDP2 is asked for, and this training cannot use it."""
