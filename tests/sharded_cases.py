@@ -140,6 +140,8 @@ def train(case: Case, folder: Path, world: int, **more: Any) -> dict[str, Any]:
     left = [parameter() for parameter in before]
     model: Any = trainer.model
     trainer.evaluate()  # it gathers what is outside the blocks
+    if case.plan != "hlpt" and not case.streamed:
+        trainer.save_model(str(folder / "whole"), whole=True)
     after = None
     if not case.streamed:
         with torch.no_grad():
@@ -159,8 +161,6 @@ def train(case: Case, folder: Path, world: int, **more: Any) -> dict[str, Any]:
         "notices": trainer.notices,
     }
     trainer.save_model(str(folder / "saved"))
-    if case.plan != "hlpt" and not case.streamed:
-        trainer.save_model(str(folder / "whole"), whole=True)
     return found
 
 
