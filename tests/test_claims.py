@@ -23,9 +23,9 @@ def results(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
         del sys.modules[name]
 
 
-def write(folder: Path, label: str, scores: list[float]) -> None:
-    for seed, score in enumerate(scores):
-        place = folder / "study" / "model" / "task" / label / f"seed{seed}"
+def write(folder: Path, label: str, scores: list[float], study: str = "study", first: int = 0) -> None:
+    for seed, score in enumerate(scores, first):
+        place = folder / study / "model" / "task" / label / f"seed{seed}"
         place.mkdir(parents=True)
         record = {"status": "finished", "data": {"metric": "accuracy"}, "measured": {"cpu_seconds_per_step": 1 + score}}
         record["metrics"] = {"after": {"accuracy": score, "loss": 1 - score}}
@@ -33,10 +33,16 @@ def write(folder: Path, label: str, scores: list[float]) -> None:
 
 
 @pytest.mark.slow
-def test_the_page_is_what_the_records_say(results: ModuleType) -> None:
+def test_the_page_is_what_the_records_say(results: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from claims import figures
     from claims.__main__ import PAGE, page
 
+    monkeypatch.setattr(figures, "FOLDER", tmp_path / "figures")
     assert PAGE.read_text(encoding="utf-8") == page(), "run: PYTHONPATH=benchmarks python -m claims"
+    drawn = {path.name: path.read_bytes() for path in (tmp_path / "figures").iterdir()}
+    assert drawn.keys() == {path.name for path in (ROOT / "docs" / "figures").glob("claims-*.svg")}
+    page()
+    assert drawn == {path.name: path.read_bytes() for path in (tmp_path / "figures").iterdir()}, "the same bytes"
 
 
 def test_verdicts(results: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,6 +63,29 @@ def test_verdicts(results: ModuleType, tmp_path: Path, monkeypatch: pytest.Monke
     step = results.measured("cpu_seconds_per_step")
     share = results.ratio("study", "bad", "good", step, 0.9, 1.0)
     assert (share.verdict, share.line) == ("holds", "0.94 of good (from 0.94 to 0.95, 3 pairs of runs)")
-    points = dict(results.points("study"))
-    assert points == pytest.approx({"alone": 3.0, "near": 1.5, "good": 1.5, "bad": 0.0}, abs=0.51)
-    assert points["near"] + points["good"] == 3.0, "equal but for rounding"
+    assert dict(results.points("study")) == {"alone": 3.0, "good": 2.0, "bad": 0.5, "near": 0.5}, "with the first seed"
+
+
+def test_plans_in_the_same_time(results: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from claims import equal
+
+    monkeypatch.setattr(equal, "RESULTS", tmp_path)
+    monkeypatch.setattr(results.read, "__defaults__", (tmp_path,))
+    for label, scores in (
+        ("all_0.4_0.001", [0.50]),
+        ("all_0.4_0.002", [0.60, 0.61]),
+        ("bot50_0.4_0.001", [0.70, 0.72]),
+        ("bot75_0.4_0.001", [0.65, 0.99]),
+        ("auto_0.4", [0.71, 0.71]),
+        ("all_1_0.001", [0.80, 0.81]),
+    ):
+        write(tmp_path, label, scores, "equal-time-one", 42)
+    best = equal.best(results.read("equal-time-one"))
+    assert {key: cell.label for key, cell in best.items()}["all", 0.4] == "all_0.4_0.002", "the rate of the first seed"
+    found = equal.ahead(["bot50", "bot75"], ["all"], 0.4)
+    assert found.line == "one +0.105 ± 0.007 (bot50 over all)", "less loss by 0.10 and 0.11"
+    assert (found.verdict, found.seeds) == ("holds", 2)
+    assert equal.ahead(["auto"], ["bot50"], 0.4).verdict == "cannot be told", "+0.01 and -0.01"
+    assert equal.ahead(["bot50"], ["all"], 0.4, whole=True).verdict == "does not hold"
+    assert equal.ahead(["bot50"], ["all"], 0.2).verdict == "not run yet"
+    assert equal.step("bot50", 2.0).verdict == "holds" and equal.step("bot50", 1.0).verdict == "does not hold"

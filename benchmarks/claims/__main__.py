@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 from claims.claims import CLAIMS, Claim
+from claims.figures import draw
 from claims.results import RESULTS, ROOT, Finding, points, read
 
 PAGE = ROOT / "docs" / "claims.md"
@@ -21,14 +22,16 @@ PAPERS = {
     "002": "semantic-aware freezing",
     "003": "semantic-aware freezing, the longer paper",
     "004": "hybrid tuning",
+    "own": "",
 }
 HEAD = """# Claims: what the papers say, and what was measured here
 
 Each row is a claim, and each verdict is computed from the records in docs/results by `PYTHONPATH=benchmarks python -m
 claims`. Differences are means ± standard deviations over seeds, paired by seed; larger is better (losses have the other
 sign). A claim *holds* where the mean difference is right in every task by two standard errors or more, *does not hold*
-where it is wrong by as much in one, and *cannot be told* in between, and with one seed. A study goes on where it
-stopped: `frostline study recipes/papers/NAME.yaml --out docs/results/NAME`.
+where it is wrong by as much in one, and *cannot be told* in between. Studies of one seed a point (sensitivity, splits)
+tell differences of 0.03 in held-out loss, no others. A study goes on where it stopped: `frostline study
+recipes/papers/NAME.yaml --out docs/results/NAME`; `equal-time` stands for the studies recipes/equal-time-NAME.yaml.
 """
 
 
@@ -58,7 +61,7 @@ def page() -> str:
     for paper, title in PAPERS.items():
         rows = [row for claim, finding in found if claim.paper == paper and (row := _row(claim, finding))]
         parts += [
-            f"## Paper {paper}: {title}\n",
+            f"## Paper {paper}: {title}\n" if title else "## Of this project\n",
             "| claim | study | seeds | measured | verdict |",
             "|---|---|--:|---|---|",
             *rows,
@@ -67,6 +70,9 @@ def page() -> str:
     if (RESULTS / "001-table-minilm").is_dir():
         parts += ["## Ranking score of paper 001's settings (001-table-minilm)\n", "| setting | score |", "|---|--:|"]
         parts += [f"| {label} | {score:.2f} |" for label, score in points("001-table-minilm")] + [""]
+    if figures := draw():
+        parts += ["## Figures\n"]
+        parts += [f"![{caption}](figures/{file})\n\n{caption}\n" for file, caption in figures]
     parts += ["## Which runs are left\n", *_left(), ""]
     return "\n".join(parts)
 
@@ -82,11 +88,12 @@ def _left() -> list[str]:
     from frostline.study import cells, read_study
 
     lines = []
-    for path in sorted((ROOT / "recipes" / "papers").glob("*.yaml")):
+    recipes = ROOT / "recipes"
+    for path in [*sorted((recipes / "papers").glob("*.yaml")), *sorted(recipes.glob("equal-time-*.yaml"))]:
         grid = cells(read_study(path), RESULTS / path.stem)
         done = sum(len(cell.runs) for cell in read(path.stem).cells)
         if done < len(grid):
-            command = f"`frostline study recipes/papers/{path.name} --out docs/results/{path.stem}`"
+            command = f"`frostline study {path.relative_to(ROOT)} --out docs/results/{path.stem}`"
             lines.append(f"- {path.stem}: {len(grid) - done} of {len(grid)} runs: {command}")
     return lines or ["None."]
 

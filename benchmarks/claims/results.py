@@ -184,10 +184,17 @@ def both(*findings: Finding) -> Finding:
 
 def points(study: str) -> Iterator[tuple[str, float]]:
     """Each label with its ranking score (paper 001): per pair of model and task the best gets one point less than there
-    are settings, the worst 0, ties the mean; then the mean over the pairs. The best label comes first."""
+    are settings, the worst 0, ties the mean; then the mean over the pairs. The best label comes first.
+
+    A pair counts when it has every setting of the study, with the seeds that all of them have."""
     found, totals = read(study), dict[str, list[float]]()
+    most = max((len(found.labels(*place)) for place in found.places), default=0)
     for model, task in found.places:
-        means = {label: found.at(model, task, label).mean(main_metric) for label in found.labels(model, task)}  # type: ignore[union-attr]
+        cells = [cell for cell in found.cells if (cell.model, cell.task) == (model, task)]
+        seeds = set.intersection(*(set(cell.runs) for cell in cells))
+        if len(cells) < most or not seeds:
+            continue
+        means = {cell.label: statistics.mean(cell.values(main_metric)[seed] for seed in seeds) for cell in cells}
         for label, mean in means.items():
             below = sum(other < mean for other in means.values())
             same = sum(other == mean for other in means.values()) - 1

@@ -16,8 +16,9 @@ import pytest
 from frostline.core.errors import UserError
 from frostline.core.locks import own_folder
 from frostline.records import RunRecord, write_record
-from frostline.report import Failure, write_report
+from frostline.report import Failure, collect, tabulate, write_report
 from frostline.report._costs import pareto
+from frostline.report._runs import planned_runs
 from made_records import run
 from made_studies import BLOCKS, finished, write_study
 
@@ -273,6 +274,38 @@ def test_runs_are_shown_as_what_they_are(tmp_path: Path) -> None:
     assert "bot50" in states["running"] and "head" in states["interrupted"]
     assert "run record is not JSON" in states["unreadable"]
     assert "bot50" in state_of(tmp_path)["interrupted"], "nobody works there now"
+
+
+def test_a_copy_of_a_run_counts_once(tmp_path: Path) -> None:
+    for name in ("one", "copy"):
+        write_record(finished("all", 42), tmp_path / name)
+    write_record(finished("all", 43), tmp_path / "other")
+    assert f"the same run as {tmp_path / 'copy'}: it counts once" in state_of(tmp_path)["unreadable"]
+    assert [len(row.seeds) for group in tabulate(collect(tmp_path).runs).groups for row in group.rows] == [2]
+
+
+def test_a_damaged_record_is_named_and_the_others_are_drawn(tmp_path: Path) -> None:
+    write_record(finished("all", 42), tmp_path / "all")
+    record = finished("bot50", 42).model_dump(mode="json")
+    record["plan"]["blocks"] = 7
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "run.json").write_text(json.dumps(record))
+    path = write_report(tmp_path)
+    text = html.unescape(path.read_text())
+    assert "strips: drawn without a damaged record (TypeError: 'int' object is not iterable): " in text
+    assert f"look at {tmp_path / 'bad'}" in text
+    assert [row["strategy"] for row in figures(path)["g0-blocks"].rows] == ["all"]
+
+
+def test_runs_that_a_study_plans(tmp_path: Path) -> None:
+    study = {
+        "models": ["m"],
+        "tasks": ["a", "b"],
+        "seeds": [1, 2],
+        "strategies": ["all", {"name": "lora", "seeds": [1, 2, 3]}],
+    }
+    (tmp_path / "study.yaml").write_text(json.dumps(study))
+    assert planned_runs(tmp_path) == 2 * (2 + 3)
 
 
 def test_records_of_another_version(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from frostline.core.errors import UserError
 from frostline.study import StudyConfig, cells, read_study
@@ -70,6 +71,8 @@ def test_a_wrong_cell_is_an_error_before_anything_runs(tmp_path: Path, changes: 
         ({"seeds": [1, 1]}, "seeds: '1' is given twice"),
         ({"tasks": ["rte", "rte"]}, "tasks: 'rte' is given twice"),
         ({"strategies": ["all", "lora", {"name": "lora"}]}, "'lora' is given twice; use a different label for each"),
+        ({"strategies": ["all", {"name": "lora", "seeds": []}]}, "seeds"),
+        ({"strategies": ["all", {"name": "lora", "seeds": [2, 2]}]}, "'2' is given twice"),
         ({"strategies": ["lora"]}, "baseline 'all' is not among the strategies"),
         ({"strategies": ["all", {"name": "lora", "label": "a/b"}]}, "label"),
         ({"strategys": ["all"]}, "strategys"),
@@ -78,6 +81,14 @@ def test_a_wrong_cell_is_an_error_before_anything_runs(tmp_path: Path, changes: 
 def test_a_wrong_study_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         read(**changes)
+
+
+def test_a_strategy_may_have_its_own_seeds(tmp_path: Path) -> None:
+    study = read(strategies=["all", {"name": "lora", "seeds": [2, 7]}, {"name": "bot50", "seeds": [2]}], seeds=[1, 2])
+    grid = cells(study, tmp_path)
+    expected = [(1, "all"), (2, "all"), (2, "lora"), (2, "bot50"), (7, "lora")]
+    assert [(cell.config.seed, cell.label) for cell in grid] == expected
+    assert StudyConfig.read(yaml.safe_load(study.to_yaml())) == study
 
 
 def test_null_is_no_baseline() -> None:

@@ -44,7 +44,8 @@ from frostline.report._svg import swatch
 from frostline.report._table import Failure, Mean, Table, TableRow, tabulate
 
 REPORT_FILE = "report.html"
-FIGURES: tuple[Callable[[Subject], Figure | list[Figure] | None], ...] = (
+Draw = Callable[[Subject], Figure | list[Figure] | None]
+FIGURES: tuple[Draw, ...] = (
     quality_against_time,
     quality_against_memory,
     quality_bars,
@@ -158,20 +159,27 @@ def _section(name: str, table: Table, index: int, runs: dict[str, Run], marks: d
         Member(row, tuple(runs[folder] for folder in row.folders), marks[row.strategy]) for row in group.rows
     )
     subject = Subject(name, group, members)
-    figures, faults = [], []
-    for draw in FIGURES:
-        try:
-            drawn = draw(subject)
-        except _DAMAGE as error:
-            what = draw.__name__.replace("_", " ")
-            faults.append(
-                f"{what}: not drawn, since a record is damaged ({type(error).__name__}: {one_line(str(error))})"
-            )
-        else:
-            figures += drawn if isinstance(drawn, list) else [drawn] if drawn else []
+    drawn = [_draw(figure, subject) for figure in FIGURES]
+    figures = [one for some, _ in drawn for one in some]
+    faults = [fault for _, fault in drawn if fault]
     columns, lines = _columns(subject)
     rows = tuple((member, swatch(member.mark), cells) for member, cells in zip(members, lines, strict=True))
     return Section(subject, title(group), advise(group), alone(group), columns, rows, tuple(figures), tuple(faults))
+
+
+def _draw(draw: Draw, subject: Subject) -> tuple[list[Figure], str]:
+    """The figures of a group without the rows whose records are damaged, and a line that names these."""
+    try:
+        drawn = draw(subject)
+    except _DAMAGE as error:
+        parts = [(member, replace(subject, members=(member,))) for member in subject.members]
+        sound = tuple(member for member, part in parts if len(parts) > 1 and not _draw(draw, part)[1])
+        damaged = [run.folder for member in subject.members if member not in sound for run in member.runs]
+        figures = _draw(draw, replace(subject, members=sound))[0] if 0 < len(sound) < len(parts) else []
+        what = f"{draw.__name__.replace('_', ' ')}: {'drawn without' if figures else 'not drawn because of'}"
+        places = ", ".join(one_line(str(folder)) for folder in damaged)
+        return figures, f"{what} a damaged record ({type(error).__name__}: {one_line(str(error))}): look at {places}"
+    return (drawn if isinstance(drawn, list) else [drawn] if drawn else []), ""
 
 
 def _columns(subject: Subject) -> tuple[tuple[str, ...], list[tuple[Cell, ...]]]:

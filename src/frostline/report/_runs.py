@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -46,7 +45,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A record that is damaged, or of another version: where it is, and what is wrong with it."""
+    """A record that does not count, being damaged, of another version or a copy: where it is, and what is wrong."""
 
     folder: Path
     error: str
@@ -76,12 +75,15 @@ def collect(folder: Path) -> Found:
 
 def look(folder: Path) -> Found:
     """Every run below `folder`, if there is any."""
-    runs, unreadable = [], []
+    runs, unreadable = list[Run](), list[Unreadable]()
     for path in sorted(folder.rglob(RECORD_FILE)):
         try:
             record = read_record(path.parent)
         except UserError as error:
             unreadable.append(Unreadable(path.parent, str(error)))
+            continue
+        if same := next((run for run in runs if run.record == record), None):
+            unreadable.append(Unreadable(path.parent, f"{path}: the same run as {same.folder}: it counts once"))
         else:
             runs.append(Run(_label(path.parent, record), record, path.parent))
     runs.sort(key=lambda run: run.record.started)
@@ -100,8 +102,11 @@ def study_baseline(folder: Path) -> str | None:
 def planned_runs(folder: Path) -> int | None:
     """How many runs the study in `folder` has when it is done; None when there is no study."""
     study = _study(folder)
-    counts = [len(study[key]) for key in GRID if isinstance(study.get(key), list)]
-    return math.prod(counts) if counts else None
+    models, tasks, strategies, seeds = (study.get(key, [0]) for key in GRID)
+    if not study or not all(isinstance(part, list) for part in (models, tasks, strategies, seeds)):
+        return None
+    own = [entry.get("seeds") if isinstance(entry, dict) else None for entry in strategies]
+    return len(models) * len(tasks) * sum(len(some if isinstance(some, list) else seeds) for some in own)
 
 
 def _study(folder: Path) -> dict[str, Any]:

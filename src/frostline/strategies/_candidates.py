@@ -116,7 +116,7 @@ class Candidates:
         worth = self._freedom.lora_worth if setup.mode == "lora" else 1.0
         if self._situation.anatomy.tied and not (setup.untie or self.whole(candidate)):
             worth *= TIED_WORTH
-        worth *= of_share(above / sum(self._worths), self._situation.anatomy)
+        worth *= of_share(above / sum(self._worths), self._situation.anatomy.has_lm_head)
         return worth if self.time is None else worth * learned(self.passes(candidate))
 
     def passes(self, candidate: Candidate) -> float:

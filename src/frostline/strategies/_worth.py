@@ -36,9 +36,9 @@ def learned(passes: float) -> float:
     return (1 - math.exp(-min(passes, PASSES) / TAU)) / (1 - math.exp(-PASSES / TAU))
 
 
-def of_share(share: float, anatomy: Anatomy) -> float:
+def of_share(share: float, pretrained: bool) -> float:
     """The gain of training a share of the blocks, for a model with a pretrained or a new head."""
-    lost = LOST_PRETRAINED if anatomy.has_lm_head else LOST_NEW
+    lost = LOST_PRETRAINED if pretrained else LOST_NEW
     return float((1 + lost) / (1 + lost * share**-1.5))
 
 

@@ -18,13 +18,21 @@ from frostline.core.settings import Options, first_error, lay_over, read_mapping
 class StudyStrategy(BaseModel):
     """One strategy of a study. Every further key is a setting of its runs, in place of the study's `config`.
 
-    `label` is the name of its row and folder; by default the strategy's name, or the name of its plan file.
+    `label` is the name of its row and folder; by default the strategy's name, or the name of its plan file. `seeds` are
+    its own seeds, in place of the study's.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
     name: str = Field(min_length=1)
     label: str = Field("", pattern=r"^[\w.+-]*$")
+    seeds: tuple[NonNegativeInt, ...] | None = Field(None, min_length=1)
+
+    @field_validator("seeds")
+    @classmethod
+    def _no_twins(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        _refuse_twins(value or (0,))
+        return value
 
     @field_validator("label")
     @classmethod
@@ -51,7 +59,7 @@ class StudyConfig(Options):
         models: hub ids or folders.
         tasks: tasks, as in a run's `task`.
         strategies: names, plan files, or mappings with `name`, `label` and settings of their own.
-        seeds: every model, task and strategy is run once with each seed.
+        seeds: every model, task and strategy is run once with each seed; a strategy may have `seeds` of its own.
         config: settings that all runs share, as in a run's config.
         baseline: the label of the strategy that the others are compared with; null: none.
     """
@@ -86,6 +94,15 @@ class StudyConfig(Options):
                 "or use baseline: null"
             )
         return self
+
+    def seeds_of(self, strategy: StudyStrategy) -> tuple[int, ...]:
+        """The seeds that a strategy is run with."""
+        return strategy.seeds or self.seeds
+
+    @property
+    def every_seed(self) -> tuple[int, ...]:
+        """All seeds, first the study's own."""
+        return tuple(dict.fromkeys([*self.seeds, *(seed for one in self.strategies for seed in self.seeds_of(one))]))
 
     @classmethod
     def read(cls, document: Any, where: str = "study") -> StudyConfig:

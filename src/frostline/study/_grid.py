@@ -42,7 +42,7 @@ def cells(study: StudyConfig, out: Path) -> list[Cell]:
     for strategy in study.strategies:
         _check_strategy(strategy.name)
     models, tasks = _folder_names(study.models), _folder_names(study.tasks)
-    grid = product(study.models, study.tasks, study.seeds, study.strategies)
+    grid = product(study.models, study.tasks, study.every_seed, study.strategies)
     found = [
         Cell(
             strategy.row,
@@ -57,6 +57,7 @@ def cells(study: StudyConfig, out: Path) -> list[Cell]:
             ),
         )
         for model, task, seed, strategy in grid
+        if seed in study.seeds_of(strategy)
     ]
     for cell in found:
         check_folder_name(cell.folder)

@@ -1,0 +1,111 @@
+"""The studies in equal time (recipes/equal-time-*.yaml): labels are PLAN_SHARE_RATE, and `auto_SHARE`."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+from claims.results import (
+    RESULTS,
+    Cell,
+    Finding,
+    Study,
+    Value,
+    differences,
+    judge,
+    main_metric,
+    metric,
+    read,
+    spread,
+    together,
+)
+
+SEED = 42
+"""The seed with which every rate is tried."""
+WHOLE = 1.0
+"""Full fine-tuning in all of its time."""
+
+
+def names() -> list[str]:
+    """The studies that have records."""
+    return sorted(path.name for path in RESULTS.glob("equal-time-*") if path.is_dir())
+
+
+def best(found: Study) -> dict[tuple[str, float], Cell]:
+    """For each plan and share the cell of the rate that is best with the first seed; `auto` has one."""
+    cells: dict[tuple[str, float], Cell] = {}
+    for cell in found.cells:
+        plan, share, *_ = cell.label.split("_")
+        key = (plan, float(share))
+        if SEED in cell.runs and (key not in cells or quality(cell) > quality(cells[key])):
+            cells[key] = cell
+    return cells
+
+
+def quality(cell: Cell) -> float:
+    """With the first seed; larger is better."""
+    return cell.values(value(cell))[SEED]
+
+
+def encoder(cell: Cell) -> bool:
+    """Whether its model is the sentence encoder, whose tasks are classes."""
+    return "MiniLM" in cell.model
+
+
+def value(cell: Cell) -> Value:
+    """Accuracy of classes; held-out loss, with the other sign, of texts."""
+    return main_metric if encoder(cell) else metric("loss")
+
+
+def rate(cell: Cell) -> str:
+    """The learning rate of a cell, as its label has it; empty for `auto`."""
+    return cell.label.split("_")[2] if cell.label.count("_") == 2 else ""
+
+
+def ahead(ours: Sequence[str], theirs: Sequence[str], share: float, least: float = 0.0, whole: bool = False) -> Finding:
+    """Whether the best of some plans is ahead of the best of others in the same time, in every study.
+
+    Args:
+        ours: names of plans; of each the best rate counts.
+        theirs: the plans that they are compared with.
+        share: the share of full fine-tuning's time.
+        least: by how much at least, in the study's own quality (below 0: not behind by more).
+        whole: whether the others are `theirs` in all of full fine-tuning's time.
+    """
+    lines, verdicts, seeds = [], [], []
+    for name in names():
+        cells = best(read(name))
+        one = _leader(cells, ours, share)
+        other = _leader(cells, theirs, WHOLE if whole else share)
+        if one is None or other is None or not (apart := differences(one, other, value(one))):
+            continue
+        verdicts.append(judge(apart, least))
+        seeds.append(len(apart))
+        lines.append(f"{name.removeprefix('equal-time-')} {spread(apart)} ({_plan(one)} over {_plan(other)})")
+    return Finding(together(verdicts), "; ".join(lines), min(seeds, default=0))
+
+
+def step(plan: str, most: float) -> Finding:
+    """Whether a step of a plan costs at most a share of a step of full fine-tuning: medians, in every study."""
+    lines, shares = [], []
+    for name in names():
+        cells = [cell for cell in read(name).cells if cell.label.startswith((f"{plan}_", "all_"))]
+        costs: dict[str, list[float]] = {}
+        for cell in cells:
+            kind = "all" if cell.label.startswith("all_") else plan
+            costs.setdefault(kind, []).extend(one["measured"]["cpu_seconds_per_step"] for one in cell.runs.values())
+        if len(costs) == 2:
+            shares.append(statistics.median(costs[plan]) / statistics.median(costs["all"]))
+            lines.append(f"{name.removeprefix('equal-time-')} {shares[-1]:.2f} ({len(costs[plan])} runs)")
+    if not shares:
+        return Finding("not run yet")
+    return Finding("holds" if max(shares) <= most else "does not hold", "; ".join(lines), len(shares))
+
+
+def _leader(cells: dict[tuple[str, float], Cell], plans: Sequence[str], share: float) -> Cell | None:
+    found = [cells[plan, share] for plan in plans if (plan, share) in cells]
+    return max(found, key=quality, default=None)
+
+
+def _plan(cell: Cell) -> str:
+    return cell.label.split("_")[0]
