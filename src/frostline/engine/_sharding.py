@@ -52,7 +52,7 @@ def refused_engine(args: TrainingArguments) -> str | None:
     if not args.fsdp:
         return None
     given = cast(dict[str, Any], args.fsdp_config)
-    if given.get("xla"):
+    if any(value for name, value in given.items() if name.startswith("xla")):
         return "fsdp_config: xla is not supported: leave it out"
     for name in given:
         if name not in (*READ, *NOT_READ, *REFUSED):

@@ -163,14 +163,10 @@ def _run(
     split = split_report(trainer)
     peak = max(group.every(memory.peak_bytes)) if split is None else sum(split.peak_memory_bytes.values())
     with phases.of("saving"):
-        trained = trained_tensors(prepared.model)  # in all processes: they may share it
+        _save(prepared, folder)
+        if group.first and watched is not None and config.save_steps is None:
+            drop_checkpoints(folder, 0)
         evaluated = replace(prepared, model=trainer.whole_model())
-    with phases.of("saving"), group.together(), disk_errors(folder):
-        if group.first:
-            prepared.data.tokenizer.save_pretrained(folder)
-            save_delta(prepared.model, folder, tensors=trained)
-            if watched is not None and config.save_steps is None:
-                drop_checkpoints(folder, 0)
     after = _measure(evaluated, phases, console)
     median = prepared.steps.median
     tokens = step_rows_of(config) * prepared.data.mean_length(config) * (1 if split is None else split.clients)
@@ -212,6 +208,15 @@ def _run(
         return finished
 
     return group.once(write_end)
+
+
+def _save(prepared: Prepared, folder: Path) -> None:
+    group = running()
+    trained = trained_tensors(prepared.model)  # in all processes: they may share it
+    with group.together(), disk_errors(folder):
+        if group.first:
+            prepared.data.tokenizer.save_pretrained(folder)
+            save_delta(prepared.model, folder, tensors=trained)
 
 
 def _fall(
