@@ -31,7 +31,7 @@ from frostline.hooks import own_bytes
 from frostline.plan import Frozen, Full, Lora, Partial, Plan, Prefix
 from frostline.run import make_schedule
 
-SECONDS = 240
+SECONDS = 400
 """After so long a group of processes counts as hanging."""
 STEPS = 4
 ROWS = 8
