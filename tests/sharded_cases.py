@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import socket
 import time
 import traceback
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,14 +24,14 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from architectures import tiny
-from cache_cases import arguments, bottom_plan, collate, rows_for
+from cache_cases import arguments, bottom_plan, collate, frozen_by_hand, rows_for
 from frostline.checkpoints import load_above, load_config, trained_tensors
 from frostline.engine import Trainer, attach
 from frostline.hooks import own_bytes
 from frostline.plan import Frozen, Full, Lora, Partial, Plan, Prefix
 from frostline.run import make_schedule
 
-SECONDS = 240
+SECONDS = 400
 """After so long a group of processes counts as hanging."""
 STEPS = 4
 ROWS = 8
@@ -49,6 +51,7 @@ class Case:
         task: of the model.
         streamed: read the bottom block by block, from the folder `base`.
         read_by_first: the first process alone has read the weights.
+        made: give the trainer a function that makes the model (`model_init`).
     """
 
     model: str = "llama"
@@ -59,6 +62,17 @@ class Case:
     task: str | None = None
     streamed: bool = False
     read_by_first: bool = False
+    made: bool = False
+
+
+BEST: dict[str, Any] = {
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "eval_loss",
+    "greater_is_better": True,
+    "eval_strategy": "steps",
+    "eval_steps": 2,
+}
+"""Go back to the checkpoint with the highest loss, which is not the last one."""
 
 
 def plan_of(name: str, model: Any) -> Plan:
@@ -79,8 +93,11 @@ def make(case: Case, folder: Path, world: int, **more: Any) -> Trainer:
     if case.streamed:
         place = str(folder.parent.parent / "base")
         model, load = load_above(place, type(model), load_config(place), 2)
-    if case.read_by_first and os.environ.get("RANK", "0") != "0":
-        model.to("meta")
+
+    def read() -> Any:
+        own = tiny(case.model, case.task) if case.made else model
+        return own.to("meta") if case.read_by_first and os.environ.get("RANK", "0") != "0" else own
+
     sharing = {"fsdp": True, "fsdp_config": {"version": 2}} if world > 1 else {}
     options = {
         "max_steps": STEPS,
@@ -94,10 +111,13 @@ def make(case: Case, folder: Path, world: int, **more: Any) -> Trainer:
         **case.options,
         **more,
     }
-    changes = case.plan in ("lisa", "gradual", "autofreeze")
-    what: dict[str, Any] = (
-        {"schedule": make_schedule(model, case.plan, steps=STEPS)} if changes else {"plan": plan_of(case.plan, model)}
-    )
+    what: dict[str, Any] = {"plan": None}
+    if case.plan in ("lisa", "gradual", "autofreeze"):
+        what = {"schedule": make_schedule(model, case.plan, steps=STEPS)}
+    elif case.plan != "as given":
+        what = {"plan": plan_of(case.plan, model)}
+    else:
+        frozen_by_hand(model, plan_of("bot50", model))
     rows = rows_for(model, 2 * ROWS)
     given: dict[str, Any] = {
         "train_dataset": rows,
@@ -106,15 +126,22 @@ def make(case: Case, folder: Path, world: int, **more: Any) -> Trainer:
         "data_collator": collate,
         "activation_cache": case.cache,
     }
-    return Trainer(model, arguments(folder, **options), **what, **given)
+    if case.made:
+        return Trainer(args=arguments(folder, **options), model_init=read, **what, **given)
+    return Trainer(read(), arguments(folder, **options), **what, **given)
 
 
 def train(case: Case, folder: Path, world: int, **more: Any) -> dict[str, Any]:
     """What a training gave: losses, the trained tensors, the bytes of parameters that this process holds, and more."""
     trainer = make(case, folder, world, **more)
-    model: Any = trainer.model
+    before = [] if case.made else [weakref.ref(p) for p in trainer.model.parameters() if p.requires_grad]
     trainer.train(resume_from_checkpoint=None if case.resumes is None else str(folder.parent / case.resumes))
+    gc.collect()
+    left = [parameter() for parameter in before]
+    model: Any = trainer.model
     trainer.evaluate()  # it gathers what is outside the blocks
+    if case.plan != "hlpt" and not case.streamed:
+        trainer.save_model(str(folder / "whole"), whole=True)
     after = None
     if not case.streamed:
         with torch.no_grad():
@@ -129,12 +156,11 @@ def train(case: Case, folder: Path, world: int, **more: Any) -> dict[str, Any]:
         "after": after,
         "weights": weights,
         "bytes": own_bytes(held) - trainer.cache_report.freed_bytes,
+        "left": [tuple(parameter.shape) for parameter in left if parameter is not None],
         "cached": trainer.cache_report.used,
         "notices": trainer.notices,
     }
     trainer.save_model(str(folder / "saved"))
-    if case.plan != "hlpt" and not case.streamed:
-        trainer.save_model(str(folder / "whole"), whole=True)
     return found
 
 
@@ -143,6 +169,7 @@ def refused(what: str, folder: Path) -> None:
     asked: dict[str, dict[str, Any]] = {
         "fsdp1": {"options": {"fsdp_config": {"version": 1}}},
         "offload": {"options": {"fsdp_config": {"version": 2, "cpu_offload": True}}},
+        "best-as-given": {"plan": "as given", "options": BEST},
         "adafactor": {"options": {"optim": "adafactor"}},
         "autofreeze": {"plan": "autofreeze", "cache": "auto"},
     }

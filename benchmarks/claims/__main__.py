@@ -11,6 +11,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
+from claims.advice import ADVICE
 from claims.claims import CLAIMS, Claim
 from claims.figures import draw
 from claims.results import RESULTS, ROOT, Finding, points, read
@@ -24,7 +25,14 @@ PAPERS = {
     "004": "hybrid tuning",
     "own": "",
 }
-HEAD = """# Claims: what the papers say, and what was measured here
+TOP = """# Claims: what the papers say, and what was measured here
+
+## What to do
+
+Measured on a sentence encoder of 22 million parameters and a decoder of 14 million; where the evidence does not hold on
+its own, the line says so.
+"""
+HEAD = """## How claims are judged
 
 Each row is a claim, and each verdict is computed from the records in docs/results by `PYTHONPATH=benchmarks python -m
 claims`. Differences are means ± standard deviations over seeds, paired by seed; larger is better (losses have the other
@@ -57,7 +65,7 @@ def page() -> str:
     """The page."""
     found = [(claim, claim.judge()) for claim in CLAIMS]
     counts = Counter(finding.verdict for _, finding in found)
-    parts = [HEAD, ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common()) + ".\n"]
+    parts = [*_advice(), HEAD, ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common()) + ".\n"]
     for paper, title in PAPERS.items():
         rows = [row for claim, finding in found if claim.paper == paper and (row := _row(claim, finding))]
         parts += [
@@ -75,6 +83,21 @@ def page() -> str:
         parts += [f"![{caption}](figures/{file})\n\n{caption}\n" for file, caption in figures]
     parts += ["## Which runs are left\n", *_left(), ""]
     return "\n".join(parts)
+
+
+def _advice() -> list[str]:
+    """The lines of advice, each with its evidence."""
+    lines = [TOP]
+    for number, advice in enumerate(ADVICE, 1):
+        found = advice.evidence()
+        shown = (
+            f"{found.line} ({advice.study}, {found.seeds} {'seed' if found.seeds == 1 else 'seeds'})"
+            if found.line
+            else "not measured yet"
+        )
+        doubt = {"holds": "", "not run yet": ""}.get(found.verdict, f" **{found.verdict.capitalize()}.**")
+        lines.append(f"{number}. {advice.says} *Measured:* {shown}.{doubt}")
+    return [*lines, ""]
 
 
 def _row(claim: Claim, finding: Finding) -> str:

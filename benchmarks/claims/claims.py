@@ -54,7 +54,7 @@ def leads(study: str, ours: str, others: Iterable[str]) -> Finding:
 
 def of_cuts(better: str, worse: str, least: float = 0.0) -> Finding:
     """Whether a label is ahead of another on the encoder (accuracy) and on the decoder (held-out loss)."""
-    encoder, decoder = _CUTS
+    encoder, decoder = CUTS
     return both(ahead(encoder, better, worse, least=least), ahead(decoder, better, worse, LOSS, least))
 
 
@@ -80,9 +80,9 @@ def faster(study: str, label: str, baseline: str, percent: float) -> Finding:
 _SCALE = "MiniLM and base16 have 22 and 14 million parameters, the paper's models 2 billion and more"
 APART = 0.03
 """By how much the held-out loss of two seeds of one plan may differ."""
-_BOTTOMS = ("bot50", "bot75", "bot75-untied")
+BOTTOMS = ("bot50", "bot75", "bot75-untied")
 _OTHERS = ("splitlora", "lisa", "mixlora", "flora")
-_CUTS = ("002-cost-quality", "002-cost-quality-base16")
+CUTS = ("002-cost-quality", "002-cost-quality-base16")
 _FOUR = ("rougeL", "rouge1", "exact_match", "bleu")
 
 CLAIMS = (
@@ -218,7 +218,7 @@ CLAIMS = (
         "002",
         "the semantic cut costs 40 to 62% less than full training, or still less (operations)",
         "002-cost-quality, -base16",
-        lambda: both(*(ratio(one, "semantic", "all", predicted("flops_ratio"), 0.0, 0.60) for one in _CUTS)),
+        lambda: both(*(ratio(one, "semantic", "all", predicted("flops_ratio"), 0.0, 0.60) for one in CUTS)),
     ),
     Claim(
         "003",
@@ -278,19 +278,19 @@ CLAIMS = (
         "own",
         "in 0.4 of full fine-tuning's time a frozen bottom with its cache is ahead of full fine-tuning in that time",
         "equal-time",
-        lambda: equal.ahead(_BOTTOMS, ["all"], 0.4),
+        lambda: equal.ahead(BOTTOMS, ["all"], 0.4),
     ),
     Claim(
         "own",
         "in 0.2 of the time too",
         "equal-time",
-        lambda: equal.ahead(_BOTTOMS, ["all"], 0.2),
+        lambda: equal.ahead(BOTTOMS, ["all"], 0.2),
     ),
     Claim(
         "own",
         "a frozen bottom in 0.4 of the time is not behind full fine-tuning in all of its time",
         "equal-time",
-        lambda: equal.ahead(_BOTTOMS, ["all"], 0.4, least=-0.02, whole=True),
+        lambda: equal.ahead(BOTTOMS, ["all"], 0.4, least=-0.02, whole=True),
     ),
     Claim(
         "own",
@@ -302,7 +302,7 @@ CLAIMS = (
         "own",
         "`auto` is not behind the best simple plan at the best of three rates in 0.4 of the time",
         "equal-time",
-        lambda: equal.ahead(["auto"], ["all", *_BOTTOMS], 0.4, least=-0.02),
+        lambda: equal.ahead(["auto"], ["all", *BOTTOMS], 0.4, least=-0.02),
     ),
     Claim(
         "own",

@@ -11,6 +11,7 @@ from claims.results import (
     Finding,
     Study,
     Value,
+    Verdict,
     differences,
     judge,
     main_metric,
@@ -82,6 +83,20 @@ def ahead(ours: Sequence[str], theirs: Sequence[str], share: float, least: float
         verdicts.append(judge(apart, least))
         seeds.append(len(apart))
         lines.append(f"{name.removeprefix('equal-time-')} {spread(apart)} ({_plan(one)} over {_plan(other)})")
+    return Finding(together(verdicts), "; ".join(lines), min(seeds, default=0))
+
+
+def rates(plans: Sequence[str], share: float = 0.4) -> Finding:
+    """Whether no plan's best rate is below full fine-tuning's, in every study."""
+    lines, verdicts, seeds = [], list[Verdict](), []
+    for name in names():
+        cells = best(read(name))
+        known = {plan: float(rate(cells[plan, share])) for plan in plans if (plan, share) in cells}
+        if len(known) > 1 and "all" in known:
+            verdicts.append("holds" if min(known.values()) >= known["all"] else "does not hold")
+            seeds.append(1)
+            shown = ", ".join(f"{one:g} ({plan})" for plan, one in known.items())
+            lines.append(f"{name.removeprefix('equal-time-')} best of three rates {shown}")
     return Finding(together(verdicts), "; ".join(lines), min(seeds, default=0))
 
 

@@ -88,21 +88,19 @@ def equal_time() -> Any:
     if not names:
         return None
     figure, panels = plt.subplots(1, len(names), figsize=(2.2 * len(names) + 1, 2.6), squeeze=False)
-    plans: dict[str, Any] = {}
+    plans = {"all": "C0"}
     for panel, name in zip(panels[0], names, strict=True):
         cells = equal.best(read(name))
         for plan in dict.fromkeys(plan for plan, _ in cells):
             points = sorted((share, cell) for (one, share), cell in cells.items() if one == plan and share < 1)
             values = [statistics.mean(_values(cell, equal.value(cell))) for _, cell in points]
-            style = {"color": plans[plan]} if plan in plans else {}
-            drawn = panel.plot(
-                [share for share, _ in points], [abs(one) for one in values], "o-", markersize=3, **style
-            )
-            plans.setdefault(plan, drawn[0].get_color())
+            colour = plans.setdefault(plan, f"C{len(plans)}")
+            panel.plot([share for share, _ in points], [abs(one) for one in values], "o-", markersize=3, color=colour)
         if whole := cells.get(("all", 1.0)):
             panel.axhline(abs(whole.mean(equal.value(whole))), color=plans["all"], linewidth=0.8, linestyle=":")
         panel.set_title(name.removeprefix("equal-time-"))
         panel.set_xlabel("share of the time")
+        panel.set_xlim(0, 1)
     panels[0, 0].set_ylabel("loss (base16), accuracy (MiniLM)")
     handles = [plt.Line2D([], [], color=colour, marker="o", markersize=3) for colour in plans.values()]
     figure.legend(handles, list(plans), loc="outside right upper")

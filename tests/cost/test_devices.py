@@ -10,12 +10,13 @@ import torch.distributed as distributed
 from cost_cases import named_plans, small, training, whole_batch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.nn.parallel import DistributedDataParallel
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from allocator import live_bytes_at_peak
 from architectures import tiny
 from frostline.anatomy import Anatomy, find_anatomy
-from frostline.cost import Workload, memory, predict, run_flops
+from frostline.cost import EvaluationWork, Workload, evaluation_memory, memory, predict, run_flops
 from frostline.plan import Plan
 from frostline.surgery import apply
 
@@ -108,3 +109,44 @@ def test_against_fully_shard(name: str, options: dict[str, object]) -> None:
     own = sum(tensor.to_local().nbytes for tensor in kept if hasattr(tensor, "to_local"))
     found = own + live_bytes_at_peak(step)
     assert memory(plan, anatomy, work).peak / found == pytest.approx(1.04, abs=0.06)
+
+
+@pytest.mark.usefixtures("in_name_only")
+@pytest.mark.parametrize("name", ["all", "bot50", "lora"])
+def test_against_ddp(name: str) -> None:
+    """Two steps: after the first, DDP makes its buckets anew."""
+    model = tiny("llama", **WIDE)
+    model.set_attn_implementation("sdpa")
+    anatomy = find_anatomy(model)
+    plan = named_plans(anatomy)[name]
+    apply(plan, model)
+    batch = whole_batch(model, 8, 32)
+
+    def unsummed(_, bucket):  # type: ignore[no-untyped-def] # DDP reads annotations as objects
+        done = torch.futures.Future[torch.Tensor]()
+        done.set_result(bucket.buffer())
+        return done
+
+    def train() -> None:
+        wrapped = DistributedDataParallel(model)
+        wrapped.register_comm_hook(None, unsummed)
+        step, _ = training(wrapped, lambda: batch)
+        step()
+        step()
+
+    found = sum(tensor.nbytes for tensor in model.parameters()) + live_bytes_at_peak(train)
+    work = Workload(per_device_train_batch_size=8, length=32)
+    alone, together = memory(plan, anatomy, work), memory(plan, anatomy, work.model_copy(update={"processes": DEVICES}))
+    trained = sum(tensor.nbytes for tensor in model.parameters() if tensor.requires_grad)
+    assert (alone.buckets, together.buckets) == (0, trained)
+    assert together.peak == alone.peak + trained == pytest.approx(found, rel=0.03)
+
+
+def test_an_evaluation_has_the_whole_model_on_each_device() -> None:
+    plan, anatomy = plan_of("all")
+    work = EvaluationWork(4, 16, 16, anatomy.vocab_size)
+    alone, shared, side = (Workload(**given) for given in ({}, {"devices": 4}, {"processes": 4}))
+    kept = memory(plan, anatomy, alone)
+    found = evaluation_memory(plan, anatomy, alone, work)
+    assert evaluation_memory(plan, anatomy, side, work) == found + kept.gradients
+    assert evaluation_memory(plan, anatomy, shared, work) == found + kept.weights / 4 - kept.optimizer * 3 / 4

@@ -12,14 +12,16 @@ from safetensors.torch import load_file
 from architectures import tiny
 from frostline.anatomy import find_anatomy
 from frostline.cost import Workload, memory
-from sharded_cases import Case, plan_of, refused, run_in, train
+from sharded_cases import BEST, Case, plan_of, refused, run_in, train
 
 QUICK = {
     "bot50": Case(),
     "lora": Case(plan="lora", cache="off"),
     "hlpt": Case(plan="hlpt"),
     "resumed": Case(resumes="bot50/checkpoint-2"),
+    "best": Case(options=BEST),
 }
+FEWER_BITS = Case(options={"bf16": True})
 SLOW = {
     "bot50-without-cache": Case(cache="off"),
     "all": Case(plan="all", cache="off"),
@@ -34,6 +36,9 @@ SLOW = {
     "seq2seq": Case("t5"),
     "streamed": Case(streamed=True),
     "read-by-the-first": Case(read_by_first=True),
+    "made-by-a-function": Case(made=True, read_by_first=True),
+    "best-lora": Case(plan="lora", cache="off", options=BEST),
+    "as-given": Case(plan="as given"),
 }
 FOUR = {"bot50": Case(), "resumed": Case(resumes="../two/bot50/checkpoint-2")}
 REFUSED = {
@@ -43,6 +48,7 @@ REFUSED = {
     "offload": "fsdp cannot be used with cpu_offload",
     "adafactor": "optim: Adafactor reads whole tensors",
     "autofreeze": "'autofreeze' changes its plan, and it measures the model while it trains",
+    "best-as-given": "load_best_model_at_end: with fsdp, the best checkpoint of a model without a plan",
     "attach": "attach: fsdp would shard the frozen bottom too: use frostline.Trainer",
 }
 SAME = 1e-5
@@ -60,6 +66,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def quick(folder: Path) -> Found:
     """What each of two processes found, by case."""
     runs = {name: (train, (case, folder / "two" / name, 2)) for name, case in QUICK.items()}
+    runs["bf16"] = (train, (FEWER_BITS, folder / "two" / "bf16", 2))
     return run_in(2, {**runs, **{what: (refused, (what, folder / what)) for what in REFUSED}}, folder)
 
 
@@ -77,6 +84,7 @@ def check(case: Case, found: list[Any], ours: Path, alone: dict[str, Any]) -> No
     """Every process has what one process `alone` has, and `ours` holds it."""
     for each in found:
         assert not isinstance(each, str), each
+        assert not each["left"], "parameters that nothing reads any more are still in memory"
         assert each["losses"] == found[0]["losses"] and each["notices"] == alone["notices"]
     first = found[0]
     assert first["losses"] == pytest.approx(alone["losses"], abs=SAME)
@@ -87,13 +95,19 @@ def check(case: Case, found: list[Any], ours: Path, alone: dict[str, Any]) -> No
     assert first["weights"].keys() == alone["weights"].keys()
     for key, weights in alone["weights"].items():
         torch.testing.assert_close(first["weights"][key], weights, atol=SAME, rtol=0)
-    for place in ("saved", "checkpoint-4"):
-        saved = load_file(ours / place / "delta.safetensors")
-        assert saved.keys() == first["weights"].keys()
+    check_saved(case, first, ours)
+
+
+def check_saved(case: Case, first: dict[str, Any], ours: Path) -> None:
+    """Delta, checkpoint and the whole model hold what the processes trained, bit for bit."""
+    file = "model.safetensors" if case.plan == "as given" else "delta.safetensors"
+    for place in ("saved", "checkpoint-2" if case.options.get("load_best_model_at_end") else "checkpoint-4"):
+        saved = load_file(ours / place / file)
+        assert saved.keys() == first["weights"].keys() or case.plan == "as given"
         assert all(torch.equal(saved[key], weights) for key, weights in first["weights"].items())
     if (ours / "whole").is_dir():
         whole = load_file(ours / "whole" / "model.safetensors")
-        assert not case.plan.endswith(("all", "bot50")) or all(
+        assert not case.plan.endswith(("all", "bot50", "given")) or all(
             torch.equal(whole[key], weights) for key, weights in first["weights"].items()
         )
 
@@ -109,6 +123,13 @@ def train_alone(case: Case, folder: Path, name: str) -> dict[str, Any]:
 @pytest.mark.parametrize("name", QUICK)
 def test_two_processes_are_one(name: str, folder: Path, quick: Found) -> None:
     check(QUICK[name], quick[name], folder / "two" / name, train_alone(QUICK[name], folder, name))
+
+
+def test_weights_that_were_gathered_in_fewer_bits_are_saved_in_all(folder: Path, quick: Found) -> None:
+    """The evaluation before saving leaves what is outside the blocks gathered, in bfloat16."""
+    first = quick["bf16"][0]
+    assert not isinstance(first, str), first
+    check_saved(FEWER_BITS, first, folder / "two" / "bf16")
 
 
 @pytest.mark.slow

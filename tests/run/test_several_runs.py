@@ -190,7 +190,7 @@ REFUSED = """
         group.wait()
         with pytest.MonkeyPatch.context() as patch:
             if name == "save_delta":  # which the first alone does
-                patch.setattr(_training, name, lambda *_: (_ for _ in ()).throw(error))
+                patch.setattr(_training, name, lambda *_, **__: (_ for _ in ()).throw(error))
             else:
                 one_refuses(patch, _training if name == "checkpoint_to_resume" else where, name, error)
             with pytest.raises((FrostlineError, OSError, RuntimeError), match="not in this place") as caught:

@@ -59,6 +59,8 @@ PASSED: dict[str, Any] = {
     "ddp_static_graph": False,
     "ddp_timeout": 60,
     "neftune_noise_alpha": 5.0,
+    "fsdp": True,
+    "fsdp_config": {"version": 2, "min_num_params": 0, "xla": False, "xla_fsdp_v2": False, "xla_fsdp_grad_ckpt": False},
 }
 """A value for every field that is passed on."""
 
@@ -66,7 +68,7 @@ BESIDE: dict[str, Any] = {
     "activation_checkpointing": True,
     "eval_steps": 5,
     "save_steps": 5,
-    "training": {"dataloader_num_workers": 1, "load_best_model_at_end": True},
+    "training": {"dataloader_num_workers": 1, "load_best_model_at_end": True, "fsdp": True},
 }
 """Settings that some fields need beside them."""
 
@@ -145,7 +147,11 @@ def test_a_field_that_would_not_act_is_refused(tmp_path: Path, name: str) -> Non
         (["training.adam_beta1=high"], "training: adam_beta1: it should be a valid number"),
         (["training.adam_beta1=0.9", "optim=sgd"], "training.adam_beta1: optim=sgd does not read it"),
         (["training.max_steps=3"], "training: max_steps: give it at the top level"),
-        (["training.fsdp=full_shard"], "a script with frostline.Trainer for FSDP2"),
+        (
+            ["training.deepspeed=zero.json"],
+            "by DDP (torchrun) or by FSDP2: use training.fsdp=true to share a large model",
+        ),
+        (["training.fsdp_config.version=2"], "training.fsdp_config has no effect without training.fsdp"),
         (
             ["training.metric_for_best_model=accuracy", *("eval_steps=1", "training.load_best_model_at_end=true")],
             "loss",

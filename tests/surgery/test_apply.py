@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -136,6 +137,15 @@ def test_a_share_of_rows_moves_only_those_rows() -> None:
     apply(Plan(blocks=(Frozen(),) * 3 + (Partial(rows=0.25, rows_seed=7),)), again)
     index = again.model.layers[3].mlp.gate_proj.parametrizations.weight[0].index
     assert moved.nonzero().flatten().tolist() == index.tolist()
+
+
+def test_a_copy_is_made_plain_and_its_model_goes_on() -> None:
+    model = tiny("llama")
+    apply(Plan(blocks=(Frozen(), Frozen(), Partial(rows=0.5), Partial(rows=0.5))), model)
+    ids = torch.arange(4, 12)[None]
+    before = model(ids).logits
+    plain = to_plain(copy.deepcopy(model))
+    assert torch.equal(plain(ids).logits, before) and torch.equal(model(ids).logits, before)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "bert", "t5"])

@@ -1,12 +1,15 @@
 """Peak memory of an evaluation, in bytes.
 
     weights      all of the model: trained tensors in float32, the others in the checkpoint's type, or quantized
-    optimizer    what the optimizer keeps: it is there in the evaluation after training
+    optimizer    what the optimizer keeps: it is there in the evaluation after training; and so are DDP's buckets
     passing      a block's input, output and inner tensors, as below the boundary (`_memory`): nothing waits for a
                  backward pass
     keys         and values of all blocks, where a decoder's forward pass keeps them; until the loss is computed
     logits       three tensors of float32 at every position: logits, a copy in float32, log-probabilities
     generation   keys and values of all blocks for prompt and text, and the logits of one position of each beam
+
+Where devices share a model, each has all of it in the evaluations before and after training; in the second, its own
+share of the weights too.
 
 Passing and logits follow one another, so the larger of them counts, or generation with the passing of its prompts.
 
@@ -20,7 +23,7 @@ from dataclasses import dataclass, replace
 
 from frostline.anatomy import Anatomy
 from frostline.cost._flow import Flow, flow
-from frostline.cost._held import held, on_a_device
+from frostline.cost._held import held, on_a_device, own_share
 from frostline.cost._memory import memory
 from frostline.cost._workload import FLOAT, Workload, state_bytes
 from frostline.plan import Plan
@@ -74,8 +77,9 @@ def evaluation_memory(plan: Plan, anatomy: Anatomy, workload: Workload, work: Ev
     Raises `PlanError` when the plan does not fit the anatomy.
     """
     step = flow(plan, anatomy)
-    whole = workload.model_copy(update={"activation_cache": work.stored})
-    weights = on_a_device(held(plan, anatomy, step, whole), whole)
+    whole = workload.model_copy(update={"activation_cache": work.stored, "devices": 1})
+    tensors, training = held(plan, anatomy, step, whole), memory(plan, anatomy, workload)
+    stays = training.optimizer + training.buckets + (own_share(tensors, workload) if workload.devices > 1 else 0)
     tokens = work.rows * work.texts * work.length
     logits = FLOAT * work.rows * work.texts * work.positions * work.width
     kept = work.keeps * tokens * _kept_per_token(step, whole)
@@ -86,7 +90,7 @@ def evaluation_memory(plan: Plan, anatomy: Anatomy, workload: Workload, work: Ev
         tokens = texts * (work.length + work.new_tokens)
         logits = LOGIT_TENSORS * FLOAT * texts * work.width
         writing = tokens * _kept_per_token(step, whole) + max(logits, _passing(step, whole, texts * work.length))
-    return round(weights + memory(plan, anatomy, workload).optimizer + max(loss, writing))
+    return round(on_a_device(tensors, whole) + stays + max(loss, writing))
 
 
 def rows_within(limit: float, plan: Plan, anatomy: Anatomy, workload: Workload, work: EvaluationWork) -> int:

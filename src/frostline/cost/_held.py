@@ -101,8 +101,12 @@ def held(plan: Plan, anatomy: Anatomy, step: Flow, workload: Workload) -> list[H
 
 def on_a_device(tensors: Sequence[Held], workload: Workload) -> int:
     """Bytes that one device holds of them."""
-    shared = sum(item.nbytes for item in tensors if item.sharded)
-    return round(shared / workload.devices + sum(item.nbytes for item in tensors if not item.sharded))
+    return round(own_share(tensors, workload) + sum(item.nbytes for item in tensors if not item.sharded))
+
+
+def own_share(tensors: Sequence[Held], workload: Workload) -> float:
+    """Bytes of a device's part of those that devices share."""
+    return sum(item.nbytes for item in tensors if item.sharded) / workload.devices
 
 
 def gathered(tensors: Sequence[Held], trained: Mapping[int, int], step: Flow, workload: Workload) -> Gathered:

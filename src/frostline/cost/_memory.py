@@ -4,6 +4,8 @@
                   type, or quantized. A matrix of which some rows train is there as a whole, and its trained rows again
     gradients     float32, of everything that trains. If each tensor is stepped in the backward pass: of the largest
                   tensor alone. If FLORA accumulates: of that tensor, and the compressed sums
+    buckets       where processes train side by side (DDP): a second copy of the gradients, in which they are summed. It
+                  is there from the first step to the last
     optimizer     what the optimizer keeps between steps (`_optimizer`)
     activations   what autograd keeps for the backward pass, copies of weights included (`_activations`)
     logits        of a loss over tokens: the log-probabilities, their gradient and the gradient of the logits, 4 bytes
@@ -61,6 +63,7 @@ class Memory:
 
     weights: int
     gradients: int
+    buckets: int
     optimizer: int
     activations: int
     logits: int
@@ -77,6 +80,7 @@ def memory(plan: Plan, anatomy: Anatomy, workload: Workload) -> Memory:
     tensors = held(plan, anatomy, step, workload)
     weights = on_a_device(tensors, workload)
     share = FLOAT * sum(trained.values()) / workload.devices
+    buckets = round(share) if workload.processes > 1 else 0
     optimizer = round(optimizer_bytes(_shapes(plan, anatomy, step), workload) / workload.devices)
     # 2. What the forward pass leaves for the backward pass, and what checkpointing recomputes of it.
     kept = saved(step, workload)
@@ -99,13 +103,15 @@ def memory(plan: Plan, anatomy: Anatomy, workload: Workload) -> Memory:
     return Memory(
         weights=weights,
         gradients=round(gradients.earlier + gradients.most if passing else share),
+        buckets=buckets,
         optimizer=optimizer,
         activations=activations + round(max(again)),
         logits=logits,
         read_ahead=ahead,
         gathered=round(whole.most(step.bottom)) + whole_matrix,
         # The peak is in the forward pass of the frozen bottom, or in the backward pass above it.
-        peak=weights + optimizer + ahead + whole_matrix + max(_passing(step, whole, gradients.earlier, workload), back),
+        peak=sum((weights, buckets, optimizer, ahead, whole_matrix))
+        + max(_passing(step, whole, gradients.earlier, workload), back),
     )
 
 

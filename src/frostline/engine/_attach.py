@@ -82,7 +82,7 @@ def attach(
         )
     if hasattr(trainer, _ATTRIBUTE):
         raise ConfigError("attach: it was called on this trainer before: call it once, before train()")
-    check_unsharded(trainer.args, "attach")
+    check_unsharded(trainer.args)
     limit = check_settings(activation_cache, activation_cache_limit, loss_positions)
     _Attachment(trainer, plan, schedule, activation_cache, limit, loss_positions)
     return trainer

@@ -106,6 +106,20 @@ def private_memory() -> int:
     return int(psutil.Process().memory_full_info().uss)
 
 
+class PeakOfSteps(TrainerCallback):
+    """Lets a meter of memory begin with the first step: before it, a model is whole that processes share in training.
+
+    Args:
+        memory: the meter.
+    """
+
+    def __init__(self, memory: MemoryMeter) -> None:
+        self._memory = memory
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self._memory.restart_peak()
+
+
 class StepMeter(TrainerCallback):
     """Wall and processor time of every optimizer step in seconds, without evaluation and saving.
 

@@ -22,13 +22,14 @@ from frostline.engine._sharding import (
     check_optimizer,
     check_plan,
     gathered,
+    no_effect,
     shard,
     with_values,
     without_values,
 )
 from frostline.hooks import any_sharded, attribute_set, share_again
 from frostline.processes import running
-from frostline.surgery import check_plain
+from frostline.surgery import check_plain, renew
 
 
 class ShardedTrainer(ChangingTrainer):
@@ -48,6 +49,11 @@ class ShardedTrainer(ChangingTrainer):
         self.is_fsdp_enabled = False  # for what transformers does with it; the model is sharded here instead
 
     @property
+    def notices(self) -> tuple[str, ...]:
+        """What runs as it would without frostline and why, one line each."""
+        return super().notices if self.sharding is None else (*super().notices, *no_effect(self.args))
+
+    @property
     def _is_sharded(self) -> bool:
         return any_sharded(self.model.parameters())
 
@@ -55,18 +61,27 @@ class ShardedTrainer(ChangingTrainer):
         if self.sharding is None:
             super()._begin_plan()
             return
-        self._check_can_shard()
+        self.check_sharding()
         super()._begin_plan()
         model = cast(nn.Module, self.model)
         self._skeleton = without_values(model)
         shard(model, self.text_model, self.applied.anatomy, self.session.replaced, self.sharding, bf16=self.args.bf16)
+        renew(model)
 
-    def _check_can_shard(self) -> None:
+    def check_sharding(self) -> None:
+        """Raise `ConfigError` where FSDP2 is asked for, and this training cannot use it."""
+        if self.sharding is None:
+            return
         if self._is_sharded:
             raise ConfigError("train: with fsdp a trainer trains once: make a new model and a new trainer")
         if self.optimizer is not None:
             raise ConfigError(
                 "optimizers: with fsdp, use optimizer_cls_and_kwargs: an optimizer holds whole parameters"
+            )
+        if self._as_given and self.args.load_best_model_at_end:
+            raise ConfigError(
+                "load_best_model_at_end: with fsdp, the best checkpoint of a model without a plan cannot be read into "
+                "the shares: use plan=..., or leave it out"
             )
         own = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args, self.model)
         check_optimizer(own[0])
@@ -133,4 +148,13 @@ class ShardedTrainer(ChangingTrainer):
         super().save_model(output_dir, _internal_call, whole=whole)
 
     def _copied(self) -> Any:
-        return with_values(self._skeleton, self.model, self.args.should_save) if self._is_sharded else super()._copied()
+        if not self._is_sharded:
+            return super()._copied()
+        return with_values(self._skeleton, self.model, keep=self.args.should_save, device=torch.device("cpu"))
+
+    def whole_model(self) -> Any:
+        """The model with all of its weights in this process: itself, or a copy of it where processes share it.
+
+        It is for use, not to go on training. All processes have to call this.
+        """
+        return with_values(self._skeleton, self.model) if self._is_sharded else self.model

@@ -21,13 +21,21 @@ from transformers import TrainingArguments
 from frostline.adapters import ranks_state
 from frostline.anatomy import Anatomy
 from frostline.core.errors import ConfigError
-from frostline.hooks import whole
+from frostline.hooks import share_again, whole
 
 ELEMENTWISE = (
     *(torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.RAdam),
     *(torch.optim.Adagrad, torch.optim.RMSprop, torch.optim.Adamax, torch.optim.Adadelta),
 )
 """Optimizers that treat each number alone: a share of a tensor steps as it does in the whole tensor."""
+
+READ = ("version", "reshard_after_forward", "cpu_ram_efficient_loading")
+NOT_READ = (
+    *("auto_wrap_policy", "transformer_layer_cls_to_wrap", "min_num_params", "state_dict_type"),
+    *("backward_prefetch", "forward_prefetch", "limit_all_gathers", "use_orig_params", "sync_module_states"),
+)
+REFUSED = ("cpu_offload", "activation_checkpointing", "xla", "xla_fsdp_v2", "xla_fsdp_settings", "xla_fsdp_grad_ckpt")
+"""Options of `fsdp_config`: what has an effect, what has none (a notice says so), and what is refused if it is on."""
 
 
 def refused_engine(args: TrainingArguments) -> str | None:
@@ -41,9 +49,31 @@ def refused_engine(args: TrainingArguments) -> str | None:
         return "parallelism_config: only all processes together can share a model: leave it out, and use fsdp"
     if (version := _version(args)) not in (None, 2):
         return f"fsdp: version {version} is not supported: use version 2 (fsdp_config: version)"
-    if args.fsdp and cast(dict[str, Any], args.fsdp_config).get("xla"):
+    if not args.fsdp:
+        return None
+    given = cast(dict[str, Any], args.fsdp_config)
+    if any(value for name, value in given.items() if name.startswith("xla")):
         return "fsdp_config: xla is not supported: leave it out"
+    for name in given:
+        if name not in (*READ, *NOT_READ, *REFUSED):
+            return f"fsdp_config: unknown option '{name}': use {', '.join(READ)}"
     return None
+
+
+def asks_sharding(fsdp: Any) -> bool:
+    """Whether FSDP is asked for: by the training argument `fsdp`, or by `accelerate launch`."""
+    return bool(fsdp) or _launched_with("FSDP")
+
+
+def no_effect(args: TrainingArguments) -> list[str]:
+    """What of the options of FSDP has no effect, a line for all of them."""
+    given = [name for name in NOT_READ if args.fsdp and cast(dict[str, Any], args.fsdp_config).get(name)]
+    if not args.fsdp:
+        names = {"auto_wrap_policy": "NO_WRAP", "transformer_cls_to_wrap": "", "state_dict_type": ""}
+        given = [name for name, usual in names.items() if os.environ.get(f"FSDP_{name.upper()}", usual) != usual]
+    if not given:
+        return []
+    return [f"fsdp: each block is a unit, and checkpoints hold whole tensors: {', '.join(given)} has no effect"]
 
 
 def asked_sharding(args: TrainingArguments) -> FullyShardedDataParallelPlugin | None:
@@ -55,6 +85,11 @@ def asked_sharding(args: TrainingArguments) -> FullyShardedDataParallelPlugin | 
         raise ConfigError(refused)
     if _version(args) is None:
         return None
+    if not distributed.is_initialized():
+        raise ConfigError(
+            "fsdp: it divides a model among processes, and no launcher started any: use torchrun --nproc-per-node 2 "
+            "(or more), or leave fsdp out"
+        )
     plugin = FullyShardedDataParallelPlugin(**(args.fsdp_plugin_args or {"fsdp_version": 2}))
     why_not = {
         "cpu_offload: trained weights stay on the device": getattr(plugin.cpu_offload, "pin_memory", None) is not None,
@@ -71,11 +106,11 @@ def asked_sharding(args: TrainingArguments) -> FullyShardedDataParallelPlugin | 
     return plugin
 
 
-def check_unsharded(args: TrainingArguments, what: str) -> None:
-    """Raise `ConfigError` where `what` is to train with weights in shards, or with an engine that is not supported."""
+def check_unsharded(args: TrainingArguments) -> None:
+    """Raise `ConfigError` where an attached trainer is to train in shards, or with an engine that is not supported."""
     if asked_sharding(args) is not None:
         raise ConfigError(
-            f"{what}: fsdp would shard the frozen bottom too: use frostline.Trainer with these arguments, in a script"
+            "attach: fsdp would shard the frozen bottom too: use frostline.Trainer with these arguments, in a script"
         )
 
 
@@ -163,19 +198,25 @@ def without_values(model: nn.Module) -> Any:
     return copy.deepcopy(model, memo)
 
 
-def with_values(skeleton: Any, model: Any, keep: bool) -> Any:
-    """A copy of the sharded `model` as it was before, with the values of now, on the CPU.
+def with_values(skeleton: Any, model: Any, *, keep: bool = True, device: torch.device | None = None) -> Any:
+    """A copy of the sharded `model` as it was before, with the values of now.
 
     Args:
         skeleton: from `without_values`, before the model was sharded.
         model: as it is now. All processes have to call this.
         keep: whether this process gets the copy; the others get None.
+        device: where all values are copied to. None: they stay where they are, and what is not sharded is not copied.
     """
     copied = copy.deepcopy(skeleton) if keep else None
-    values = gathered(dict(model.named_parameters()), keep=keep)
+    share_again(model)
+    values = {}
+    for name, parameter in model.named_parameters():
+        value = whole(parameter.detach())
+        if keep:
+            values[name] = value if device is None else value.to(device, copy=True)
     if copied is None:
         return None
-    new = {p: nn.Parameter(values[name].clone(), p.requires_grad) for name, p in copied.named_parameters()}
+    new = {p: nn.Parameter(values[name], p.requires_grad) for name, p in copied.named_parameters()}
     for module in copied.modules():
         for name, held in module._parameters.items():
             module._parameters[name] = None if held is None else new[held]
@@ -184,14 +225,9 @@ def with_values(skeleton: Any, model: Any, keep: bool) -> Any:
     return copied
 
 
-def gathered(named: Mapping[str, Any], *, keep: bool = True) -> dict[str, torch.Tensor]:
-    """The whole tensors of `named`, on the CPU. All processes have to call this; those that do not `keep` get none."""
-    found = {}
-    for name, tensor in named.items():
-        value = whole(tensor.detach())
-        if keep:
-            found[name] = value.cpu()
-    return found
+def gathered(named: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """The whole tensors of `named`, on the CPU. All processes have to call this."""
+    return {name: whole(tensor.detach()).cpu() for name, tensor in named.items()}
 
 
 def check_plan(trainer: Any) -> None:

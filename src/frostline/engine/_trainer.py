@@ -180,6 +180,8 @@ class Trainer(ShardedTrainer):
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """A new model from `model_init`, under the plan that training starts with."""
         model: nn.Module = super().call_model_init(trial)
+        if self.sharding is not None:
+            fill_from_first(model, self.args.device)
         self.schedule = self._start(model)
         if hasattr(self, "session"):
             self._end_plan()

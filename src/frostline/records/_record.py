@@ -76,9 +76,11 @@ class Measured(_Data):
         seconds_per_step: the median over the steps after the first.
         caching_seconds: the part of `train_seconds` that the decision on the activation cache and the caching pass
             needed (0 with `activation_cache: off`).
-        peak_memory_bytes: the peak while the steps ran. On a CPU: of private anonymous memory, above that before the
+        peak_memory_bytes: the peak while the steps ran (FSDP2: without the checks before them, for which each process
+            has the whole model). On a CPU: of private anonymous memory, above that before the
             model was loaded; on CUDA: of the allocator.
         steps: optimizer steps.
+        engine: how processes trained together: `DDP`, where each had the whole model, or `FSDP2`, where they shared it.
         processes: how many trained together. Memory is that of the largest, times are those of the first.
         tokens_per_second: tokens of training batches of all processes, padding included.
         cpu_seconds_per_step: the median processor time of all threads (none on an accelerator). On a machine that
@@ -98,6 +100,7 @@ class Measured(_Data):
     caching_seconds: float
     peak_memory_bytes: int
     steps: int
+    engine: Literal["one process", "DDP", "FSDP2"] = "one process"
     processes: int = 1
     tokens_per_second: float | None = None
     cpu_seconds_per_step: float | None = None

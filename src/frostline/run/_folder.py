@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -11,10 +12,14 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from frostline.core.errors import CheckpointError, ConfigError
 from frostline.core.locks import own_folder
-from frostline.processes import Processes
-from frostline.records import RECORD_FILE, read_record
+from frostline.engine import asks_sharding
+from frostline.processes import Processes, running
+from frostline.records import RECORD_FILE, RunRecord, read_record
 from frostline.run._config import RunConfig
+from frostline.run._device import uses_bfloat16
 from frostline.run._trials import TRIALS_FILE, read_trials
+
+_BATCHES = ("per_device_train_batch_size", "gradient_accumulation_steps")
 
 
 @contextmanager
@@ -43,6 +48,17 @@ def check_several(config: RunConfig, group: Processes) -> None:
                 f"{name}: it works in one process, but the launcher started {group.count}: {instead}, or start one "
                 "process"
             )
+    if not _shared(config):
+        return
+    if config.calibrate:
+        raise ConfigError("calibrate: it times whole blocks, and fsdp gathers them in each step: use calibrate=false")
+    if config.frozen_bits is not None:
+        raise ConfigError("frozen_bits: quantized weights cannot be divided: leave it out, or fsdp")
+    if isinstance(config.budget.memory, str):
+        raise ConfigError(
+            "budget.memory: with fsdp a size cannot be kept, because each process holds the whole model before the "
+            "first step: use a share of full fine-tuning (budget.memory=0.5)"
+        )
 
 
 def checkpoint_to_resume(folder: Path, config: RunConfig, resume: bool) -> str | None:
@@ -58,7 +74,8 @@ def checkpoint_to_resume(folder: Path, config: RunConfig, resume: bool) -> str |
         raise CheckpointError(
             f"the run in {folder} is finished, so there is nothing to resume: use another out for a new run"
         )
-    _check_same(folder, record.config, config, lambda path: record.found(path, folder))
+    moved = _check_steps(folder, record, config)
+    _check_same(folder, record.config, config, lambda path: record.found(path, folder), moved)
     last: str | None = get_last_checkpoint(str(folder))
     return last
 
@@ -83,19 +100,73 @@ def _check_trials(folder: Path, config: RunConfig, resume: bool) -> None:
         raise CheckpointError(
             f"{folder} holds trials of a run that was stopped: use another out, or --resume to continue that run"
         )
-    _check_same(folder, read_trials(trials).get("asked", {}), config, lambda path: path)
+    found = read_trials(trials)
+    count = found.get("processes", 1)
+    if count != running().count:
+        raise CheckpointError(
+            f"cannot resume {folder} in {running().count} processes: its trials were made by {count}, whose steps have "
+            "other rows: use as many processes"
+        )
+    _check_same(folder, found.get("asked", {}), config, lambda path: path)
 
 
-def _check_same(folder: Path, before: Mapping[str, Any], config: RunConfig, find: Callable[[str], str]) -> None:
-    """Raises `CheckpointError` for settings that are not those from before; `find` tells where a path is now."""
+def _check_steps(folder: Path, record: RunRecord, config: RunConfig) -> bool:
+    """Whether a run goes on in another number of processes, or shares its model otherwise, with the rows of each step.
+
+    Raises `CheckpointError` where its steps would have other rows, or its weights another type in a pass.
+    """
+    before = {"devices": 1, "processes": 1, **record.predicted.get("assumes", {})}
+    count = running().count
+    now = {"devices": count if _shared(config) else 1, "processes": 1 if _shared(config) else count}
+    if all(before[name] == value for name, value in now.items()):
+        return False
+    planned = record.chosen or {}
+    for name in _BATCHES:
+        now[name] = planned.get(name, getattr(config, name))
+    was, rows = (math.prod(each.get(name, 1) for name in ("devices", "processes", *_BATCHES)) for each in (before, now))
+    if was != rows:
+        raise CheckpointError(
+            f"cannot resume {folder} in {count} processes: a step had {was} rows, and would have {rows}: use "
+            "another per_device_train_batch_size, or as many processes as before"
+        )
+    if (before["devices"] > 1) != (now["devices"] > 1) and uses_bfloat16(config.bf16):
+        raise CheckpointError(
+            f"cannot resume {folder}: with bf16, fsdp computes norms and states in bfloat16, and other runs do not: "
+            f"start it {'with' if before['devices'] > 1 else 'without'} fsdp, as before"
+        )
+    return True
+
+
+def _check_same(
+    folder: Path, before: Mapping[str, Any], config: RunConfig, find: Callable[[str], str], moved: bool = False
+) -> None:
+    """Raises `CheckpointError` for settings that are not those from before.
+
+    Args:
+        folder: of the run.
+        before: its settings.
+        config: those of now.
+        find: tells where a path is now.
+        moved: whether processes divide its steps in another way than before.
+    """
     wanted = config.model_dump(mode="json")
+    if moved:
+        before, wanted = ({**each, "training": _but_sharing(each.get("training", {}))} for each in (before, wanted))
     for key in wanted:
-        if key in ("out", "threads", "activation_cache_limit"):
+        if key in ("out", "threads", "activation_cache_limit", *(_BATCHES if moved else ())):
             continue
         if not _same(before.get(key), wanted[key], find):
             raise CheckpointError(
                 f"cannot resume {folder}: {key} was {before.get(key)!r}, now {wanted[key]!r}: use the same settings"
             )
+
+
+def _but_sharing(training: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in training.items() if name not in ("fsdp", "fsdp_config")}
+
+
+def _shared(config: RunConfig) -> bool:
+    return asks_sharding(config.training.get("fsdp"))
 
 
 def _same(before: Any, now: Any, find: Callable[[str], str]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,7 +17,7 @@ from frostline.bottom import Load
 from frostline.checkpoints import load_tokenizer, quiet_libraries, resize_embeddings, resized_tensors, rows_of_the_base
 from frostline.core.errors import ConfigError, a_noun, first_line
 from frostline.cost import Workload
-from frostline.engine import StepMeter, Trainer, check_unsharded
+from frostline.engine import StepMeter, Trainer, asks_sharding, fill_from_first
 from frostline.loss_positions import pack_rows
 from frostline.processes import running
 from frostline.records import RunRecord
@@ -150,6 +151,7 @@ def prepare(asked: RunConfig, data: Data, before: RunRecord | None = None, chose
         quantized = quantize_frozen(model, trainer.applied.anatomy, bits) if bits else None
         if config.packing:
             pack_rows(model, data.rows, PackingCollator())
+        trainer.check_sharding()
         trainer.session.decide()
         chosen = replace(chosen, config=with_eval_batch(config, data, trainer.applied))
         trainer.args.per_device_eval_batch_size = _eval_batch(chosen.config, data, model.config)
@@ -175,6 +177,9 @@ def load(
         return load_streaming(config, data, goes_on)
     with running().together():
         model = load_model(config.model, data.task, seed=config.seed, dtype=config.frozen_dtype)
+    if asks_sharding(config.training.get("fsdp")) and running().count > 1:
+        fill_from_first(model, device())
+    with running().together():
         if config.resize_embeddings:
             resize_embeddings(model, max(data.tokenizer.get_vocab().values()) + 1)
     if goes_on is not None:
@@ -278,8 +283,6 @@ def _arguments(config: RunConfig) -> TrainingArguments:
         "disable_tqdm": True,
     }
     try:
-        args = TrainingArguments(**{**given, **config.training})
-    except (ValueError, TypeError) as error:
+        return TrainingArguments(**{**given, **copy.deepcopy(config.training)})  # it changes `fsdp_config`
+    except (ValueError, TypeError, OSError) as error:
         raise ConfigError(f"transformers.TrainingArguments: {first_line(error)}") from None
-    check_unsharded(args, "frostline train")
-    return args

@@ -333,7 +333,8 @@ class Tournament:
         self._save()
 
     def _save(self) -> None:
-        running().once(lambda: write_json(self._folder / TRIALS_FILE, {**self.found, "asked": self._asked}))
+        document = {**self.found, "asked": self._asked, "processes": running().count}
+        running().once(lambda: write_json(self._folder / TRIALS_FILE, document))
 
 
 def _last_loss(trial: dict[str, Any]) -> float:

@@ -13,11 +13,11 @@ import torch
 from rich.console import Console
 
 from frostline.adapters import router_statistics
-from frostline.checkpoints import quiet_libraries, save_delta, write_run_card
+from frostline.checkpoints import quiet_libraries, save_delta, trained_tensors, write_run_card
 from frostline.core.errors import ConfigError, DataError, FrostlineError, first_line
 from frostline.core.files import atomic_file, disk_errors, private, read_json, write_json, write_text
 from frostline.core.sizes import size_text
-from frostline.engine import MemoryMeter, ProgressBar, Trainer, start_bar
+from frostline.engine import MemoryMeter, PeakOfSteps, ProgressBar, Trainer, start_bar
 from frostline.model_card import OWN_README
 from frostline.plan import Plan, document, save_plan, strip_over_time
 from frostline.processes import Processes, running, start
@@ -144,6 +144,8 @@ def _run(
         before = _before(prepared, folder, checkpoint, phases, console)
     bar = ProgressBar(console, config.strategy, memory, prepared.steps, lambda: trainer.last_loss)
     trainer.add_callback(bar)
+    if trainer.sharding is not None:
+        trainer.add_callback(PeakOfSteps(memory))
     watched = watch(trainer, config) if isinstance(trainer, JudgedTrainer) else None
     memory.restart_peak()
     try:
@@ -160,13 +162,12 @@ def _run(
     routers = router_statistics(prepared.model) or None
     split = split_report(trainer)
     peak = max(group.every(memory.peak_bytes)) if split is None else sum(split.peak_memory_bytes.values())
-    with phases.of("saving"), group.together(), disk_errors(folder):
-        if group.first:
-            prepared.data.tokenizer.save_pretrained(folder)
-            save_delta(prepared.model, folder)
-            if watched is not None and config.save_steps is None:
-                drop_checkpoints(folder, 0)
-    after = _measure(prepared, phases, console)
+    with phases.of("saving"):
+        _save(prepared, folder)
+        if group.first and watched is not None and config.save_steps is None:
+            drop_checkpoints(folder, 0)
+        evaluated = replace(prepared, model=trainer.whole_model())
+    after = _measure(evaluated, phases, console)
     median = prepared.steps.median
     tokens = step_rows_of(config) * prepared.data.mean_length(config) * (1 if split is None else split.clients)
     applied = trainer.applied
@@ -184,6 +185,7 @@ def _run(
                 caching_seconds=trainer.cache_report.seconds,
                 peak_memory_bytes=peak,
                 steps=trainer.state.global_step,
+                engine="FSDP2" if trainer.sharding is not None else "DDP" if group.count > 1 else "one process",
                 processes=group.count,
                 tokens_per_second=tokens / median if median else None,
                 cpu_seconds_per_step=prepared.steps.cpu_median if split is None else None,  # others trained
@@ -206,6 +208,15 @@ def _run(
         return finished
 
     return group.once(write_end)
+
+
+def _save(prepared: Prepared, folder: Path) -> None:
+    group = running()
+    trained = trained_tensors(prepared.model)  # in all processes: they may share it
+    with group.together(), disk_errors(folder):
+        if group.first:
+            prepared.data.tokenizer.save_pretrained(folder)
+            save_delta(prepared.model, folder, tensors=trained)
 
 
 def _fall(

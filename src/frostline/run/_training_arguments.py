@@ -19,7 +19,7 @@ from transformers import TrainingArguments
 
 from frostline.core.settings import first_error
 
-_SHARDED = "a run trains on one device or by DDP (torchrun): use that, or a script with frostline.Trainer for FSDP2"
+_OTHERS = "a run trains on one device, by DDP (torchrun) or by FSDP2: use training.fsdp=true to share a large model"
 _HUB = "frostline uploads nothing: use frostline merge, then upload that folder"
 _NO_METRICS = "it has no effect here, since evaluation while training computes the loss alone: use frostline evaluate"
 _COMPILED = "frostline removes and replaces blocks, which a compiled model does not allow: leave it out"
@@ -66,14 +66,12 @@ REFUSED: Mapping[str, str] = {
     "restore_callback_states_from_checkpoint": "it has no effect here: frostline's callbacks keep no state",
     "use_cpu": "the accelerator is used where there is one: use CUDA_VISIBLE_DEVICES= to hide it",
     "accelerator_config": "frostline decides how batches are dealt to processes: leave it out",
-    "parallelism_config": _SHARDED,
+    "parallelism_config": _OTHERS,
     "remove_unused_columns": "the task decides which columns the model reads: use data",
     "label_names": "the task decides which columns the model reads: use data",
     "length_column_name": "it has no effect here: lengths are counted from the tokens",
     "ddp_backend": "the backend follows from the device: leave it out",
-    "fsdp": _SHARDED,
-    "fsdp_config": _SHARDED,
-    "deepspeed": _SHARDED,
+    "deepspeed": _OTHERS,
     "debug": "it reads every module, and frozen blocks may not be in memory: leave it out",
     "skip_memory_metrics": "peak memory is always measured, and is in the record: leave it out",
     "do_train": _MODES,
@@ -94,6 +92,7 @@ NEEDS: Mapping[str, str] = {
     "dataloader_prefetch_factor": "dataloader_num_workers",
     "dataloader_multiprocessing_context": "dataloader_num_workers",
     "dataloader_in_order": "dataloader_num_workers",
+    "fsdp_config": "fsdp",
 }
 """Fields that act only beside another setting."""
 
@@ -157,7 +156,8 @@ def _read(name: str, value: Any, own: set[str]) -> Any:
 
 @cache
 def _adapter(name: str) -> TypeAdapter[Any]:
-    return TypeAdapter(typing.get_type_hints(TrainingArguments)[name])
+    hint = typing.get_type_hints(TrainingArguments)[name]
+    return TypeAdapter(bool | hint if name == "fsdp" else hint)  # its type leaves out what its help asks for
 
 
 def check_needs(training: Mapping[str, Any], config: Any) -> None:

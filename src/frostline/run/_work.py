@@ -9,7 +9,7 @@ from typing import Any
 from frostline.anatomy import Anatomy
 from frostline.core.sizes import parse_size
 from frostline.cost import EvaluationWork, Workload, has_dropout, rows_within, storage_dtype
-from frostline.engine import GroupedByLength
+from frostline.engine import GroupedByLength, asks_sharding
 from frostline.processes import running
 from frostline.run._config import RunConfig
 from frostline.run._device import uses_bfloat16
@@ -57,12 +57,14 @@ def workload_of(config: RunConfig, data: Data, anatomy: Anatomy, model_config: A
     length = round(data.mean_length(config))
     passes = config.max_steps * step_rows_of(config) / rows if config.max_steps else config.num_train_epochs
     attention = "eager" if model_config._attn_implementation == "eager" else "sdpa"
+    count, shared = running().count, asks_sharding(config.training.get("fsdp"))
     return Workload(
         rows=rows,
         length=length,
         texts=data.rows.texts,
         per_device_train_batch_size=config.per_device_train_batch_size,
-        processes=running().count,
+        devices=count if shared else 1,
+        processes=1 if shared else count,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         num_train_epochs=passes,
         bf16=uses_bfloat16(config.bf16),

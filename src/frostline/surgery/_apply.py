@@ -168,6 +168,18 @@ def remember(names: Iterable[str], model: Any) -> Applied:
     return applied
 
 
+def renew(model: nn.Module) -> None:
+    """Note the parameters that `model` has now, where others took the place of those that trained (FSDP2).
+
+    Nothing else holds the earlier ones, so their memory is free.
+    """
+    applied = applied_to(model)
+    assert applied is not None, "the model has a plan"
+    text = text_model(model)
+    now = dict(text.named_parameters(remove_duplicate=False))
+    note(replace(applied, changed={name: now[name] for name in applied.changed}), text)
+
+
 def applied_to(model: nn.Module) -> Applied | None:
     """What `apply` did to `model`, or None."""
     found: Applied | None = getattr(model, _ATTRIBUTE, None) or getattr(text_model(model), _ATTRIBUTE, None)

@@ -56,6 +56,10 @@ def fold_rows(model: nn.Module) -> None:
     """Put the trained rows back into ordinary matrices, in place."""
     for module in list(model.modules()):
         if parametrize.is_parametrized(module):
+            # torch removes the matrix from the class, which a deep copy shares with the module that it was made of.
+            shared = type(module)
+            own = {name: value for name, value in vars(shared).items() if name not in ("__dict__", "__weakref__")}
+            module.__class__ = type(shared.__name__, shared.__bases__, own)
             for name, chain in list(module.parametrizations.items()):  # type: ignore[union-attr, operator]
                 if any(isinstance(step, TrainedRows) for step in chain):
                     parametrize.remove_parametrizations(module, name, leave_parametrized=True)

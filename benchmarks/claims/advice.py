@@ -1,0 +1,78 @@
+"""What a user should do: ten lines, each with what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from claims import equal
+from claims.claims import BOTTOMS, CUTS, LOSS
+from claims.results import Finding, ahead, both
+
+_TABLE, _STEPS = "001-table-minilm", "000-table-1-steps"
+
+
+@dataclass(frozen=True)
+class Advice:
+    """A line of advice. `evidence` has to hold, and `study` names where it comes from."""
+
+    says: str
+    study: str
+    evidence: Callable[[], Finding]
+
+
+ADVICE = (
+    Advice(
+        "With 0.4 of the time of three epochs of full fine-tuning, freeze a bottom and cache it (`bot50`, `bot75`).",
+        "equal-time",
+        lambda: equal.ahead(BOTTOMS, ["all"], 0.4),
+    ),
+    Advice(
+        "Without a learning rate that you know, use `--strategy auto --budget time=0.4`: it finds one in its time.",
+        "equal-time",
+        lambda: equal.ahead(["auto"], ["all"], 0.4),
+    ),
+    Advice(
+        "Where the head is tied to the embeddings, untie it (`untie: true` in a plan) and freeze more blocks.",
+        "equal-time",
+        lambda: equal.ahead(["bot75-untied"], ["bot50"], 0.4),
+    ),
+    Advice(
+        "With time for all steps, train everything: at equal steps freezing half of the blocks costs quality.",
+        "002-cost-quality-base16",
+        lambda: ahead(CUTS[1], "all", "bot50", LOSS),
+    ),
+    Advice(
+        "Raise the learning rate when blocks are frozen, up to four times: try three.",
+        "equal-time",
+        lambda: equal.rates(("all", *BOTTOMS)),
+    ),
+    Advice(
+        "Freeze the lowest blocks, not the highest: the lowest save the backward pass, the highest save little.",
+        "001-table-minilm, equal-time",
+        lambda: both(ahead(_TABLE, "bot50", "top50"), equal.ahead(["bot50"], ["top50"], 0.4)),
+    ),
+    Advice(
+        "Choose by position: the semantic cut saves less than `bot25`, and is not better.",
+        "002-cost-quality-base16",
+        lambda: ahead(CUTS[1], "bot25", "semantic", LOSS),
+    ),
+    Advice(
+        "Do not freeze blocks at random: the bottom of as many blocks is better.",
+        "002-cost-quality-base16",
+        lambda: ahead(CUTS[1], "semantic", "semantic-random", LOSS),
+    ),
+    Advice(
+        "Give LoRA a learning rate of its own (1e-2 on a small decoder): at that of full fine-tuning it hardly learns.",
+        "001-table-minilm",
+        lambda: ahead(_TABLE, "all", "lora"),
+    ),
+    Advice(
+        "Leave the layered loss and the residual interaction of hierarchical freezing off.",
+        "000-table-1-steps",
+        lambda: both(
+            ahead(_STEPS, "hierarchical", "hierarchical-layered", LOSS),
+            ahead(_STEPS, "hierarchical", "hierarchical-residual", LOSS),
+        ),
+    ),
+)
