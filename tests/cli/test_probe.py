@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from frostline.cli.main import main
-from frostline.signals import Probe
+from frostline.cli.probe import _text
+from frostline.signals import Measurement, Probe
 from tiny_files import write_model, write_task
 
 
@@ -113,3 +114,19 @@ def test_another_seed_draws_other_rows(probe: Any) -> None:
 )
 def test_errors_in_one_line(probe: Any, task: str, arguments: list[str], line: str) -> None:
     assert line in probe(task, *arguments, status=2)
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "text"),
+    [
+        (0.1234, 0.02, "0.12 ± 0.02"),
+        (12345.6, 3.0, "12346 ± 3"),
+        (0.000123, 0.00002, "0.00012 ± 0.00002"),
+        (1.37e-7, 2.1e-8, "1.4e-07 ± 2e-08"),
+        (0.91, 2.1e-8, "0.91000000 ± 0.00000002"),
+        (0.0, 2.1e-3, "0.000 ± 0.002"),
+        (1.37e-7, None, "1.37e-07"),
+    ],
+)
+def test_a_value_and_its_error(value: float, error: float | None, text: str) -> None:
+    assert _text(Measurement(value, error)) == text

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from frostline.signals import Measurement, Probe
 
 BAR = 16
+SMALL = 1e-4
 FROZEN, TRAINED = ("░", "bright_blue"), ("█", "red")
 """A bar's symbol and colour, below the semantic cut and above it; the same as where a plan is shown."""
 
@@ -135,11 +136,13 @@ def _lengths(measurements: tuple[Measurement, ...]) -> list[int]:
 
 
 def _text(measurement: Measurement) -> str:
-    """A value with its standard error, both to the error's first figure; alone with four figures."""
+    """A value with its standard error, both to the error's first figure; alone with four figures. Below `SMALL` with an exponent."""
     value, error = measurement.value, measurement.error
     if value is None:
         return "–"
     if not error or not isfinite(value):
         return f"{value:.4g}"
     decimals = max(0, -floor(log10(error)))
+    if 0 < abs(value) < SMALL:
+        return f"{value:.{max(0, floor(log10(abs(value))) + decimals)}e} ± {error:.0e}"
     return f"{value:.{decimals}f} ± {error:.{decimals}f}"

@@ -16,14 +16,7 @@ from frostline.bottom import BATCH_TOKENS, Load, batches_by_length
 from frostline.core.errors import DataError
 from frostline.hooks import device_of, evaluation_mode
 from frostline.signals._choose import DEVIATIONS, FROM_GRADIENTS, FROM_STATES, Rows, choose_signals
-from frostline.signals._deviation import (
-    SemanticBasis,
-    difference_gain,
-    log_gain,
-    semantic_deviation,
-    shift,
-    similarity,
-)
+from frostline.signals._deviation import SemanticBasis, difference_gain, log_gain, semantic_deviation, shift, similarity
 from frostline.signals._gradients import loss_gradients, row_gradients
 from frostline.signals._measurement import NOTHING, Measurement, mean
 from frostline.signals._reading import ReadTokens, Tokens, reads_of
