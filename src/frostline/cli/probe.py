@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 BAR = 16
 SMALL = 1e-4
+"""Values below it have an exponent."""
 FROZEN, TRAINED = ("░", "bright_blue"), ("█", "red")
 """A bar's symbol and colour, below the semantic cut and above it; the same as where a plan is shown."""
 
@@ -136,7 +137,7 @@ def _lengths(measurements: tuple[Measurement, ...]) -> list[int]:
 
 
 def _text(measurement: Measurement) -> str:
-    """A value with its standard error, both to the error's first figure; alone with four figures. Below `SMALL` with an exponent."""
+    """A value with its standard error, both to the error's first figure; alone with four figures."""
     value, error = measurement.value, measurement.error
     if value is None:
         return "–"
