@@ -241,6 +241,7 @@ def test_demo_ends_with_its_report(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "Use " in ended.out and (tmp_path / "report.html").is_file()
 
 
+@pytest.mark.slow
 def test_demo_is_a_study_whose_table_report_shows_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     short = {"max_steps": 2, "per_device_train_batch_size": 4, "max_length": 32, "threads": 1}
     monkeypatch.setattr("frostline.run.demo.STUDY", {"strategies": ["bot50"], "config": short, "baseline": "bot50"})

@@ -279,6 +279,7 @@ TWO_PROCESSES = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("disk", ["shared", "local"])
 def test_two_processes_share_the_pass(tmp_path: Path, disk: str) -> None:
     script = tmp_path / "train.py"

@@ -391,6 +391,7 @@ TWO_PROCESSES = """
 """
 
 
+@pytest.mark.slow
 def test_two_processes_skip_the_same_blocks_and_resume_exactly(tmp_path: Path) -> None:
     """AdamW moves a block that no process used in a step as little as on one process."""
     script, tests = tmp_path / "train.py", Path(__file__).resolve().parents[1]

@@ -351,6 +351,7 @@ TWO_PROCESSES = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [["lisa", "freezeout"], ["badam", "gradual", "autofreeze"], ["egeria", "smartfrz"]])
 def test_two_processes_train_as_one_and_are_resumed(tmp_path: Path, own_cache: None, names: list[str]) -> None:
     script, tests = tmp_path / "train.py", Path(__file__).resolve().parents[1]

@@ -120,11 +120,13 @@ def train_alone(case: Case, folder: Path, name: str) -> dict[str, Any]:
     return train(case, folder / "one" / name, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", QUICK)
 def test_two_processes_are_one(name: str, folder: Path, quick: Found) -> None:
     check(QUICK[name], quick[name], folder / "two" / name, train_alone(QUICK[name], folder, name))
 
 
+@pytest.mark.slow
 def test_weights_that_were_gathered_in_fewer_bits_are_saved_in_all(folder: Path, quick: Found) -> None:
     """The evaluation before saving leaves what is outside the blocks gathered, in bfloat16."""
     first = quick["bf16"][0]
@@ -144,6 +146,7 @@ def test_four_processes_are_one_and_go_on_from_two(name: str, folder: Path, four
     check(FOUR[name], four[name], folder / "four" / name, train_alone(QUICK[name], folder, f"{name}-of-four"))
 
 
+@pytest.mark.slow
 def test_one_process_goes_on_from_two(folder: Path, quick: Found) -> None:
     case = Case(resumes="../two/bot50/checkpoint-2")
     alone = train(case, folder / "one" / "goes-on", 1)
@@ -152,6 +155,7 @@ def test_one_process_goes_on_from_two(folder: Path, quick: Found) -> None:
         torch.testing.assert_close(alone["weights"][key], weights, atol=SAME, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bot50", "lora"])
 def test_each_holds_its_share_as_predicted(name: str, quick: Found) -> None:
     case, model = QUICK[name], tiny("llama")
@@ -172,6 +176,7 @@ def test_more_shares_as_predicted(name: str, slow: Found) -> None:
         assert found["bytes"] == pytest.approx(memory(plan, anatomy, work).weights, rel=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", REFUSED)
 def test_what_is_refused_before_training_by_every_process(what: str, quick: Found) -> None:
     for line in quick[what]:

@@ -229,6 +229,7 @@ REFUSED = """
 """
 
 
+@pytest.mark.slow
 def test_a_refusal_of_one_process_is_that_of_all(tmp_path: Path) -> None:
     write_all(tmp_path)
     done = script_in_processes(REFUSED, tmp_path, seconds=300)
@@ -287,6 +288,7 @@ def command(folder: Path, name: str, out: str, *more: str, **options: Any) -> li
     return in_processes(["-m", "frostline", "train", *settings(folder, name, out, 2), *more], **options)
 
 
+@pytest.mark.slow
 def test_the_command_prints_and_writes_once(tmp_path: Path) -> None:
     write_all(tmp_path)
     (tmp_path / "wrong").mkdir()

@@ -125,6 +125,7 @@ RESUME = """
 """
 
 
+@pytest.mark.slow
 def test_runs_that_share_the_model_are_those_of_one_process(tmp_path: Path) -> None:
     write_all(tmp_path)
     first, second = script_in_processes(RUN, tmp_path, "|".join(QUICK))
@@ -265,6 +266,7 @@ def launched(folder: Path, out: str, *more: str, **options: Any) -> list[Done]:
     return in_processes(["-m", "frostline", "train", *given(folder, "classification", out, 2), *more], **options)
 
 
+@pytest.mark.slow
 def test_the_launcher_asks_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As `accelerate launch --use_fsdp --fsdp_version 2` does, whose default is that the first process alone reads."""
     write_all(tmp_path)

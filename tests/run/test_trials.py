@@ -112,6 +112,7 @@ def test_what_was_tried_and_chosen_is_in_the_record_and_in_the_figure(tmp_path: 
     assert not any(name.startswith("checkpoint") for name in left) and "trials" not in left
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_in_a_trial_or_after_ends_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,6 +28,7 @@ def run(path: Path, out: Path, *overrides: str) -> tuple[list[Result], str]:
     return results, console.export_text()
 
 
+@pytest.mark.slow
 def test_killed_and_called_again_it_goes_on_where_it_was(tmp_path: Path) -> None:
     study = {
         "models": [str(write_model(tmp_path / "tiny"))],
