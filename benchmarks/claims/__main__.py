@@ -37,9 +37,10 @@ HEAD = """## How claims are judged
 Each row is a claim, and each verdict is computed from the records in docs/results by `PYTHONPATH=benchmarks python -m
 claims`. Differences are means ± standard deviations over seeds, paired by seed; larger is better (losses have the other
 sign). A claim *holds* where the mean difference is right in every task by two standard errors or more, *does not hold*
-where it is wrong by as much in one, and *cannot be told* in between. Studies of one seed a point (sensitivity, splits)
-tell differences of 0.03 in held-out loss, no others. A study goes on where it stopped: `frostline study
-recipes/papers/NAME.yaml --out docs/results/NAME`; `equal-time` stands for the studies recipes/equal-time-NAME.yaml.
+where it is wrong by as much in one, and *cannot be told* in between. With one seed a difference of 0.03 in held-out
+loss counts (sensitivity, splits, some plans in equal time), and none in accuracy. A study goes on where it stopped:
+`frostline study recipes/papers/NAME.yaml --out docs/results/NAME`; `equal-time` stands for the studies
+recipes/equal-time-NAME.yaml.
 """
 
 
@@ -95,7 +96,7 @@ def _advice() -> list[str]:
             if found.line
             else "not measured yet"
         )
-        doubt = {"holds": "", "not run yet": ""}.get(found.verdict, f" **{found.verdict.capitalize()}.**")
+        doubt = {"holds": "", "not run yet": ""}.get(found.verdict, f" **{found.verdict.capitalize()} in every task.**")
         lines.append(f"{number}. {advice.says} *Measured:* {shown}.{doubt}")
     return [*lines, ""]
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from claims import equal
-from claims.results import Finding, Verdict, ahead, both, measured, metric, points, predicted, ratio, read
+from claims.results import APART, Finding, ahead, both, judge, measured, metric, points, predicted, ratio, read
 
 STEP, MEMORY = measured("cpu_seconds_per_step"), predicted("memory_ratio")
 LOSS = metric("loss")
@@ -78,8 +78,6 @@ def faster(study: str, label: str, baseline: str, percent: float) -> Finding:
 
 
 _SCALE = "MiniLM and base16 have 22 and 14 million parameters, the paper's models 2 billion and more"
-APART = 0.03
-"""By how much the held-out loss of two seeds of one plan may differ."""
 BOTTOMS = ("bot50", "bot75", "bot75-untied")
 _OTHERS = ("splitlora", "lisa", "mixlora", "flora")
 CUTS = ("002-cost-quality", "002-cost-quality-base16")
@@ -323,7 +321,7 @@ def less_lost(study: str, ours: str, theirs: str, usual: str, hard: str) -> Find
         means = [cell.mean(LOSS) for cell in cells if cell is not None]
         lost = means[0] - means[1], means[2] - means[3]
         line = f"held-out loss rises by {lost[0]:.3f}, that of {theirs} by {lost[1]:.3f}"
-        return Finding(_of_one_seed(lost[1] - lost[0]), line, 1)
+        return Finding(judge([lost[1] - lost[0]], alone=APART), line, 1)
     return Finding("not run yet")
 
 
@@ -334,11 +332,4 @@ def lowest(study: str, says: str, begin: str = "") -> Finding:
         return Finding("not run yet")
     best, others = max(means, key=means.__getitem__), [mean for label, mean in means.items() if label != says]
     line = f"best {best}; held-out loss " + ", ".join(f"{-mean:.3f} ({label})" for label, mean in means.items())
-    return Finding(_of_one_seed(means[says] - max(others)) if says in means else "not run yet", line, 1)
-
-
-def _of_one_seed(lead: float) -> Verdict:
-    """A verdict on a lead in held-out loss with one seed: two seeds of one plan differ by as much as `APART`."""
-    if abs(lead) < APART:
-        return "cannot be told"
-    return "holds" if lead > 0 else "does not hold"
+    return Finding(judge([means[says] - max(others)], alone=APART) if says in means else "not run yet", line, 1)

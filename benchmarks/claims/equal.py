@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 
 from claims.results import (
+    APART,
     RESULTS,
     Cell,
     Finding,
@@ -80,7 +82,7 @@ def ahead(ours: Sequence[str], theirs: Sequence[str], share: float, least: float
         other = _leader(cells, theirs, WHOLE if whole else share)
         if one is None or other is None or not (apart := differences(one, other, value(one))):
             continue
-        verdicts.append(judge(apart, least))
+        verdicts.append(judge(apart, least, math.inf if encoder(one) else APART))
         seeds.append(len(apart))
         lines.append(f"{name.removeprefix('equal-time-')} {spread(apart)} ({_plan(one)} over {_plan(other)})")
     return Finding(together(verdicts), "; ".join(lines), min(seeds, default=0))
