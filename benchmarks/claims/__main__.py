@@ -54,6 +54,9 @@ def keep(runs: Path, name: str) -> int:
         place = RESULTS / name / path.parent.relative_to(runs)
         record["data"]["source"] = Path(record["data"]["source"]).name
         record["config"]["out"] = str(place.relative_to(ROOT))
+        if record["config"]["strategy"].endswith(".yaml"):
+            record["config"]["strategy"] = f"recipes/plans/{Path(record['config']['strategy']).name}"
+        record["places"] = {}
         record["command"] = ""  # it names places of the machine; the recipe is the command
         place.mkdir(parents=True, exist_ok=True)
         (place / "run.json").write_text(json.dumps(record, ensure_ascii=False) + "\n", encoding="utf-8")
