@@ -310,24 +310,35 @@ def test_a_wrong_setting_is_said_once(tmp_path: Path) -> None:
     assert "learning_rate" in first.err and len(first.err.splitlines()) == 1 and not second.err
 
 
+LONG = ("max_steps=400", "save_steps=1", "lr_scheduler_type=constant", "save_total_limit=400", "eval_steps=1000")
+"""A run that is killed on its way."""
+
+
+def write_with_dropout(folder: Path) -> None:
+    """What `write_all` writes, with a model whose dropout draws from each process's own generator."""
+    write_all(folder)
+    tiny("bert", dropout=0.2).save_pretrained(folder / "bert")
+
+
+def shortened(run: Path) -> int:
+    """Let a run of `LONG` that was killed end three steps after its last checkpoint; gives the checkpoint's step."""
+    last = max(int(path.name.rpartition("-")[2]) for path in run.glob("checkpoint-*"))
+    text = (run / "run.json").read_text()
+    (run / "run.json").write_text(text.replace('"max_steps": 400', f'"max_steps": {last + 3}'))
+    return last
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("killed", [0, 1])
 def test_a_killed_process_ends_the_others_and_the_run_is_resumed(tmp_path: Path, killed: int) -> None:
-    """With dropout, whose masks come from each process's own generator."""
-    write_all(tmp_path)
-    tiny("bert", dropout=0.2).save_pretrained(tmp_path / "bert")
-    more = ("max_steps=400", "save_steps=1", "lr_scheduler_type=constant", "save_total_limit=400", "eval_steps=1000")
+    write_with_dropout(tmp_path)
     options: dict[str, Any] = {"kill": (killed, tmp_path / "killed" / "checkpoint-3" / "rng_1.json")}
-    done = command(tmp_path, "classification", "killed", *more, **options)
+    done = command(tmp_path, "classification", "killed", *LONG, **options)
     other = done[1 - killed]
     assert done[killed].status == -9 and other.status == 1, other
     assert HANGS not in (one.status for one in done)
     assert f"error: process {1 - killed}: another process of this training has ended" in other.err
-    last = max(int(path.name.rpartition("-")[2]) for path in (tmp_path / "killed").glob("checkpoint-*"))
-    more = (*more, f"max_steps={last + 3}")
-    (tmp_path / "killed" / "run.json").write_text(
-        (tmp_path / "killed" / "run.json").read_text().replace('"max_steps": 400', f'"max_steps": {last + 3}')
-    )
+    more = (*LONG, f"max_steps={shortened(tmp_path / 'killed') + 3}")
     resumed = command(tmp_path, "classification", "killed", *more, "--resume")
     assert [one.status for one in resumed] == [0, 0], resumed[0].err
     whole = command(tmp_path, "classification", "whole", *more)

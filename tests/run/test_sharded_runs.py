@@ -11,9 +11,8 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from test_several_runs import settings, write_all
+from test_several_runs import LONG, settings, shortened, write_all, write_with_dropout
 
-from architectures import tiny
 from frostline.checkpoints import export_lora, load, merge
 from frostline.core.errors import CheckpointError, ConfigError
 from frostline.cost import Workload, memory
@@ -303,19 +302,14 @@ def test_trials_that_share_the_model_make_one_choice(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("killed", [0, 1])
 def test_a_killed_process_ends_the_others_and_the_run_is_resumed(tmp_path: Path, killed: int) -> None:
-    """With dropout, whose masks come from each process's own generator."""
-    write_all(tmp_path)
-    tiny("bert", dropout=0.2).save_pretrained(tmp_path / "bert")
-    more = ("max_steps=400", "save_steps=1", "lr_scheduler_type=constant", "save_total_limit=400", "eval_steps=1000")
+    write_with_dropout(tmp_path)
     folder = tmp_path / "classification killed"
-    done = launched(tmp_path, "killed", *more, kill=(killed, folder / "checkpoint-3" / "rng_1.json"))
+    done = launched(tmp_path, "killed", *LONG, kill=(killed, folder / "checkpoint-3" / "rng_1.json"))
     assert done[killed].status == -9 and done[1 - killed].status == 1, done[1 - killed]
     assert HANGS not in (one.status for one in done)
     assert "another process of this training has ended" in done[1 - killed].err
-    last = max(int(path.name.rpartition("-")[2]) for path in folder.glob("checkpoint-*"))
-    text = (folder / "run.json").read_text()
-    (folder / "run.json").write_text(text.replace('"max_steps": 400', f'"max_steps": {last + 3}'))
-    more = (*more, f"max_steps={last + 3}")
+    last = shortened(folder)
+    more = (*LONG, f"max_steps={last + 3}")
     with pytest.raises(CheckpointError, match="it was saved by 2 processes, and these are 1, so training would go on"):
         alone = stopped(folder, "classification alone", last)
         train(read_config(None, given(tmp_path, "classification", "alone", 4, *more, "training={}")), resume=True)

@@ -30,6 +30,21 @@ def sample(model: Any, *, seed: int = 0, targets: int = 2) -> list[dict[str, Any
     return rows
 
 
+def first(_row: dict[str, Any]) -> int:
+    """The token that a row's labels are read at, as a position: the first."""
+    return 0
+
+
+def last(_row: dict[str, Any]) -> int:
+    """The last one."""
+    return -1
+
+
+def before_label(row: dict[str, Any]) -> int:
+    """The one before the first labelled token."""
+    return next(at for at, label in enumerate(row["labels"]) if label != IGNORED) - 1
+
+
 def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """A batch padded on the right."""
 

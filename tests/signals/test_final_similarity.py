@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from samples import alone, collate, real, sample
+from samples import alone, before_label, collate, first, last, real, sample
 from torch import Tensor, nn
 
 from architectures import tiny
@@ -40,18 +40,6 @@ def check(model: Any, rows: list[dict[str, Any]], stacks: list[tuple[nn.ModuleLi
         assert one.value == pytest.approx(statistics.mean(values), rel=1e-3, abs=1e-6)
         assert one.error == pytest.approx(statistics.stdev(values) / len(values) ** 0.5, rel=2e-3, abs=1e-6)
     assert found[-1].value == pytest.approx(1, abs=1e-6)
-
-
-def first(_row: dict[str, Any]) -> int:
-    return 0
-
-
-def last(_row: dict[str, Any]) -> int:
-    return -1
-
-
-def before_label(row: dict[str, Any]) -> int:
-    return next(at for at, label in enumerate(row["labels"]) if label != -100) - 1
 
 
 def test_tiny_models() -> None:

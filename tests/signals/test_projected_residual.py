@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from samples import alone, collate, real, sample
+from samples import alone, before_label, collate, first, last, real, sample
 from torch import Tensor, nn
 
 from architectures import tiny
@@ -19,18 +19,6 @@ from frostline.signals import low_rank_norms, measure
 
 RANK = 8
 SIGNAL = "projected_residual"
-
-
-def first(_row: dict[str, Any]) -> int:
-    return 0
-
-
-def last(_row: dict[str, Any]) -> int:
-    return -1
-
-
-def before_label(row: dict[str, Any]) -> int:
-    return next(at for at, label in enumerate(row["labels"]) if label != -100) - 1
 
 
 def labels_of(row: dict[str, Any]) -> int:

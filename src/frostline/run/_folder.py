@@ -12,12 +12,12 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from frostline.core.errors import CheckpointError, ConfigError
 from frostline.core.locks import own_folder
-from frostline.engine import asks_sharding
 from frostline.processes import Processes, running
 from frostline.records import RECORD_FILE, RunRecord, read_record
 from frostline.run._config import RunConfig
 from frostline.run._device import uses_bfloat16
 from frostline.run._trials import TRIALS_FILE, read_trials
+from frostline.run._work import shares_model
 
 _BATCHES = ("per_device_train_batch_size", "gradient_accumulation_steps")
 
@@ -48,7 +48,7 @@ def check_several(config: RunConfig, group: Processes) -> None:
                 f"{name}: it works in one process, but the launcher started {group.count}: {instead}, or start one "
                 "process"
             )
-    if not _shared(config):
+    if not shares_model(config):
         return
     if config.calibrate:
         raise ConfigError("calibrate: it times whole blocks, and fsdp gathers them in each step: use calibrate=false")
@@ -117,7 +117,7 @@ def _check_steps(folder: Path, record: RunRecord, config: RunConfig) -> bool:
     """
     before = {"devices": 1, "processes": 1, **record.predicted.get("assumes", {})}
     count = running().count
-    now = {"devices": count if _shared(config) else 1, "processes": 1 if _shared(config) else count}
+    now = {"devices": count if shares_model(config) else 1, "processes": 1 if shares_model(config) else count}
     if all(before[name] == value for name, value in now.items()):
         return False
     planned = record.chosen or {}
@@ -163,10 +163,6 @@ def _check_same(
 
 def _but_sharing(training: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in training.items() if name not in ("fsdp", "fsdp_config")}
-
-
-def _shared(config: RunConfig) -> bool:
-    return asks_sharding(config.training.get("fsdp"))
 
 
 def _same(before: Any, now: Any, find: Callable[[str], str]) -> bool:

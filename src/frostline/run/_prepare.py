@@ -17,7 +17,7 @@ from frostline.bottom import Load
 from frostline.checkpoints import load_tokenizer, quiet_libraries, resize_embeddings, resized_tensors, rows_of_the_base
 from frostline.core.errors import ConfigError, a_noun, first_line
 from frostline.cost import Workload
-from frostline.engine import StepMeter, Trainer, asks_sharding, fill_from_first
+from frostline.engine import StepMeter, Trainer, fill_from_first
 from frostline.loss_positions import pack_rows
 from frostline.processes import running
 from frostline.records import RunRecord
@@ -32,7 +32,7 @@ from frostline.run._setup import check_length, config_for, load_model, task_for
 from frostline.run._split import trainer_for
 from frostline.run._steps import steps_of
 from frostline.run._streaming import load_streaming
-from frostline.run._work import Data, evaluation_to_fit, with_eval_batch, workload_of
+from frostline.run._work import Data, evaluation_to_fit, shares_model, with_eval_batch, workload_of
 from frostline.strategies import GIVEN
 from frostline.surgery import Quantized, quantize_frozen
 from frostline.tasks import (
@@ -177,7 +177,7 @@ def load(
         return load_streaming(config, data, goes_on)
     with running().together():
         model = load_model(config.model, data.task, seed=config.seed, dtype=config.frozen_dtype)
-    if asks_sharding(config.training.get("fsdp")) and running().count > 1:
+    if shares_model(config) and running().count > 1:
         fill_from_first(model, device())
     with running().together():
         if config.resize_embeddings:

@@ -43,6 +43,11 @@ class Data:
         return _expected_longest(lengths, size)
 
 
+def shares_model(config: RunConfig) -> bool:
+    """Whether the processes of a run divide its model (FSDP)."""
+    return asks_sharding(config.training.get("fsdp"))
+
+
 def step_rows_of(config: RunConfig) -> int:
     """The rows of an optimizer step, in all processes together."""
     return config.per_device_train_batch_size * config.gradient_accumulation_steps * running().count
@@ -57,7 +62,7 @@ def workload_of(config: RunConfig, data: Data, anatomy: Anatomy, model_config: A
     length = round(data.mean_length(config))
     passes = config.max_steps * step_rows_of(config) / rows if config.max_steps else config.num_train_epochs
     attention = "eager" if model_config._attn_implementation == "eager" else "sdpa"
-    count, shared = running().count, asks_sharding(config.training.get("fsdp"))
+    count, shared = running().count, shares_model(config)
     return Workload(
         rows=rows,
         length=length,
