@@ -130,7 +130,11 @@ def test_only_the_block_and_the_head_train(judged: ModuleType, name: str, tied: 
     assert trained & {"classifier.weight", "lm_head.weight"}
 
 
-def test_the_held_out_loss_is_the_mean_of_the_rows_own(judged: ModuleType, models_dir: Path, data_dir: Path) -> None:
+def test_the_held_out_loss_is_the_mean_of_the_rows_own(
+    judged: ModuleType, models_dir: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FROSTLINE_MODELS", str(models_dir))
+    monkeypatch.setenv("FROSTLINE_DATA", str(data_dir))
     pair = judged.pairs.Pair("frostline/base16", "webnlg", 4, 64, 1, 5, (1e-3, 2e-3, 4e-3))
     trial = judged.trials.Trial(pair, 0)
     model = trial.model("float32").eval()
