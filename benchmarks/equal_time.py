@@ -91,7 +91,6 @@ class Work:
         return {
             "per_device_train_batch_size": self.batch,
             "max_length": self.max_length,
-            "bf16": True,
             "threads": 1,
             "logging_steps": 10,
             "generate_rows": 0,

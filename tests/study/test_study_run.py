@@ -16,6 +16,7 @@ import yaml
 from rich.console import Console
 
 from frostline.core.errors import UserError
+from frostline.run._device import bfloat16_is_fast
 from frostline.study import read_study, run_study
 from frostline.study._runner import Result
 from tiny_files import write_model, write_task
@@ -75,3 +76,24 @@ def test_killed_and_called_again_it_goes_on_where_it_was(tmp_path: Path) -> None
         UserError, match=r"holds a finished run with per_device_train_batch_size=4, and the study asks for 8"
     ):
         run(path, out, "strategies=[all]", "config.per_device_train_batch_size=8")
+
+
+def test_a_precision_that_is_not_given_is_that_of_the_run(tmp_path: Path) -> None:
+    """A study may go on on another machine: without `bf16` its runs are in bfloat16 on some and not on others."""
+    study = {
+        "models": [str(write_model(tmp_path / "tiny"))],
+        "tasks": [str(write_task(tmp_path / "days"))],
+        "strategies": ["all"],
+        "seeds": [1],
+        "config": {"max_steps": 1, "per_device_train_batch_size": 4, "max_length": 16, "threads": 1},
+    }
+    path, out = tmp_path / "study.yaml", tmp_path / "out"
+    path.write_text(yaml.safe_dump(study))
+    (first,), _ = run(path, out, "config.bf16=true")
+    assert first.record is not None and first.record.versions["autocast"] == "bfloat16"
+    imitated = [notice for notice in first.record.notices if notice.startswith("bf16: this machine has no bfloat16")]
+    assert len(imitated) == (not bfloat16_is_fast())
+    (again,), said = run(path, out)
+    assert again.record == first.record and "1 of 1 runs recorded already" in said
+    with pytest.raises(UserError, match="holds a finished run with bf16=True, and the study asks for False"):
+        run(path, out, "config.bf16=false")

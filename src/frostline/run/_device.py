@@ -14,7 +14,7 @@ def device() -> torch.device:
 
 def uses_bfloat16(bf16: bool | None) -> bool:
     """Whether a run computes under bfloat16 autocast on this machine; None: where the hardware is fast at it."""
-    return _bfloat16_is_fast() if bf16 is None else bf16
+    return bfloat16_is_fast() if bf16 is None else bf16
 
 
 def autocast(bf16: bool | None) -> Any:
@@ -22,7 +22,7 @@ def autocast(bf16: bool | None) -> Any:
     return torch.autocast(device().type, dtype=torch.bfloat16, enabled=uses_bfloat16(bf16))
 
 
-def _bfloat16_is_fast() -> bool:
+def bfloat16_is_fast() -> bool:
     """Whether this machine multiplies matrices in bfloat16 by hardware."""
     if torch.cuda.is_available():
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))

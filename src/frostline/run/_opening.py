@@ -14,6 +14,7 @@ from frostline.plan import document, phases
 from frostline.records import DataFacts, ModelFacts, RunRecord, now
 from frostline.run._command import command_line
 from frostline.run._config import RunConfig, paths_of
+from frostline.run._device import bfloat16_is_fast
 from frostline.run._prepare import Prepared
 from frostline.run._steps import steps_of
 from frostline.run._streaming import streaming_notices
@@ -62,7 +63,7 @@ def opening_record(prepared: Prepared) -> RunRecord:
         ),
         seed=config.seed,
         places={path: places for path in paths_of(config) if (places := places_of(path, config.folder))},
-        versions=versions(),
+        versions=versions(config.bf16),
         trainable_parameters=sum(p.numel() for p in prepared.model.parameters() if p.requires_grad),
         total_parameters=total_parameters(applied.plan, applied.anatomy),
         predicted=predicted,
@@ -71,6 +72,7 @@ def opening_record(prepared: Prepared) -> RunRecord:
             *applied.notices,
             *_choice_notices(prepared),
             *_held_out_notice(prepared),
+            *_precision_notice(config),
             *_resize_notice(prepared),
             *_chats_notice(prepared),
             *_cut_notice(prepared),
@@ -80,6 +82,15 @@ def opening_record(prepared: Prepared) -> RunRecord:
             *_cache_notice(prepared),
             *evaluation_notice(prepared.asked, config, predicted),
         ),
+    )
+
+
+def _precision_notice(config: RunConfig) -> tuple[str, ...]:
+    if not config.bf16 or bfloat16_is_fast():
+        return ()
+    return (
+        "bf16: this machine has no bfloat16 of its own and imitates it, which can take many times as long: "
+        "leave bf16 out, and it is used where it is fast",
     )
 
 
