@@ -74,7 +74,7 @@ class Trial:
         total = 0.0
         for at in range(0, len(self.held_out), 32):
             rows = self.held_out[at : at + 32]
-            with autocast(True):
+            with autocast(None):
                 logits, labels = model(**(batch := self._batch(rows))).logits.float(), batch["labels"]
             if labels.dim() == 1:
                 total += float(torch.nn.functional.cross_entropy(logits, labels, reduction="sum"))
@@ -90,7 +90,7 @@ class Trial:
         return self.loss(self.model())
 
     def train(self, trained: Sequence[int], rate: float, steps: int) -> dict[str, Any]:
-        """Train some blocks and the head, in bf16 autocast, at a rate that rises over a few steps and then stays."""
+        """Train some blocks and the head, at a rate that rises over a few steps and then stays."""
         model = self.model()
         fl.apply(plan_of(model, trained), model)
         learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -100,7 +100,7 @@ class Trial:
         model.train()
         for step, batch in enumerate(islice(self.batches(), steps)):
             optimizer.param_groups[0]["lr"] = rate * min(1.0, (step + 1) / WARM_UP)
-            with autocast(True):
+            with autocast(None):
                 loss = model(**batch).loss
             loss.backward()
             torch.nn.utils.clip_grad_norm_(learning, 1.0)

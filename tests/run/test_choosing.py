@@ -146,6 +146,26 @@ def test_a_strategy_trains_within_a_budget_and_goes_on_with_the_same_settings(tm
         assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
+def test_a_run_is_resumed_in_the_precision_that_it_began_in(tmp_path: Path) -> None:
+    """Without `bf16` it is the machine's that the run began on: on a slower machine too the weights end the same."""
+    places = [tmp_path / "whole", tmp_path / "half"]
+    asked = [config(tmp_path, strategy="bot50", bf16=None, save_steps=4, out=str(place)) for place in places]
+    with pytest.MonkeyPatch.context() as fast:
+        fast.setattr("frostline.run._device.bfloat16_is_fast", lambda: True)
+        assert train(asked[0]).versions["autocast"] == "bfloat16"
+        fast.setattr("frostline.engine.Trainer._get_grad_norm", ends_at(6))
+        with pytest.raises(KeyboardInterrupt):
+            train(asked[1])
+    with pytest.MonkeyPatch.context() as slow:
+        for place in ("_device", "_opening"):
+            slow.setattr(f"frostline.run.{place}.bfloat16_is_fast", lambda: False)
+        resumed = train(asked[1], resume=True)
+    assert resumed.versions["autocast"] == "bfloat16" and resumed.config["bf16"] is None
+    assert any(notice.endswith("the run began in it, and goes on in it") for notice in resumed.notices)
+    whole, half = (load_file(place / "delta.safetensors") for place in places)
+    assert whole.keys() == half.keys() and all(torch.equal(whole[name], half[name]) for name in whole)
+
+
 def ends_at(step: int) -> Any:
     """A trainer's method that stops the training."""
     own, count = Trainer._get_grad_norm, [0]

@@ -88,6 +88,7 @@ def test_what_was_tried_and_chosen_is_in_the_record_and_in_the_figure(tmp_path: 
     assert record.chosen["learning_rate"] == winner["learning_rate"]
     assert record.measured.steps == record.chosen["max_steps"] > winner["curve"][-1][0] == record.chosen["from_step"]
     assert record.measured.resumed_at_step == record.chosen["from_step"], "the run went on from the trial"
+    assert record.measured.selection_seconds >= sum(trial["seconds"] for trial in record.trials) > 0
     assert record.chosen["lr_scheduler_type"] == "warmup_stable_decay"
     assert Plan.read(record.plan).boundary == record.chosen["boundary"]
     for trial in record.trials:

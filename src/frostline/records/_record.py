@@ -89,8 +89,8 @@ class Measured(_Data):
         caching_peak_memory_bytes: the peak of the caching pass.
         run_peak_memory_bytes: the peak of the whole run, above the memory before it: of reading the data, loading, the
             caching pass, steps, evaluation, generation and saving.
-        selection_seconds: the time until the strategy had chosen its plan: signals, trials, steps of a warm-up. It is
-            not part of `train_seconds`.
+        selection_seconds: the time until the strategy had chosen its plan: signals, trials (the winner's too, from
+            which the run goes on), steps of a warm-up. It is not part of `train_seconds`.
         seconds: where the time went, by phase: `reading` the rows, `tokenizing` them, `trials`, `loading` the model
             and deciding on the activation cache, `caching`, `training`, `saving`, `evaluation`.
     """

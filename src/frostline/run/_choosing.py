@@ -143,7 +143,11 @@ def chosen_before(config: RunConfig, record: RunRecord) -> Chosen:
     assert record.chosen is not None
     planned = {name: record.chosen[name] for name in (*PLANNED, *SPENT) if name in record.chosen}
     return Chosen(
-        FixedSchedule(Plan.read(record.plan)), with_planned(config, planned), record.chosen, trials=record.trials
+        FixedSchedule(Plan.read(record.plan)),
+        with_planned(config, planned),
+        record.chosen,
+        seconds=record.chosen.get("tried_seconds", 0.0),
+        trials=record.trials,
     )
 
 

@@ -17,7 +17,7 @@ from frostline.records import RECORD_FILE, RunRecord, read_record
 from frostline.run._config import RunConfig
 from frostline.run._device import uses_bfloat16
 from frostline.run._trials import TRIALS_FILE, read_trials
-from frostline.run._work import shares_model
+from frostline.run._work import devices_of, shares_model
 
 _BATCHES = ("per_device_train_batch_size", "gradient_accumulation_steps")
 
@@ -116,8 +116,7 @@ def _check_steps(folder: Path, record: RunRecord, config: RunConfig) -> bool:
     Raises `CheckpointError` where its steps would have other rows, or its weights another type in a pass.
     """
     before = {"devices": 1, "processes": 1, **record.predicted.get("assumes", {})}
-    count = running().count
-    now = {"devices": count if shares_model(config) else 1, "processes": 1 if shares_model(config) else count}
+    now = devices_of(config)
     if all(before[name] == value for name, value in now.items()):
         return False
     planned = record.chosen or {}
@@ -126,7 +125,7 @@ def _check_steps(folder: Path, record: RunRecord, config: RunConfig) -> bool:
     was, rows = (math.prod(each.get(name, 1) for name in ("devices", "processes", *_BATCHES)) for each in (before, now))
     if was != rows:
         raise CheckpointError(
-            f"cannot resume {folder} in {count} processes: a step had {was} rows, and would have {rows}: use "
+            f"cannot resume {folder} in {running().count} processes: a step had {was} rows, and would have {rows}: use "
             "another per_device_train_batch_size, or as many processes as before"
         )
     if (before["devices"] > 1) != (now["devices"] > 1) and uses_bfloat16(config.bf16):

@@ -72,7 +72,7 @@ def opening_record(prepared: Prepared) -> RunRecord:
             *applied.notices,
             *_choice_notices(prepared),
             *_held_out_notice(prepared),
-            *_precision_notice(config),
+            *_precision_notice(prepared),
             *_resize_notice(prepared),
             *_chats_notice(prepared),
             *_cut_notice(prepared),
@@ -85,13 +85,12 @@ def opening_record(prepared: Prepared) -> RunRecord:
     )
 
 
-def _precision_notice(config: RunConfig) -> tuple[str, ...]:
-    if not config.bf16 or bfloat16_is_fast():
+def _precision_notice(prepared: Prepared) -> tuple[str, ...]:
+    if not prepared.config.bf16 or bfloat16_is_fast():
         return ()
-    return (
-        "bf16: this machine has no bfloat16 of its own and imitates it, which can take many times as long: "
-        "leave bf16 out, and it is used where it is fast",
-    )
+    given = prepared.asked.bf16 is not None
+    why = "leave bf16 out, and it is used where it is fast" if given else "the run began in it, and goes on in it"
+    return (f"bf16: this machine has no bfloat16 of its own and imitates it, which can take many times as long: {why}",)
 
 
 def _rows_of(task: Task) -> str:

@@ -123,6 +123,7 @@ def prepare(asked: RunConfig, data: Data, before: RunRecord | None = None, chose
                 chosen = chosen_before(asked, before)
             model, chosen, load_bottom = load(asked, data, chosen, lambda: _steps(asked, data))
     with quiet_libraries(), running().together():
+        chosen = replace(chosen, config=_in_its_precision(chosen.config, before))
         config = chosen.config
         prepare_tokenizer(data.tokenizer, model)
         steps = StepMeter()
@@ -156,6 +157,14 @@ def prepare(asked: RunConfig, data: Data, before: RunRecord | None = None, chose
         chosen = replace(chosen, config=with_eval_batch(config, data, trainer.applied))
         trainer.args.per_device_eval_batch_size = _eval_batch(chosen.config, data, model.config)
     return Prepared(asked, chosen, data, model, trainer, steps, quantized, clock() - begun)
+
+
+def _in_its_precision(config: RunConfig, before: RunRecord | None) -> RunConfig:
+    """The config of a resumed run: where `bf16` is not given it computes as it began, on a slower machine too."""
+    began = None if before is None else before.versions.get("autocast")
+    if config.bf16 is not None or began is None:
+        return config
+    return config.model_copy(update={"bf16": began == "bfloat16"})
 
 
 def _steps(config: RunConfig, data: Data) -> int:

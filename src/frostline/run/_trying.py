@@ -187,6 +187,7 @@ def _chosen(config: RunConfig, tournament: Tournament, terms: Terms) -> Chosen:
         settings,
         document,
         tuple(lines),
+        seconds=chosen["spent_seconds"],
         trials=tuple(found["trials"].values()),
         checkpoint=place if place.is_dir() else None,
     )

@@ -48,6 +48,12 @@ def shares_model(config: RunConfig) -> bool:
     return asks_sharding(config.training.get("fsdp"))
 
 
+def devices_of(config: RunConfig) -> dict[str, int]:
+    """How the processes of a run share its work: `devices` divide the model, `processes` each have all of it."""
+    count = running().count
+    return {"devices": count, "processes": 1} if shares_model(config) else {"devices": 1, "processes": count}
+
+
 def step_rows_of(config: RunConfig) -> int:
     """The rows of an optimizer step, in all processes together."""
     return config.per_device_train_batch_size * config.gradient_accumulation_steps * running().count
@@ -62,14 +68,12 @@ def workload_of(config: RunConfig, data: Data, anatomy: Anatomy, model_config: A
     length = round(data.mean_length(config))
     passes = config.max_steps * step_rows_of(config) / rows if config.max_steps else config.num_train_epochs
     attention = "eager" if model_config._attn_implementation == "eager" else "sdpa"
-    count, shared = running().count, shares_model(config)
     return Workload(
         rows=rows,
         length=length,
         texts=data.rows.texts,
         per_device_train_batch_size=config.per_device_train_batch_size,
-        devices=count if shared else 1,
-        processes=1 if shared else count,
+        **devices_of(config),
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         num_train_epochs=passes,
         bf16=uses_bfloat16(config.bf16),
