@@ -21,6 +21,7 @@ from frostline.checkpoints._models import (
     load_weights,
     quiet_libraries,
 )
+from frostline.checkpoints._precision import bfloat16_is_fast, imitated, kept_dtype
 from frostline.checkpoints._resize import resize_embeddings, resized_tensors, rows_of_the_base
 from frostline.checkpoints._state import (
     OPTIMIZER_FILE,
@@ -43,8 +44,11 @@ __all__ = [
     "DeltaCard",
     "Exported",
     "Merged",
+    "bfloat16_is_fast",
     "class_called",
     "export_lora",
+    "imitated",
+    "kept_dtype",
     "load",
     "load_above",
     "load_config",

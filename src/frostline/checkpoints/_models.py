@@ -22,6 +22,7 @@ from frostline.anatomy import find_anatomy, skeleton
 from frostline.bottom import Load, names_above
 from frostline.checkpoints._configs import check_config, check_tokenizer
 from frostline.checkpoints._files import TOKENIZER_FILES, check_json_files, check_weight_files
+from frostline.checkpoints._precision import imitated
 from frostline.checkpoints._whole import check_whole
 from frostline.core.errors import UnsupportedModel, UserError
 
@@ -67,7 +68,7 @@ def load_weights(name: str, model_class: Any, config: Any, dtype: str = "auto") 
         name: a hub id or a folder.
         model_class: a transformers class.
         config: of the model.
-        dtype: of its tensors; "auto" keeps that of the checkpoint.
+        dtype: of its tensors; "auto" keeps that of the checkpoint, or float32 where this machine imitates that.
 
     Raises `UnsupportedModel` when weights are missing, unused or damaged, or have other shapes than `config` says.
     """
@@ -112,7 +113,7 @@ def _loaded(name: str, model_class: Any, config: Any, dtype: str, places: dict[s
     check_whole(name, model, found, own_class, [path for path in read if places is None or places[path] == "cpu"])
     _check_start(model, name)
     model.config._name_or_path = name
-    return model
+    return model.float() if dtype == "auto" and imitated(model.dtype) else model
 
 
 def _check_start(model: Any, name: str) -> None:

@@ -27,7 +27,7 @@ from frostline.engine._observe import Observer
 from frostline.engine._optimizer import parameter_groups, regroup, scale_groups
 from frostline.engine._saving import SavingTrainer
 from frostline.engine._sharding import check_unsharded
-from frostline.engine._shortcuts import COMPILED, few_rows, plan_settings, positions_refusal
+from frostline.engine._shortcuts import COMPILED, few_rows, plan_settings, positions_refusal, slow_dtype
 from frostline.engine._start import PlanFor, ScheduleFor, check_same, check_settings, start_schedule
 from frostline.hooks import Rechecks, begin_step
 from frostline.loss_positions import LossPositions, hook_above, use_loss_positions
@@ -386,4 +386,5 @@ class _Attachment(TrainerCallback):
         positions = self._positions_notices if self._positions is None else self._positions.notices
         self._trainer.cache_report = report
         others = [notice for notice in (report.notice, self._saving_notice) if notice is not None]
-        self._trainer.notices = (*positions, *others, *plan_settings(self._trainer.args, self._applied.plan))
+        args, applied = self._trainer.args, self._applied
+        self._trainer.notices = (*positions, *others, *plan_settings(args, applied.plan), *slow_dtype(args, applied))

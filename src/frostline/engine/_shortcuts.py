@@ -16,6 +16,7 @@ from rich.console import Console
 from transformers import TrainingArguments
 
 from frostline.bottom import CacheReport, CacheSession
+from frostline.checkpoints import imitated
 from frostline.core.console import PlainConsole
 from frostline.engine._accumulation import FewRows, PartsTrainer
 from frostline.engine._progress import start_bar
@@ -63,6 +64,22 @@ def plan_settings(args: TrainingArguments, plan: Plan) -> list[str]:
         f"the plan was chosen for {name}={value}, and the training arguments have {name}={getattr(args, name)}"
         for name, value in wanted.items()
         if value is not None and getattr(args, name) != value
+    ]
+
+
+def slow_dtype(args: TrainingArguments, applied: Applied) -> list[str]:
+    """A line where frozen tensors are in a dtype that this machine only imitates.
+
+    Args:
+        args: of the training.
+        applied: the plan, on its model.
+    """
+    whole = all(block.mode == "full" for block in applied.plan.blocks)
+    if whole or args.bf16 or args.fp16 or not imitated(applied.base_dtype):
+        return []
+    return [
+        f"the frozen tensors are in {applied.base_dtype}, which this machine imitates: a step can take several times "
+        "as long as in float32: load the model with dtype=torch.float32 (a run: leave frozen_dtype out)"
     ]
 
 
@@ -135,7 +152,8 @@ class ShortcutsTrainer(PartsTrainer):
         positions = self._positions_notices if self.positions is None else self.positions.notices
         others = (self.session.report.notice, self.parts_notice)
         asked = plan_settings(self.args, self.applied.plan)
-        return (*positions, *(notice for notice in others if notice is not None), *asked)
+        slow = slow_dtype(self.args, self.applied)
+        return (*positions, *(notice for notice in others if notice is not None), *asked, *slow)
 
     def _begin_plan(self) -> None:
         self._begun = True

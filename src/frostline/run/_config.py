@@ -79,7 +79,8 @@ class RunConfig(Options):
         keep_left_state: with a strategy whose plan changes: keep the optimizer's state of what stops training, in the
             host's memory, until it trains again. Without it such state is freed.
         bf16: compute in bfloat16 (autocast over float32 trained tensors); not given: where the hardware is fast at it.
-        frozen_dtype: what frozen tensors are kept in; `auto` keeps the checkpoint's. Trained tensors are float32.
+        frozen_dtype: what frozen tensors are kept in; `auto`: the checkpoint's own, or float32 on a processor that
+            imitates that. Trained tensors are float32.
         resize_embeddings: give the model embeddings for all tokens of its tokenizer, where it has fewer. The new ones
             are drawn at random and have to train: use a strategy that trains the embeddings.
         frozen_bits: quantize the frozen matrices of the blocks to 8 or 4 bits while training (QLoRA). There is no

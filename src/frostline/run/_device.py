@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from frostline.checkpoints import bfloat16_is_fast
+
 
 def device() -> torch.device:
     """Where models compute on this machine: its accelerator, else the CPU."""
@@ -20,10 +22,3 @@ def uses_bfloat16(bf16: bool | None) -> bool:
 def autocast(bf16: bool | None) -> Any:
     """The autocast under which a run with this setting computes, on this machine's device."""
     return torch.autocast(device().type, dtype=torch.bfloat16, enabled=uses_bfloat16(bf16))
-
-
-def bfloat16_is_fast() -> bool:
-    """Whether this machine multiplies matrices in bfloat16 by hardware."""
-    if torch.cuda.is_available():
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

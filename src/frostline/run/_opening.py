@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from frostline.anatomy import fingerprint
-from frostline.checkpoints import rows_of_the_base
+from frostline.checkpoints import bfloat16_is_fast, rows_of_the_base
 from frostline.core.places import places_of
 from frostline.core.sizes import parse_size, size_text
 from frostline.cost import evaluation_memory, optimizer_notice, predict_phases, total_parameters
@@ -14,7 +14,6 @@ from frostline.plan import document, phases
 from frostline.records import DataFacts, ModelFacts, RunRecord, now
 from frostline.run._command import command_line
 from frostline.run._config import RunConfig, paths_of
-from frostline.run._device import bfloat16_is_fast
 from frostline.run._prepare import Prepared
 from frostline.run._steps import steps_of
 from frostline.run._streaming import streaming_notices

@@ -112,18 +112,18 @@ def prepare(asked: RunConfig, data: Data, before: RunRecord | None = None, chose
     """
     clock = clock_of(isinstance(asked.budget.time, str))
     begun = clock()
+    here = _in_its_precision(asked, before)
     with quiet_libraries():
         goes_on = before.chosen if before is not None and chosen is None else None
         if before is not None and goes_on is not None and goes_on["mode"] == GIVEN:
-            asked_as_planned = as_planned(asked, before)
-            model, chosen, load_bottom = load(asked_as_planned, data, None, lambda: _steps(asked_as_planned, data))
+            planned = as_planned(here, before)
+            model, chosen, load_bottom = load(planned, data, None, lambda: _steps(planned, data))
             chosen = replace(chosen, choice=goes_on)
         else:
             if before is not None and goes_on is not None:
-                chosen = chosen_before(asked, before)
-            model, chosen, load_bottom = load(asked, data, chosen, lambda: _steps(asked, data))
+                chosen = chosen_before(here, before)
+            model, chosen, load_bottom = load(here, data, chosen, lambda: _steps(here, data))
     with quiet_libraries(), running().together():
-        chosen = replace(chosen, config=_in_its_precision(chosen.config, before))
         config = chosen.config
         prepare_tokenizer(data.tokenizer, model)
         steps = StepMeter()
@@ -160,11 +160,15 @@ def prepare(asked: RunConfig, data: Data, before: RunRecord | None = None, chose
 
 
 def _in_its_precision(config: RunConfig, before: RunRecord | None) -> RunConfig:
-    """The config of a resumed run: where `bf16` is not given it computes as it began, on a slower machine too."""
-    began = None if before is None else before.versions.get("autocast")
-    if config.bf16 is not None or began is None:
+    """The config of a resumed run: what this machine decides where nothing is given stays as the run began."""
+    if before is None:
         return config
-    return config.model_copy(update={"bf16": began == "bfloat16"})
+    began: dict[str, Any] = {}
+    if config.bf16 is None and "autocast" in before.versions:
+        began["bf16"] = before.versions["autocast"] == "bfloat16"
+    if config.frozen_dtype == "auto":
+        began["frozen_dtype"] = before.model.dtype
+    return config.model_copy(update=began)
 
 
 def _steps(config: RunConfig, data: Data) -> int:

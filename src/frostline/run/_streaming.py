@@ -8,7 +8,7 @@ import transformers
 
 from frostline.anatomy import find_anatomy, skeleton
 from frostline.bottom import CannotCut, Load, cut_boundary
-from frostline.checkpoints import load_above
+from frostline.checkpoints import kept_dtype, load_above
 from frostline.core.errors import ConfigError, PlanError, UnsupportedModel
 from frostline.cost import Workload
 from frostline.plan import Schedule
@@ -44,7 +44,7 @@ def load_streaming(config: RunConfig, data: Data, before: Chosen | None) -> tupl
     anatomy = find_anatomy(bare)
 
     def work() -> Workload:
-        return workload_of(config, data, anatomy, bare.config, str(bare.dtype))
+        return workload_of(config, data, anatomy, bare.config, kept_dtype(config.frozen_dtype, bare.dtype))
 
     def load_around() -> LoadedModel:
         loaded = load_streamed(config.model, task, anatomy, config.seed, config.frozen_dtype)

@@ -236,7 +236,7 @@ def _fall(
     record = record.model_copy(update={"chosen": chosen.choice, "notices": (*record.notices, line)})
     running().once(lambda: write_record(record, folder))
     with phases.of("loading"):
-        again = prepare(prepared.asked, prepared.data, chosen=chosen)
+        again = prepare(prepared.asked, prepared.data, record, chosen)
     again = replace(again, seconds=again.seconds + spent)
     return _run(again, record, folder, str(chosen.checkpoint), memory, phases, console)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from frostline.checkpoints import quiet_libraries
+from frostline.checkpoints import kept_dtype, quiet_libraries
 from frostline.core.errors import ConfigError, PlanError
 from frostline.core.sizes import duration_text, parse_duration
 from frostline.plan import FixedSchedule, keep_dropout
@@ -105,7 +105,7 @@ def try_plans(config: RunConfig, data: Data, make: Make, console: Console) -> Ch
     with quiet_libraries():
         model_config = config_for(config.model, data.task)
         anatomy = anatomy_of(config.model, data.task)
-    dtype = str(model_config.dtype) if config.frozen_dtype == "auto" else config.frozen_dtype
+    dtype = kept_dtype(config.frozen_dtype, model_config.dtype)
     evaluation = evaluation_to_fit(config, data, anatomy, model_config)
     situation = situation_of(config, anatomy, workload_of(config, data, anatomy, model_config, dtype), evaluation)
     duration = isinstance(config.budget.time, str)
