@@ -15,7 +15,7 @@ def bfloat16_is_fast() -> bool:
 
 
 def imitated(dtype: Any) -> bool:
-    """Whether models are on a processor here, and it imitates a dtype: a product of matrices takes up to 50 times as long.
+    """Whether models are on a processor here, and it imitates a dtype, in which products of matrices are slow.
 
     Args:
         dtype: of torch, or its name.
