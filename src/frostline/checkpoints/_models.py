@@ -97,6 +97,8 @@ def load_part(name: str, model_class: Any, config: Any, names: Container[str], d
 
 def _loaded(name: str, model_class: Any, config: Any, dtype: str, places: dict[str, str] | None = None) -> Any:
     """The model with its weights, of which none may be missing; with `places`, those that lie on the CPU."""
+    if dtype == "auto" and imitated(config.dtype):
+        dtype = "float32"
     with _clear_errors(name), _right_shapes(name), quiet_libraries():
         check_weight_files(name, local_copy(name), getattr(config, "transformers_weights", None))
         own_class = (config.architectures or [""])[0]
@@ -113,6 +115,7 @@ def _loaded(name: str, model_class: Any, config: Any, dtype: str, places: dict[s
     check_whole(name, model, found, own_class, [path for path in read if places is None or places[path] == "cpu"])
     _check_start(model, name)
     model.config._name_or_path = name
+    # A config may not say what its tensors are in.
     return model.float() if dtype == "auto" and imitated(model.dtype) else model
 
 

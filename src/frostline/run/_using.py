@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from transformers import AutoModelForMultipleChoice
 
 from frostline.anatomy import Anatomy, notices
-from frostline.checkpoints import CARD_FILE, kept_dtype, load, load_config, load_tokenizer, load_weights
+from frostline.checkpoints import CARD_FILE, load, load_config, load_tokenizer, load_weights
 from frostline.core.errors import CheckpointError, ConfigError, DataError, UnsupportedModel
 from frostline.core.settings import first_error
 from frostline.core.sizes import parse_size
@@ -181,7 +181,7 @@ def _probe(model: str, task: str, seed: int, length: int, signals: Sequence[str]
 
 def _as_the_model_is(workload: Workload, config: Any) -> Workload:
     """The workload; dtype and dropout come from the model's config where the workload does not give them."""
-    own = {"frozen_dtype": storage_dtype(kept_dtype("auto", config.dtype)), "dropout": has_dropout(config)}
+    own = {"frozen_dtype": storage_dtype(config.dtype), "dropout": has_dropout(config)}
     open_ = {key: value for key, value in own.items() if key not in workload.model_fields_set}
     return Workload.model_validate({**workload.model_dump(), **open_})
 
