@@ -50,7 +50,13 @@ def own_loss(model: Any, batch: Any) -> Any:
     return model(**batch).loss
 
 
-def train(model: Any, batches: Batches, loss_of: Any = own_loss, between: Between | None = None) -> list[float]:
+def train(
+    model: Any,
+    batches: Batches,
+    loss_of: Any = own_loss,
+    between: Between | None = None,
+    norms: list[float] | None = None,
+) -> list[float]:
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     found = []
     model.train()
@@ -59,6 +65,9 @@ def train(model: Any, batches: Batches, loss_of: Any = own_loss, between: Betwee
             between(step, model, optimizer)
         loss = loss_of(model, batch)
         loss.backward()
+        if norms is not None:
+            gradients = [p.grad for p in model.parameters() if p.grad is not None]
+            norms.append(float(torch.nn.utils.get_total_norm(gradients)))
         optimizer.step()
         optimizer.zero_grad()
         found.append(float(loss.detach()))
@@ -76,13 +85,14 @@ def assert_same(
     """Train with the cache and without it, compare losses and weights, and give what the cache did."""
     plan = plan or fl.make_plan(make(), "bot50")
     plain, cached = frozen_by_hand(make(), plan), frozen_by_hand(make(), plan)
-    expected = train(plain, batches, loss_of, between)
+    norms = [1.0]
+    expected = train(plain, batches, loss_of, between, norms)
     given = (rows_for(cached), collate) if at_once else ()
     with fl.activation_cache(cached, *given) as cache:
         found = train(cached, batches, loss_of, between)
     assert found == pytest.approx(expected, rel=10 * LOSS)
     for (name, mine), other in zip(cached.named_parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(mine, other, atol=after_sgd(0.1, len(batches)), rtol=0, msg=name)
+        torch.testing.assert_close(mine, other, atol=after_sgd(0.1, len(batches), max(norms)), rtol=0, msg=name)
     return cache.report
 
 
