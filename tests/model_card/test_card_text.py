@@ -121,6 +121,9 @@ def test_a_run_is_beside_the_baseline_where_one_is_known() -> None:
     resumed = own.model_copy(update={"measured": own.measured.model_copy(update={"resumed_at_step": 7})})
     text = card_text(card(resumed, beside=full))
     assert "resumed at step 7" in text and f"| training | – | {seconds_text(20.0)} | – |" in text
+    tried = {"resumed_at_step": 7, "seconds": {"trials": 2.0}, "selection_seconds": 2.0}
+    text = card_text(card(own.model_copy(update={"measured": own.measured.model_copy(update=tried)}), beside=full))
+    assert "resumed" not in text and f"| training | {' | '.join(times)} |" in text
 
 
 def test_a_decision_against_the_cache_is_no_caching_pass() -> None:

@@ -12,7 +12,7 @@ from frostline.report import bytes_text, ratio_text, seconds_text
 Row = tuple[str, Callable[[Measured], float | None], Callable[[float | None], str]]
 MEASURED: tuple[Row, ...] = (
     # The time of a resumed run is that of its last process alone.
-    ("training", lambda cost: None if cost.resumed_at_step else cost.train_seconds, seconds_text),
+    ("training", lambda cost: None if cost.was_resumed else cost.train_seconds, seconds_text),
     ("a step", lambda cost: cost.seconds_per_step, seconds_text),
     # Less is the decision alone, without a pass.
     ("caching pass", lambda cost: cost.caching_seconds if cost.caching_seconds >= 0.01 else None, seconds_text),
@@ -49,7 +49,7 @@ def cost_lines(record: RunRecord, beside: RunRecord | None) -> list[str]:
         name = str(beside.config.get("strategy") or beside.plan.get("strategy"))
         heading += [f"{code(name)}, same seed", "ratio"]
     lines = ["## Cost", markdown_table(heading, rows)]
-    if own.resumed_at_step:
+    if own.was_resumed:
         lines.append(f"The run was resumed at step {own.resumed_at_step:,}: figures are those of its last process.")
     if shown := _predicted(record.predicted):
         lines.append(f"Predicted, to full fine-tuning: {shown}.")

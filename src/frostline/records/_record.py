@@ -110,6 +110,11 @@ class Measured(_Data):
     selection_seconds: float = 0.0
     seconds: dict[str, float] = {}
 
+    @property
+    def was_resumed(self) -> bool:
+        """Whether another process trained before, whose time is not known; a process goes on from its own trials."""
+        return self.resumed_at_step > 0 and "trials" not in self.seconds
+
 
 class RunMetrics(_Data):
     """Quality before the first step and after the last, by metric.

@@ -267,7 +267,7 @@ def _cpu_seconds_per_step(measured: Measured) -> float | None:
 
 def _train_seconds(measured: Measured) -> float | None:
     # The time of a resumed run is that of its last process alone.
-    return None if measured.resumed_at_step else measured.train_seconds
+    return None if measured.was_resumed else measured.train_seconds
 
 
 def _peak_memory(measured: Measured) -> float:
