@@ -108,12 +108,27 @@ def test_runs_without_a_result_are_named_and_not_counted() -> None:
     assert "the loss is nan" in markdown(table)
 
 
-def shown(table: Any, *metrics: str) -> str:
-    console = Console(width=200, force_terminal=False, highlight=False)
+def shown(table: Any, *metrics: str, width: int = 200) -> str:
+    console = Console(width=width, force_terminal=False, highlight=False)
     with console.capture() as capture:
         for part in view(table, metrics):
             console.print(part)
     return capture.get()
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 120, 200])
+def test_a_narrow_terminal_shows_whole_columns_and_names_the_others(width: int) -> None:
+    runs = [run("all", seed, accuracy=0.7 + seed / 100, seconds=3_700) for seed in (1, 2)]
+    runs += [run("hierarchical-residual", 1, selection=61.5, memory=10**10)]
+    text = shown(tabulate(runs), width=width)
+    lines = text.splitlines()
+    header = next(line for line in lines if line.startswith("strategy")).split()
+    left = " ".join(lines).split("columns for ")[1].split(": use")[0].split(", ") if "No room in" in text else []
+    columns = ["CPU×", "FLOPs", "memory", "mem×", "pred.", "share", "time", "time×", "trained"]
+    assert sorted([*header, *(name.strip() for name in left)]) == sorted(
+        ["strategy", "runs", "accuracy", "select", *columns]
+    )
+    assert (width >= 120) == (not left) and all(len(line) <= width for line in lines)
 
 
 def test_text_and_markdown_show_the_same_figures() -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from rich.console import RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.measure import Measurement
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -30,6 +31,9 @@ HEADINGS = {
     "memory (predicted)": "pred.",
 }
 
+LEAVES = ("share", "time ×", "trained", "memory (predicted)", "memory ×", "time", "CPU/step ×")
+"""The columns that a narrow terminal has no room for, the first one first."""
+
 
 def document(table: Table) -> dict[str, Any]:
     """The table as plain data for JSON: every figure of every row, rounded nowhere."""
@@ -43,27 +47,55 @@ def view(table: Table, metrics: Sequence[str] = ()) -> list[RenderableType]:
     """
     shown: list[RenderableType] = []
     for group in table.groups:
-        drawn = RichTable(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
-        header, rows = _cells(group, metrics)
-        for heading in header:
-            # Only names, and a mean and its deviation, may be broken when the terminal is narrow.
-            breaks = heading in map(one_line, (group.metric, *metrics))
-            names = not drawn.columns
-            drawn.add_column(
-                HEADINGS.get(heading, heading),
-                justify="right" if drawn.columns else "left",
-                no_wrap=not (breaks or names),
-                overflow="fold" if names else "ellipsis",
-                min_width=_least(header, rows) if names else max(len(heading), len("± 0.000")) if breaks else None,
-            )
-        for cells in rows:
-            drawn.add_row(*cells)
-        shown += [Text(title(group), style="bold"), drawn, Text(_caption(group), style="dim")]
+        shown += [Text(title(group), style="bold"), _Fitting(group, metrics), Text(_caption(group), style="dim")]
         shown += [*map(Text, _advice(group)), Text()]
     if len(table.groups) > 1 and table.ranks:
         shown += [Text(_ranks(table)), Text()]
     shown += [Text(_failure(failure), style="red") for failure in table.failures]
     return shown
+
+
+@dataclass(frozen=True)
+class _Fitting:
+    """The rows of a group, as many columns as the terminal has room for, and a line that names the others."""
+
+    group: Group
+    metrics: Sequence[str]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        for count in range(len(LEAVES) + 1):
+            drawn = self._table(LEAVES[:count])
+            if Measurement.get(console, options.update(width=10_000), drawn).minimum <= options.max_width:
+                break
+        yield drawn
+        if left := [HEADINGS[heading] for heading in LEAVES[:count]]:
+            yield Text(f"No room in {options.max_width} columns for {', '.join(left)}: use --format markdown or csv.")
+
+    def _table(self, without: Container[str]) -> RichTable:
+        drawn = RichTable(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
+        header, rows = _cells(self.group, self.metrics)
+        for number, heading in enumerate(header):
+            # Only names, and a mean and its deviation, may be broken when the terminal is narrow.
+            breaks = heading in map(one_line, (self.group.metric, *self.metrics))
+            names = not drawn.columns
+            shown = HEADINGS.get(heading, heading)
+            if names:
+                least = _least(header, rows)
+            elif breaks:
+                least = max(len(heading), len("± 0.000"))
+            else:
+                least = max(map(len, (shown, *(cells[number] for cells in rows))))
+            if heading not in without:
+                drawn.add_column(
+                    shown,
+                    justify="right" if drawn.columns else "left",
+                    no_wrap=not (breaks or names),
+                    overflow="fold" if names else "ellipsis",
+                    min_width=least,
+                )
+        for cells in rows:
+            drawn.add_row(*(cell for heading, cell in zip(header, cells, strict=True) if heading not in without))
+        return drawn
 
 
 def markdown(table: Table, metrics: Sequence[str] = ()) -> str:
