@@ -267,7 +267,7 @@ def test_activation_checkpointing_changes_nothing(name: str, kind: str) -> None:
             losses.append(step(model))
         gradients = {key: p.grad for key, p in model.named_parameters() if p.grad is not None}
         found.append((losses, gradients))
-    assert found[0][0] == found[1][0]
+    assert found[0][0] == pytest.approx(found[1][0], rel=LOSS)  # not equal: memory need not begin alike
     assert found[0][1].keys() == found[1][1].keys()
     for key, gradient in found[0][1].items():
         near = GRADIENT * max(1.0, float(gradient.norm()))
