@@ -23,7 +23,7 @@ class Advice:
 
 ADVICE = (
     Advice(
-        "With 0.4 of the time of three epochs of full fine-tuning, freeze a bottom and cache it (`bot50`, `bot75`).",
+        "With 0.4 of the time of three epochs of full fine-tuning, freeze a bottom and cache it (`bot50`).",
         "equal-time",
         lambda: equal.ahead(BOTTOMS, ["all"], 0.4),
     ),
@@ -33,9 +33,10 @@ ADVICE = (
         lambda: equal.ahead(["auto"], ["all"], 0.4),
     ),
     Advice(
-        "Where the head is tied to the embeddings, untie it (`untie: true` in a plan) and freeze more blocks.",
+        "Where the head is tied to the embeddings, untie it (`untie: true` in a plan) and freeze more blocks; of an "
+        "encoder freeze half, not three quarters.",
         "equal-time",
-        lambda: equal.ahead(["bot75-untied"], ["bot50"], 0.4),
+        lambda: both(equal.ahead(["bot75-untied"], ["bot50"], 0.4), equal.ahead(["bot50"], ["bot75"], 0.4)),
     ),
     Advice(
         "With time for all steps, train everything: at equal steps freezing half of the blocks costs quality.",

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType
-from rich.measure import Measurement
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -63,39 +63,55 @@ class _Fitting:
     metrics: Sequence[str]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
-        for count in range(len(LEAVES) + 1):
-            drawn = self._table(LEAVES[:count])
-            if Measurement.get(console, options.update(width=10_000), drawn).minimum <= options.max_width:
+        header, rows = _cells(self.group, self.metrics)
+        columns = [self._column(*cells) for cells in zip(header, *rows, strict=True)]
+        left = []
+        for heading in LEAVES:
+            spare = options.max_width + 1 - sum(column.least + 1 for column in columns)
+            if spare >= 0:
                 break
+            left += [column.shown for column in columns if column.heading == heading]
+            columns = [column for column in columns if column.heading != heading]
+        spare = options.max_width + 1 - sum(column.least + 1 for column in columns)
+        drawn = RichTable(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
+        widths = {}
+        for column in (*columns[1:], columns[0]):  # numbers before names
+            widths[column.heading] = column.least + max(0, min(spare, column.most - column.least))
+            spare -= widths[column.heading] - column.least
+        for number, column in enumerate(columns):
+            drawn.add_column(
+                column.shown,
+                justify="right" if number else "left",
+                width=widths[column.heading],
+                no_wrap=column.least == column.most,
+                overflow="ellipsis" if number else "fold",
+            )
+        for cells in zip(*(column.cells for column in columns), strict=True):
+            drawn.add_row(*cells)
         yield drawn
-        if left := [HEADINGS[heading] for heading in LEAVES[:count]]:
+        if left:
             yield Text(f"No room in {options.max_width} columns for {', '.join(left)}: use --format markdown or csv.")
 
-    def _table(self, without: Container[str]) -> RichTable:
-        drawn = RichTable(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
-        header, rows = _cells(self.group, self.metrics)
-        for number, heading in enumerate(header):
-            # Only names, and a mean and its deviation, may be broken when the terminal is narrow.
-            breaks = heading in map(one_line, (self.group.metric, *self.metrics))
-            names = not drawn.columns
-            shown = HEADINGS.get(heading, heading)
-            if names:
-                least = _least(header, rows)
-            elif breaks:
-                least = max(len(heading), len("± 0.000"))
-            else:
-                least = max(map(len, (shown, *(cells[number] for cells in rows))))
-            if heading not in without:
-                drawn.add_column(
-                    shown,
-                    justify="right" if drawn.columns else "left",
-                    no_wrap=not (breaks or names),
-                    overflow="fold" if names else "ellipsis",
-                    min_width=least,
-                )
-        for cells in rows:
-            drawn.add_row(*(cell for heading, cell in zip(header, cells, strict=True) if heading not in without))
-        return drawn
+    def _column(self, heading: str, *cells: str) -> _Column:
+        shown = HEADINGS.get(heading, heading)
+        most = max(map(cell_len, (shown, *cells)))
+        # Only names, and a mean and its deviation, may be broken when the terminal is narrow.
+        if heading == "strategy":
+            return _Column(heading, shown, cells, min(12, most), most)
+        if heading in map(one_line, (self.group.metric, *self.metrics)):
+            return _Column(heading, shown, cells, min(most, max(len(heading), len("± 0.000"))), most)
+        return _Column(heading, shown, cells, most, most)
+
+
+@dataclass(frozen=True)
+class _Column:
+    """A column with the least and the largest width that it can use."""
+
+    heading: str
+    shown: str
+    cells: tuple[str, ...]
+    least: int
+    most: int
 
 
 def markdown(table: Table, metrics: Sequence[str] = ()) -> str:
@@ -158,11 +174,6 @@ def _cells(group: Group, metrics: Sequence[str]) -> tuple[list[str], list[list[s
     selects = ["select"] if any(_mean(row.selection_seconds) for row in group.rows) else []
     rows = [_row(row, names, bool(runs), bool(selects)) for row in group.rows]
     return ["strategy", *runs, *map(one_line, names), *selects, *HEADINGS], rows
-
-
-def _least(header: Sequence[str], rows: Sequence[Sequence[str]], most: int = 12) -> int:
-    """The width that the first column keeps: that of its longest name, up to `most`."""
-    return min(most, max(map(len, (header[0], *(cells[0] for cells in rows)))))
 
 
 def _row(row: TableRow, metrics: Sequence[str], show_runs: bool, show_selection: bool) -> list[str]:
