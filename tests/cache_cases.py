@@ -152,7 +152,7 @@ def streaming_trainer(folder: Path, model: Any, boundary: int, collator: Any = c
     place = str(folder / "base")
     model.save_pretrained(place)
     model_class = AUTO_CLASSES[natural_task(model.config.model_type)]
-    part, load = load_above(place, model_class, load_config(place), boundary)
+    part, load = load_above(place, model_class, load_config(place), boundary, str(model.dtype).removeprefix("torch."))
     return Trainer(
         part,
         arguments(folder, **options),
