@@ -143,11 +143,8 @@ def _recorded(cell: Cell) -> RunRecord | None:
         found = record.config
     wanted = cell.config.model_dump(mode="json")
     for key, value in wanted.items():
-        if key in MAY_DIFFER or (
-            key == "bf16" and value is None
-        ):  # not given: whatever the machine of the run is fast at
-            continue
-        if found.get(key) != value:
+        left_to_the_machine = key == "bf16" and value is None
+        if key not in MAY_DIFFER and not left_to_the_machine and found.get(key) != value:
             raise CheckpointError(
                 f"{cell.folder} holds a {record.status} run with {key}={found.get(key)!r}, and the study asks for "
                 f"{value!r}: remove that folder, or use another --out"
