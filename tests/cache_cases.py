@@ -106,6 +106,19 @@ class StopAt(TrainerCallback):
             raise KeyboardInterrupt
 
 
+def ends_at(step: int) -> Any:
+    """A trainer's method that stops the training."""
+    own, count = Trainer._get_grad_norm, [0]
+
+    def method(self: Any, *args: Any, **given: Any) -> Any:
+        count[0] += 1
+        if count[0] == step:
+            raise KeyboardInterrupt
+        return own(self, *args, **given)
+
+    return method
+
+
 def cache_trainer(
     folder: Path,
     model: Any,

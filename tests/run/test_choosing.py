@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from cache_cases import ends_at
 from frostline.checkpoints import load, merge
 from frostline.core.errors import UserError
 from frostline.cost import Workload, predict
-from frostline.engine import Trainer
 from frostline.plan import Plan, document, with_difference
 from frostline.records import read_record
 from frostline.run import RunConfig, generate_target, plan_model, read_config, train
@@ -164,19 +164,6 @@ def test_a_run_is_resumed_in_the_precision_that_it_began_in(tmp_path: Path) -> N
     assert any(notice.endswith("the run began in it, and goes on in it") for notice in resumed.notices)
     whole, half = (load_file(place / "delta.safetensors") for place in places)
     assert whole.keys() == half.keys() and all(torch.equal(whole[name], half[name]) for name in whole)
-
-
-def ends_at(step: int) -> Any:
-    """A trainer's method that stops the training."""
-    own, count = Trainer._get_grad_norm, [0]
-
-    def method(self: Any, *args: Any, **given: Any) -> Any:
-        count[0] += 1
-        if count[0] == step:
-            raise KeyboardInterrupt
-        return own(self, *args, **given)
-
-    return method
 
 
 def test_what_the_config_says_of_the_store_holds(tmp_path: Path) -> None:

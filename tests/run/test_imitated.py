@@ -13,6 +13,7 @@ from transformers import LlamaForCausalLM, TrainingArguments
 
 import frostline.checkpoints._precision as precision
 from architectures import batch_for, tiny
+from cache_cases import ends_at
 from frostline.checkpoints import imitated, kept_dtype, load, load_config, load_weights, merge
 from frostline.engine import Trainer
 from frostline.run import RunConfig, make_plan, read_config, train
@@ -124,7 +125,7 @@ def test_a_run_goes_on_in_the_dtype_that_it_began_in(tmp_path: Path, monkeypatch
     with monkeypatch.context() as quick:
         quick.setattr(precision, "bfloat16_is_fast", lambda: True)
         assert train(places[0]).model.dtype == "bfloat16"
-        quick.setattr(Trainer, "_get_grad_norm", _stops_at(4))
+        quick.setattr(Trainer, "_get_grad_norm", ends_at(4))
         with pytest.raises(KeyboardInterrupt):
             train(places[1])
     monkeypatch.setattr(precision, "bfloat16_is_fast", lambda: False)
@@ -132,15 +133,3 @@ def test_a_run_goes_on_in_the_dtype_that_it_began_in(tmp_path: Path, monkeypatch
     assert resumed.model.dtype == "bfloat16" and resumed.config["frozen_dtype"] == "auto"
     whole, half = (load_file(tmp_path / out / "delta.safetensors") for out in ("whole", "half"))
     assert whole.keys() == half.keys() and all(torch.equal(whole[name], half[name]) for name in whole)
-
-
-def _stops_at(step: int) -> Any:
-    own, count = Trainer._get_grad_norm, [0]
-
-    def method(self: Any, *args: Any, **given: Any) -> Any:
-        count[0] += 1
-        if count[0] == step:
-            raise KeyboardInterrupt
-        return own(self, *args, **given)
-
-    return method

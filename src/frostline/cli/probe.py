@@ -45,7 +45,9 @@ def command(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the rows, and of a head that the model lacks.")] = 42,
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
-        typer.Option(help="The precision of the model; auto: the checkpoint's own."),
+        typer.Option(
+            help="The precision of the model; auto: the checkpoint's own, or float32 where this machine imitates it."
+        ),
     ] = "auto",
     max_steps: Annotated[int, typer.Option(min=1, help="Steps of 32 rows that weight_change is measured after.")] = 5,
     learning_rate: Annotated[float, typer.Option(min=0, help="Learning rate of these steps.")] = 5e-5,

@@ -67,12 +67,11 @@ class _Fitting:
         columns = [self._column(*cells) for cells in zip(header, *rows, strict=True)]
         left = []
         for heading in LEAVES:
-            spare = options.max_width + 1 - sum(column.least + 1 for column in columns)
-            if spare >= 0:
+            if _least_width(columns) <= options.max_width:
                 break
             left += [column.shown for column in columns if column.heading == heading]
             columns = [column for column in columns if column.heading != heading]
-        spare = options.max_width + 1 - sum(column.least + 1 for column in columns)
+        spare = options.max_width - _least_width(columns)
         drawn = RichTable(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
         widths = {}
         for column in (*columns[1:], columns[0]):  # numbers before names
@@ -112,6 +111,10 @@ class _Column:
     cells: tuple[str, ...]
     least: int
     most: int
+
+
+def _least_width(columns: Sequence[_Column]) -> int:
+    return sum(column.least + 1 for column in columns) - 1
 
 
 def markdown(table: Table, metrics: Sequence[str] = ()) -> str:

@@ -47,8 +47,9 @@ def probe_model(
     `rows` of them are drawn by `seed`, which also draws a head that the checkpoint lacks. By default the signals are
     `vds` (where the model has it), `shift` and `similarity`, and the token read is the one that predicts the first
     labelled one (in plain text and chats: every one). `dtype` is what the model computes in, by default the
-    checkpoint's; with `streaming` one block at a time is in memory. `warm_up` is what `weight_change` is measured
-    after. Raises `UserError` for bad input and for a signal that the model does not have.
+    checkpoint's, or float32 where this machine imitates that; with `streaming` one block at a time is in memory.
+    `warm_up` is what `weight_change` is measured after. Raises `UserError` for bad input and for a signal that the
+    model does not have.
     """
     found = task_for(model, task, TaskOptions(max_train_rows=rows, seed=seed))
     config = config_for(model, found)
