@@ -250,10 +250,12 @@ def rule_table(name: str) -> Table:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("recipe", "seeds", "table", "rule"))
-    parser.add_argument("names", nargs="*", default=list(WORKS), choices=list(WORKS))
+    parser.add_argument("names", nargs="*", metavar="name", help=f"all, or some, of {', '.join(WORKS)}")
     given = parser.parse_args()
+    if unknown := [name for name in given.names if name not in WORKS]:
+        parser.error(f"unknown: {', '.join(unknown)}; there are {', '.join(WORKS)}")
     os.chdir(ROOT)  # plan files are named from there
-    for name in given.names:
+    for name in given.names or WORKS:
         if given.what in ("recipe", "seeds"):
             text = recipe(name) if given.what == "recipe" else with_seeds(name)
             place(name).write_text(text, encoding="utf-8")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import random
+import time
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -30,6 +31,18 @@ def models_dir() -> Path:
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     return _place("FROSTLINE_DATA", "data")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests come last: where time is short, they are what is left out."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Slow tests begin until FROSTLINE_SLOW_UNTIL, in seconds since 1970; without it they all run."""
+    until = float(os.environ.get("FROSTLINE_SLOW_UNTIL", "inf"))
+    if item.get_closest_marker("slow") is not None and time.time() > until:
+        pytest.skip("slow, and the time for slow tests is over (FROSTLINE_SLOW_UNTIL)")
 
 
 @pytest.fixture(autouse=True)
