@@ -5,11 +5,26 @@ A claim is one line of this table: the paper, what it says, the study that tests
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from claims import equal
-from claims.results import APART, Finding, ahead, both, judge, measured, metric, points, predicted, ratio, read
+from claims.results import (
+    APART,
+    RESULTS,
+    Finding,
+    ahead,
+    both,
+    judge,
+    lower,
+    measured,
+    metric,
+    points,
+    predicted,
+    ratio,
+    read,
+)
 
 STEP, MEMORY = measured("cpu_seconds_per_step"), predicted("memory_ratio")
 LOSS = metric("loss")
@@ -49,13 +64,13 @@ def best_of_all(study: str, ours: str, others: Iterable[str], names: Iterable[st
 
 def leads(study: str, ours: str, others: Iterable[str]) -> Finding:
     """Whether a label leads others in held-out loss."""
-    return both(*(ahead(study, ours, other, LOSS) for other in others))
+    return both(*(lower(study, ours, other) for other in others))
 
 
 def of_cuts(better: str, worse: str, least: float = 0.0) -> Finding:
     """Whether a label is ahead of another on the encoder (accuracy) and on the decoder (held-out loss)."""
     encoder, decoder = CUTS
-    return both(ahead(encoder, better, worse, least=least), ahead(decoder, better, worse, LOSS, least))
+    return both(ahead(encoder, better, worse, least=least), lower(decoder, better, worse, least))
 
 
 def levels_off(study: str, label: str, lengths: tuple[int, ...]) -> Finding:
@@ -162,19 +177,19 @@ CLAIMS = (
         "000",
         "the layered loss helps",
         "000-table-1-steps",
-        lambda: ahead("000-table-1-steps", "hierarchical-layered", "hierarchical", LOSS),
+        lambda: lower("000-table-1-steps", "hierarchical-layered", "hierarchical"),
     ),
     Claim(
         "000",
         "the residual interaction helps",
         "000-table-1-steps",
-        lambda: ahead("000-table-1-steps", "hierarchical-residual", "hierarchical", LOSS),
+        lambda: lower("000-table-1-steps", "hierarchical-residual", "hierarchical"),
     ),
     Claim(
         "000",
         "hierarchical freezing is as good as full fine-tuning",
         "000-table-1-steps",
-        lambda: ahead("000-table-1-steps", "hierarchical", "all", LOSS, least=-0.02),
+        lambda: lower("000-table-1-steps", "hierarchical", "all", least=-0.02),
     ),
     Claim(
         "000",
@@ -244,33 +259,63 @@ CLAIMS = (
     ),
     Claim(
         "004",
+        "hlpt is better than LoRA and than prefix tuning (questions with choices, held-out loss)",
+        "004-methods-commonsense",
+        lambda: leads("004-methods-commonsense", "hlpt", ("lora", "prefix")),
+    ),
+    Claim(
+        "004",
         "gates help: hlpt is better than without them",
         "004-methods-webnlg",
-        lambda: ahead("004-methods-webnlg", "hlpt", "hlpt-ungated", LOSS),
+        lambda: lower("004-methods-webnlg", "hlpt", "hlpt-ungated"),
     ),
     Claim(
         "004",
         "LoRA below and prefix above is better than the other way round",
         "004-methods-webnlg",
-        lambda: ahead("004-methods-webnlg", "hlpt", "hlpt-swapped", LOSS),
+        lambda: lower("004-methods-webnlg", "hlpt", "hlpt-swapped"),
     ),
     Claim(
         "004",
         "h2lpt, which leaves half of the blocks out, is as good as LoRA",
         "004-methods-webnlg",
-        lambda: ahead("004-methods-webnlg", "h2lpt", "lora", LOSS, least=-0.02),
+        lambda: lower("004-methods-webnlg", "h2lpt", "lora", least=-0.02),
     ),
     Claim(
         "004",
         "with 500 rows hlpt still leads LoRA",
         "004-rows",
-        lambda: ahead("004-rows", "hlpt-500", "lora-500", LOSS),
+        lambda: lower("004-rows", "hlpt-500", "lora-500"),
     ),
     Claim(
         "004",
         "of all splits the one with three quarters of LoRA is best",
         "004-splits",
         lambda: lowest("004-splits", "hlpt-12-4"),
+    ),
+    Claim(
+        "004",
+        "of the ways to leave half of the blocks out, 3/8 below and 1/8 above is best",
+        "004-omissions",
+        lambda: lowest("004-omissions", "low-6-high-2", ("low-6-high-2", "low-4-high-4", "low-2-high-6")),
+    ),
+    Claim(
+        "004",
+        "h2lpt is better than LoRA with as many parameters (r 4)",
+        "004-omissions",
+        lambda: lower("004-omissions", "h2lpt", "lora-r4"),
+    ),
+    Claim(
+        "004",
+        "four of 16 blocks (3 below, 1 above) are better than LoRA with as many parameters (r 1)",
+        "004-omissions",
+        lambda: lower("004-omissions", "low-3-high-1", "lora-r1"),
+    ),
+    Claim(
+        "004",
+        "text is generated in 0.75 of the time of prefix tuning, or less, with LoRA, hlpt and h2lpt",
+        "004-inference",
+        lambda: generation("004-inference", ("lora", "hlpt", "h2lpt"), "prefix", 0.75),
     ),
     Claim(
         "own",
@@ -289,6 +334,12 @@ CLAIMS = (
         "a frozen bottom in 0.4 of the time is not behind full fine-tuning in all of its time",
         "equal-time",
         lambda: equal.ahead(BOTTOMS, ["all"], 0.4, least=-0.02, whole=True),
+    ),
+    Claim(
+        "own",
+        "time to quality: a frozen bottom or `auto` reaches full fine-tuning's final quality in less than its time",
+        "equal-time",
+        lambda: equal.reached([*BOTTOMS, "auto"]),
     ),
     Claim(
         "own",
@@ -325,7 +376,21 @@ def less_lost(study: str, ours: str, theirs: str, usual: str, hard: str) -> Find
     return Finding("not run yet")
 
 
-def lowest(study: str, says: str, begin: str = "") -> Finding:
+def generation(folder: str, ours: Sequence[str], baseline: str, most: float) -> Finding:
+    """Whether generating takes at most a share of a baseline's time, from the files of benchmarks/hybrid.py."""
+    lines, shares = [], []
+    for path in sorted((RESULTS / folder).glob("*.json")):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        middle = {row["name"]: row["ratio"][1] for row in found["rows"]}
+        costs = {name: middle[name] / middle[baseline] for name in ours}
+        shares += costs.values()
+        lines.append(f"{found['model']} " + ", ".join(f"{name} {cost:.2f}" for name, cost in costs.items()))
+    if not shares:
+        return Finding("not run yet")
+    return Finding("holds" if max(shares) <= most else "does not hold", "; ".join(lines), 1)
+
+
+def lowest(study: str, says: str, begin: str | tuple[str, ...] = "") -> Finding:
     """Whether a label has the lowest held-out loss of all that begin so."""
     means = {cell.label: cell.mean(LOSS) for cell in read(study).cells if cell.label.startswith(begin)}
     if len(means) < 2:

@@ -25,6 +25,8 @@ from claims.results import (
 
 SEED = 42
 """The seed with which every rate is tried."""
+SHARES = (0.2, 0.4, 0.6)
+"""The shares of full fine-tuning's time that are studied."""
 WHOLE = 1.0
 """Full fine-tuning in all of its time."""
 
@@ -100,6 +102,35 @@ def rates(plans: Sequence[str], share: float = 0.4) -> Finding:
             shown = ", ".join(f"{one:g} ({plan})" for plan, one in known.items())
             lines.append(f"{name.removeprefix('equal-time-')} best of three rates {shown}")
     return Finding(together(verdicts), "; ".join(lines), min(seeds, default=0))
+
+
+NEAR = {True: 0.01, False: APART}
+"""By how much a quality may be behind and still be called reached: accuracy of an encoder, held-out loss."""
+
+
+def reached(plans: Sequence[str]) -> Finding:
+    """Whether plans reach full fine-tuning's final quality in less than its time, and in which share, in every study.
+
+    A plan that does not is told from one whose largest share was not run yet.
+    """
+    lines, verdicts = [], list[Verdict]()
+    for name in names():
+        cells = best(read(name))
+        whole = cells.get(("all", WHOLE))
+        shares = sorted({share for plan, share in cells if plan in plans and share < WHOLE})
+        if whole is None or not shares:
+            continue
+        goal = quality(whole) - NEAR[encoder(whole)]
+        shown = []
+        for plan in plans:
+            tried = sorted(share for one, share in cells if one == plan)
+            at = next((share for share in tried if quality(cells[plan, share]) >= goal), None)
+            if tried:
+                shown.append(f"{plan} in {at:g}" if at else f"{plan} not in {tried[-1]:g}")
+        met = any(quality(cells[key]) >= goal for key in cells if key[0] in plans)
+        verdicts.append("holds" if met else "does not hold" if shares[-1] >= SHARES[-1] else "cannot be told")
+        lines.append(f"{name.removeprefix('equal-time-')} {', '.join(shown)}")
+    return Finding(together(verdicts), "; ".join(lines), 1 if lines else 0)
 
 
 def step(plan: str, most: float) -> Finding:

@@ -134,7 +134,9 @@ def spread(found: Sequence[float]) -> str:
     return f"{mean:+.3f} ± {statistics.stdev(found):.3f}" if len(found) > 1 else f"{mean:+.3f}"
 
 
-def ahead(study: str, better: str, worse: str, value: Value = main_metric, least: float = 0.0) -> Finding:
+def ahead(
+    study: str, better: str, worse: str, value: Value = main_metric, least: float = 0.0, alone: float = math.inf
+) -> Finding:
     """Whether one label is ahead of another, in each pair of model and task of a study.
 
     Args:
@@ -143,6 +145,7 @@ def ahead(study: str, better: str, worse: str, value: Value = main_metric, least
         worse: the other one.
         value: what is compared; larger is better.
         least: by how much at least (0: ahead at all; below 0: not behind by more).
+        alone: with one seed, how far from `least` it has to be.
     """
     found = read(study)
     lines, verdicts, seeds = [], [], 0
@@ -150,10 +153,15 @@ def ahead(study: str, better: str, worse: str, value: Value = main_metric, least
         one, other = found.at(model, task, better), found.at(model, task, worse)
         if one is None or other is None or not (apart := differences(one, other, value)):
             continue
-        verdicts.append(judge(apart, least))
+        verdicts.append(judge(apart, least, alone))
         seeds = max(seeds, len(apart))
         lines.append(f"{task} {spread(apart)}")
     return Finding(together(verdicts), "; ".join(lines), seeds)
+
+
+def lower(study: str, better: str, worse: str, least: float = 0.0) -> Finding:
+    """Whether one label has a lower held-out loss than another; see `ahead`."""
+    return ahead(study, better, worse, metric("loss"), least, APART)
 
 
 def ratio(study: str, label: str, baseline: str, value: Value, low: float, high: float) -> Finding:
