@@ -210,6 +210,15 @@ def run_ratio(result: dict[str, Any], epochs: int, name: str, base: str) -> floa
     return time[name] / time[base]
 
 
+def shares(result: dict[str, Any]) -> dict[str, float]:
+    """Costs with the cache as shares of those of transformers.Trainer; peak memory where it was measured."""
+    step = statistics.median(ratios(result, "cached", "all"))
+    found = {"step": step, "three epochs": run_ratio(result, 3, "cached", "all")}
+    if memory := result.get("peak_memory"):
+        found["peak memory"] = memory["cached"] / memory["all"]
+    return found
+
+
 def quartiles(values: list[float]) -> tuple[float, float, float]:
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
     return low, middle, high
@@ -306,7 +315,7 @@ def main() -> None:
         if options.memory:
             few = 2 * SETTINGS[name].batch
             result["peak_memory"] = {kind: peak_memory(name, kind, options.precision, few) for kind in CONTENDERS}
-        results.append({"name": name, **result})
+        results.append({"name": name, **result, "shares": shares(result)})
         document = {
             "versions": versions(),
             "hardware": {"processor": platform.processor() or platform.machine(), "threads": 1},

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from claims import equal
-from claims.claims import BOTTOMS, CUTS
+from claims.claims import BOTTOMS
+from claims.judges import CUTS
 from claims.results import Finding, ahead, both, lower
 
 _TABLE, _STEPS = "001-table-minilm", "000-table-1-steps"
