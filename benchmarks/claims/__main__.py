@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 from collections import Counter
 from pathlib import Path
 
@@ -35,17 +36,31 @@ its own, the line says so.
 HEAD = """## How claims are judged
 
 Each row is a claim, and each verdict is computed from the records in docs/results by `PYTHONPATH=benchmarks python -m
-claims`. Differences are means ± standard deviations over seeds, paired by seed; larger is better (losses have the other
-sign). A claim *holds* where the mean difference is right in every task by two standard errors or more, *does not hold*
-where it is wrong by as much in one, and *cannot be told* in between. With one seed a difference of 0.03 in held-out
-loss counts (sensitivity, splits, some plans in equal time), and none in accuracy. A study goes on where it stopped:
-`frostline study recipes/papers/NAME.yaml --out docs/results/NAME`; `equal-time` stands for the studies
+claims`. Differences are means ± standard deviations over seeds, paired by seed; larger is better (losses have the
+other sign). A claim *holds* where the mean difference is right in every task, and *does not hold* where it is wrong
+in one, by more than half of its interval of 95% (Student's t; a wider one where a claim has several comparisons). In
+between it *cannot be told*. With one seed a difference of 0.03 in held-out loss counts, and none in accuracy. A task
+in which both sides are at the level of guessing (not better than the most common class by two standard errors) is
+shown and not judged.
+
+Equal time: a plan and its rate are chosen with seed 42 and judged with the other seeds. Most plans have three rates,
+the others one; the rows say so. A plan makes 3.3 passes over the rows at most, so that one whose steps cost little
+does not use all of its time; the rows say that too.
+
+A study goes on where it stopped: the commands stand below. `equal-time` stands for the studies
 recipes/equal-time-NAME.yaml.
+"""
+OTHERS = """- 004-inference: `PYTHONPATH=benchmarks python benchmarks/hybrid.py generate --model MODEL --out
+  docs/results/004-inference/NAME.json`
+- own-frozen-bottom: `PYTHONPATH=benchmarks python benchmarks/frozen_bottom.py --memory --out
+  docs/results/own-frozen-bottom/NAME.json`
 """
 
 
 def keep(runs: Path, name: str) -> int:
     """Copy the records of a study, without weights and without places of this machine; gives their number."""
+    if not (runs / "study.yaml").is_file():
+        raise SystemExit(f"{runs}: not the folder of a study: there is no study.yaml")
     count = 0
     for path in sorted(runs.glob("*/**/run.json")):
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -69,7 +84,8 @@ def page() -> str:
     """The page."""
     found = [(claim, claim.judge()) for claim in CLAIMS]
     counts = Counter(finding.verdict for _, finding in found)
-    parts = [*_advice(), HEAD, ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common()) + ".\n"]
+    told = ", ".join(f"{count} {_PLURAL.get(verdict, verdict)}" for verdict, count in counts.most_common())
+    parts = [*_advice(), HEAD, f"Of {len(found)} claims {told}.\n"]
     for paper, title in PAPERS.items():
         rows = [row for claim, finding in found if claim.paper == paper and (row := _row(claim, finding))]
         parts += [
@@ -79,14 +95,24 @@ def page() -> str:
             *rows,
             "",
         ]
-    if (RESULTS / "001-table-minilm").is_dir():
-        parts += ["## Ranking score of paper 001's settings (001-table-minilm)\n", "| setting | score |", "|---|--:|"]
-        parts += [f"| {label} | {score:.2f} |" for label, score in points("001-table-minilm")] + [""]
+    if scores := points("001-table-minilm"):
+        cells = [cell for cell in read("001-table-minilm").cells if cell.label == "all"]
+        tasks = ", ".join(f"{cell.task} {len(cell.runs)}" for cell in cells)
+        parts += [f"## Ranking score of paper 001's settings (001-table-minilm; seeds: {tasks})\n"]
+        parts += ["| setting | score |", "|---|--:|"]
+        parts += [f"| {label} | {statistics.mean(own.values()):.2f} |" for label, own in scores.items()] + [""]
     if figures := draw():
         parts += ["## Figures\n"]
         parts += [f"![{caption}](figures/{file})\n\n{caption}\n" for file, caption in figures]
-    parts += ["## Which runs are left\n", *_left(), ""]
+    parts += ["## Which runs are left\n", *_left(), "", "Other measurements:\n", OTHERS]
     return "\n".join(parts)
+
+
+_PLURAL = {"does not hold": "do not hold", "holds": "hold"}
+_DOUBT = {
+    "cannot be told": " **Not clear in every task.**",
+    "does not hold": " **Not so in one task at least.**",
+}
 
 
 def _advice() -> list[str]:
@@ -94,20 +120,25 @@ def _advice() -> list[str]:
     lines = [TOP]
     for number, advice in enumerate(ADVICE, 1):
         found = advice.evidence()
-        shown = (
-            f"{found.line} ({advice.study}, {found.seeds} {'seed' if found.seeds == 1 else 'seeds'})"
-            if found.line
-            else "not measured yet"
-        )
-        doubt = {"holds": "", "not run yet": ""}.get(found.verdict, f" **{found.verdict.capitalize()} in every task.**")
-        lines.append(f"{number}. {advice.says} *Measured:* {shown}.{doubt}")
+        where = ", ".join([advice.study, *([_seeds(found)] if found.seeds else [])])
+        shown = f"{found.line} ({where})" if found.line else "not measured yet"
+        lines.append(f"{number}. {advice.says} *Measured:* {shown}.{_DOUBT.get(found.verdict, '')}")
     return [*lines, ""]
 
 
+def _seeds(finding: Finding) -> str:
+    """How many seeds a finding has, as text; from the fewest to the most."""
+    few, many = min(finding.seeds), max(finding.seeds)
+    return f"{few} seed{'s' * (few > 1)}" if few == many else f"{few} to {many} seeds"
+
+
 def _row(claim: Claim, finding: Finding) -> str:
-    note = f" ({claim.scale})" if claim.scale and finding.verdict not in ("holds", "not run yet") else ""
+    notes = [finding.part] if finding.verdict != "not run yet" and finding.part else []
+    notes += [claim.scale] if claim.scale and finding.verdict not in ("holds", "not run yet") else []
+    note = f" ({'; '.join(notes)})" if notes else ""
     line = finding.line.replace("|", "\\|") or "–"
-    return f"| {claim.says} | {claim.study} | {finding.seeds or '–'} | {line} | **{finding.verdict}**{note} |"
+    seeds = _seeds(finding).split(" seed")[0] if finding.seeds else "–"
+    return f"| {claim.says} | {claim.study} | {seeds} | {line} | **{finding.verdict}**{note} |"
 
 
 def _left() -> list[str]:

@@ -15,9 +15,11 @@ from claims.results import (
     Value,
     Verdict,
     differences,
+    guessing,
     judge,
     main_metric,
     metric,
+    of_tasks,
     read,
     spread,
     together,
@@ -27,6 +29,8 @@ SEED = 42
 """The seed with which every rate is tried."""
 SHARES = (0.2, 0.4, 0.6)
 """The shares of full fine-tuning's time that are studied."""
+CELLS = 7
+"""Pairs of model and data with such a study, when all are run."""
 WHOLE = 1.0
 """Full fine-tuning in all of its time."""
 
@@ -70,6 +74,8 @@ def rate(cell: Cell) -> str:
 def ahead(ours: Sequence[str], theirs: Sequence[str], share: float, least: float = 0.0, whole: bool = False) -> Finding:
     """Whether the best of some plans is ahead of the best of others in the same time, in every study.
 
+    The plan and the rate are chosen with the first seed; with the others they are judged, where there are others.
+
     Args:
         ours: names of plans; of each the best rate counts.
         theirs: the plans that they are compared with.
@@ -77,17 +83,23 @@ def ahead(ours: Sequence[str], theirs: Sequence[str], share: float, least: float
         least: by how much at least, in the study's own quality (below 0: not behind by more).
         whole: whether the others are `theirs` in all of full fine-tuning's time.
     """
-    lines, verdicts, seeds = [], [], []
+    lines, verdicts, seeds = [], list[Verdict](), []
     for name in names():
-        cells = best(read(name))
+        found = read(name)
+        cells = best(found)
         one = _leader(cells, ours, share)
         other = _leader(cells, theirs, WHOLE if whole else share)
         if one is None or other is None or not (apart := differences(one, other, value(one))):
             continue
-        verdicts.append(judge(apart, least, math.inf if encoder(one) else APART))
-        seeds.append(len(apart))
-        lines.append(f"{name.removeprefix('equal-time-')} {spread(apart)} ({_plan(one)} over {_plan(other)})")
-    return Finding(together(verdicts), "; ".join(lines), min(seeds, default=0))
+        judged = [difference for seed, difference in apart.items() if seed != SEED or len(apart) == 1]
+        guessed = guessing(one, other)
+        if not guessed:
+            verdicts.append(judge(judged, least, math.inf if encoder(one) else APART))
+        seeds.append(len(judged))
+        line = f"{name.removeprefix('equal-time-')} {spread(judged)} ({_tried(found, one)} over {_tried(found, other)})"
+        lines.append(line + (" (both at guessing)" if guessed else ""))
+    verdict = together(verdicts) if verdicts or not lines else "cannot be told"
+    return Finding(verdict, "; ".join(lines), tuple(seeds), of_tasks(len(lines), CELLS))
 
 
 def rates(plans: Sequence[str], share: float = 0.4) -> Finding:
@@ -100,8 +112,8 @@ def rates(plans: Sequence[str], share: float = 0.4) -> Finding:
             verdicts.append("holds" if min(known.values()) >= known["all"] else "does not hold")
             seeds.append(1)
             shown = ", ".join(f"{one:g} ({plan})" for plan, one in known.items())
-            lines.append(f"{name.removeprefix('equal-time-')} best of three rates {shown}")
-    return Finding(together(verdicts), "; ".join(lines), min(seeds, default=0))
+            lines.append(f"{name.removeprefix('equal-time-')} best rates {shown}")
+    return Finding(together(verdicts), "; ".join(lines), tuple(seeds), of_tasks(len(lines), CELLS))
 
 
 NEAR = {True: 0.01, False: APART}
@@ -130,7 +142,7 @@ def reached(plans: Sequence[str]) -> Finding:
         met = any(quality(cells[key]) >= goal for key in cells if key[0] in plans)
         verdicts.append("holds" if met else "does not hold" if shares[-1] >= SHARES[-1] else "cannot be told")
         lines.append(f"{name.removeprefix('equal-time-')} {', '.join(shown)}")
-    return Finding(together(verdicts), "; ".join(lines), 1 if lines else 0)
+    return Finding(together(verdicts), "; ".join(lines), (1,) if lines else (), of_tasks(len(lines), CELLS))
 
 
 def step(plan: str, most: float) -> Finding:
@@ -147,7 +159,8 @@ def step(plan: str, most: float) -> Finding:
             lines.append(f"{name.removeprefix('equal-time-')} {shares[-1]:.2f} ({len(costs[plan])} runs)")
     if not shares:
         return Finding("not run yet")
-    return Finding("holds" if max(shares) <= most else "does not hold", "; ".join(lines), len(shares))
+    verdict: Verdict = "holds" if max(shares) <= most else "does not hold"
+    return Finding(verdict, "; ".join(lines), part=of_tasks(len(lines), CELLS))
 
 
 def _leader(cells: dict[tuple[str, float], Cell], plans: Sequence[str], share: float) -> Cell | None:
@@ -155,5 +168,24 @@ def _leader(cells: dict[tuple[str, float], Cell], plans: Sequence[str], share: f
     return max(found, key=quality, default=None)
 
 
-def _plan(cell: Cell) -> str:
-    return cell.label.split("_")[0]
+def _tried(found: Study, cell: Cell) -> str:
+    """A plan with the number of rates that were tried, and the share of the time that its steps took."""
+    plan, share, *rated = cell.label.split("_")
+    tried = [one for one in found.cells if one.label.split("_")[:2] == [plan, share] and SEED in one.runs]
+    rates_tried = f", {len(tried)} {'rate' if len(tried) == 1 else 'rates'}" if rated else ""
+    took = used(found, cell)
+    return f"{plan}{rates_tried}" + (f", {took:.2f} of the time used" if took and took < 0.75 * float(share) else "")
+
+
+def used(found: Study, cell: Cell) -> float | None:
+    """Which share of full fine-tuning's time the steps of a cell took; None where that is not known."""
+    whole = [one for one in found.cells if one.label.startswith("all_")]
+    own = cell.runs.get(SEED)
+    if not whole or own is None or cell.label.count("_") < 2:
+        return None
+    records = [record["measured"] for one in whole for record in one.runs.values()]
+    full = statistics.median(measured["cpu_seconds_per_step"] for measured in records)
+    steps = max(
+        one.runs[SEED]["measured"]["steps"] / float(one.label.split("_")[1]) for one in whole if SEED in one.runs
+    )
+    return float(own["measured"]["steps"] * own["measured"]["cpu_seconds_per_step"] / (steps * full))

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+import yaml
+from scipy.stats import t as student
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "results"
@@ -59,13 +62,20 @@ class Cell:
     def mean(self, value: Value) -> float:
         return statistics.mean(self.values(value).values())
 
+    def accuracy(self) -> list[float] | None:
+        """The accuracy with each seed, of classes of which the most common one is known."""
+        data: Mapping[str, Any] = next(iter(self.runs.values()))["data"]
+        known = data["metric"] == "accuracy" and data.get("majority_share") and data.get("eval_rows")
+        return list(self.values(metric("accuracy")).values()) if known else None
+
 
 @dataclass(frozen=True)
 class Study:
-    """The finished runs of a study."""
+    """The finished runs of a study. `tasks`: the pairs of model and task that it has when all is run."""
 
     name: str
     cells: tuple[Cell, ...]
+    tasks: int = 0
 
     def at(self, model: str, task: str, label: str) -> Cell | None:
         return next((cell for cell in self.cells if (cell.model, cell.task, cell.label) == (model, task, label)), None)
@@ -80,64 +90,124 @@ class Study:
 
 
 def read(name: str, folder: Path = RESULTS) -> Study:
-    """The study called `name`: its folders are model / task / label / seed."""
+    """The study called `name`: its folders are model / task / label / seed.
+
+    Raises:
+        SystemExit: a record is damaged, or is not of the seed that its folder names.
+    """
     cells: dict[tuple[str, str, str], Cell] = {}
     for path in sorted((folder / name).glob("*/**/run.json")):
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if record["status"] != "finished":
-            continue
         *_, model, task, label, seed = path.parent.parts
-        key = (model, task, label)
-        cells.setdefault(key, Cell(*key)).runs[int(seed.removeprefix("seed"))] = record
-    return Study(name, tuple(cells.values()))
+        record = _record(path, seed.removeprefix("seed"))
+        if record["status"] == "finished":
+            key = (model, task, label)
+            cells.setdefault(key, Cell(*key)).runs[int(seed.removeprefix("seed"))] = record
+    recipe = folder / name / "study.yaml"
+    tasks = 0
+    if recipe.exists():
+        document = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+        tasks = len(document["models"]) * len(document["tasks"])
+    return Study(name, tuple(cells.values()), tasks)
+
+
+def _record(path: Path, seed: str) -> dict[str, Any]:
+    """A record, or one line about what is wrong with it."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+        if record["status"] == "finished":
+            metrics = record["metrics"]["after"]
+            if any(isinstance(number, str) for number in metrics.values()) or not isinstance(record["measured"], dict):
+                raise ValueError("its metrics or measurements are no numbers")
+            if str(record.get("seed", seed)) != seed:
+                raise ValueError(f"its seed is {record['seed']}")
+        return dict(record)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise SystemExit(f"{path}: not a record of a run: {error}") from None
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"a number is {constant}")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What was measured of a claim: the verdict, the numbers in one line, and the number of seeds."""
+    """What was measured of a claim.
+
+    `line` has the numbers, `seeds` how many seeds each of them rests on, `part` which part of the study was judged,
+    where it is not all of it.
+    """
 
     verdict: Verdict
     line: str = ""
-    seeds: int = 0
+    seeds: tuple[int, ...] = ()
+    part: str = ""
 
 
-def differences(better: Cell, worse: Cell, value: Value) -> list[float]:
-    """By how much one cell is ahead of another, seed by seed."""
+def differences(better: Cell, worse: Cell, value: Value) -> dict[int, float]:
+    """By how much one cell is ahead of another, by seed."""
     ours, theirs = better.values(value), worse.values(value)
-    return [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
+    return {seed: ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())}
 
 
 APART = 0.03
 """By how much the held-out loss of two seeds of one plan may differ."""
 
 
-def judge(found: Sequence[float], least: float = 0.0, alone: float = math.inf) -> Verdict:
-    """Whether a difference is at least `least`, as far as its spread tells: two standard errors of the mean.
+def doubt_of(found: Sequence[float], comparisons: int = 1) -> float:
+    """Half of the interval of 95% of the mean (Student's t), for as many comparisons as are made at once."""
+    degrees = len(found) - 1
+    quantile = float(student.ppf(1 - 0.025 / comparisons, degrees))
+    return quantile * statistics.stdev(found) / math.sqrt(len(found))
+
+
+def judge(found: Iterable[float], least: float = 0.0, alone: float = math.inf, comparisons: int = 1) -> Verdict:
+    """Whether a difference is at least `least`, as far as its spread over seeds tells.
 
     Args:
         found: the difference with each seed.
         least: what it should be at least.
         alone: with one seed, how far from `least` it has to be.
+        comparisons: how many such questions one verdict has.
     """
+    found = list(found)
     if not found:
         return "not run yet"
     mean = statistics.mean(found)
-    doubt = 2 * statistics.stdev(found) / math.sqrt(len(found)) if len(found) > 1 else alone
+    doubt = doubt_of(found, comparisons) if len(found) > 1 else alone
     if abs(mean - least) <= doubt:
         return "cannot be told"
     return "holds" if mean >= least else "does not hold"
 
 
-def spread(found: Sequence[float]) -> str:
+def spread(found: Iterable[float]) -> str:
     """Mean and standard deviation, as text."""
+    found = list(found)
     mean = statistics.mean(found)
     return f"{mean:+.3f} ± {statistics.stdev(found):.3f}" if len(found) > 1 else f"{mean:+.3f}"
 
 
+def guessing(*cells: Cell) -> bool:
+    """Whether no cell is better than always giving the most common class, by two standard errors of one evaluation."""
+    if any(cell.accuracy() is None for cell in cells):
+        return False
+    data = next(iter(cells[0].runs.values()))["data"]
+    share = data["majority_share"]
+    error = math.sqrt(share * (1 - share) / data["eval_rows"])
+    return all(statistics.mean(cell.accuracy() or {}) < share + 2 * error for cell in cells)
+
+
 def ahead(
-    study: str, better: str, worse: str, value: Value = main_metric, least: float = 0.0, alone: float = math.inf
+    study: str,
+    better: str,
+    worse: str,
+    value: Value = main_metric,
+    least: float = 0.0,
+    alone: float = math.inf,
+    comparisons: int = 1,
 ) -> Finding:
     """Whether one label is ahead of another, in each pair of model and task of a study.
+
+    Where both are at the level of guessing, the difference is shown and not judged.
 
     Args:
         study: its name.
@@ -146,17 +216,26 @@ def ahead(
         value: what is compared; larger is better.
         least: by how much at least (0: ahead at all; below 0: not behind by more).
         alone: with one seed, how far from `least` it has to be.
+        comparisons: how many such questions one verdict has.
     """
     found = read(study)
-    lines, verdicts, seeds = [], [], 0
+    lines, verdicts, seeds = [], list[Verdict](), []
     for model, task in found.places:
         one, other = found.at(model, task, better), found.at(model, task, worse)
         if one is None or other is None or not (apart := differences(one, other, value)):
             continue
-        verdicts.append(judge(apart, least, alone))
-        seeds = max(seeds, len(apart))
-        lines.append(f"{task} {spread(apart)}")
-    return Finding(together(verdicts), "; ".join(lines), seeds)
+        guessed = guessing(one, other)
+        verdicts.append("cannot be told" if guessed else judge(apart.values(), least, alone, comparisons))
+        seeds.append(len(apart))
+        lines.append(f"{task} {spread(apart.values())}" + (" (both at guessing)" if guessed else ""))
+    told = [verdict for verdict, line in zip(verdicts, lines, strict=True) if "guessing" not in line]
+    line = f"{better} over {worse}: {', '.join(lines)}" if lines else ""
+    return Finding(together(told or verdicts), line, tuple(seeds), of_tasks(len(verdicts), found.tasks))
+
+
+def of_tasks(judged: int, tasks: int) -> str:
+    """Which part of a study was judged, where it is not all of it."""
+    return f"{judged} of {tasks} tasks" if judged < tasks else ""
 
 
 def lower(study: str, better: str, worse: str, least: float = 0.0) -> Finding:
@@ -167,17 +246,20 @@ def lower(study: str, better: str, worse: str, least: float = 0.0) -> Finding:
 def ratio(study: str, label: str, baseline: str, value: Value, low: float, high: float) -> Finding:
     """Whether a cost, as a share of the baseline's, lies between two numbers: the median of all pairs of runs."""
     found = read(study)
-    shares: list[float] = []
+    shares, seeds = list[float](), []
     for model, task in found.places:
         one, other = found.at(model, task, label), found.at(model, task, baseline)
         if one is not None and other is not None:
             ours, theirs = one.values(value), other.values(value)
-            shares += [ours[seed] / theirs[seed] for seed in ours.keys() & theirs.keys() if theirs[seed]]
+            own = [ours[seed] / theirs[seed] for seed in ours.keys() & theirs.keys() if theirs[seed]]
+            shares += own
+            seeds += [len(own)] if own else []
     if not shares:
         return Finding("not run yet")
     middle = statistics.median(shares)
-    line = f"{middle:.2f} of {baseline} (from {min(shares):.2f} to {max(shares):.2f}, {len(shares)} pairs of runs)"
-    return Finding("holds" if low <= middle <= high else "does not hold", line, len(shares))
+    line = f"{label} {middle:.2f} of {baseline} (from {min(shares):.2f} to {max(shares):.2f})"
+    verdict: Verdict = "holds" if low <= middle <= high else "does not hold"
+    return Finding(verdict, line, tuple(seeds), of_tasks(len(seeds), found.tasks))
 
 
 def together(verdicts: Sequence[Verdict]) -> Verdict:
@@ -196,24 +278,32 @@ def both(*findings: Finding) -> Finding:
     if not known:
         return Finding("not run yet")
     verdict = together([one.verdict for one in known])
-    return Finding(verdict, ". ".join(one.line for one in known), min(one.seeds for one in known))
+    parts = [one.part for one in known if one.part]
+    if len(known) < len(findings):
+        parts = [f"{len(known)} of {len(findings)} comparisons run"]
+    seeds = tuple(count for one in known for count in one.seeds)
+    return Finding(verdict, "; ".join(one.line for one in known), seeds, max(parts, default=""))
 
 
-def points(study: str) -> Iterator[tuple[str, float]]:
-    """Each label with its ranking score (paper 001): per pair of model and task the best gets one point less than there
-    are settings, the worst 0, ties the mean; then the mean over the pairs. The best label comes first.
+def points(study: str) -> dict[str, dict[int, float]]:
+    """Each label with its ranking score for each seed (paper 001): per pair of model and task the best gets one point
+    less than there are settings, the worst 0, ties the mean; then the mean over the pairs. The best label comes first.
 
-    A pair counts when it has every setting of the study, with the seeds that all of them have."""
-    found, totals = read(study), dict[str, list[float]]()
+    A pair counts when it has every setting of the study, with a seed that all of them have.
+    """
+    found, totals = read(study), dict[str, dict[int, list[float]]]()
     most = max((len(found.labels(*place)) for place in found.places), default=0)
     for model, task in found.places:
         cells = [cell for cell in found.cells if (cell.model, cell.task) == (model, task)]
-        seeds = set.intersection(*(set(cell.runs) for cell in cells))
-        if len(cells) < most or not seeds:
+        if len(cells) < most:
             continue
-        means = {cell.label: statistics.mean(cell.values(main_metric)[seed] for seed in seeds) for cell in cells}
-        for label, mean in means.items():
-            below = sum(other < mean for other in means.values())
-            same = sum(other == mean for other in means.values()) - 1
-            totals.setdefault(label, []).append(below + same / 2)
-    yield from sorted(((label, statistics.mean(own)) for label, own in totals.items()), key=lambda pair: -pair[1])
+        for seed in set.intersection(*(set(cell.runs) for cell in cells)):
+            scores = {cell.label: cell.values(main_metric)[seed] for cell in cells}
+            for label, score in scores.items():
+                below = sum(other < score for other in scores.values())
+                same = sum(other == score for other in scores.values()) - 1
+                totals.setdefault(label, {}).setdefault(seed, []).append(below + same / 2)
+    found_points = {
+        label: {seed: statistics.mean(own) for seed, own in by_seed.items()} for label, by_seed in totals.items()
+    }
+    return dict(sorted(found_points.items(), key=lambda pair: -statistics.mean(pair[1].values())))
