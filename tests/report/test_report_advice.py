@@ -39,6 +39,17 @@ def test_one_that_is_both() -> None:
     assert found.sentence == "Use all: the best accuracy (0.800, in 10 s); no other is within 2% of it."
 
 
+def test_one_that_has_one_run_may_be_ahead_by_chance() -> None:
+    runs = [run("all", seed, accuracy=0.8) for seed in (1, 2, 3)] + [run("lora", 1, accuracy=0.9)]
+    found = advise(tabulate(runs).groups[0])
+    assert found is not None and found.cautions == ("lora has one run: it may be ahead by chance.",)
+
+
+def test_none_is_recommended_that_has_not_learned() -> None:
+    found = advice(("all", 0.5, 9.0), ("lora", 0.45, 9.0))
+    assert found.sentence.startswith("None is to be recommended. The first is all: the best accuracy (0.500")
+
+
 def test_of_a_loss_less_is_better() -> None:
     runs = [run(name, seconds=s).record for name, s in (("all", 10.0), ("bot50", 5.0))]
     losses = (2.0, 2.03)

@@ -161,6 +161,26 @@ def test_collect_labels_by_a_studys_folders(tmp_path: Path) -> None:
     assert study_baseline(tmp_path) is None
 
 
+def test_studies_in_one_folder_have_tables_of_their_own(tmp_path: Path) -> None:
+    """Two studies of one model and task, with other settings: means and ratios do not mix them."""
+    for name, base, scores in (("short", "all", (0.5, 0.6)), ("long", "lora", (0.8, 0.9))):
+        for strategy, accuracy in zip(("all", "lora"), scores, strict=True):
+            record = run(strategy, 1, accuracy=accuracy).record
+            write_record(record, tmp_path / name / "base16" / "rte" / strategy / "seed1")
+        (tmp_path / name / "study.yaml").write_text(f"baseline: {base}\n")
+    write_record(run("bot50", 1, accuracy=0.7).record, tmp_path / "alone")
+    table = tabulate(collect(tmp_path).runs, study_baseline(tmp_path))
+    assert {group.name for group in table.groups} == {"short: base16 on rte", "long: base16 on rte", "base16 on rte"}
+    short = next(group for group in table.groups if group.study == "short")
+    assert [row.metrics["accuracy"].mean for row in short.rows] == [0.5, 0.6]
+    assert "**short: base16 on rte: accuracy" in markdown(table)
+    assert "short" in csv_text(table) and document(table)["groups"][0]["study"] in ("", "short", "long")
+    own = tabulate(collect(tmp_path).runs, "none")
+    assert {group.study: group.baseline for group in own.groups} == {"short": "all", "long": "lora", "": None}
+    (only,) = tabulate(collect(tmp_path / "long").runs, "all").groups
+    assert (only.study, only.name) == ("", "base16 on rte"), "one study needs no name"
+
+
 def test_every_run_below_a_folder_in_the_order_in_which_they_began(tmp_path: Path) -> None:
     for seed, name in enumerate(["b/run", "a/2", "a/10/deep/er", "c"]):
         write_record(run(seed=seed).record, tmp_path / name)

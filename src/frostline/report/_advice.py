@@ -60,7 +60,9 @@ def advise(group: Group) -> Advice | None:
     else:
         more = f": the best {name} ({quality}{time and f', in {time}'}); no other is {within} of it."
         parts = ((one_line(best.strategy), True), (more, False))
-    return Advice(best, quick, (("Use ", False), *parts), _cautions(group, best, rows, sign))
+    cautions = _cautions(group, best, rows, sign)
+    lead = "None is to be recommended. The first is " if any(one.startswith("None") for one in cautions) else "Use "
+    return Advice(best, quick, ((lead, False), *parts), cautions)
 
 
 def alone(group: Group) -> str:
@@ -103,6 +105,8 @@ def _cautions(group: Group, best: TableRow, rows: list[TableRow], sign: float) -
             and sign * (mean.mean - row.metrics[group.metric].mean)
             <= max(mean.std or 0.0, row.metrics[group.metric].std or 0.0)
         ]
+        if mean.n == 1:
+            found.append(f"{one_line(best.strategy)} has one run: it may be ahead by chance.")
         if alike:
             verb = "is" if len(alike) == 1 else "are"
             found.append(f"{', '.join(alike)} {verb} within one standard deviation of the best.")

@@ -141,6 +141,7 @@ def csv_text(table: Table) -> str:
     """
     lines = [
         {"model": group.model, "task": group.task, "metric": group.metric, "state": "finished", **_flat(asdict(row))}
+        | ({"study": group.study} if group.study else {})
         for group in table.groups
         for row in group.rows
     ]
@@ -198,13 +199,13 @@ def _row(row: TableRow, metrics: Sequence[str], show_runs: bool, show_selection:
 
 
 def title(group: Group) -> str:
-    """Model, task and metric of a group, with what it was before training, as one line."""
+    """Name and metric of a group, with what it was before training, as one line."""
     facts = []
     if group.majority_share is not None:
         facts.append(f"majority class {mean_text(group.majority_share)}")
     if group.before is not None:
         facts.append(f"before training {mean_text(group.before.mean)}")
-    return one_line(f"{group.model} on {group.task}: {group.metric}" + (f" ({', '.join(facts)})" if facts else ""))
+    return one_line(f"{group.name}: {group.metric}" + (f" ({', '.join(facts)})" if facts else ""))
 
 
 def _caption(group: Group) -> str:

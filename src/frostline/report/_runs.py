@@ -25,16 +25,20 @@ NOT_COMPARED = frozenset({"seed", "out", "logging_steps", "save_steps", "save_to
 
 @dataclass(frozen=True)
 class Run:
-    """A record, its folder, and the label of its row: the strategy, or the name that a study gives it."""
+    """A record, its folder, and the label of its row: the strategy, or the name that a study gives it.
+
+    `study` is the folder of its study, where that is one of several below the folder that was looked through.
+    """
 
     label: str
     record: RunRecord
     folder: Path
+    study: Path | None = None
 
     @property
-    def cell(self) -> tuple[str, str, str]:
-        """Model, task and where the task's rows came from: what a row must share with its baseline."""
-        return (self.record.model.name, self.record.data.task, self.record.data.source)
+    def cell(self) -> tuple[Path | None, str, str, str]:
+        """Study, model, task and where the task's rows came from: what a row must share with its baseline."""
+        return (self.study, self.record.model.name, self.record.data.task, self.record.data.source)
 
     @property
     def state(self) -> State:
@@ -85,9 +89,19 @@ def look(folder: Path) -> Found:
         if same := next((run for run in runs if run.record == record), None):
             unreadable.append(Unreadable(path.parent, f"{path}: the same run as {same.folder}: it counts once"))
         else:
-            runs.append(Run(_label(path.parent, record), record, path.parent))
+            runs.append(Run(_label(path.parent, record), record, path.parent, _study_within(folder, path)))
     runs.sort(key=lambda run: run.record.started)
     return Found(runs, tuple(unreadable))
+
+
+def _study_within(folder: Path, place: Path) -> Path | None:
+    """The nearest folder of a study above a place, below `folder`. Two studies have settings of their own."""
+    for above in place.parents:
+        if above == folder:
+            return None
+        if (above / STUDY_FILE).is_file():
+            return above
+    return None
 
 
 def study_baseline(folder: Path) -> str | None:

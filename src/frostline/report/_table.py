@@ -10,7 +10,7 @@ from itertools import chain
 from typing import Any, Literal
 
 from frostline.records import Measured, RunRecord
-from frostline.report._runs import Run, State, Unreadable, named
+from frostline.report._runs import Run, State, Unreadable, named, study_baseline
 
 FALLING = ("loss", "perplexity")
 """Metrics of which less is better."""
@@ -81,9 +81,11 @@ class Group:
 
     `metric` is the task's headline, or `loss` where no run measured that (texts are generated only if asked for);
     `before` is its mean before training; `majority_share` is what always answering the most common label scores.
-    `baseline` is None when no run of the group carries its label.
+    `baseline` is None when no run of the group carries its label. `study` is the name of the study's folder, where the
+    table is of several.
     """
 
+    study: str
     model: str
     task: str
     metric: str
@@ -91,6 +93,11 @@ class Group:
     before: Mean | None
     baseline: str | None
     rows: tuple[TableRow, ...]
+
+    @property
+    def name(self) -> str:
+        """Model and task, after the study where there are several."""
+        return (f"{self.study}: " if self.study else "") + f"{self.model} on {self.task}"
 
 
 @dataclass(frozen=True)
@@ -133,18 +140,18 @@ class Table:
 
 
 def tabulate(runs: Sequence[Run], baseline: str | None = "all", unreadable: Sequence[Unreadable] = ()) -> Table:
-    """The table of `runs`: a group for each model and task, in it a row for each label, the baseline's first.
+    """The table of `runs`: a group for each study, model and task, in it a row for each label, the baseline's first.
 
     Otherwise groups and rows keep the order of the runs. Runs of one label that were set up differently become
     rows of their own (`named`). Ratios stay None where a figure or a run of the baseline is missing.
 
     Args:
         runs: those whose records could be read.
-        baseline: the label that ratios are to.
+        baseline: the label that ratios are to; a study of several that does not have it has its own.
         unreadable: the records that could not.
     """
     names = _short_names({run.record.model.name for run in runs})
-    groups: dict[tuple[str, str, str], list[Run]] = {}
+    groups: dict[tuple[object, ...], list[Run]] = {}
     failures = []
     for run in named(runs):
         record = run.record
@@ -164,6 +171,9 @@ def _group(names: dict[str, str], runs: Sequence[Run], baseline: str | None) -> 
     labels: dict[str, list[Run]] = {}
     for run in runs:
         labels.setdefault(run.label, []).append(run)
+    study = runs[0].study
+    if baseline not in labels and study is not None:
+        baseline = study_baseline(study)
     present = baseline if baseline in labels else None
     reference = {run.record.seed: run.record for run in labels.get(baseline or "", [])}
     ordered = sorted(labels, key=lambda label: label != baseline)
@@ -174,6 +184,7 @@ def _group(names: dict[str, str], runs: Sequence[Run], baseline: str | None) -> 
         metric = "loss"
     before = (run.record.metrics.before.get(metric) for run in runs if run.record.metrics)
     return Group(
+        study=study.name if study else "",
         model=names[first.model.name],
         task=first.data.task,
         metric=metric,
