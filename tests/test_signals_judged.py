@@ -91,11 +91,18 @@ def test_the_interval_is_over_pairs(judged: ModuleType) -> None:
     found = judged.judging.judge({"m/a": (0.5, 0.7), "m/b": (0.8,), "n/c": (0.7, 0.7)})
     means = torch.tensor([0.6, 0.8, 0.7], dtype=torch.float64)
     assert found.mean == pytest.approx(0.7) and found.spread == pytest.approx(0.10954451)
-    half = 4.30 * float(means.std()) / 3**0.5
+    half = 4.302653 * float(means.std()) / 3**0.5
     assert found.interval == pytest.approx((0.7 - half, 0.7 + half))
     assert judged.judging.judge({"m/a": (1.0, 1.0)}).verdict == "cannot be told", "one pair"
     assert judged.judging.judge({"m/a": (1.0,), "m/b": (1.0,)}).verdict == "cannot be told", "one model"
     assert judged.judging.judge({"m/a": (1.0,), "n/b": (1.0,)}).verdict == "helps"
+
+
+def test_a_pair_that_learns_nothing_does_not_count(judged: ModuleType) -> None:
+    """An order of differences of 0.002 is noise."""
+    cell, signals = judged.judging.Cell, {"gradient_norm": (1.0, 2.0, 3.0)}
+    cells = {"m/a": {0: cell((0.1, 0.2, 0.3), signals)}, "m/b": {0: cell((0.002, 0.001, 0.0), signals)}}
+    assert judged.judging.judged(cells)["gradient_norm"].pairs == {"m/a": (1.0,)}
 
 
 def test_what_is_missing_is_left_out(judged: ModuleType, tmp_path: Path) -> None:

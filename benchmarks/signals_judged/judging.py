@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from claims.results import doubt_of
+
 from signals_judged.pairs import PAIRS, SEEDS
 
 USEFUL = 0.5
 """The rank correlation from which an order is of use: it explains a quarter of the variance of the ranks."""
-T = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
-"""Degrees of freedom -> Student's t for an interval of 95%."""
+LEARNED = 0.01
+"""By how much the best block of a pair lowers the held-out loss, at least: below that its order is noise."""
 LEFT_OUT = ("vds_log_gain", "shift_log_gain")
 """Signals that the tables leave out: nearly the order of the difference gains."""
 
@@ -108,13 +109,17 @@ def judge(pairs: Mapping[str, tuple[float, ...]]) -> Judged:
     every = [one for found in pairs.values() for one in found]
     mean, interval = statistics.mean(means), None
     if len(means) > 1:
-        half = T[len(means) - 1] * statistics.stdev(means) / math.sqrt(len(means))
+        half = doubt_of(means)
         interval = (max(-1.0, mean - half), min(1.0, mean + half))
     return Judged(pairs, mean, statistics.stdev(every) if len(every) > 1 else None, interval)
 
 
 def judged(cells: Mapping[str, Mapping[int, Cell]]) -> dict[str, Judged]:
-    """Signal -> its judgement, the largest |mean| first; only where some pair has it."""
+    """Signal -> its judgement, the largest |mean| first; only where some pair has it.
+
+    Pairs of which no block learns do not count.
+    """
+    cells = {pair: seeds for pair, seeds in cells.items() if max(max(cell.worth) for cell in seeds.values()) >= LEARNED}
     names = dict.fromkeys(name for seeds in cells.values() for cell in seeds.values() for name in cell.signals)
     found = {}
     for name in names:
