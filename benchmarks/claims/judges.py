@@ -116,7 +116,7 @@ def blocks_frozen(label: str) -> str:
 
 
 def levels_off(study: str, label: str, lengths: tuple[int, ...]) -> Finding:
-    """Whether the quality grows with the length, and no longer after the last but one."""
+    """Whether the quality grows with the length, and after the last but one by no more than seeds differ."""
     found = read(study)
     means = []
     for length in lengths:
@@ -126,7 +126,7 @@ def levels_off(study: str, label: str, lengths: tuple[int, ...]) -> Finding:
         means.append(cells[0].mean(LOSS))
     grown, last = means[-2] - means[0], means[-1] - means[-2]
     line = "held-out loss " + ", ".join(f"{-mean:.3f} ({length})" for mean, length in zip(means, lengths, strict=True))
-    holds = grown > APART and abs(last) < 0.1 * grown
+    holds = grown > APART and abs(last) <= APART
     return Finding("holds" if holds else "does not hold", line, (1,))
 
 

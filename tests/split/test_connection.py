@@ -67,7 +67,7 @@ def test_strangers_are_not_let_in_and_end_nothing(tmp_path: Path) -> None:
         with pytest.raises(PeerLost, match=r"closed|reset"):
             join_server(job, 2)  # there are two
         clients = [join_server(job, number) for number in range(2)]
-        wires = server.result(timeout=30)
+        wires = server.result(timeout=240)
     for wire, client in zip(wires, clients, strict=True):
         data = torch.randint(256, (3_000_000,), dtype=torch.uint8)
         sending = threading.Thread(target=wire.send, args=(data,))
@@ -95,7 +95,7 @@ def test_a_server_that_does_not_know_the_secret_gets_nothing(tmp_path: Path) -> 
             assert job.secret not in heard
             accepted.sendall(heard[-32:])  # its own proof sent back is none
             with pytest.raises(PeerLost, match="does not know the secret"):
-                client.result(timeout=30)
+                client.result(timeout=240)
 
 
 def test_a_message_that_does_not_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
