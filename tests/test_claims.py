@@ -118,6 +118,23 @@ def test_a_damaged_record_is_one_line_with_its_place(results: ModuleType, tmp_pa
         results.read("study", tmp_path)
 
 
+def test_a_record_with_other_settings_than_its_recipe_does_not_count(
+    results: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from claims import __main__ as page
+
+    kept = next((results.RESULTS / "004-splits").glob("*/**/run.json"))
+    place = tmp_path / kept.relative_to(results.RESULTS)
+    record = json.loads(kept.read_text(encoding="utf-8"))
+    record["config"]["max_steps"] = 7
+    place.parent.mkdir(parents=True)
+    place.write_text(json.dumps(record))
+    monkeypatch.setattr(page, "RESULTS", tmp_path)
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit, match="run with max_steps=7, and the study asks for 60"):
+        page._left()
+
+
 def test_what_is_no_study_is_not_kept(results: ModuleType, tmp_path: Path) -> None:
     from claims.__main__ import keep
 

@@ -142,14 +142,22 @@ def _row(claim: Claim, finding: Finding) -> str:
 
 
 def _left() -> list[str]:
-    """A line for each recipe with runs that are not recorded."""
-    from frostline.study import cells, read_study
+    """A line for each recipe with runs that are not recorded.
+
+    Raises:
+        SystemExit: a record has other settings than its recipe.
+    """
+    from frostline.core.errors import UserError
+    from frostline.study import cells, read_study, recorded
 
     lines = []
     recipes = ROOT / "recipes"
     for path in [*sorted((recipes / "papers").glob("*.yaml")), *sorted(recipes.glob("equal-time-*.yaml"))]:
         grid = cells(read_study(path), RESULTS / path.stem)
-        done = sum(len(cell.runs) for cell in read(path.stem).cells)
+        try:
+            done = sum(recorded(cell) is not None for cell in grid)
+        except UserError as error:
+            raise SystemExit(str(error)) from None
         if done < len(grid):
             command = f"`frostline study {path.relative_to(ROOT)} --out docs/results/{path.stem}`"
             lines.append(f"- {path.stem}: {len(grid) - done} of {len(grid)} runs: {command}")

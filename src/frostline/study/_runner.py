@@ -53,15 +53,15 @@ def run_study(study: StudyConfig, out: Path, console: Console | None = None) -> 
 
 
 def _run_cells(study: StudyConfig, grid: Sequence[Cell], out: Path, console: Console) -> list[Result]:
-    recorded = [_recorded(cell) for cell in grid]
-    done = sum(map(_is_finished, recorded))
+    records = [recorded(cell) for cell in grid]
+    done = sum(map(_is_finished, records))
     console.print(f"study in {out}: {done} of {len(grid)} runs recorded already", soft_wrap=True)
     write_text(out / STUDY_FILE, study.to_yaml())
     progress = Progress(grid, console)
-    progress.recorded(recorded)
+    progress.recorded(records)
     results: list[Result] = []
     report: Path | None = None
-    for cell, record in zip(grid, recorded, strict=True):
+    for cell, record in zip(grid, records, strict=True):
         results.append(_settle(cell, record, progress))
         try:
             write_cards(study, results)
@@ -84,7 +84,7 @@ def _settle(cell: Cell, record: RunRecord | None, progress: Progress) -> Result:
     try:
         if not _is_finished(record):
             with own_folder(cell.folder, ENDING):
-                record = _recorded(cell)  # what became of it in the meantime
+                record = recorded(cell)  # what became of it in the meantime
                 write_text(cell.folder / CONFIG_FILE, yaml.safe_dump(config, sort_keys=False))
     except CheckpointError as reason:
         return failed(str(reason))
@@ -132,8 +132,11 @@ def _is_finished(record: RunRecord | None) -> bool:
     return record is not None and record.status == "finished"
 
 
-def _recorded(cell: Cell) -> RunRecord | None:
-    """The run's record, if there is one. Raises `CheckpointError` when it has other settings."""
+def recorded(cell: Cell) -> RunRecord | None:
+    """The record of a study's run, if there is one.
+
+    Raises `CheckpointError` when it cannot be read, or has other settings than the study.
+    """
     if not (cell.folder / RECORD_FILE).is_file():
         return None
     record = read_record(cell.folder)
