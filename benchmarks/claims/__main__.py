@@ -147,6 +147,8 @@ def _left() -> list[str]:
     Raises:
         SystemExit: a record has other settings than its recipe.
     """
+    from equal_time import WORKS
+
     from frostline.core.errors import UserError
     from frostline.study import cells, read_study, recorded
 
@@ -161,6 +163,11 @@ def _left() -> list[str]:
         if done < len(grid):
             command = f"`frostline study {path.relative_to(ROOT)} --out docs/results/{path.stem}`"
             lines.append(f"- {path.stem}: {len(grid) - done} of {len(grid)} runs: {command}")
+    lines += [
+        f"- equal-time-{name}: its study is written by `python benchmarks/equal_time.py recipe {name}`"
+        for name in WORKS
+        if not (recipes / f"equal-time-{name}.yaml").exists()
+    ]
     return lines or ["None."]
 
 
