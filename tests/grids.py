@@ -10,7 +10,7 @@ import pytest
 
 
 def slow_but(fast: Iterable[Any], cases: Iterable[Any]) -> list[Any]:
-    """The `cases` as parameters; those that are not `fast` are slow.
+    """The `cases` as parameters; those that are not `fast` are slow. A grid's slow cells may be among them.
 
     Raises `ValueError` where no case is fast, and for a fast one that is not a case.
     """
@@ -18,7 +18,7 @@ def slow_but(fast: Iterable[Any], cases: Iterable[Any]) -> list[Any]:
     unknown = [case for case in fast if case not in cases]
     if unknown or not fast:
         raise ValueError(f"not among the cases: {unknown}" if unknown else "no case is fast")
-    return [case if case in fast else pytest.param(*_values(case), marks=pytest.mark.slow) for case in cases]
+    return [case if case in fast or hasattr(case, "marks") else _slow(case) for case in cases]
 
 
 def grid(*axes: Sequence[Any]) -> list[Any]:
@@ -28,6 +28,10 @@ def grid(*axes: Sequence[Any]) -> list[Any]:
     """
     diagonal = [_joined(axis[i % len(axis)] for axis in axes) for i in range(max(map(len, axes)))]
     return slow_but(diagonal, map(_joined, product(*axes)))
+
+
+def _slow(case: Any) -> Any:
+    return pytest.param(*_values(case), marks=pytest.mark.slow)
 
 
 def _joined(values: Iterable[Any]) -> tuple[Any, ...]:

@@ -8,10 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "fuzz.py"
 SECONDS = 10
 
 
+@pytest.mark.slow
 def test_damaged_inputs_are_one_line(tmp_path: Path) -> None:
     ended = subprocess.run(
         [sys.executable, str(BENCHMARK), "--seconds", str(SECONDS), "--seed", "3", "--out", str(tmp_path)],

@@ -32,6 +32,7 @@ def test_a_tuple_on_an_axis_is_several_parameters() -> None:
 
 def test_only_the_cases_given_are_fast() -> None:
     assert parts(slow_but(["b"], "abc")) == (["b"], [("a",), ("c",)])
+    assert parts(slow_but([(1, "a")], grid([1, 2], "ab"))) == ([(1, "a")], [(1, "b"), (2, "a"), (2, "b")])
     with pytest.raises(ValueError, match=r"not among the cases: \['d'\]"):
         slow_but(["b", "d"], "abc")
     with pytest.raises(ValueError, match="no case is fast"):

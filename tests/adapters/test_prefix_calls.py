@@ -16,6 +16,7 @@ from frostline.adapters import adapter_names
 from frostline.hooks import attention_implementation, hookable
 from frostline.plan import Frozen, Lora, Plan, Prefix
 from frostline.surgery import apply
+from grids import slow_but
 from hybrids import PREFIX, hybrid, inputs, logits, new, stir
 
 THREADS, CALLS = 8, 20
@@ -62,7 +63,7 @@ def wrong(found: list[list[Tensor]], alone: list[Tensor]) -> int:
     return sum(each.shape != expected.shape or not torch.equal(each, expected) for each, expected in pairs)
 
 
-@pytest.mark.parametrize("name", ["llama", "gptj"])
+@pytest.mark.parametrize("name", slow_but(["llama"], ["llama", "gptj"]))
 def test_threads_get_what_each_gets_alone(name: str) -> None:
     model = hlpt(name)
     work = batches(model, 7)

@@ -21,7 +21,7 @@ from frostline.adapters import router_statistics
 from frostline.anatomy import find_anatomy
 from frostline.plan import AdapterDrop, Forward, Frozen, LayerDrop, Lora, Plan, Residual
 from frostline.surgery import apply
-from grids import grid
+from grids import grid, slow_but
 from hybrids import GATED_LORA, PARALLEL, PREFIX, SERIES, added, hybrid, stir
 
 THREADS = 8
@@ -128,7 +128,13 @@ def test_a_hundred_calls_of_each_thread_are_the_calls_alone() -> None:
     check_threads(copied, serving(copied), each=100)
 
 
-@pytest.mark.parametrize(("name", "adapters"), grid(["llama", "opt", "gpt2", "gptj", "bert", "t5"], list(ADAPTERS)))
+@pytest.mark.parametrize(
+    ("name", "adapters"),
+    slow_but(
+        [("opt", "bottlenecks"), ("gpt2", "unipelt"), ("gptj", "mixture")],  # hlpt: test_prefix_calls.py
+        grid(["llama", "opt", "gpt2", "gptj", "bert", "t5"], list(ADAPTERS)),
+    ),
+)
 def test_threads_get_what_each_gets_alone(name: str, adapters: str) -> None:
     if adapters == "mixture" and name in ("opt", "bert"):
         pytest.skip("no module of its own for the feed-forward")
@@ -165,7 +171,7 @@ def test_each_pass_in_training_has_its_own_balance_loss() -> None:
     ],
     ids=["residual", "layered", "without blocks and adapters"],
 )
-@pytest.mark.parametrize("name", ["llama", "bert"])
+@pytest.mark.parametrize("name", slow_but(["llama"], ["llama", "bert"]))
 def test_a_changed_forward_pass_keeps_passes_apart(name: str, forward: Forward) -> None:
     model = tiny(name)
     lora = Lora(targets="down", r=2, alpha=4, dropout=0.0, gate=True)

@@ -24,6 +24,7 @@ from frostline.bottom._cache import DamagedRow
 from frostline.core import cache
 from frostline.core.errors import ConfigError, FrostlineError
 from frostline.core.files import UNFINISHED, sweep
+from grids import slow_but
 
 IDENTITY = {"model": "tiny", "boundary": 3, "forward": {"alpha": 0.5}}
 HIDDEN = {"hidden": Stream(4, torch.float32)}
@@ -271,7 +272,9 @@ print(len(activations), flush=True)
 """
 
 
-@pytest.mark.parametrize("hard", ["resource.getrlimit(resource.RLIMIT_NOFILE)[1]", "40"], ids=["at first", "ever"])
+@pytest.mark.parametrize(
+    "hard", slow_but(["40"], ["resource.getrlimit(resource.RLIMIT_NOFILE)[1]", "40"]), ids=["at first", "ever"]
+)
 def test_more_shards_than_files_that_a_process_may_open(tmp_path: Path, hard: str) -> None:
     running = process(MANY.replace("HARD", hard), tmp_path)
     output, error = running.communicate()
@@ -378,6 +381,7 @@ def line(child: subprocess.Popen[str]) -> str:
     return child.stdout.readline().strip()
 
 
+@pytest.mark.slow
 def test_two_processes_write_at_once(tmp_path: Path) -> None:
     watching = opened(tmp_path)
     # Rows 20 to 40 are written by both, and equal shards by both.
@@ -455,6 +459,7 @@ def test_a_part_is_claimed_by_one_process_and_freed_when_it_dies(tmp_path: Path)
     assert contents(activations.folder) == {"identity.json", shard_of(activations).name}
 
 
+@pytest.mark.slow
 def test_processes_fill_one_cache_at_once_and_nobody_removes_it(tmp_path: Path) -> None:
     activations = opened(tmp_path)
     filling = process("with activations.filling():\n    print('fills', flush=True)\n    time.sleep(60)", tmp_path)

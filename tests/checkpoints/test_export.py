@@ -318,6 +318,7 @@ def test_a_hybrid_config_of_lora_saves_an_ordinary_folder(tmp_path: Path, name: 
     assert all(torch.equal(value, kept[key]) for key, value in model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_plain_peft_computes_what_a_hybrid_config_of_lora_computes(tmp_path: Path) -> None:
     rights, cases = [], []
     for name in HYBRIDS:

@@ -19,6 +19,7 @@ from frostline.core.errors import CheckpointError
 from frostline.engine import Trainer
 from frostline.plan import Frozen, Full, Lora, Plan
 from frostline.surgery import apply
+from grids import grid
 from hybrids import stir
 
 LORA = Plan(blocks=(Frozen(), Lora(targets="all"), Frozen(), Lora(r=2)), final_norm=Frozen(), head=Frozen())
@@ -50,8 +51,7 @@ def trained_weights(model: Any) -> dict[str, Tensor]:
     return weights
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
-@pytest.mark.parametrize("part_bytes", [2**29, 100_000])
+@pytest.mark.parametrize(("part_bytes", "name"), grid([2**29, 100_000], ["llama", "gpt2"]))
 def test_the_update_is_added_in_float32_and_rounded_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, part_bytes: int
 ) -> None:

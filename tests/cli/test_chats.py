@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 from command_line import frostline
 from frostline.core.errors import DataError
 from frostline.tasks import Message, chat_prompt, read_chats
+from grids import slow_but
 from tiny_files import write_model
 
 SPECIAL = (
@@ -110,7 +111,7 @@ def test_chats_that_make_several_rows_are_said(tmp_path: Path) -> None:
     assert any("1 chats make 2 training rows" in notice for notice in ended.document["notices"])
 
 
-@pytest.mark.parametrize("added", [True, False], ids=["adds its begin token", "adds none"])
+@pytest.mark.parametrize("added", slow_but([True], [True, False]), ids=["adds its begin token", "adds none"])
 def test_a_real_model_learns_a_chat(added: bool, models_dir: Path, tmp_path: Path) -> None:
     model = tmp_path / "model"
     shutil.copytree(models_dir / ("stories260K" if added else "base16"), model)

@@ -233,7 +233,8 @@ def test_report_writes_a_page_and_prints_its_path(place: Path, trained: Ended) -
 
 
 def test_demo_ends_with_its_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    short = {"max_steps": 2, "per_device_train_batch_size": 4, "max_length": 32, "threads": 1}
+    few = {"max_eval_rows": 8}
+    short = {"max_steps": 2, "per_device_train_batch_size": 4, "max_length": 32, "threads": 1, "data": few}
     strategies = ["head", {"name": "head", "label": "again", "max_steps": 3}]
     monkeypatch.setattr("frostline.run.demo.STUDY", {"strategies": strategies, "config": short, "baseline": "head"})
     ended = frostline("demo", "--out", tmp_path)

@@ -13,6 +13,7 @@ import pytest
 
 from command_line import Ended, frostline
 from frostline.records import write_record
+from grids import slow_but
 from made_records import run
 from tiny_files import write_model, write_task
 
@@ -145,27 +146,29 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+DAMAGES: list[tuple[str, str, Any]] = [
+    ("trainer_state.json", "global_step", "x"),
+    ("trainer_state.json", "global_step", ...),
+    ("trainer_state.json", "log_history", [1]),
+    ("trainer_state.json", "best_model_checkpoint", [1]),
+    ("trainer_state.json", "unheard", 1),
+    ("trainer_state.json", "stateful_callbacks", [3]),
+    ("rng_0.json", "torch", ["x"]),
+    ("rng_0.json", "python", ...),
+    ("rng_0.json", "numpy", 3),
+    ("optimizer.json", "groups", ...),
+    ("optimizer.json", "numbers", [1]),
+    ("optimizer.json", "groups", [{"parameters": 3}]),
+    ("schedule.json", "state", 3),
+    ("schedule.json", "changes", 10**400),
+    ("scheduler.json", "last_epoch", ...),
+    ("delta.json", "plan", {"blocks": 3}),
+    ("delta.json", "base_tensors", {"a": 1}),
+]
+
+
 @pytest.mark.parametrize(
-    ("file", "path", "value"),
-    [
-        ("trainer_state.json", "global_step", "x"),
-        ("trainer_state.json", "global_step", ...),
-        ("trainer_state.json", "log_history", [1]),
-        ("trainer_state.json", "best_model_checkpoint", [1]),
-        ("trainer_state.json", "unheard", 1),
-        ("trainer_state.json", "stateful_callbacks", [3]),
-        ("rng_0.json", "torch", ["x"]),
-        ("rng_0.json", "python", ...),
-        ("rng_0.json", "numpy", 3),
-        ("optimizer.json", "groups", ...),
-        ("optimizer.json", "numbers", [1]),
-        ("optimizer.json", "groups", [{"parameters": 3}]),
-        ("schedule.json", "state", 3),
-        ("schedule.json", "changes", 10**400),
-        ("scheduler.json", "last_epoch", ...),
-        ("delta.json", "plan", {"blocks": 3}),
-        ("delta.json", "base_tensors", {"a": 1}),
-    ],
+    ("file", "path", "value"), slow_but({damage[0]: damage for damage in reversed(DAMAGES)}.values(), DAMAGES)
 )
 def test_a_damaged_checkpoint_is_one_line(file: str, path: str, value: Any, stopped: Path, tmp_path: Path) -> None:
     shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)

@@ -19,7 +19,7 @@ FAMILIES = [
 ]
 
 
-@pytest.mark.parametrize("name", PAPER)
+@pytest.mark.parametrize("name", slow_but(["bot50", "lora"], PAPER))
 def test_base16(models_dir: Path, name: str) -> None:
     model = base16(models_dir)
     anatomy = find_anatomy(model)
@@ -37,7 +37,7 @@ def test_minilm(models_dir: Path, name: str) -> None:
     assert predicted.total == pytest.approx(counted(model, plan, 2, 32), rel=0.001)
 
 
-@pytest.mark.parametrize("family", slow_but(FAMILIES[::3], FAMILIES))
+@pytest.mark.parametrize("family", slow_but(["llama", "mixtral", "t5"], FAMILIES))
 def test_every_family_and_plan(family: str) -> None:
     anatomy = find_anatomy(small(family))
     for name, plan in named_plans(anatomy).items():

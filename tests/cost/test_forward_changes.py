@@ -10,6 +10,7 @@ from frostline.anatomy import find_anatomy
 from frostline.cost import Flops, Workload, flow, memory, step_flops, trainable_parameters
 from frostline.plan import Forward, Frozen, Full, Partial, Plan, Residual
 from frostline.surgery import apply
+from grids import slow_but
 
 BATCH, LENGTH = 3, 16
 WORK = Workload(per_device_train_batch_size=BATCH, length=LENGTH)
@@ -25,7 +26,7 @@ def layered(plan: Plan, weights: tuple[float, ...]) -> Plan:
     return plan.model_copy(update={"forward": Forward(loss_weights=weights)})
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "bert"])
+@pytest.mark.parametrize("family", slow_but(["llama"], ["llama", "gpt2", "bert"]))
 @pytest.mark.parametrize("weights", WEIGHTS.values(), ids=WEIGHTS)
 def test_operations_of_a_layered_loss(family: str, weights: tuple[float, ...]) -> None:
     anatomy = find_anatomy(small(family))

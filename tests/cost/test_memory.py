@@ -14,7 +14,7 @@ from frostline.cost import Workload, memory
 from frostline.loss_positions import use_loss_positions
 from frostline.plan import FloraOptions, Frozen, Full, Plan
 from frostline.surgery import apply
-from grids import grid
+from grids import grid, slow_but
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -166,7 +166,10 @@ def test_logits_are_those_of_one_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     assert memory(plan, anatomy, reads).logits == 12 * 10 * anatomy.vocab_size
 
 
-@pytest.mark.parametrize(("name", "checkpointing"), grid(["all", "bot50", "lora", "head"], [False, True]))
+@pytest.mark.parametrize(
+    ("name", "checkpointing"),
+    slow_but([("all", False), ("bot50", True)], grid(["all", "bot50", "lora", "head"], [False, True])),
+)
 def test_against_the_allocator(models_dir: Path, name: str, checkpointing: bool) -> None:
     model = base16(models_dir, "sdpa")
     anatomy = find_anatomy(model)
@@ -181,7 +184,7 @@ def test_against_the_allocator(models_dir: Path, name: str, checkpointing: bool)
     assert predicted == pytest.approx(measured(model, step, optimizer), rel=0.05 if checkpointing else 0.002)
 
 
-@pytest.mark.parametrize("name", ["bot50", "untied bot75"])
+@pytest.mark.parametrize("name", slow_but(["bot50"], ["bot50", "untied bot75"]))
 def test_from_a_activation_cache_against_the_allocator(models_dir: Path, name: str) -> None:
     """The model without its bottom, fed boundary states that lie in memory, the next batch's beside them."""
     model = base16(models_dir, "sdpa")
@@ -199,7 +202,11 @@ def test_from_a_activation_cache_against_the_allocator(models_dir: Path, name: s
     assert predicted.read_ahead == sum(state.nbytes for state in states)
 
 
-@pytest.mark.parametrize(("name", "chunk"), [("bot50", 256), ("untied bot75", 128)], ids=["one chunk", "two chunks"])
+@pytest.mark.parametrize(
+    ("name", "chunk"),
+    slow_but([("untied bot75", 128)], [("bot50", 256), ("untied bot75", 128)]),
+    ids=["one chunk", "two chunks"],
+)
 def test_loss_positions_against_the_allocator(
     models_dir: Path, monkeypatch: pytest.MonkeyPatch, name: str, chunk: int
 ) -> None:

@@ -224,6 +224,7 @@ TWO_PROCESSES = """
 """
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_step_of_one_batch(tmp_path: Path) -> None:
     script, tests = tmp_path / "train.py", Path(__file__).resolve().parents[1]
     script.write_text(textwrap.dedent(TWO_PROCESSES))

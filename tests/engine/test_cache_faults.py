@@ -29,6 +29,7 @@ from frostline.core import cache
 from frostline.core.errors import ConfigError, FrostlineError
 from frostline.engine import Trainer
 from frostline.plan import Lora
+from grids import slow_but
 
 TESTS = Path(__file__).resolve().parents[1]
 
@@ -91,6 +92,7 @@ def wait_until(true: Any, process: subprocess.Popen[bytes]) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_a_killed_pass_goes_on_where_it_stopped(tmp_path: Path) -> None:
     process = another_process(tmp_path / "killed", 0.3)
     (tmp_path / "go").touch()
@@ -149,7 +151,9 @@ def test_an_interrupted_pass_loses_no_row(tmp_path: Path) -> None:
     assert llama(tmp_path).cache_report.rows == 0  # all of them passed in the one batch that was interrupted
 
 
-@pytest.mark.parametrize("damage", ["a flipped byte", "truncated", "empty", "swapped"])
+@pytest.mark.parametrize(
+    "damage", slow_but(["a flipped byte", "swapped"], ["a flipped byte", "truncated", "empty", "swapped"])
+)
 def test_a_damaged_shard_is_made_anew(tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
     before = llama(tmp_path)
     (shard,) = stored(tmp_path)
@@ -269,7 +273,12 @@ def unwritable(folder: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr({"full: shards": shards, "full: weights": weights}[how], "save_file", full)
 
 
-@pytest.mark.parametrize("how", ["a file", "below a file", "read-only", "full: shards", "full: weights"])
+@pytest.mark.parametrize(
+    "how",
+    slow_but(
+        ["below a file", "full: shards"], ["a file", "below a file", "read-only", "full: shards", "full: weights"]
+    ),
+)
 def test_a_cache_that_cannot_be_written_ends_no_run_that_does_not_ask_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
@@ -428,7 +437,7 @@ def leaking(how: str) -> Any:
     return model
 
 
-@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("batch", slow_but([4], [1, 4]))
 @pytest.mark.parametrize(
     ("how", "reason"),
     [

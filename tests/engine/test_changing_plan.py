@@ -24,7 +24,7 @@ from frostline.run import make_schedule
 from frostline.strategies import Situation
 from frostline.surgery import apply as apply_plan
 from frostline.surgery import change
-from grids import grid
+from grids import grid, slow_but
 from rotating import Rotating
 from tolerances import assert_same_steps
 
@@ -104,7 +104,9 @@ def values(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
-@pytest.mark.parametrize(("name", "stop"), grid([*PLANS, *STRATEGIES], [3, 6, 8]))
+@pytest.mark.parametrize(
+    ("name", "stop"), slow_but([("thawing", 3), ("adt-h50", 6)], grid([*PLANS, *STRATEGIES], [3, 6, 8]))
+)
 def test_killed_at_any_point_and_resumed_is_never_killed(tmp_path: Path, name: str, stop: int) -> None:
     whole = trainer(tmp_path / "whole", name, save_strategy="no")
     whole.train()
@@ -121,7 +123,9 @@ def test_killed_at_any_point_and_resumed_is_never_killed(tmp_path: Path, name: s
         assert torch.equal(expected[tensor], got[tensor]), tensor
 
 
-@pytest.mark.parametrize(("architecture", "stop"), grid(["llama", "bert"], [2, 6, 7, 8, 11]))
+@pytest.mark.parametrize(
+    ("architecture", "stop"), slow_but([("llama", 7), ("bert", 8)], grid(["llama", "bert"], [2, 6, 7, 8, 11]))
+)
 def test_a_schedule_that_never_settles_is_resumed_anywhere(tmp_path: Path, architecture: str, stop: int) -> None:
     """Its plan changes before steps 3, 6 and 9; what it observes began with the plan."""
     whole = trainer(tmp_path / "whole", "rotating", architecture, save_strategy="no", max_steps=12)
@@ -143,7 +147,7 @@ def test_a_schedule_that_never_settles_is_resumed_anywhere(tmp_path: Path, archi
     assert all(torch.equal(expected[name], got[name]) for name in expected)
 
 
-@pytest.mark.parametrize("architecture", ["bert", "t5", "gpt2"])
+@pytest.mark.parametrize("architecture", slow_but(["t5"], ["bert", "t5", "gpt2"]))
 def test_resume_on_other_architectures(tmp_path: Path, architecture: str) -> None:
     whole = trainer(tmp_path / "whole", "adt-l50", architecture, save_strategy="no")
     whole.train()
@@ -269,8 +273,8 @@ def test_a_bfloat16_bottom_that_trained_before_is_cached(tmp_path: Path) -> None
     assert losses[1] == pytest.approx(losses[0], abs=2e-2)
 
 
-@pytest.mark.parametrize("name", [*PLANS, "adt-l50+lora"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", slow_but(["mixed", "adt-l50+lora"], [*PLANS, "adt-l50+lora"]))
+@pytest.mark.parametrize("dtype", slow_but([torch.float32], [torch.float32, torch.bfloat16]))
 def test_the_delta_holds_whatever_has_trained(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
     base = tmp_path / "base"
     tiny("llama").to(dtype).save_pretrained(base)
@@ -333,8 +337,7 @@ def test_a_learning_rate_that_waits_for_results_cannot_go_on(tmp_path: Path) -> 
         made.train()
 
 
-@pytest.mark.parametrize("name", ["freezing", "thawing"])
-@pytest.mark.parametrize("activation_cache", ["auto", "off"])
+@pytest.mark.parametrize(("activation_cache", "name"), grid(["auto", "off"], ["freezing", "thawing"]))
 def test_the_best_model_may_be_of_an_earlier_plan(tmp_path: Path, name: str, activation_cache: Any) -> None:
     model = tiny("llama", dropout=0.1)
     options = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 1, "save_steps": 1}

@@ -30,6 +30,7 @@ from frostline.core.seeding import derive_seed
 from frostline.engine import Trainer
 from frostline.plan import Plan
 from frostline.surgery import apply
+from grids import grid, slow_but
 from unipelt_by_hand import bert_logits, llama_logits
 
 STEPS = 40
@@ -124,8 +125,13 @@ def frozen(model: Any, plan: Plan) -> Any:
     return model
 
 
-@pytest.mark.parametrize("optim", OPTIMIZERS)
-@pytest.mark.parametrize(("name", "count"), [("llama", 0), ("bert", 0), ("gpt2", 2), ("llama", 2)])
+@pytest.mark.parametrize(
+    ("name", "count", "optim"),
+    slow_but(
+        [("bert", 0, "adamw_torch"), ("gpt2", 2, "sgd")],
+        grid([("llama", 0), ("bert", 0), ("gpt2", 2), ("llama", 2)], [*OPTIMIZERS]),
+    ),
+)
 def test_layerdrop_is_a_loop_over_models_without_the_skipped_blocks(
     tmp_path: Path, name: str, count: int, optim: str
 ) -> None:
@@ -165,8 +171,13 @@ def test_layerdrop_is_a_loop_over_models_without_the_skipped_blocks(
             torch.testing.assert_close(tensor, theirs[key].detach(), atol=1e-5, rtol=1e-4, msg=key)
 
 
-@pytest.mark.parametrize("optim", OPTIMIZERS)
-@pytest.mark.parametrize(("name", "kind"), [("llama", "lora"), ("bert", "series-adapter"), ("llama", "")])
+@pytest.mark.parametrize(
+    ("name", "kind", "optim"),
+    slow_but(
+        [("llama", "lora", "sgd"), ("bert", "series-adapter", "adamw_torch")],
+        grid([("llama", "lora"), ("bert", "series-adapter"), ("llama", "")], [*OPTIMIZERS]),
+    ),
+)
 def test_robust_adapterdrop_is_a_loop_in_which_the_lowest_adapters_are_switched_off(
     tmp_path: Path, name: str, kind: str, optim: str
 ) -> None:
@@ -211,8 +222,7 @@ def test_specialised_adapterdrop_is_a_frozen_bottom_with_adapters_above(tmp_path
     assert trainer.cache_report.used
 
 
-@pytest.mark.parametrize("optim", OPTIMIZERS)
-@pytest.mark.parametrize(("name", "gates"), [("llama", "token"), ("bert", "sequence")])
+@pytest.mark.parametrize(("name", "gates", "optim"), grid([("llama", "token"), ("bert", "sequence")], [*OPTIMIZERS]))
 def test_unipelt_learns_what_its_formula_learns(tmp_path: Path, name: str, gates: str, optim: str) -> None:
     model = tiny(name, dropout=0.0)
     plan = fl.make_plan(model, "unipelt", options={"gates": gates})
@@ -302,7 +312,7 @@ STRATEGIES = [
 ]
 
 
-@pytest.mark.parametrize(("name", "strategy", "options"), STRATEGIES)
+@pytest.mark.parametrize(("name", "strategy", "options"), slow_but(STRATEGIES[2::2], STRATEGIES))
 def test_killed_and_resumed_is_never_killed(tmp_path: Path, name: str, strategy: str, options: dict[str, Any]) -> None:
     """Bit for bit, with dropout, two batches in a step and the activation cache where there is a frozen bottom."""
 

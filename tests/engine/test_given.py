@@ -16,7 +16,7 @@ from architectures import tiny
 from cache_cases import StopAt, arguments, collate, losses, rows_for
 from frostline.anatomy import find_anatomy, text_model
 from frostline.core.errors import ConfigError, PlanError, UnsupportedModel
-from grids import grid
+from grids import grid, slow_but
 from hybrids import stir
 from tolerances import LOSS, after_sgd
 
@@ -110,7 +110,10 @@ def trained_values(model: Any) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
 
 
-@pytest.mark.parametrize(("name", "accumulation"), grid(list(GIVEN), [1, 2]))
+@pytest.mark.parametrize(
+    ("name", "accumulation"),
+    slow_but([("lora-llama", 1), ("lora-t5", 2), ("hybrid-llama", 1), ("by-hand-bert", 2)], grid(list(GIVEN), [1, 2])),
+)
 def test_it_trains_as_plain_transformers_does(tmp_path: Path, name: str, accumulation: int) -> None:
     given = {"per_device_train_batch_size": 4 // accumulation, "gradient_accumulation_steps": accumulation}
     saving = made(tmp_path / "saving", GIVEN[name](), activation_cache="on", **given)
@@ -127,7 +130,9 @@ def test_it_trains_as_plain_transformers_does(tmp_path: Path, name: str, accumul
         assert value.requires_grad or torch.equal(value, frozen[key])
 
 
-@pytest.mark.parametrize("name", ["lora-llama", "hybrid-llama", "by-hand-bert"])
+@pytest.mark.parametrize(
+    "name", slow_but(["hybrid-llama", "by-hand-bert"], ["lora-llama", "hybrid-llama", "by-hand-bert"])
+)
 def test_it_is_saved_as_transformers_saves_it_and_resumes_exactly(tmp_path: Path, name: str) -> None:
     whole = made(tmp_path / "whole", GIVEN[name](), save_strategy="steps", save_steps=4, max_steps=7)
     whole.train()
@@ -194,7 +199,7 @@ def test_a_plan_and_a_schedule_by_their_names(tmp_path: Path) -> None:
         made(tmp_path / "wrong", tiny("llama"), plan="bto50")
 
 
-@pytest.mark.parametrize("given", ["name", "plan", "schedule", "peft"])
+@pytest.mark.parametrize("given", slow_but(["schedule", "peft"], ["name", "plan", "schedule", "peft"]))
 def test_model_init_makes_a_model_for_each_training(tmp_path: Path, given: str) -> None:
     options: dict[str, Any] = {
         "name": {"plan": "bot50"},

@@ -24,6 +24,7 @@ from frostline.loss_positions import pack_rows, use_loss_positions
 from frostline.plan import BlockMode, Bottleneck, Frozen, Full, Lora, Plan, Prefix
 from frostline.surgery import apply
 from frostline.tasks import PackingCollator
+from grids import slow_but
 from hybrids import DECODERS, added, hybrid, inputs, logits, new, stir
 
 GATED = Lora(r=2, targets="down", gate=True, dropout=0.0)
@@ -216,7 +217,7 @@ def test_over_a_bfloat16_base_what_is_added_trains_in_float32() -> None:
     assert logits(model, **inputs(model)).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "bert"])
+@pytest.mark.parametrize("name", slow_but(["llama"], ["llama", "gpt2", "bert"]))
 @pytest.mark.parametrize("top", [PREFIX, GATED, Bottleneck(kind="parallel", bottleneck=4)])
 def test_from_the_activation_cache_it_is_the_same_training(name: str, top: Any, tmp_path: Path) -> None:
     with_it, without = (trained(tmp_path, name, mode, top=top) for mode in ("on", "off"))

@@ -21,6 +21,7 @@ from cache_cases import arguments, bottom_plan, collate, collate_on_the_left, fr
 from frostline.bottom import CacheReport
 from frostline.core.errors import UserError
 from frostline.plan import Frozen
+from grids import grid
 from heads import collate as collate_head
 from heads import model_of, rows_of
 from tolerances import LOSS, after_sgd
@@ -273,8 +274,7 @@ class At(TrainerCallback):
             self.change(given["model"], given["optimizer"])
 
 
-@pytest.mark.parametrize("change", [unfrozen_in_place, written, exchanged, wrapped])
-@pytest.mark.parametrize("attached", [False, True])
+@pytest.mark.parametrize(("attached", "change"), grid([False, True], [unfrozen_in_place, written, exchanged, wrapped]))
 def test_a_bottom_that_a_callback_changes(tmp_path: Path, change: Any, attached: bool) -> None:
     found = []
     for ours in (False, True):

@@ -44,6 +44,7 @@ def test_the_peak_is_above_the_start_and_since_the_restart() -> None:
     assert 50 < float(result.stdout) < 90
 
 
+@pytest.mark.slow
 def test_the_peak_of_the_whole_outlives_restarts() -> None:
     result = subprocess.run([sys.executable, "-c", RESTARTED], check=True, capture_output=True, text=True)
     since, whole = map(float, result.stdout.split())

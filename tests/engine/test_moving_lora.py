@@ -17,6 +17,7 @@ from frostline.checkpoints import load_delta, save_delta
 from frostline.engine import Trainer
 from frostline.plan import phases
 from frostline.run import make_schedule
+from grids import slow_but
 
 NAMES = ["lisa", "badam", "freezeout", "gradual"]
 RATE = 0.05
@@ -32,7 +33,7 @@ def trainer(folder: Path, stem: str, **options: Any) -> Trainer:
     )
 
 
-@pytest.mark.parametrize("stem", NAMES)
+@pytest.mark.parametrize("stem", slow_but(["lisa"], NAMES))
 def test_lora_of_blocks_that_train_by_turns_is_that_of_a_plain_loop(tmp_path: Path, own_cache: None, stem: str) -> None:
     made = trainer(tmp_path, stem, optim="sgd", learning_rate=RATE)
     start, batches, found = copy.deepcopy(made.model), list[Any](), list[float]()
@@ -65,7 +66,7 @@ def test_lora_of_blocks_that_train_by_turns_is_that_of_a_plain_loop(tmp_path: Pa
     assert found == pytest.approx(plain, rel=1e-5)
 
 
-@pytest.mark.parametrize("stem", [*NAMES, "egeria", "smartfrz"])
+@pytest.mark.parametrize("stem", slow_but(["gradual"], [*NAMES, "egeria", "smartfrz"]))
 def test_lora_is_resumed_bit_for_bit(tmp_path: Path, own_cache: None, stem: str) -> None:
     saving: dict[str, Any] = {"save_strategy": "steps", "save_steps": 3}
     whole = trainer(tmp_path / "whole", stem, **saving)

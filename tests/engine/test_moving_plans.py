@@ -31,7 +31,7 @@ from frostline.engine import Trainer
 from frostline.plan import phases
 from frostline.run import make_schedule
 from frostline.strategies._predictor import features, trained_predictor
-from grids import grid
+from grids import grid, slow_but
 
 STEPS, BLOCKS = 40, 12
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -285,7 +285,15 @@ def of_gradual(anatomy: Anatomy) -> Callable[[int, str], float]:
 
 @pytest.mark.parametrize(
     ("name", "architecture", "cache", "optim"),
-    grid([*OPTIONS], ["llama", "bert", "gpt2"], ["auto", "off"], ["sgd", "adamw_torch"]),
+    slow_but(
+        [
+            ("lisa", "llama", "auto", "sgd"),
+            ("autofreeze", "llama", "off", "adamw_torch"),
+            ("gradual", "bert", "auto", "sgd"),
+            ("egeria", "gpt2", "off", "adamw_torch"),
+        ],
+        grid([*OPTIONS], ["llama", "bert", "gpt2"], ["auto", "off"], ["sgd", "adamw_torch"]),
+    ),
 )
 def test_the_losses_are_those_of_a_plain_loop(
     tmp_path: Path, own_cache: None, name: str, architecture: str, cache: str, optim: str
@@ -385,7 +393,10 @@ def assert_same_training(whole: Trainer, resumed: Trainer) -> None:
     ]
 
 
-@pytest.mark.parametrize(("name", "stop", "kept"), grid([*OPTIONS], [6, 13, 22, 31], [False, True]))
+@pytest.mark.parametrize(
+    ("name", "stop", "kept"),
+    slow_but([("lisa", 6, False), ("egeria", 13, True)], grid([*OPTIONS], [6, 13, 22, 31], [False, True])),
+)
 def test_killed_at_any_step_and_resumed_is_never_killed(
     tmp_path: Path, own_cache: None, name: str, stop: int, kept: bool
 ) -> None:
@@ -414,7 +425,7 @@ def test_state_that_is_kept_is_that_of_before(tmp_path: Path) -> None:
     assert found[False] == {5, 40} and max(found[True] - {40}) > 5
 
 
-@pytest.mark.parametrize("name", ["lisa", "badam", "autofreeze", "gradual"])
+@pytest.mark.parametrize("name", slow_but(["autofreeze"], ["lisa", "badam", "autofreeze", "gradual"]))
 def test_attached_to_a_plain_trainer(tmp_path: Path, own_cache: None, name: str) -> None:
     own = trainer(tmp_path / "own", name, optim="sgd", learning_rate=0.05)
     found: dict[str, list[float]] = {"own": [], "attached": []}
@@ -437,8 +448,8 @@ def test_rates_of_a_schedule_need_the_own_trainer(tmp_path: Path) -> None:
         fl.attach(plain, schedule="freezeout")
 
 
-@pytest.mark.parametrize("name", ["lisa", "freezeout", "gradual"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", slow_but(["gradual"], ["lisa", "freezeout", "gradual"]))
+@pytest.mark.parametrize("dtype", slow_but([torch.float32], [torch.float32, torch.bfloat16]))
 def test_the_best_model_is_loaded_from_an_earlier_plan(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
     """The last steps go wrong, so that the best checkpoint is one of a plan before."""
     model = tiny("llama", dropout=0.0, num_hidden_layers=BLOCKS).to(dtype)
@@ -468,7 +479,7 @@ def test_the_best_model_is_loaded_from_an_earlier_plan(tmp_path: Path, name: str
         assert torch.equal(parameter.to(values[best][key].dtype), values[best][key]), key
 
 
-@pytest.mark.parametrize("name", list(OPTIONS))
+@pytest.mark.parametrize("name", slow_but(["lisa", "autofreeze"], OPTIONS))
 def test_a_cache_that_was_asked_for_never_ends_a_training_on_its_way(tmp_path: Path, name: str) -> None:
     """The last plans of a schedule may freeze nothing below them, also where a training is resumed there."""
     whole = trainer(tmp_path / "whole", name, cache="on", save_strategy="steps", save_steps=36)

@@ -116,7 +116,7 @@ CASES: dict[str, tuple[Callable[..., Any], Callable[[], Any], dict[str, Any], in
 }
 
 
-@pytest.mark.parametrize("name", slow_but(["sft", "sft, packed", "dpo", "reward"], CASES))
+@pytest.mark.parametrize("name", slow_but(["sft, packed", "reward"], CASES))
 def test_trl(tmp_path: Path, name: str) -> None:
     make, model, options, rows = CASES[name]
     expected = losses(make(tmp_path, by_hand(model(), "bot50"), **options))
@@ -150,7 +150,7 @@ def test_policy_and_reference_of_dpo_read_the_same_states(tmp_path: Path, monkey
     assert ran[policy] >= 16 and ran[reference] <= 8, list(ran.values())
 
 
-@pytest.mark.parametrize(("make", "rows"), [(sft, 16), (dpo, 32)])
+@pytest.mark.parametrize(("make", "rows"), slow_but([(dpo, 32)], [(sft, 16), (dpo, 32)]))
 def test_a_lora_of_peft(tmp_path: Path, make: Callable[..., Any], rows: int) -> None:
     """In DPO the reference is the same model with its adapter switched off."""
     from peft import LoraConfig
@@ -187,7 +187,7 @@ ST: dict[str, tuple[dict[str, list[Any]], str, int]] = {
 }
 
 
-@pytest.mark.parametrize("name", ST)
+@pytest.mark.parametrize("name", slow_but(["ranking"], ST))
 def test_sentence_transformers(tmp_path: Path, models_dir: Path, name: str) -> None:
     st = pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
     from sentence_transformers.sentence_transformer import losses as st_losses

@@ -14,6 +14,7 @@ from cache_cases import arguments
 from frostline.core.errors import CheckpointError, PlanError
 from frostline.engine import Trainer
 from frostline.run import make_plan
+from grids import grid
 from heads import collate, model_of, rows_of
 
 
@@ -105,8 +106,7 @@ def test_the_best_checkpoint_is_one_that_was_saved(tmp_path: Path, save_steps: i
     assert trainer.state.best_model_checkpoint == (best and str(tmp_path / best))
 
 
-@pytest.mark.parametrize("strategy", ["bot50", "lora", "all"])
-@pytest.mark.parametrize("name", ["bert", "llama"])
+@pytest.mark.parametrize(("name", "strategy"), grid(["bert", "llama"], ["bot50", "lora", "all"]))
 def test_noise_on_the_embeddings_acts(tmp_path: Path, name: str, strategy: str) -> None:
     losses = []
     for noise, plain in ((None, False), (5.0, False), (5.0, True)):

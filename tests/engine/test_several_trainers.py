@@ -173,7 +173,7 @@ def assert_same_as_one(tmp_path: Path, names: list[str], count: int) -> None:
                 assert all(torch.equal(got[key], tensor) for key, tensor in several[0]["weights"].items()), name
 
 
-FEW = ["bot50, cache on", "bot50+lora, cache on", "lisa", "mixlora", "mixlora without balance", "packing"]
+FEW = ["bot50+lora, cache on", "lisa", "mixlora"]
 
 
 def test_two_processes_train_and_save_as_one(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from frostline.core.errors import CheckpointError, ConfigError, FrostlineError, 
 from frostline.engine import Trainer
 from frostline.plan import FixedSchedule, Frozen, Full, Lora, Partial, Plan
 from frostline.run import make_plan
+from grids import slow_but
 from tolerances import assert_same_steps
 
 STRATEGIES = ["all", "head", "bot50", "top50", "int50", "random50", "lora"]
@@ -56,7 +57,7 @@ def trainer(folder: Path, plan: Plan | str, name: str = "llama", **options: Any)
     return Trainer(model, arguments(folder, **options), plan=chosen, train_dataset=rows(model))
 
 
-@pytest.mark.parametrize("plan", [*STRATEGIES, *PLANS])
+@pytest.mark.parametrize("plan", slow_but(["bot50", "lora", "mixed"], [*STRATEGIES, *PLANS]))
 def test_killed_and_resumed_is_never_killed(tmp_path: Path, plan: str) -> None:
     chosen = PLANS.get(plan, plan)
     whole = trainer(tmp_path / "whole", chosen)
@@ -72,7 +73,7 @@ def test_killed_and_resumed_is_never_killed(tmp_path: Path, plan: str) -> None:
     assert all(torch.equal(tensor, got[name]) for name, tensor in expected.items())
 
 
-@pytest.mark.parametrize("name", ["bert", "t5", "gpt2"])
+@pytest.mark.parametrize("name", slow_but(["t5"], ["bert", "t5", "gpt2"]))
 def test_resume_on_other_architectures_with_accumulation(tmp_path: Path, name: str) -> None:
     options = {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2}
     whole = trainer(tmp_path / "whole", "bot50", name, **options)

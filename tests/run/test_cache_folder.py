@@ -9,10 +9,11 @@ import pytest
 from safetensors.numpy import load_file
 
 from command_line import frostline
+from grids import slow_but
 from tiny_files import write_model, write_task
 
 
-@pytest.mark.parametrize("below", ["", "/deeper"])
+@pytest.mark.parametrize("below", slow_but([""], ["", "/deeper"]))
 def test_signals_speeds_and_states_are_not_kept_and_the_run_is_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, below: str
 ) -> None:

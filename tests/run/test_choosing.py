@@ -18,6 +18,7 @@ from frostline.plan import Plan, document, with_difference
 from frostline.records import read_record
 from frostline.run import RunConfig, generate_target, plan_model, read_config, train
 from frostline.strategies import STRATEGIES
+from grids import slow_but
 from rotating import ROTATING
 from tiny_files import write_model, write_task
 
@@ -89,7 +90,7 @@ def test_changes_that_never_end_are_in_the_record(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("budget", WAYS, ids=str)
-@pytest.mark.parametrize("strategy", ["auto", "semantic"])
+@pytest.mark.parametrize("strategy", slow_but(["auto"], ["auto", "semantic"]))
 def test_a_budget_is_kept_and_what_was_chosen_for_it_is_recorded(
     tmp_path: Path, strategy: str, budget: dict[str, Any]
 ) -> None:
@@ -113,7 +114,7 @@ def test_a_budget_is_kept_and_what_was_chosen_for_it_is_recorded(
     assert record.predicted["assumes"]["activation_cache"] == chosen["activation_cache"]
 
 
-@pytest.mark.parametrize("strategy", ["bot50", "lisa", "bot50+lora"])
+@pytest.mark.parametrize("strategy", slow_but(["lisa"], ["bot50", "lisa", "bot50+lora"]))
 def test_a_strategy_trains_within_a_budget_and_goes_on_with_the_same_settings(tmp_path: Path, strategy: str) -> None:
     def asked(out: str) -> RunConfig:
         options = {"every": 2} if strategy == "lisa" else {}

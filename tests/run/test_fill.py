@@ -86,10 +86,10 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
-        ("llama", {}),
+        pytest.param("llama", {}, marks=pytest.mark.slow),
         ("llama", {"eval_steps": 2}),
-        ("llama", {"bf16": True}),
-        ("llama", {"strategy": "bot50+lora"}),
+        pytest.param("llama", {"bf16": True}, marks=pytest.mark.slow),
+        pytest.param("llama", {"strategy": "bot50+lora"}, marks=pytest.mark.slow),
         ("llama", {"streaming": True}),
         ("bert", {"pad_to_max_length": True}),
     ],

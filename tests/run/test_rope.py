@@ -94,7 +94,7 @@ def test_blocks_are_found_and_cached_training_is_the_same(model_type: str, kind:
     assert frostline("generate", model, "--prompt", "the warm day", "--max-new-tokens", "4").status == 0
 
 
-@pytest.mark.parametrize("model_type", ["llama", "phi3"])
+@pytest.mark.parametrize("model_type", slow_but(["phi3"], ["llama", "phi3"]))
 def test_longrope_beyond_its_window_depends_on_the_batch_and_is_not_cached(model_type: str, tmp_path: Path) -> None:
     """The frequencies of a batch follow from its longest row, so a row has no states of its own."""
     model, texts = write(tmp_path / "model", "longrope", model_type), write_texts(tmp_path / "texts.jsonl", 3 * WINDOW)

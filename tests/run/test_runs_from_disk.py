@@ -33,7 +33,10 @@ def _run(folder: Path, out: str, *settings: str) -> tuple[dict[str, object], dic
     return told, {name: t.numpy().tobytes() for name, t in tensors.items()}, (folder / out / "rows.json").read_text()
 
 
-@pytest.mark.parametrize("settings", [("activation_cache=on",), ("activation_cache=off", "max_steps=5")])
+@pytest.mark.parametrize(
+    "settings",
+    [("activation_cache=on",), pytest.param(("activation_cache=off", "max_steps=5"), marks=pytest.mark.slow)],
+)
 def test_the_same_run(settings: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     memory = _run(tmp_path, "memory", *settings, "num_train_epochs=2", "logging_steps=1")
     monkeypatch.setattr("frostline.tasks._load.MANY_BYTES", 0)

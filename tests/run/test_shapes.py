@@ -85,7 +85,7 @@ def losses(record: RunRecord) -> list[float]:
     return [entry["loss"] for entry in record.metrics.history if "loss" in entry]
 
 
-@each(ON)
+@each([ON[i] for i in (0, 3, 4, 6, 7, 9)])  # one of each kind
 def test_a_run_is_trained_recorded_evaluated_and_merged(kind: TaskKind, model: str, auto: str, tmp_path: Path) -> None:
     task = shape(kind)
     record = train(config(kind, model, tmp_path / "run"))
@@ -111,7 +111,7 @@ def test_a_run_is_trained_recorded_evaluated_and_merged(kind: TaskKind, model: s
     assert by_name.metrics == pytest.approx(record.metrics.after, rel=1e-4, abs=1e-5)
 
 
-@each(ON[::3])
+@each(ON[6::3])
 def test_the_activation_cache_gives_the_same_losses(
     kind: TaskKind, model: str, auto: str, calm: Callable[[str], str], tmp_path: Path
 ) -> None:

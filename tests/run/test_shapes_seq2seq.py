@@ -57,9 +57,9 @@ def _losses(record: RunRecord) -> list[float]:
     [
         ("t5", TaskKind.GENERATION, "T5ForConditionalGeneration"),
         ("t5", TaskKind.CHOICE, "T5ForConditionalGeneration"),
-        ("t5", TaskKind.REGRESSION, "T5ForSequenceClassification"),
+        pytest.param("t5", TaskKind.REGRESSION, "T5ForSequenceClassification", marks=pytest.mark.slow),
         ("bart", TaskKind.MULTI_LABEL, "BartForSequenceClassification"),
-        ("bart", TaskKind.GENERATION, "BartForConditionalGeneration"),
+        pytest.param("bart", TaskKind.GENERATION, "BartForConditionalGeneration", marks=pytest.mark.slow),
     ],
     indirect=["model"],
 )

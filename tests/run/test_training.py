@@ -20,6 +20,7 @@ from frostline.core.errors import TrainingError, UserError
 from frostline.records import read_record
 from frostline.run import RunConfig, evaluate_target, generate_target, read_config, train
 from frostline.tasks import TaskOptions
+from grids import slow_but
 
 
 @pytest.fixture
@@ -78,6 +79,7 @@ def test_the_record_holds_what_was_asked_done_and_measured(tmp_path: Path) -> No
     assert right / len(answers) == pytest.approx(record.metrics.after["accuracy"])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("places")
 def test_a_run_is_evaluated_and_generated_with_again(tmp_path: Path) -> None:
     given = {"model": "base16", "task": "webnlg", "strategy": "lora"}
@@ -167,7 +169,7 @@ def test_what_is_written_joins_the_prompt() -> None:
 
 
 @pytest.mark.usefixtures("places")
-@pytest.mark.parametrize("strategy", ["bot50", "adt-l50"])
+@pytest.mark.parametrize("strategy", slow_but(["bot50"], ["bot50", "adt-l50"]))
 def test_a_killed_process_resumes_to_the_same_weights(tmp_path: Path, strategy: str) -> None:
     common = ["save_steps=5", "max_steps=40", f"strategy={strategy}", "logging_steps=1"]
     whole = config(tmp_path, *common, out=str(tmp_path / "whole"))

@@ -186,6 +186,7 @@ def test_a_loss_that_turns_ends_the_run_at_its_best_step(tmp_path: Path, monkeyp
     assert any(f"risen since step {best}" in notice for notice in record.notices)
 
 
+@pytest.mark.slow
 def test_a_rate_that_diverges_is_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own = JudgedTrainer.check_loss
 
@@ -225,6 +226,7 @@ def test_what_trials_cannot_keep_is_refused(tmp_path: Path, given: dict[str, Any
     assert not (tmp_path / "run" / "run.json").exists()
 
 
+@pytest.mark.slow
 def test_what_the_user_gives_is_fixed(tmp_path: Path) -> None:
     record = train(config(tmp_path, learning_rate=3e-3))
     assert record.chosen is not None

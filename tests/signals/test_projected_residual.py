@@ -90,7 +90,10 @@ def test_tiny_models(name: str, stacks: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("name", "stacks"),
-    [("all-MiniLM-L6-v2", {"bert.encoder.layer": first}), ("base16", {"model.layers": before_label})],
+    [
+        ("all-MiniLM-L6-v2", {"bert.encoder.layer": first}),
+        pytest.param("base16", {"model.layers": before_label}, marks=pytest.mark.slow),
+    ],
 )
 def test_real_models(name: str, stacks: dict[str, Any], models_dir: Path) -> None:
     check(*real(models_dir / name), stacks)

@@ -12,6 +12,7 @@ from frostline.core.errors import ConfigError, PlanError
 from frostline.cost import EvaluationWork, Workload, evaluation_memory, memory, predict_phases
 from frostline.plan import phases
 from frostline.strategies import Budget, Situation, make_selection
+from grids import slow_but
 
 STEPS = 60
 WORK = Workload(rows=160, length=32, per_device_train_batch_size=8, num_train_epochs=3)
@@ -27,7 +28,7 @@ def situation(model: nn.Module, **budget: object) -> Situation:
     return Situation.of(model, budget=Budget.model_validate(budget), workload=WORK, steps=STEPS)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", slow_but(["bot50+lora", "lisa"], NAMES))
 def test_the_settings_that_need_least_time_are_chosen(model: nn.Module, name: str) -> None:
     """Beside all settings, one by one."""
     free = situation(model)

@@ -279,21 +279,22 @@ def test_the_values_of_some(tmp_path: Path) -> None:
     assert [message.role for message in first("sharegpt.json").messages] == ["user", "assistant"] * 2
 
 
+LEARNED = {
+    "all-MiniLM-L6-v2": (
+        *("survey_fr.csv", "nli.tsv", "survey_de.csv", "squad.parquet", "emotions.parquet", "names.parquet"),
+        "exam.csv",
+    ),
+    "stories260K": ("arc.jsonl", "legal.csv", "alpaca.json", "wmt.jsonl", "stories.jsonl"),
+}
+QUICK = ("survey_fr.csv", "squad.parquet", "names.parquet", "alpaca.json")  # classes, answers, tags, texts
+
+
 @pytest.mark.parametrize(
     ("name", "model"),
     [
-        ("survey_fr.csv", "all-MiniLM-L6-v2"),
-        ("nli.tsv", "all-MiniLM-L6-v2"),
-        ("survey_de.csv", "all-MiniLM-L6-v2"),
-        ("squad.parquet", "all-MiniLM-L6-v2"),
-        ("emotions.parquet", "all-MiniLM-L6-v2"),
-        ("names.parquet", "all-MiniLM-L6-v2"),
-        ("exam.csv", "all-MiniLM-L6-v2"),
-        ("arc.jsonl", "stories260K"),
-        ("legal.csv", "stories260K"),
-        ("alpaca.json", "stories260K"),
-        ("wmt.jsonl", "stories260K"),
-        ("stories.jsonl", "stories260K"),
+        pytest.param(name, model, marks=() if name in QUICK else pytest.mark.slow)
+        for model, names in LEARNED.items()
+        for name in names
     ],
 )
 def test_training_from_the_command_line(
