@@ -85,7 +85,7 @@ def page() -> str:
     found = [(claim, claim.judge()) for claim in CLAIMS]
     counts = Counter(finding.verdict for _, finding in found)
     told = ", ".join(f"{count} {_PLURAL.get(verdict, verdict)}" for verdict, count in counts.most_common())
-    parts = [*_advice(), HEAD, f"Of {len(found)} claims {told}.\n"]
+    parts = [*_advice(), HEAD, f"Of {len(found)} claims: {told}.\n"]
     for paper, title in PAPERS.items():
         rows = [row for claim, finding in found if claim.paper == paper and (row := _row(claim, finding))]
         parts += [

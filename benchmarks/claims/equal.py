@@ -98,8 +98,7 @@ def ahead(ours: Sequence[str], theirs: Sequence[str], share: float, least: float
         seeds.append(len(judged))
         line = f"{name.removeprefix('equal-time-')} {spread(judged)} ({_tried(found, one)} over {_tried(found, other)})"
         lines.append(line + (" (both at guessing)" if guessed else ""))
-    verdict = together(verdicts) if verdicts or not lines else "cannot be told"
-    return Finding(verdict, "; ".join(lines), tuple(seeds), of_tasks(len(lines), CELLS))
+    return Finding(together(verdicts, lines), "; ".join(lines), tuple(seeds), of_tasks(len(lines), CELLS))
 
 
 def rates(plans: Sequence[str], share: float = 0.4) -> Finding:

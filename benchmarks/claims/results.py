@@ -225,12 +225,11 @@ def ahead(
         if one is None or other is None or not (apart := differences(one, other, value)):
             continue
         guessed = guessing(one, other)
-        verdicts.append("cannot be told" if guessed else judge(apart.values(), least, alone, comparisons))
+        verdicts += [] if guessed else [judge(apart.values(), least, alone, comparisons)]
         seeds.append(len(apart))
         lines.append(f"{task} {spread(apart.values())}" + (" (both at guessing)" if guessed else ""))
-    told = [verdict for verdict, line in zip(verdicts, lines, strict=True) if "guessing" not in line]
     line = f"{better} over {worse}: {', '.join(lines)}" if lines else ""
-    return Finding(together(told or verdicts), line, tuple(seeds), of_tasks(len(verdicts), found.tasks))
+    return Finding(together(verdicts, lines), line, tuple(seeds), of_tasks(len(lines), found.tasks))
 
 
 def of_tasks(judged: int, tasks: int) -> str:
@@ -262,10 +261,15 @@ def ratio(study: str, label: str, baseline: str, value: Value, low: float, high:
     return Finding(verdict, line, tuple(seeds), of_tasks(len(seeds), found.tasks))
 
 
-def together(verdicts: Sequence[Verdict]) -> Verdict:
-    """One verdict for several cells: all have to hold; one that does not is enough to refute."""
+def together(verdicts: Sequence[Verdict], shown: Sequence[str] = ()) -> Verdict:
+    """One verdict for several cells: all have to hold; one that does not is enough to refute.
+
+    Args:
+        verdicts: of the cells that were judged.
+        shown: what was measured, judged or not: with no verdict the claim cannot be told.
+    """
     if not verdicts:
-        return "not run yet"
+        return "cannot be told" if shown else "not run yet"
     for verdict in ("does not hold", "cannot be told"):
         if verdict in verdicts:
             return verdict  # type: ignore[return-value]
