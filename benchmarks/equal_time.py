@@ -27,7 +27,7 @@ from typing import Any
 
 import yaml
 from claims import equal
-from claims.results import RESULTS, ROOT, Cell, read
+from claims.records import RESULTS, ROOT, Cell, read
 from rich.console import Console
 from rich.table import Table
 

@@ -56,7 +56,6 @@ def test_the_page_is_what_the_records_say(results: ModuleType, tmp_path: Path, m
 
 
 def test_verdicts(results: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(results, "RESULTS", tmp_path)
     monkeypatch.setattr(results.read, "__defaults__", (tmp_path,))
     write(tmp_path, "good", [0.80, 0.82, 0.81])
     write(tmp_path, "bad", [0.70, 0.71, 0.72])
@@ -70,7 +69,9 @@ def test_verdicts(results: ModuleType, tmp_path: Path, monkeypatch: pytest.Monke
     assert results.ahead("study", "bad", "good", least=-0.2).verdict == "holds", "not behind by more than 0.2"
     line = results.ahead("study", "good", "bad").line
     assert line == "good over bad: task +0.100 ± 0.010", "0.10, 0.11, 0.09 by seed"
-    step = results.measured("cpu_seconds_per_step")
+    from claims import records
+
+    step = records.measured("cpu_seconds_per_step")
     share = results.ratio("study", "bad", "good", step, 0.9, 1.0)
     assert (share.verdict, share.line) == ("holds", "bad 0.94 of good (from 0.94 to 0.95)")
     points = {label: own[0] for label, own in results.points("study").items()}
@@ -122,9 +123,10 @@ def test_a_record_with_other_settings_than_its_recipe_does_not_count(
     results: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from claims import __main__ as page
+    from claims import records
 
-    kept = next((results.RESULTS / "004-splits").glob("*/**/run.json"))
-    place = tmp_path / kept.relative_to(results.RESULTS)
+    kept = next((records.RESULTS / "004-splits").glob("*/**/run.json"))
+    place = tmp_path / kept.relative_to(records.RESULTS)
     record = json.loads(kept.read_text(encoding="utf-8"))
     record["config"]["max_steps"] = 7
     place.parent.mkdir(parents=True)
@@ -144,14 +146,14 @@ def test_what_is_no_study_is_not_kept(results: ModuleType, tmp_path: Path) -> No
 
 def test_labels_that_claims_name_are_in_recipes(results: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """A label that no recipe has would be "not run yet" for ever."""
-    from claims import equal, judges
+    from claims import equal, judges, records
     from claims.advice import ADVICE
     from claims.claims import CLAIMS
 
     from frostline.study import cells, read_study
 
     @functools.cache
-    def planned(name: str, folder: Path = results.RESULTS) -> object:
+    def planned(name: str, folder: Path = records.RESULTS) -> object:
         place = "papers" if not name.startswith("equal-time") else ""
         path = ROOT / "recipes" / place / f"{name}.yaml"
         grid = cells(read_study(path), tmp) if path.exists() else []
@@ -168,7 +170,7 @@ def test_labels_that_claims_name_are_in_recipes(results: ModuleType, monkeypatch
             }
             one = found.setdefault((model, task, label), results.Cell(model, task, label))
             one.runs[int(seed.removeprefix("seed"))] = record
-        return results.Study(name, tuple(found.values()))
+        return records.Study(name, tuple(found.values()))
 
     tmp = Path("/planned")
     for module in (results, judges, equal):

@@ -15,7 +15,8 @@ from pathlib import Path
 from claims.advice import ADVICE
 from claims.claims import CLAIMS, Claim
 from claims.figures import draw
-from claims.results import RESULTS, ROOT, Finding, points, read
+from claims.records import RESULTS, ROOT, read
+from claims.results import Finding, points
 
 PAGE = ROOT / "docs" / "claims.md"
 PAPERS = {

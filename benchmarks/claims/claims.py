@@ -1,6 +1,7 @@
 """Every claim of the papers and of this project, with what was measured here.
 
 A claim is one line of this table: the paper, what it says, the study that tests it, and the function that judges it.
+The file is long because it is that table and nothing else.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from claims.judges import (
     of_cuts,
     score_above,
 )
-from claims.results import Finding, ahead, both, lower, predicted, ratio
+from claims.records import predicted
+from claims.results import Finding, ahead, both, lower, ratio
 
 
 @dataclass(frozen=True)

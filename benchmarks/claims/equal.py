@@ -6,24 +6,8 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from claims.results import (
-    APART,
-    RESULTS,
-    Cell,
-    Finding,
-    Study,
-    Value,
-    Verdict,
-    differences,
-    guessing,
-    judge,
-    main_metric,
-    metric,
-    of_tasks,
-    read,
-    spread,
-    together,
-)
+from claims.records import RESULTS, Cell, Study, Value, main_metric, metric, read
+from claims.results import APART, Finding, Verdict, differences, guessing, judge, of_tasks, spread, together
 
 SEED = 42
 """The seed with which every rate is tried."""

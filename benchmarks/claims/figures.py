@@ -10,7 +10,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 
 from claims import equal
-from claims.results import ROOT, Cell, Value, main_metric, metric, read
+from claims.records import ROOT, Cell, Value, main_metric, metric, read
 
 FOLDER = ROOT / "docs" / "figures"
 LOOK = {"svg.hashsalt": "claims", "svg.fonttype": "none", "font.size": 8, "axes.spines.top": False}

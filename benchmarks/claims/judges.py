@@ -7,25 +7,8 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from claims.results import (
-    APART,
-    RESULTS,
-    Finding,
-    Value,
-    Verdict,
-    ahead,
-    both,
-    judge,
-    lower,
-    measured,
-    metric,
-    of_tasks,
-    points,
-    ratio,
-    read,
-    spread,
-    together,
-)
+from claims.records import RESULTS, Value, measured, metric, read
+from claims.results import APART, Finding, Verdict, ahead, both, judge, lower, of_tasks, points, ratio, spread, together
 
 LOSS = metric("loss")
 CUTS = ("002-cost-quality", "002-cost-quality-base16")
@@ -97,10 +80,8 @@ def of_cuts(better: str, worse: str, least: float = 0.0) -> Finding:
     """
     encoder, decoder = CUTS
     found = both(ahead(encoder, better, worse, least=least), lower(decoder, better, worse, least))
-    frozen = blocks_frozen(better)
-    return Finding(
-        found.verdict, f"{found.line} ({better} freezes {frozen})" if found.line else "", found.seeds, found.part
-    )
+    line = f"{found.line} ({better} freezes {blocks_frozen(better)})" if found.line else ""
+    return Finding(found.verdict, line, found.seeds, found.part)
 
 
 def blocks_frozen(label: str) -> str:

@@ -483,10 +483,10 @@ def test_few_of_many_candidates_are_counted(monkeypatch: pytest.MonkeyPatch) -> 
     calls: list[Plan] = []
     memory = counting.memory
     monkeypatch.setattr(counting, "memory", lambda plan, *rest: calls.append(plan) or memory(plan, *rest))
-    deep = anatomy("llama", 24)
+    deep = anatomy("llama", 40)
     work = Workload(rows=1000, length=64, per_device_train_batch_size=16, num_train_epochs=3)
-    search(Situation(deep, budget=Budget(memory=0.2, time=0.5, disk="1GB"), workload=work), (1,) * 24)
-    modes, boundaries, batches, checkpointing, stores = 2, 24, 5, 2, 2
+    search(Situation(deep, budget=Budget(memory=0.2, time=0.5, disk="1GB"), workload=work), (1,) * 40)
+    modes, boundaries, batches, checkpointing, stores = 2, 40, 5, 2, 2
     assert len(calls) < modes * boundaries * batches * checkpointing * stores / 4
 
 
